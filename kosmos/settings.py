@@ -1,0 +1,130 @@
+"""Typed settings: a dataclass, a YAML file and ``key=value`` overrides become one checked instance.
+
+Every YAML of the project (runs, recipes, evaluation tasks) is read here, so all of them reject unknown keys with a
+suggestion, check types, and name the file in the error. jsonargparse does the parsing and the type checks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar, Union
+
+Settings = TypeVar("Settings")
+
+
+def load(cls: type[Settings], path: str | Path | None = None, overrides: Sequence[str] = ()) -> Settings:
+    """Read ``cls`` from a YAML file and ``a.b=value`` overrides (later ones win).
+
+    Raises:
+        FileNotFoundError: ``path`` does not exist.
+        ValueError: malformed YAML, an unknown key (the nearest known one is suggested), a value of the wrong type, or
+            an override that is not of the form ``key=value``.
+    """
+    values = read_yaml(path) if path is not None else {}
+    where = f"{path}: " if path is not None else ""
+    for override in overrides:
+        _apply_override(values, override)
+    return from_dict(cls, values, where)
+
+
+def from_dict(cls: type[Settings], values: dict[str, Any], where: str = "") -> Settings:
+    """Check ``values`` against the dataclass ``cls`` and build it; ``where`` begins every error message."""
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    _reject_unknown_keys(cls, values, where)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--settings", type=cls)
+    try:
+        return parser.instantiate_classes(parser.parse_object({"settings": values})).settings
+    except (ArgumentError, TypeError) as error:
+        raise ValueError(f"{where}{_readable(error)}") from error
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file; ValueError if it is malformed or not a mapping."""
+    import yaml
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such settings file")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected 'key: value' lines, found a {type(values).__name__}")
+    return values
+
+
+def to_dict(settings: Any) -> dict[str, Any]:
+    """The plain mapping of a settings instance, ready for YAML or JSON."""
+    return dataclasses.asdict(settings)
+
+
+def write_yaml(settings: Any, path: str | Path) -> None:
+    """Write a settings instance so that :func:`load` reads it back equal."""
+    import yaml
+
+    text = yaml.safe_dump(to_dict(settings), sort_keys=False, allow_unicode=True, width=120)
+    Path(path).write_text(text, encoding="utf-8")
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    import yaml
+
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ValueError(f"override {override!r} is not of the form key=value")
+    *parents, last = key.split(".")
+    for parent in parents:
+        child = values.get(parent)
+        values[parent] = child if isinstance(child, dict) else {}
+        values = values[parent]
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"override {override!r}: the value is not valid YAML") from error
+    if isinstance(values[last], str):  # YAML 1.1 reads 2e-4 as a string; users mean a number
+        try:
+            values[last] = float(values[last])
+        except ValueError:
+            values[last] = text
+
+
+def _reject_unknown_keys(cls: Any, values: Any, where: str, prefix: str = "") -> None:
+    """Walk nested dataclasses, lists and mappings; raise on the first key that no dataclass declares."""
+    cls = _without_none(cls)
+    if dataclasses.is_dataclass(cls) and isinstance(values, dict):
+        hints = typing.get_type_hints(cls)
+        names = [field.name for field in dataclasses.fields(cls)]
+        for key, value in values.items():
+            if key not in names:
+                near = difflib.get_close_matches(str(key), names, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(names)}"
+                raise ValueError(f"{where}unknown key {prefix + str(key)!r}; {hint}")
+            _reject_unknown_keys(hints[key], value, where, f"{prefix}{key}.")
+    elif typing.get_origin(cls) in (list, tuple) and isinstance(values, list):
+        for index, value in enumerate(values):
+            _reject_unknown_keys(typing.get_args(cls)[0], value, where, f"{prefix}{index}.")
+    elif typing.get_origin(cls) is dict and isinstance(values, dict):
+        for key, value in values.items():
+            _reject_unknown_keys(typing.get_args(cls)[1], value, where, f"{prefix}{key}.")
+
+
+def _without_none(cls: Any) -> Any:
+    if typing.get_origin(cls) in (Union, types.UnionType):
+        options = [option for option in typing.get_args(cls) if option is not type(None)]
+        return options[0] if len(options) == 1 else cls
+    return cls
+
+
+def _readable(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text.replace('Parser key "settings": ', "").replace('Parser key "settings.', 'key "')
