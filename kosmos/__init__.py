@@ -17,13 +17,24 @@ _EXPORTS = {
     "KosmosModel": "modeling_kosmos",
     "KosmosProcessor": "processing_kosmos",
     "KosmosImageProcessor": "image_processing_kosmos",
-    "KosmosTokenizer": "tokenization_kosmos",
+    "tokenizer_from_sentencepiece": "tokenization_kosmos",
     "train_tokenizer": "tokenization_kosmos",
     "Conversation": "chat",
     "load": "chat",
 }
 
-__all__ = ["__version__", *sorted(_EXPORTS)]
+__all__ = [
+    "Conversation",
+    "KosmosConfig",
+    "KosmosForConditionalGeneration",
+    "KosmosImageProcessor",
+    "KosmosModel",
+    "KosmosProcessor",
+    "__version__",
+    "load",
+    "tokenizer_from_sentencepiece",
+    "train_tokenizer",
+]
 
 if TYPE_CHECKING:
     from .chat import Conversation, load
@@ -31,7 +42,7 @@ if TYPE_CHECKING:
     from .image_processing_kosmos import KosmosImageProcessor
     from .modeling_kosmos import KosmosForConditionalGeneration, KosmosModel
     from .processing_kosmos import KosmosProcessor
-    from .tokenization_kosmos import KosmosTokenizer, train_tokenizer
+    from .tokenization_kosmos import tokenizer_from_sentencepiece, train_tokenizer
 
 
 def __getattr__(name: str) -> Any:

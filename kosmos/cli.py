@@ -15,7 +15,7 @@ from . import __version__
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("kosmos_train.demo:main", "corpus, training, evaluation and a chat on real images, in minutes on a CPU"),
     "data": ("kosmos_data.cli:main", "make, inspect, check and replay corpora of interleaved text and images"),
-    "train": ("kosmos_train.pretrain:main", "pretrain from a YAML: kosmos train CONFIG run=DIR [key=value …] [--resume]"),
+    "train": ("kosmos_train.pretrain:main", "pretrain from a YAML: train CONFIG run=DIR [key=value …] [--resume]"),
     "tune": ("kosmos_train.pretrain:main", "instruction-tune a checkpoint: the same engine, another YAML"),
     "vision": ("kosmos_train.vision:main", "train a small open_clip CLIP on image-caption pairs, to be frozen later"),
     "eval": ("kosmos_eval.cli:main", "zero- and few-shot evaluation of a checkpoint; score prediction files"),
