@@ -1,0 +1,148 @@
+"""The metrics by name. Each turns predictions and references into per-item statistics whose *sum* determines the score.
+
+That one form (a mean is the sum of values over the sum of ones, corpus BLEU a function of summed match counts) gives
+the corpus value, the per-item values and the bootstrap of every metric without a special case.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import captions, coco_java, ptb, text, vqa
+
+References = Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class MetricScore:
+    """One metric over N items.
+
+    statistics: (N, K) float64; ``combine`` maps summed statistics of shape (..., K) to scores of shape (...).
+    """
+
+    name: str
+    statistics: np.ndarray
+    combine: Callable[[np.ndarray], np.ndarray]
+
+    @property
+    def value(self) -> float:
+        return float(self.combine(self.statistics.sum(axis=0)))
+
+    @property
+    def per_item(self) -> np.ndarray:
+        return self.combine(self.statistics)
+
+    @property
+    def n(self) -> int:
+        return len(self.statistics)
+
+
+def mean_score(name: str, values: Sequence[float] | np.ndarray) -> MetricScore:
+    """A metric that is the mean of its items."""
+    column = np.asarray(values, dtype=np.float64)
+    return MetricScore(name, np.stack([column, np.ones_like(column)], axis=-1), _mean)
+
+
+def _mean(sums: np.ndarray) -> np.ndarray:
+    return sums[..., 0] / sums[..., 1]
+
+
+_PER_ANSWER: dict[str, Callable[[str, Sequence[str]], float]] = {
+    "vqa": vqa.vqa_accuracy,
+    "vqa_lenient": lambda prediction, answers: vqa.vqa_accuracy(prediction, answers, rule="lenient"),
+    "accuracy": text.accuracy,
+    "exact_match": text.exact_match,
+    "f1": text.f1,
+    "anls": text.anls,
+}
+_BLEU = [f"bleu_{n}" for n in range(1, captions.MAX_ORDER + 1)]
+_JAVA = ("meteor", "spice")
+CAPTION_METRICS = (*_BLEU, "rouge_l", "cider", *_JAVA)
+NAMES = (*_PER_ANSWER, *CAPTION_METRICS)
+
+
+def resolve(names: Sequence[str]) -> list[str]:
+    """Expand "bleu" to its four orders and reject unknown names.
+
+    Raises:
+        ValueError: an unknown metric; the nearest known one is suggested.
+    """
+    resolved: list[str] = []
+    for name in names:
+        expanded = _BLEU if name == "bleu" else [name]
+        for one in expanded:
+            if one not in NAMES:
+                near = difflib.get_close_matches(one, NAMES, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known metrics: {', '.join(NAMES)}"
+                raise ValueError(f"unknown metric {one!r}; {hint}")
+            if one not in resolved:
+                resolved.append(one)
+    return resolved
+
+
+def compute(names: Sequence[str], predictions: Sequence[str], references: References) -> list[MetricScore]:
+    """Score predictions against their references under each metric.
+
+    Args:
+        names: metric names; "bleu" stands for bleu_1 to bleu_4.
+        predictions: N raw strings.
+        references: for each prediction its answers or captions, raw.
+
+    Raises:
+        ValueError: nothing to score, an item without references, an unknown metric, or METEOR/SPICE without Java.
+    """
+    names = resolve(names)
+    if not predictions:
+        raise ValueError("nothing to score: there are no predictions")
+    for index, answers in enumerate(references):
+        if not answers:
+            raise ValueError(f"item {index} (counting from 0) has no reference answers or captions")
+    scores = {
+        name: mean_score(name, _per_answer(name, predictions, references)) for name in names if name in _PER_ANSWER
+    }
+    wanted = [name for name in names if name in CAPTION_METRICS]
+    if wanted:
+        scores |= _caption_scores(wanted, predictions, references)
+    return [scores[name] for name in names]
+
+
+def _per_answer(name: str, predictions: Sequence[str], references: References) -> list[float]:
+    function = _PER_ANSWER[name]
+    return [function(prediction, answers) for prediction, answers in zip(predictions, references, strict=True)]
+
+
+def _caption_scores(names: Sequence[str], predictions: Sequence[str], references: References) -> dict[str, MetricScore]:
+    scores: dict[str, MetricScore] = {}
+    if "meteor" in names:
+        counts = coco_java.meteor_counts(predictions, references)
+        scores["meteor"] = MetricScore("meteor", counts, coco_java.meteor_from_counts)
+    if "spice" in names:
+        scores["spice"] = mean_score("spice", coco_java.spice_per_item(predictions, references))
+    if set(names) <= set(_JAVA):
+        return scores
+    tokens = ptb.tokenize_all(predictions)
+    ref_tokens = [ptb.tokenize_all(refs) for refs in references]
+    if "cider" in names:
+        scores["cider"] = mean_score("cider", captions.cider(tokens, ref_tokens).per_item)
+    if "rouge_l" in names:
+        scores["rouge_l"] = mean_score("rouge_l", captions.rouge_l(tokens, ref_tokens).per_item)
+    orders = [name for name in names if name in _BLEU]
+    if orders:
+        matched = captions.bleu_counts(tokens, ref_tokens)
+        statistics = np.concatenate(
+            [matched.correct, matched.guess, matched.candidate[:, None], matched.reference[:, None]], axis=-1
+        )
+        scores |= {name: MetricScore(name, statistics, _bleu_of_order(int(name[-1]))) for name in orders}
+    return scores
+
+
+def _bleu_of_order(order: int) -> Callable[[np.ndarray], np.ndarray]:
+    def combine(sums: np.ndarray) -> np.ndarray:
+        scores = captions.bleu_from_counts(sums[..., :4], sums[..., 4:8], sums[..., 8], sums[..., 9])
+        return scores[..., order - 1]
+
+    return combine
