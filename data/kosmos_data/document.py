@@ -1,0 +1,132 @@
+"""A document: text, images and text spans in reading order, and its form on disk.
+
+Everything that the project trains on is a :class:`Document`. On disk one document is one sample of a webdataset tar:
+``KEY.json`` holds ``{"segments": [...], "meta": {...}}`` and each image lies beside it as ``KEY.0.jpg``, ``KEY.1.png``.
+KOSMOS-1 (section 2.3) writes text, image-caption pairs and interleaved pages in exactly this one form.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from . import errors
+from .errors import BadSample
+
+_KEY = re.compile(r"[^./\x00]+(/[^./\x00]+)*")
+_SUFFIXES = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp", b"GIF8": "gif", b"BM": "bmp"}
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A stretch of text. ``supervised=False`` marks what a model reads but is not asked to write (a question)."""
+
+    text: str
+    supervised: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An encoded image (JPEG, PNG, WebP …), bytes as they came from the source."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A stretch of text that the bidirectional text encoder reads in the decoder's place (MetaLM, section 2.1)."""
+
+    text: str
+
+
+Segment: TypeAlias = Text | Image | Span
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Segments in reading order.
+
+    Args:
+        key: unique in its corpus; ``/`` groups, dots are not allowed (webdataset splits file names at the first dot).
+        segments: what the model reads, in order.
+        meta: anything worth keeping (source, licence, URL); never read by the loader.
+    """
+
+    key: str
+    segments: Sequence[Segment]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def images(self) -> list[Image]:
+        return [segment for segment in self.segments if isinstance(segment, Image)]
+
+    @property
+    def text(self) -> str:
+        """All text, joined by newlines; for filters and statistics, not for training."""
+        return "\n".join(segment.text for segment in self.segments if not isinstance(segment, Image))
+
+
+def to_files(document: Document) -> dict[str, bytes]:
+    """The files of one sample by extension: ``{"json": …, "0.jpg": …}``.
+
+    Raises:
+        ValueError: the key has a dot or is empty, or the document has no segment.
+    """
+    if not _KEY.fullmatch(document.key):
+        raise ValueError(f"key {document.key!r}: use letters, digits, '-', '_' and '/', without dots")
+    if not document.segments:
+        raise ValueError(f"document {document.key!r} has no segments")
+    files: dict[str, bytes] = {}
+    segments: list[dict[str, Any]] = []
+    for segment in document.segments:
+        if isinstance(segment, Image):
+            name = f"{len(files)}.{image_suffix(segment.data)}"
+            files[name] = segment.data
+            segments.append({"image": name})
+        elif isinstance(segment, Span):
+            segments.append({"span": segment.text})
+        else:
+            segments.append({"text": segment.text} | ({} if segment.supervised else {"supervised": False}))
+    body: dict[str, Any] = {"segments": segments} | ({"meta": dict(document.meta)} if document.meta else {})
+    files["json"] = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+    return files
+
+
+def from_files(key: str, files: Mapping[str, bytes]) -> Document:
+    """Rebuild a document from the files of its sample.
+
+    Raises:
+        BadSample: no or malformed JSON, an unknown kind of segment, or an image that the tar does not hold.
+    """
+    try:
+        body = json.loads(files["json"])
+        segments = [_segment(entry, files) for entry in body["segments"]]
+        meta = body.get("meta", {})
+    except KeyError as error:
+        raise BadSample(errors.JSON, f"{key}: {error} is missing") from error
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise BadSample(errors.JSON, f"{key}: {error}") from error
+    if not segments:
+        raise BadSample(errors.EMPTY, f"{key}: no segments")
+    return Document(key, segments, meta if isinstance(meta, dict) else {})
+
+
+def image_suffix(data: bytes) -> str:
+    """The usual file ending for encoded image bytes, by their first bytes (``bin`` when unknown)."""
+    return next((suffix for magic, suffix in _SUFFIXES.items() if data.startswith(magic)), "bin")
+
+
+def _segment(entry: Mapping[str, Any], files: Mapping[str, bytes]) -> Segment:
+    match entry:
+        case {"text": str(text), **rest}:
+            return Text(text, supervised=bool(rest.get("supervised", True)))
+        case {"image": str(name)}:
+            if name not in files:
+                raise BadSample(errors.IMAGE_MISSING, f"no file {name!r} beside the json")
+            return Image(files[name])
+        case {"span": str(text)}:
+            return Span(text)
+    raise ValueError(f"a segment has one of the keys text, image, span; got {str(entry)[:80]}")

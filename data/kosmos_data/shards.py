@@ -1,0 +1,126 @@
+"""Writing shards: webdataset tars with an offset index beside each and one ``index.json`` at the root.
+
+``webdataset.TarWriter`` writes the samples, so that webdataset and Energon read the result. Beside ``000000.tar`` lies
+``000000.tar.idx`` (little-endian uint64: the byte offset of every sample, then the end of the last; Energon's layout),
+which makes any sample one positioned read. ``index.json`` names every shard with its counts and sha256. Times, owners
+and order are fixed, so the same documents always give the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+import webdataset
+
+from .document import Document, Image, to_files
+from .index import INDEX_NAME, ShardInfo, write_index, write_offsets
+
+
+class ShardWriter:
+    """Write documents into ``root/000000.tar``, ``root/000001.tar`` …; a context manager.
+
+    A shard appears under its final name only when it is whole, and ``index.json`` last of all, so a killed writer never
+    leaves a folder that looks finished.
+
+    Args:
+        root: folder of the corpus; made if needed, must not hold shards already.
+        max_documents: documents per shard.
+        max_bytes: a shard is closed once it is larger than this.
+    """
+
+    def __init__(self, root: str | Path, max_documents: int = 10_000, max_bytes: int = 1_000_000_000) -> None:
+        self.root = Path(root)
+        self.root.mkdir(parents=True, exist_ok=True)
+        if (self.root / INDEX_NAME).exists() or any(self.root.glob("*.tar")):
+            raise ValueError(f"{self.root} already holds shards; write to an empty folder")
+        self.max_documents = max_documents
+        self.max_bytes = max_bytes
+        self.shards: list[ShardInfo] = []
+        self._open: _OpenShard | None = None
+
+    def write(self, document: Document) -> None:
+        """Append one document; ValueError if its key is malformed or it is empty."""
+        if self._open is None:
+            self._open = _OpenShard(self.root, f"{len(self.shards):06d}.tar")
+        self._open.write(document)
+        if self._open.documents >= self.max_documents or self._open.file.size >= self.max_bytes:
+            self._close_shard()
+
+    def close(self) -> None:
+        """Finish the last shard and write ``index.json``."""
+        self._close_shard()
+        write_index(self.root, self.shards)
+
+    def _close_shard(self) -> None:
+        if self._open is not None:
+            self.shards.append(self._open.close())
+            self._open = None
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        elif self._open is not None:
+            self._open.abandon()
+
+
+def write_shards(root: str | Path, documents: Iterable[Document], max_documents: int = 10_000) -> list[ShardInfo]:
+    """Write all documents below ``root`` and return what was written."""
+    with ShardWriter(root, max_documents=max_documents) as writer:
+        for document in documents:
+            writer.write(document)
+    return writer.shards
+
+
+class _OpenShard:
+    def __init__(self, root: Path, name: str) -> None:
+        self.path = root / name
+        self.partial = root / f"{name}.partial"
+        self.file = _HashingFile(self.partial.open("wb"))
+        # USTAR, fixed time and owner: the same documents give the same bytes on every machine.
+        self.tar = webdataset.TarWriter(self.file, encoder=False, mtime=0.0, user="kosmos", group="kosmos", mode=0o644)
+        self.offsets: list[int] = []
+        self.documents = self.images = self.characters = 0
+
+    def write(self, document: Document) -> None:
+        files = to_files(document)
+        self.offsets.append(self.tar.tarstream.offset)
+        self.tar.write({"__key__": document.key, **files})
+        self.documents += 1
+        self.images += sum(isinstance(segment, Image) for segment in document.segments)
+        self.characters += len(document.text)
+
+    def close(self) -> ShardInfo:
+        end = self.tar.tarstream.offset
+        self.tar.close()
+        self.file.close()
+        write_offsets(self.path, [*self.offsets, end])
+        self.partial.rename(self.path)
+        digest = self.file.sha256.hexdigest()
+        return ShardInfo(self.path.name, self.file.size, digest, self.documents, self.images, self.characters)
+
+    def abandon(self) -> None:
+        self.file.close()
+        self.partial.unlink()
+
+
+class _HashingFile:
+    """A file opened for writing that keeps its sha256 and size as it goes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.sha256 = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: bytes) -> int:
+        self.sha256.update(data)
+        self.size += len(data)
+        return self.file.write(data)
+
+    def close(self) -> None:
+        self.file.close()
