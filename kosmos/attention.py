@@ -1,0 +1,222 @@
+"""Which key a query sees, and the kernels that compute it.
+
+One rule serves every objective: a query sees a key when both belong to the same document, and the key is not later or
+both lie in the same bidirectional block. Without ``document_ids`` a row is one document and transformers' attention
+interface does the work (eager, sdpa, flex_attention, …). Packed rows are computed
+
+* on a CPU document by document, which costs about a third of a dense mask (and flex has no backward pass there);
+* on a GPU by one compiled flex_attention over all rows, so that no T×T mask exists;
+* with ``attn_implementation="eager"`` by the dense mask, the reference.
+
+Blockwise causal attention (xPos paper, section 3.3) for inputs beyond the training length is a mask as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+from transformers.masking_utils import create_causal_mask
+
+from .configuration_kosmos import KosmosTextConfig
+
+
+@dataclass(frozen=True)
+class Run:
+    """``length`` consecutive tokens of one document, or of padding; ``mask`` only where it has bidirectional blocks."""
+
+    length: int
+    padding: bool
+    mask: Tensor | None
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """How every layer of one forward pass attends: a mask for the interface, runs, or a flex block mask."""
+
+    mask: Any = None
+    runs: list[Run] | None = None
+    block_mask: Any = None
+
+
+def plan_attention(
+    config: KosmosTextConfig,
+    hidden_BTD: Tensor,
+    attention_mask: Tensor | None,
+    past_key_values: Cache | None,
+    document_ids_BT: Tensor | None,
+    block_ids_BT: Tensor | None,
+    training: bool,
+) -> AttentionPlan:
+    """Choose the way of attending for one forward pass.
+
+    Raises:
+        ValueError: bidirectional blocks with xPos; packed rows with a cache or a padding mask; a document in pieces.
+    """
+    if block_ids_BT is not None:
+        _refuse_xpos_blocks(config, block_ids_BT)
+        if document_ids_BT is None:
+            document_ids_BT = torch.zeros_like(block_ids_BT)
+            if attention_mask is not None:
+                document_ids_BT = document_ids_BT.masked_fill(attention_mask == 0, -1)
+                attention_mask = None
+    if document_ids_BT is None:
+        and_mask = _blockwise_causal(config, hidden_BTD, past_key_values, training)
+        mask = create_causal_mask(config, hidden_BTD, attention_mask, past_key_values, and_mask_function=and_mask)
+        return AttentionPlan(mask=mask)
+    if past_key_values is not None and past_key_values.get_seq_length() > 0:
+        raise ValueError("document_ids and block_ids describe whole rows: they cannot be used with past_key_values")
+    if attention_mask is not None:
+        raise ValueError("give padding as document_ids = -1, not as an attention_mask beside document_ids")
+    if config._attn_implementation == "eager":
+        allowed = document_mask(document_ids_BT, block_ids_BT)
+        return AttentionPlan(mask=torch.where(allowed, 0.0, torch.finfo(hidden_BTD.dtype).min)[:, None])
+    if hidden_BTD.device.type == "cpu":
+        return AttentionPlan(runs=document_runs(document_ids_BT, block_ids_BT))
+    return AttentionPlan(block_mask=flex_mask(document_ids_BT, block_ids_BT))
+
+
+def document_mask(document_ids_BT: Tensor, block_ids_BT: Tensor | None) -> Tensor:
+    """Return the rule as a dense boolean mask (B, T, T); padding (-1) sees itself only, so that no row is empty."""
+    length = document_ids_BT.shape[1]
+    same = document_ids_BT[:, :, None] == document_ids_BT[:, None, :]
+    causal = torch.ones(length, length, dtype=torch.bool, device=document_ids_BT.device).tril()
+    if block_ids_BT is not None:
+        causal = causal | ((block_ids_BT[:, :, None] == block_ids_BT[:, None, :]) & (block_ids_BT[:, :, None] >= 0))
+    padding = (document_ids_BT < 0)[:, :, None]
+    return torch.where(padding, torch.eye(length, dtype=torch.bool, device=same.device), same & causal)
+
+
+def document_runs(document_ids_BT: Tensor, block_ids_BT: Tensor | None) -> list[Run]:
+    """Cut the rows, laid end to end, at document borders.
+
+    Raises:
+        ValueError: a document comes in two pieces of one row.
+    """
+    rows, length = document_ids_BT.shape
+    change = torch.ones_like(document_ids_BT, dtype=torch.bool)
+    change[:, 1:] = document_ids_BT[:, 1:] != document_ids_BT[:, :-1]
+    starts = change.flatten().nonzero().squeeze(1)
+    owners = document_ids_BT.flatten()[starts].tolist()
+    borders = [*starts.tolist(), rows * length]
+    keys = [(start // length, owner) for start, owner in zip(borders, owners, strict=False) if owner >= 0]
+    if len(set(keys)) < len(keys):
+        row, owner = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(
+            f"document_ids: document {owner} of row {row} is in several pieces; documents must be contiguous"
+        )
+    blocks = None if block_ids_BT is None else block_ids_BT.flatten()
+    runs = []
+    for start, stop, owner in zip(borders, borders[1:], owners, strict=False):
+        mask = None if blocks is None or owner < 0 else _block_mask(blocks[start:stop])
+        runs.append(Run(stop - start, owner < 0, mask))
+    return runs
+
+
+def attend_runs(query_BTHK: Tensor, key_BTHK: Tensor, value_BTHK: Tensor, runs: list[Run], scaling: float) -> Tensor:
+    """Attend inside each run only, (B, T, H, K) in and out; padding gets zeros."""
+    lengths = [run.length for run in runs]
+    flat = [
+        heads.flatten(0, 1).transpose(0, 1)[None].split(lengths, dim=2) for heads in (query_BTHK, key_BTHK, value_BTHK)
+    ]
+    parts = []
+    for run, query, key, value in zip(runs, *flat, strict=True):
+        if run.padding:
+            parts.append(torch.zeros_like(query))
+        else:
+            parts.append(
+                F.scaled_dot_product_attention(
+                    query, key, value, attn_mask=run.mask, is_causal=run.mask is None, scale=scaling
+                )
+            )
+    return torch.cat(parts, dim=2)[0].transpose(0, 1).unflatten(0, query_BTHK.shape[:2])
+
+
+def flex_mask(document_ids_BT: Tensor, block_ids_BT: Tensor | None) -> Any:
+    """Return the rule as flex_attention's block-sparse mask, built once a batch."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    documents = document_ids_BT
+    blocks = torch.full_like(documents, -1) if block_ids_BT is None else block_ids_BT
+
+    def rule(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        same = documents[row, query] == documents[row, key]
+        block = (blocks[row, query] == blocks[row, key]) & (blocks[row, query] >= 0)
+        return same & ((key <= query) | block)
+
+    rows, length = documents.shape
+    return create_block_mask(rule, rows, None, length, length, device=str(documents.device))
+
+
+def attend_flex(query_BTHK: Tensor, key_BTHK: Tensor, value_BTHK: Tensor, block_mask: Any, scaling: float) -> Tensor:
+    """Attend with flex_attention, compiled where that has a backward pass; (B, T, H, K) in and out."""
+    query, key, value = (heads.transpose(1, 2) for heads in (query_BTHK, key_BTHK, value_BTHK))
+    return compiled_flex()(query, key, value, block_mask=block_mask, scale=scaling).transpose(1, 2)
+
+
+@cache
+def compiled_flex() -> Callable[..., Tensor]:
+    """Return flex_attention, compiled on first use: uncompiled it would build the T×T scores."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False)
+
+
+def eager_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, Tensor]:
+    """The reference kernel of the attention interface; softmax in fp32. Returns (B, T, H, K) and the weights."""
+    scores = (query @ key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask[..., : key.shape[-2]]
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2), weights
+
+
+def _block_mask(block_ids_L: Tensor) -> Tensor | None:
+    """Return causal-or-same-block (L, L), or None when the run has no bidirectional block."""
+    if not bool((block_ids_L >= 0).any()):
+        return None
+    length = len(block_ids_L)
+    same = (block_ids_L[:, None] == block_ids_L[None]) & (block_ids_L[:, None] >= 0)
+    return same | torch.ones(length, length, dtype=torch.bool, device=block_ids_L.device).tril()
+
+
+def _refuse_xpos_blocks(config: KosmosTextConfig, block_ids_BT: Tensor) -> None:
+    if config.position_type == "xpos" and bool((block_ids_BT >= 0).any()):
+        raise ValueError(
+            "block_ids ask for bidirectional attention, but text_config.position_type is 'xpos', which amplifies keys "
+            "to the right of the query (150 times at a distance of 2048); set position_type to 'rope' or 'learned_2d'"
+        )
+
+
+def _blockwise_causal(
+    config: KosmosTextConfig, hidden_BTD: Tensor, past_key_values: Cache | None, training: bool
+) -> Callable[..., Tensor] | None:
+    """Return the mask function of blockwise causal attention where the input is longer than the training length."""
+    length = config.blockwise_causal_length
+    if length is None or training:
+        return None
+    total = hidden_BTD.shape[1] + (past_key_values.get_seq_length() if past_key_values is not None else 0)
+    if total <= length:
+        return None
+    half = length // 2
+
+    def near(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return query // half - key // half <= 1
+
+    return near

@@ -1,0 +1,222 @@
+"""Configuration of a Kosmos model: decoder, vision tower, connectors, and the optional encoder of text spans.
+
+One config describes KOSMOS-1 (spans are images), KOSMOS-2 (the public weights) and MetaLM (spans are stretches of
+text); ``presets/*.json`` holds the named ones. ``save_pretrained`` writes it as ``config.json``.
+
+Differs from the papers: attention dropout is 0 in every preset (the fused attention kernels have none; the released
+KOSMOS-2 code dropped it silently as well).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+@strict
+class KosmosTextConfig(PreTrainedConfig):
+    """The causal decoder: MAGNETO sub-LN blocks with a switch for positions.
+
+    Attributes:
+        position_type: ``xpos`` (KOSMOS-1), ``rope`` (xPos without decay), ``sinusoidal`` (KOSMOS-2, MetaLM; ids count
+            from 2 as in fairseq) or ``learned_2d`` (GLM's two tables).
+        max_position_embeddings: training length; the size of the learned tables; xPos scales are centred on its half.
+        scale_embedding: multiply text *and* image features by sqrt(hidden_size) (torchscale, KOSMOS-2).
+        blockwise_causal_length: training length l for blockwise causal attention (xPos paper, section 3.3): outside
+            training a query sees its own block of l/2 tokens and the one before it. None: ordinary attention.
+        initialization: ``magneto_paper`` | ``magneto_torchscale`` | ``normal``, see initialization.py.
+    """
+
+    model_type = "kosmos_text"
+    base_config_key = "text_config"
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    vocab_size: int = 64007
+    hidden_size: int = 2048
+    intermediate_size: int = 8192
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 32
+    hidden_act: str = "gelu"
+    dropout: float | int = 0.0
+    attention_dropout: float | int = 0.0
+    activation_dropout: float | int = 0.0
+    layer_norm_eps: float = 1e-5
+    scale_embedding: bool = True
+    position_type: Literal["xpos", "rope", "sinusoidal", "learned_2d"] = "xpos"
+    max_position_embeddings: int = 2048
+    xpos_scale_base: int = 512
+    blockwise_causal_length: int | None = None
+    initialization: Literal["magneto_paper", "magneto_torchscale", "normal"] = "magneto_paper"
+    initializer_range: float = 0.02
+    use_cache: bool = True
+    tie_word_embeddings: bool = True
+    pad_token_id: int | None = 1
+    bos_token_id: int | None = 0
+    eos_token_id: int | list[int] | None = 2
+
+    def validate_architecture(self) -> None:
+        """Part of ``@strict`` validation: refuse sizes that do not fit together."""
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
+        head_dim = self.hidden_size // self.num_attention_heads
+        if self.position_type in ("xpos", "rope") and head_dim % 2:
+            raise ValueError(f"position_type {self.position_type!r} rotates pairs: head width {head_dim} must be even")
+        if self.position_type == "sinusoidal" and (self.hidden_size % 2 or self.hidden_size < 4):
+            raise ValueError(f"sinusoidal positions need an even hidden_size of at least 4, got {self.hidden_size}")
+        length = self.blockwise_causal_length
+        if length is not None and (length < 2 or length % 2):
+            raise ValueError(f"blockwise_causal_length {length} must be even: a block is half of it")
+
+
+@strict
+class KosmosVisionConfig(PreTrainedConfig):
+    """The vision tower, described well enough to rebuild it offline.
+
+    Attributes:
+        backend: ``open_clip`` | ``timm`` | ``clip`` (transformers' CLIPVisionModel).
+        model_config: open_clip: its model JSON (``embed_dim``, ``quick_gelu``, ``vision_cfg``); timm: the arguments of
+            ``timm.create_model`` with ``model_name``; clip: the fields of ``CLIPVisionConfig``.
+        image_size: pixels a side; None reads it from ``model_config``.
+        l2_normalize: divide every token's feature by its L2 norm after the final norm (KOSMOS-2's released code).
+        train_last_blocks: how many of the last blocks learn; the rest is frozen. KOSMOS-1 trains one.
+        train_final_norm: whether the final norm learns along with the last blocks (the paper does not say).
+    """
+
+    model_type = "kosmos_vision"
+    base_config_key = "vision_config"
+
+    backend: Literal["open_clip", "timm", "clip"] = "open_clip"
+    model_config: dict[str, Any] | None = None
+    image_size: int | None = None
+    l2_normalize: bool = True
+    train_last_blocks: int = 0
+    train_final_norm: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.model_config is None:
+            self.model_config = {"embed_dim": 768, "quick_gelu": True, "vision_cfg": dict(VIT_L_14)}
+            if self.backend != "open_clip":
+                raise ValueError(f"vision_config with backend {self.backend!r} needs a model_config")
+        if self.image_size is None:
+            self.image_size = self._image_size()
+        super().__post_init__(**kwargs)
+
+    def _image_size(self) -> int:
+        fields = self.model_config.get("vision_cfg", self.model_config) if self.model_config else {}
+        size = fields.get("image_size") or fields.get("img_size") or 224
+        return int(size[0] if isinstance(size, (list, tuple)) else size)
+
+
+VIT_L_14 = {"image_size": 224, "layers": 24, "width": 1024, "patch_size": 14}
+
+
+@strict
+class KosmosConnectorConfig(PreTrainedConfig):
+    """The map from an encoder's features to the decoder's embedding space, see connectors.py.
+
+    Attributes:
+        kind: ``linear`` | ``mlp`` | ``ffn3`` keep one output a feature; ``xconnector`` (KOSMOS-2) and ``resampler``
+            (Flamingo's Perceiver) turn any number of features into ``num_queries`` outputs.
+        num_heads: attention heads of xconnector (None: those of the decoder) or of the resampler (None: 8).
+        depth, head_dim: layers of the resampler and the width of its heads.
+    """
+
+    model_type = "kosmos_connector"
+    base_config_key = "connector_config"
+
+    kind: Literal["linear", "mlp", "ffn3", "xconnector", "resampler"] = "xconnector"
+    num_queries: int = 64
+    num_heads: int | None = None
+    depth: int = 6
+    head_dim: int = 64
+    hidden_act: str = "gelu"
+
+
+@strict
+class KosmosSpanEncoderConfig(PreTrainedConfig):
+    """The bidirectional encoder that reads text spans (MetaLM): any BERT-like transformers model.
+
+    Attributes:
+        model_config: the encoder's own config as a dict with its ``model_type`` (``bert``, ``roberta``, …).
+        train_last_blocks: how many of the last layers learn (MetaLM trains two); the rest is frozen.
+    """
+
+    model_type = "kosmos_span_encoder"
+    base_config_key = "span_encoder_config"
+
+    model_config: dict[str, Any] | None = None
+    train_last_blocks: int = 0
+
+    def validate_architecture(self) -> None:
+        """Part of ``@strict`` validation: the encoder must say what it is."""
+        if not self.model_config or "model_type" not in self.model_config:
+            raise ValueError("span_encoder_config.model_config must hold an encoder's config with its model_type")
+
+
+@strict
+class KosmosConfig(PreTrainedConfig):
+    """A whole model. ``vision_config=None`` makes a text-only one, ``span_encoder_config`` adds text spans.
+
+    Attributes:
+        image_token_id: the id of the image placeholder; may lie outside the vocabulary, it is replaced before lookup.
+        boi_token_id, eoi_token_id: the tokens around an image.
+        span_token_id: the id of the text-span placeholder.
+        num_image_tokens: decoder positions an image takes; None: ``connector_config.num_queries``.
+    """
+
+    model_type = "kosmos"
+    sub_configs_defaults = {
+        "text_config": KosmosTextConfig,
+        "vision_config": SubConfigSpec(KosmosVisionConfig, optional=True),
+        "connector_config": KosmosConnectorConfig,
+        "span_encoder_config": SubConfigSpec(KosmosSpanEncoderConfig, optional=True),
+        "span_connector_config": SubConfigSpec(KosmosConnectorConfig, optional=True),
+    }
+
+    text_config: dict | PreTrainedConfig | None = None
+    vision_config: dict | PreTrainedConfig | None = None
+    connector_config: dict | PreTrainedConfig | None = None
+    span_encoder_config: dict | PreTrainedConfig | None = None
+    span_connector_config: dict | PreTrainedConfig | None = None
+    image_token_id: int | None = 64007
+    boi_token_id: int | None = 64003
+    eoi_token_id: int | None = 64004
+    span_token_id: int | None = None
+    num_image_tokens: int | None = None
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.span_encoder_config is not None and self.span_connector_config is None:
+            self.span_connector_config = {"kind": "linear"}
+        super().__post_init__(**kwargs)
+        if self.num_image_tokens is None:
+            self.num_image_tokens = self.connector_config.num_queries
+
+    def validate_architecture(self) -> None:
+        """Part of ``@strict`` validation: placeholders must exist and differ."""
+        if self.vision_config is not None and self.image_token_id is None:
+            raise ValueError("a model with a vision_config needs image_token_id, the id of the image placeholder")
+        if self.span_encoder_config is not None and self.span_token_id is None:
+            raise ValueError("a model with a span_encoder_config needs span_token_id, the id of the span placeholder")
+        if self.span_token_id is not None and self.span_token_id == self.image_token_id:
+            raise ValueError(f"image_token_id and span_token_id are both {self.image_token_id}")
+        kind = getattr(self.span_connector_config, "kind", "linear")
+        if kind in ("xconnector", "resampler"):
+            raise ValueError(f"span_connector_config.kind {kind!r}: a span keeps its length; use linear, mlp or ffn3")
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> KosmosConfig:
+        """Return a named preset (``presets/NAME.json``); ``changes`` replace its top-level fields."""
+        path = PRESETS / f"{name}.json"
+        if not path.is_file():
+            names = ", ".join(sorted(file.stem for file in PRESETS.glob("*.json")))
+            raise ValueError(f"unknown preset {name!r}; there are: {names}")
+        return cls(**{**json.loads(path.read_text()), **changes})

@@ -1,0 +1,247 @@
+"""The causal decoder: MAGNETO sub-LN blocks (arXiv 2210.06423, section 3.1), equal to torchscale and KOSMOS-2.
+
+    x = x + Wo · LN_inner(attention(LN_a(x)))        LN_inner over the full width, after the heads are joined
+    x = x + W2 · LN_ffn(gelu(W1 · LN_f(x)))          LN_ffn over the width of the FFN
+    logits = LN_final(x) · Eᵀ
+
+Parameter names are torchscale's; ``final_layer_norm`` is the norm before the FFN, despite its name.
+
+Differs from torchscale: the cache holds rotated keys (positions.py) and takes any number of tokens at a time, left
+padding and packed documents work, GELU is not forced to fp32 in half precision.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .attention import AttentionPlan, attend_flex, attend_runs, eager_attention, plan_attention
+from .configuration_kosmos import KosmosTextConfig
+from .encoders import Encoder
+from .initialization import init_embedding, init_linear, init_norm
+from .positions import KosmosPositions, rotate
+
+
+class KosmosAttention(nn.Module):
+    """Causal self-attention with sub-LN before the output projection."""
+
+    is_causal = True
+    num_key_value_groups = 1
+
+    def __init__(self, config: KosmosTextConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.config, self.layer_idx = config, layer_idx
+        width = config.hidden_size
+        self.num_heads = config.num_attention_heads
+        self.scaling = (width // self.num_heads) ** -0.5
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.inner_attn_ln = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(
+        self,
+        hidden_BTD: Tensor,
+        rotation: Tensor | None,
+        plan: AttentionPlan,
+        past_key_values: Cache | None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the attended states (B, T, D) and, from the eager kernel, the weights."""
+        query, key, value = (
+            projection(hidden_BTD).unflatten(-1, (self.num_heads, -1))
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if rotation is not None:
+            query, key = rotate(query, key, rotation)
+        weights = None
+        if plan.runs is not None:
+            attended = attend_runs(query, key, value, plan.runs, self.scaling)
+        elif plan.block_mask is not None:
+            attended = attend_flex(query, key, value, plan.block_mask, self.scaling)
+        else:
+            query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+            if past_key_values is not None:
+                key, value = past_key_values.update(key, value, self.layer_idx)
+            interface = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+            dropout = self.config.attention_dropout if self.training else 0.0
+            attended, weights = interface(
+                self, query, key, value, plan.mask, dropout=dropout, scaling=self.scaling, **kwargs
+            )
+        return self.out_proj(self.inner_attn_ln(attended.flatten(2))), weights
+
+
+class KosmosFeedForward(nn.Module):
+    """fc2(LN(gelu(fc1(x))))."""
+
+    def __init__(self, config: KosmosTextConfig) -> None:
+        super().__init__()
+        self.activation = ACT2FN[config.hidden_act]
+        self.activation_dropout = config.activation_dropout
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.ffn_layernorm = nn.LayerNorm(config.intermediate_size, eps=config.layer_norm_eps)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_BTD: Tensor) -> Tensor:
+        """(B, T, D) to (B, T, D)."""
+        inner = self.activation(self.fc1(hidden_BTD))
+        if self.activation_dropout:
+            inner = F.dropout(inner, p=self.activation_dropout, training=self.training)
+        return self.fc2(self.ffn_layernorm(inner))
+
+
+class KosmosBlock(GradientCheckpointingLayer):
+    """One decoder layer."""
+
+    def __init__(self, config: KosmosTextConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.self_attn_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attn = KosmosAttention(config, layer_idx)
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.ffn = KosmosFeedForward(config)
+
+    def forward(
+        self,
+        hidden_BTD: Tensor,
+        rotation: Tensor | None = None,
+        plan: AttentionPlan | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """(B, T, D) to (B, T, D)."""
+        assert plan is not None
+        attended, _ = self.self_attn(self.self_attn_layer_norm(hidden_BTD), rotation, plan, past_key_values, **kwargs)
+        hidden_BTD = hidden_BTD + self._drop(attended)
+        return hidden_BTD + self._drop(self.ffn(self.final_layer_norm(hidden_BTD)))
+
+    def _drop(self, hidden_BTD: Tensor) -> Tensor:
+        return F.dropout(hidden_BTD, p=self.dropout, training=True) if self.training and self.dropout else hidden_BTD
+
+
+class KosmosPreTrainedModel(PreTrainedModel):
+    """What every Kosmos module shares with transformers: capabilities and initialisation."""
+
+    config_class: Any = KosmosTextConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["KosmosBlock"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @classmethod
+    def from_pretrained(
+        cls, path: Any, *args: Any, strict: bool = True, output_loading_info: bool = False, **kwargs: Any
+    ) -> Any:
+        """Load a checkpoint; with ``strict`` (the default) its tensors must be exactly the model's.
+
+        Raises:
+            ValueError: tensors are missing or left over; names both sides. ``strict=False`` initialises those missing.
+        """
+        model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
+        missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+        if strict and (missing or unexpected):
+            raise ValueError(
+                f"{path} does not fit {cls.__name__}: the model misses {len(missing)} tensors {missing[:3]}, the "
+                f"checkpoint has {len(unexpected)} the model does not know {unexpected[:3]}; pass strict=False to "
+                "initialise the missing ones and drop the others"
+            )
+        for module in model.modules():  # loading replaced the parameters, and with them what was frozen
+            if isinstance(module, Encoder):
+                module.refreeze()
+        return (model, info) if output_loading_info else model
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Called for every module that no checkpoint filled; owners initialise their projections themselves."""
+        text_config = self.config.get_text_config()
+        if isinstance(module, KosmosAttention):
+            for projection in (module.q_proj, module.k_proj):
+                init_linear(projection, text_config, scaled=False)
+            for projection in (module.v_proj, module.out_proj):
+                init_linear(projection, text_config, scaled=True)
+        elif isinstance(module, KosmosFeedForward):
+            init_linear(module.fc1, text_config, scaled=True)
+            init_linear(module.fc2, text_config, scaled=True)
+        elif isinstance(module, nn.Embedding):
+            init_embedding(module, text_config)
+        elif isinstance(module, nn.LayerNorm):
+            init_norm(module)
+        elif hasattr(module, "reset_parameters_kept"):
+            module.reset_parameters_kept()
+
+
+class KosmosDecoder(KosmosPreTrainedModel):
+    """Embeddings, positions, blocks and the final norm: input ids or unscaled embeddings to hidden states."""
+
+    config: KosmosTextConfig
+    _can_record_outputs = {
+        "hidden_states": KosmosBlock,
+        "attentions": OutputRecorder(KosmosAttention, index=1, layer_name="self_attn"),
+    }
+
+    def __init__(self, config: KosmosTextConfig) -> None:
+        super().__init__(config)
+        self.embed_scale = config.hidden_size**0.5 if config.scale_embedding else 1.0
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.positions = KosmosPositions(config)
+        self.layers = nn.ModuleList([KosmosBlock(config, index) for index in range(config.num_hidden_layers)])
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @capture_outputs
+    def forward(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        document_ids: Tensor | None = None,
+        block_ids: Tensor | None = None,
+        position_in_span: Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Run the decoder over unscaled embeddings (B, T, D); see KosmosForConditionalGeneration.forward."""
+        hidden_BTD = inputs_embeds * self.embed_scale if self.embed_scale != 1.0 else inputs_embeds
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        if position_ids is None:
+            position_ids = self._position_ids(hidden_BTD, attention_mask, past_key_values)
+        hidden_BTD = self.positions.add_to(hidden_BTD, position_ids, position_in_span)
+        if self.training and self.config.dropout:
+            hidden_BTD = F.dropout(hidden_BTD, p=self.config.dropout, training=True)
+        rotation = self.positions.rotation(position_ids)
+        plan = plan_attention(
+            self.config, hidden_BTD, attention_mask, past_key_values, document_ids, block_ids, self.training
+        )
+        for layer in self.layers:
+            hidden_BTD = layer(hidden_BTD, rotation, plan, past_key_values=past_key_values, **kwargs)
+        return BaseModelOutputWithPast(
+            last_hidden_state=self.layer_norm(hidden_BTD), past_key_values=past_key_values if use_cache else None
+        )
+
+    def _position_ids(self, hidden_BTD: Tensor, attention_mask: Tensor | None, past: Cache | None) -> Tensor:
+        """Count positions from 0; absolute ones skip what a 2-D mask hides, so that left padding changes nothing."""
+        length, device = hidden_BTD.shape[1], hidden_BTD.device
+        absolute = self.config.position_type in ("sinusoidal", "learned_2d")
+        if absolute and attention_mask is not None and attention_mask.ndim == 2:
+            return (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, -length:]
+        seen = past.get_seq_length() if past is not None else 0
+        return (torch.arange(length, device=device) + seen)[None]

@@ -1,0 +1,316 @@
+"""The frozen encoders: vision towers (open_clip, timm, transformers' CLIP) and the bidirectional text encoder.
+
+A vision tower maps normalised pixels to one feature a token, (I, 3, S, S) to (I, P, C), *after the final norm over all
+tokens* (class token and patches), without the projection to CLIP's joint space: KOSMOS-1 section 2.2, and the released
+KOSMOS-2 code, which then divides every feature by its L2 norm (``l2_normalize``).
+
+Encoders stay in eval mode: a frozen batch norm must not drift, and the papers train them without dropout. Only the
+last ``train_last_blocks`` blocks receive gradients; with none the tower runs under ``no_grad``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .configuration_kosmos import KosmosSpanEncoderConfig, KosmosVisionConfig
+
+
+class Encoder(nn.Module):
+    """What vision towers and the text encoder share: freezing, eval mode, gradients only where something trains."""
+
+    encoder: nn.Module
+    width: int
+
+    def freeze(self, train_last_blocks: int, final_norm: nn.Module | None = None) -> None:
+        """Freeze all but the last blocks (and ``final_norm``).
+
+        Raises:
+            ValueError: more blocks asked for than there are, or an encoder whose blocks are not a list.
+        """
+        self.train_last_blocks, self.trained_norm = train_last_blocks, [final_norm] if final_norm is not None else []
+        self.refreeze()
+
+    def refreeze(self) -> None:
+        """Apply what ``freeze`` was told, as often as parameters were replaced."""
+        train_last_blocks = self.train_last_blocks
+        self.requires_grad_(False)
+        self.learns = train_last_blocks > 0 or bool(self.trained_norm)
+        if train_last_blocks:
+            blocks = self.blocks()
+            if not 0 < train_last_blocks <= len(blocks):
+                raise ValueError(f"train_last_blocks is {train_last_blocks}, but the encoder has {len(blocks)} blocks")
+            for block in blocks[len(blocks) - train_last_blocks :]:
+                block.requires_grad_(True)
+        for norm in self.trained_norm:  # a list, so that it is not registered as a second child
+            norm.requires_grad_(True)
+
+    def blocks(self) -> list[nn.Module]:
+        """Return the blocks from first to last: the longest list of modules that the encoder holds."""
+        lists = [module for module in self.encoder.modules() if isinstance(module, (nn.ModuleList, nn.Sequential))]
+        named = [module for name, module in self.encoder.named_modules() if name.split(".")[-1] in BLOCK_NAMES]
+        candidates = [module for module in named if module in lists] or lists
+        return list(max(candidates, key=len)) if candidates else []
+
+    def train(self, mode: bool = True) -> Encoder:
+        """Stay in eval mode whatever the model is set to."""
+        return super().train(False)
+
+    @contextlib.contextmanager
+    def gradients(self) -> Iterator[None]:
+        """Record gradients only if a block trains."""
+        with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()):
+            yield
+
+
+BLOCK_NAMES = ("resblocks", "blocks", "layers", "layer", "stages")
+
+
+class VisionTower(Encoder):
+    """Base of the three backends; a backend sets ``encoder`` and ``width`` and writes ``tokens``."""
+
+    def __init__(self, config: KosmosVisionConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        """Return features after the final norm, (I, P, C)."""
+        raise NotImplementedError
+
+    def final_norm(self) -> nn.Module | None:
+        """Return the norm over the last block's output, where the backend has one."""
+        return None
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Normalised pixels (I, 3, S, S) to features (I, P, C).
+
+        Raises:
+            ValueError: pixels that are not floating point, or of another shape than the tower's.
+        """
+        check_pixels(pixel_values, self.config.image_size)
+        with self.gradients():
+            features = self.tokens(pixel_values.to(next(self.encoder.parameters()).dtype))
+            return F.normalize(features, dim=-1) if self.config.l2_normalize else features
+
+    @torch.no_grad()
+    def count_tokens(self) -> int:
+        """Return P by running one empty image (on the meta device this costs nothing)."""
+        parameter = next(self.encoder.parameters())
+        size = self.config.image_size
+        return self.tokens(torch.zeros(1, 3, size, size, dtype=parameter.dtype, device=parameter.device)).shape[1]
+
+
+class OpenClipTower(VisionTower):
+    """An open_clip vision transformer, built from its model JSON."""
+
+    def __init__(self, config: KosmosVisionConfig) -> None:
+        super().__init__(config)
+        from open_clip.model import _build_vision_tower
+
+        fields = config.model_config
+        _require(fields, "embed_dim", "vision_cfg")
+        vision = fields["vision_cfg"]
+        if isinstance(vision.get("layers", 12), (list, tuple)) or "timm_model_name" in vision:
+            raise ValueError("open_clip: only its vision transformers are read; a timm_model_name needs backend 'timm'")
+        self.encoder = _build_vision_tower(fields["embed_dim"], vision, fields.get("quick_gelu", False))
+        self.encoder.proj = None
+        self.width = self.encoder.ln_post.normalized_shape[0]
+        _keep_initialisation(self.encoder)
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        """All tokens after ``ln_post``, class token first."""
+        return self.encoder.ln_post(self.encoder.transformer(self.encoder._embeds(pixels)))
+
+    def final_norm(self) -> nn.Module | None:
+        """open_clip's ``ln_post``."""
+        return self.encoder.ln_post
+
+
+class ClipTower(VisionTower):
+    """transformers' CLIPVisionModel; KOSMOS-2's public weights load into it unrenamed."""
+
+    def __init__(self, config: KosmosVisionConfig) -> None:
+        super().__init__(config)
+        from transformers import CLIPVisionConfig, CLIPVisionModel
+
+        self.encoder = CLIPVisionModel(CLIPVisionConfig(**config.model_config))
+        self.width = self.encoder.config.hidden_size
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        """All tokens after ``post_layernorm``, which CLIP itself applies to the class token only."""
+        return self.encoder.post_layernorm(self.encoder(pixels).last_hidden_state)
+
+    def final_norm(self) -> nn.Module | None:
+        """CLIP's ``post_layernorm``."""
+        return self.encoder.post_layernorm
+
+
+class TimmTower(VisionTower):
+    """Any timm model with ``forward_features``: transformers give their tokens, CNNs the cells of their last map."""
+
+    def __init__(self, config: KosmosVisionConfig) -> None:
+        super().__init__(config)
+        import timm
+
+        fields = dict(config.model_config)
+        _require(fields, "model_name")
+        # on the CPU even inside from_pretrained's meta context: timm's unsaved buffers (relative positions) need values
+        with torch.device("cpu"):
+            self.encoder = timm.create_model(**{"pretrained": False, "num_classes": 0, **fields})
+        self.width = self.encoder.num_features
+        _keep_initialisation(self.encoder)
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        """timm's own ``forward_features``, maps laid out row by row."""
+        features = self.encoder.forward_features(pixels)
+        if features.ndim == 3:
+            return features
+        if getattr(self.encoder, "output_fmt", "NCHW") == "NHWC":
+            return features.flatten(1, 2)
+        return features.flatten(2).transpose(1, 2)
+
+    def final_norm(self) -> nn.Module | None:
+        """timm's ``norm``, where there is one."""
+        return getattr(self.encoder, "norm", None)
+
+
+TOWERS: dict[str, type[VisionTower]] = {"open_clip": OpenClipTower, "timm": TimmTower, "clip": ClipTower}
+
+
+def build_vision_tower(config: KosmosVisionConfig) -> VisionTower:
+    """Return the tower of ``config.backend`` with random weights, frozen as the config says."""
+    tower = TOWERS[config.backend](config)
+    norm = tower.final_norm() if config.train_final_norm else None
+    if config.train_final_norm and norm is None:
+        raise ValueError(f"train_final_norm: the {config.backend} model has no final norm")
+    tower.freeze(config.train_last_blocks, norm)
+    return tower.eval()
+
+
+class SpanEncoder(Encoder):
+    """The bidirectional encoder of text spans: any BERT-like transformers model, rebuilt from its config."""
+
+    def __init__(self, config: KosmosSpanEncoderConfig) -> None:
+        super().__init__()
+        from transformers import AutoModel
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+        fields = dict(config.model_config)
+        model_type = fields.pop("model_type")
+        if model_type not in CONFIG_MAPPING:
+            raise ValueError(f"span_encoder_config: transformers knows no model_type {model_type!r}")
+        self.encoder = AutoModel.from_config(CONFIG_MAPPING[model_type](**fields))
+        if hasattr(self.encoder, "pooler"):
+            self.encoder.pooler = None
+        self.width = self.encoder.config.hidden_size
+        self.freeze(config.train_last_blocks)
+        self.eval()
+
+    def forward(self, input_ids_SL: Tensor, attention_mask_SL: Tensor | None = None) -> Tensor:
+        """Return the features of all spans' tokens end to end, (N, C); each span's first token is its BOS, dropped.
+
+        Raises:
+            ValueError: an id outside the encoder's vocabulary, or a span longer than its positions.
+        """
+        if attention_mask_SL is None:
+            attention_mask_SL = torch.ones_like(input_ids_SL)
+        vocabulary = self.encoder.config.vocab_size
+        limit = getattr(self.encoder.config, "max_position_embeddings", None)
+        if limit is not None and input_ids_SL.shape[1] > limit:
+            raise ValueError(f"span_input_ids are {input_ids_SL.shape[1]} long, but the span encoder reads {limit}")
+        if input_ids_SL.numel() and (largest := int(input_ids_SL.max())) >= vocabulary:
+            raise ValueError(f"span_input_ids hold id {largest}, but the span encoder's vocabulary is {vocabulary}")
+        with self.gradients():
+            states = self.encoder(input_ids=input_ids_SL, attention_mask=attention_mask_SL).last_hidden_state
+        return states[:, 1:][attention_mask_SL[:, 1:].bool()]
+
+
+def check_pixels(pixel_values: Tensor, size: int) -> None:
+    """Raise ValueError unless ``pixel_values`` is floating point of shape (I, 3, size, size)."""
+    if not pixel_values.is_floating_point():
+        raise ValueError(
+            f"pixel_values are {pixel_values.dtype}; the model takes normalised floats "
+            "(the image processor's normalize() makes them)"
+        )
+    if tuple(pixel_values.shape[1:]) != (3, size, size):
+        raise ValueError(
+            f"pixel_values have shape {tuple(pixel_values.shape)}; the vision tower takes (images, 3, {size}, {size})"
+        )
+
+
+def load_encoder_weights(encoder: Encoder, path: str | Path) -> None:
+    """Load a vision tower's or text encoder's weights from a local file or folder, strictly.
+
+    Accepts safetensors, or ``torch.save`` files read with ``weights_only=True``, of: an open_clip model (whole or its
+    visual tower), a timm state dict, a transformers CLIP or BERT-like checkpoint (whole or the tower).
+
+    Raises:
+        FileNotFoundError: no weights at ``path``.
+        ValueError: keys are missing, or shapes differ; names both sides.
+    """
+    file = find_weights(Path(path))
+    state = read_state(file)
+    expected = encoder.encoder.state_dict()
+    best = max((_strip(state, prefix) for prefix in PREFIXES), key=lambda kept: len(kept.keys() & expected.keys()))
+    missing = sorted(expected.keys() - best.keys())
+    if missing:
+        raise ValueError(
+            f"{file} does not fit the encoder: {len(missing)} of its {len(expected)} tensors are missing "
+            f"(first: {missing[:3]}); the file holds {len(state)} (first: {sorted(state)[:3]})"
+        )
+    for name, tensor in expected.items():
+        if best[name].shape != tensor.shape:
+            raise ValueError(f"{file}: {name} has shape {tuple(best[name].shape)}, the encoder {tuple(tensor.shape)}")
+    encoder.encoder.load_state_dict({name: best[name] for name in expected})
+
+
+PREFIXES = ("", "visual.", "vision_model.", "vision_model.model.", "bert.", "roberta.", "model.", "module.visual.")
+WEIGHT_FILES = (
+    "model.safetensors",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "pytorch_model.bin",
+)
+
+
+def find_weights(path: Path) -> Path:
+    """Return the weight file that ``path`` is or holds."""
+    if path.is_file():
+        return path
+    for name in WEIGHT_FILES:
+        if (path / name).is_file():
+            return path / name
+    raise FileNotFoundError(f"no weights at {path}: give a file, or a folder with one of {', '.join(WEIGHT_FILES)}")
+
+
+def read_state(file: Path) -> dict[str, Tensor]:
+    """Read a state dict without ever unpickling code."""
+    if file.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(file)
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    state = state.get("state_dict", state)
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def _strip(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def _require(fields: dict[str, Any], *names: str) -> None:
+    for name in names:
+        if name not in fields:
+            raise ValueError(f"vision_config.model_config lacks {name!r}; it has {sorted(fields)}")
+
+
+def _keep_initialisation(encoder: nn.Module) -> None:
+    """Tell transformers that this foreign module initialises itself."""
+    for module in encoder.modules():
+        module._is_hf_initialized = True

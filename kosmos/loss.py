@@ -1,0 +1,126 @@
+"""Cross-entropy over the vocabulary without the matrix of logits.
+
+At KOSMOS-1's size the fp32 logits of one row of 2,048 tokens take 512 MiB. Here hidden states meet the output matrix
+a chunk of tokens at a time and both gradients are made in the forward pass, so that no chunk's logits outlive it.
+Ignored tokens (image slots, prompts, padding) are never multiplied at all. Loss and accumulated gradient are fp32.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE = -100
+
+
+class TokenLoss(NamedTuple):
+    """``loss``: scalar fp32; ``token_loss_BT``: detached NLL of each token in nats, fp32, 0 where ignored."""
+
+    loss: Tensor
+    token_loss_BT: Tensor
+
+
+def cross_entropy(
+    hidden_BTD: Tensor,
+    weight_VD: Tensor,
+    shift_labels_BT: Tensor,
+    loss_weight_BT: Tensor | None = None,
+    num_items: Tensor | int | float | None = None,
+    chunk: int = 256,
+) -> TokenLoss:
+    """Return the weighted mean NLL of ``softmax(hidden · weightᵀ)`` and each token's NLL.
+
+    Args:
+        hidden_BTD: the decoder's output.
+        weight_VD: output matrix.
+        shift_labels_BT: what each output must predict; -100 is ignored.
+        loss_weight_BT: weight of each token (1 by default).
+        num_items: what the weighted sum is divided by; the sum of the weights by default.
+        chunk: tokens multiplied at a time.
+
+    Raises:
+        ValueError: a label outside the vocabulary; or no supervised token and no ``num_items``.
+    """
+    place = (shift_labels_BT.reshape(-1) != IGNORE).nonzero().squeeze(1)
+    labels_N = shift_labels_BT.reshape(-1)[place]
+    check_labels(labels_N, weight_VD.shape[0])
+    hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, place)
+    if loss_weight_BT is None:
+        weight_N = torch.ones(len(place), dtype=torch.float32, device=place.device)
+    else:
+        weight_N = loss_weight_BT.reshape(-1)[place].float()
+    if num_items is None:
+        num_items = weight_N.sum()
+        if not torch.compiler.is_compiling() and float(num_items) == 0:
+            raise ValueError("no supervised token in this batch: every label is -100 or has weight 0")
+    loss, nll_N = ChunkedCrossEntropy.apply(hidden_ND, weight_VD, labels_N, weight_N / num_items, chunk)
+    token_loss = torch.zeros(shift_labels_BT.numel(), dtype=torch.float32, device=place.device)
+    return TokenLoss(loss, token_loss.index_copy(0, place, nll_N).view_as(shift_labels_BT))
+
+
+def shift(labels_BT: Tensor) -> Tensor:
+    """Turn transformers' unshifted labels into what each output must predict; the last one predicts nothing."""
+    return F.pad(labels_BT, (0, 1), value=IGNORE)[:, 1:]
+
+
+def check_labels(labels_N: Tensor, vocabulary: int) -> None:
+    """Raise ValueError for a label outside the vocabulary (on a GPU the kernel would only abort)."""
+    if labels_N.numel() and not torch.compiler.is_compiling():
+        low, high = (int(bound) for bound in labels_N.aminmax())
+        if low < 0 or high >= vocabulary:
+            wrong = low if low < 0 else high
+            raise ValueError(f"label {wrong} is outside the vocabulary of {vocabulary}; ignored tokens carry {IGNORE}")
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """Σ weight · NLL with both gradients computed chunk by chunk in the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, weight_N: Tensor, chunk: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return (loss, NLL of each token)."""
+        need_hidden, need_weight = ctx.needs_input_grad[:2]
+        if torch.is_autocast_enabled(hidden_ND.device.type):
+            compute = torch.get_autocast_dtype(hidden_ND.device.type)
+        else:
+            compute = hidden_ND.dtype
+        matrix_VD = weight_VD.to(compute)
+        grad_hidden = torch.empty_like(hidden_ND) if need_hidden else None
+        grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if need_weight else None
+        nll_N = torch.empty(len(labels_N), dtype=torch.float32, device=hidden_ND.device)
+        with torch.autocast(hidden_ND.device.type, enabled=False):
+            for start in range(0, len(labels_N), chunk):
+                part = slice(start, start + chunk)
+                hidden, labels = hidden_ND[part].to(compute), labels_N[part, None]
+                logits = (hidden @ matrix_VD.T).float()
+                normaliser = logits.logsumexp(-1, keepdim=True)
+                nll_N[part] = (normaliser - logits.gather(1, labels)).squeeze(1)
+                if not (need_hidden or need_weight):
+                    continue
+                # in place: from here on `logits` holds the gradient of the loss by the logits
+                weight = weight_N[part, None]
+                logits.sub_(normaliser).exp_().mul_(weight)
+                logits.scatter_add_(1, labels, -weight)
+                gradient = logits.to(compute)
+                if grad_hidden is not None:
+                    grad_hidden[part] = (gradient @ matrix_VD).to(hidden_ND.dtype)
+                if grad_weight is not None and compute == torch.float32:
+                    grad_weight.addmm_(gradient.T, hidden)
+                elif grad_weight is not None:
+                    grad_weight.add_(gradient.T @ hidden)
+        ctx.grad_hidden, ctx.grad_weight, ctx.weight_dtype = grad_hidden, grad_weight, weight_VD.dtype
+        ctx.mark_non_differentiable(nll_N)
+        return (nll_N * weight_N).sum(), nll_N
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        """Scale the gradients made in the forward pass."""
+        scale = grads[0]
+        hidden = None if ctx.grad_hidden is None else ctx.grad_hidden * scale.to(ctx.grad_hidden.dtype)
+        weight = None if ctx.grad_weight is None else (ctx.grad_weight.mul_(scale)).to(ctx.weight_dtype)
+        ctx.grad_hidden = ctx.grad_weight = None
+        return hidden, weight, None, None, None

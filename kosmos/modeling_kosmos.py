@@ -1,0 +1,387 @@
+"""Kosmos: a causal decoder that reads text, and images and text spans through frozen encoders and connectors.
+
+``KosmosModel`` puts the features of images and spans in their places among the token embeddings and runs the decoder;
+``KosmosForConditionalGeneration`` adds the output matrix, the loss and ``generate()``. KOSMOS-1 (arXiv 2302.14045,
+section 2) is the case of images, MetaLM (arXiv 2206.06336, section 2) the case of text spans.
+
+Features are written into the *unscaled* embeddings, so that sqrt(d) multiplies text and features alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForImageTextToText
+from transformers.cache_utils import Cache
+from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_kosmos import KosmosConfig
+from .connectors import QUERYING, build_connector
+from .decoder import KosmosDecoder, KosmosPreTrainedModel
+from .encoders import SpanEncoder, build_vision_tower, load_encoder_weights
+from .initialization import init_embedding
+from .loss import TokenLoss, cross_entropy, shift
+
+
+@dataclass
+class KosmosModelOutput(BaseModelOutputWithPast):
+    """Hidden states of the decoder, and ``image_features`` (I, Q, D), the connector's unscaled output."""
+
+    image_features: Tensor | None = None
+
+
+@dataclass
+class KosmosOutput(ModelOutput):
+    """What the language model returns.
+
+    Attributes:
+        loss: scalar fp32, weighted mean NLL in nats.
+        logits: (B, T, V), or None where a loss was asked for without them.
+        token_loss: (B, T) fp32, detached NLL of what each output had to predict, 0 where ignored.
+        image_features: (I, Q, D) unscaled.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    token_loss: Tensor | None = None
+    image_features: Tensor | None = None
+
+
+class KosmosModel(KosmosPreTrainedModel):
+    """Encoders, connectors and decoder, without the output matrix."""
+
+    config_class = KosmosConfig
+    config: KosmosConfig
+    input_modalities = ("image", "text")
+
+    def __init__(self, config: KosmosConfig) -> None:
+        super().__init__(config)
+        text_config = config.text_config
+        width, heads = text_config.hidden_size, text_config.num_attention_heads
+        self.vision_tower = self.connector = self.span_encoder = self.span_connector = None
+        if config.vision_config is not None:
+            self.vision_tower = build_vision_tower(config.vision_config)
+            self.connector = build_connector(config.connector_config, self.vision_tower.width, width, heads)
+            self._check_image_tokens()
+        if config.span_encoder_config is not None:
+            self.span_encoder = SpanEncoder(config.span_encoder_config)
+            self.span_connector = build_connector(config.span_connector_config, self.span_encoder.width, width, heads)
+        self.decoder = KosmosDecoder(text_config)
+        self.post_init()
+
+    def _check_image_tokens(self) -> None:
+        connector = self.config.connector_config
+        made = connector.num_queries if connector.kind in QUERYING else self.vision_tower.count_tokens()
+        if made != self.config.num_image_tokens:
+            raise ValueError(
+                f"the {connector.kind} connector makes {made} features an image, "
+                f"but num_image_tokens is {self.config.num_image_tokens}; set it to {made}"
+            )
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the decoder's embeddings."""
+        return self.decoder.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the decoder's embeddings."""
+        self.decoder.embed_tokens = value
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        """Normalised pixels (I, 3, S, S) to unscaled decoder inputs (I, Q, D)."""
+        if self.vision_tower is None:
+            raise ValueError("pixel_values were given, but the model has no vision_config")
+        return self.connector(self.vision_tower(pixel_values).to(self.dtype))
+
+    def get_span_features(self, span_input_ids: Tensor, span_attention_mask: Tensor | None = None) -> Tensor:
+        """Spans (S, L), each with its BOS, to unscaled decoder inputs (N, D), one for every other valid token."""
+        if self.span_encoder is None:
+            raise ValueError("span_input_ids were given, but the model has no span_encoder_config")
+        return self.span_connector(self.span_encoder(span_input_ids, span_attention_mask).to(self.dtype))
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        span_input_ids: Tensor | None = None,
+        span_attention_mask: Tensor | None = None,
+        dummy_image: bool = False,
+        **kwargs: Any,
+    ) -> KosmosModelOutput:
+        """See ``KosmosForConditionalGeneration.forward``."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        images = spans = None
+        if input_ids is not None:
+            inputs_embeds, images, spans = self._embed(input_ids)
+        elif pixel_values is not None:
+            images = self._image_places(inputs_embeds)
+        image_features = None
+        if pixel_values is not None:
+            image_features = self.get_image_features(pixel_values)
+            flat = image_features.flatten(0, 1)
+            what = f"{len(image_features)} images of {self.config.num_image_tokens} features"
+            inputs_embeds = _write(inputs_embeds, images, flat, what, "pixel_values", self.config.image_token_id)
+        elif images is not None:
+            _refuse_unfilled(images, "pixel_values", self.config.image_token_id)
+        if span_input_ids is not None:
+            features = self.get_span_features(span_input_ids, span_attention_mask)
+            what = f"{len(features)} span tokens"
+            inputs_embeds = _write(inputs_embeds, spans, features, what, "span_input_ids", self.config.span_token_id)
+        elif spans is not None:
+            _refuse_unfilled(spans, "span_input_ids", self.config.span_token_id)
+        if dummy_image:
+            inputs_embeds = inputs_embeds + self._touch(pixel_values is None, span_input_ids is None)
+        outputs = self.decoder(
+            inputs_embeds, attention_mask, position_ids=position_ids, past_key_values=past_key_values, **kwargs
+        )
+        return KosmosModelOutput(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_features=image_features,
+        )
+
+    def _embed(self, input_ids_BT: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Look up the embeddings; return them with the places of images and spans, None where the model has none."""
+        images = input_ids_BT == self.config.image_token_id if self.config.image_token_id is not None else None
+        spans = input_ids_BT == self.config.span_token_id if self.config.span_token_id is not None else None
+        for places in (images, spans):
+            if places is not None:
+                input_ids_BT = input_ids_BT.masked_fill(places, 0)
+        self._check_ids(input_ids_BT)
+        return self.decoder.embed_tokens(input_ids_BT), images, spans
+
+    def _check_ids(self, input_ids_BT: Tensor) -> None:
+        # one decoded token a step on a GPU is not worth a synchronisation: the prompt was checked, samples are in range
+        if torch.compiler.is_compiling() or not input_ids_BT.numel():
+            return
+        if input_ids_BT.is_cuda and input_ids_BT.shape[1] == 1:
+            return
+        low, high = (int(bound) for bound in input_ids_BT.aminmax())
+        size = self.decoder.embed_tokens.num_embeddings
+        if low < 0 or high >= size:
+            raise ValueError(
+                f"input_ids hold {low if low < 0 else high}, but the vocabulary is {size} "
+                f"(image placeholder {self.config.image_token_id}, span placeholder {self.config.span_token_id})"
+            )
+
+    def _image_places(self, inputs_embeds: Tensor) -> Tensor:
+        """Find placeholders among embeddings, as prompt tuning needs; the placeholder must have an embedding."""
+        embedding, token = self.decoder.embed_tokens, self.config.image_token_id
+        if token is None or token >= embedding.num_embeddings:
+            raise ValueError(
+                f"inputs_embeds with pixel_values: placeholder {token} has no embedding to be recognised by "
+                f"(vocabulary {embedding.num_embeddings}); resize_token_embeddings, or pass input_ids"
+            )
+        return (inputs_embeds == embedding.weight[token]).all(-1)
+
+    def _touch(self, image: bool, span: bool) -> Tensor:
+        """Run what this batch leaves out on one empty input and return zero, so that every rank has every gradient."""
+        total = torch.zeros((), dtype=self.dtype, device=self.device)
+        if image and self.vision_tower is not None:
+            size = self.config.vision_config.image_size
+            pixels = torch.zeros(1, 3, size, size, dtype=self.dtype, device=self.device)
+            total = total + self.get_image_features(pixels).sum() * 0.0
+        if span and self.span_encoder is not None:
+            tokens = torch.zeros(1, 2, dtype=torch.long, device=self.device)
+            total = total + self.get_span_features(tokens).sum() * 0.0
+        return total
+
+
+class KosmosForConditionalGeneration(KosmosPreTrainedModel, GenerationMixin):
+    """The language model: KosmosModel with an output matrix tied to the embeddings."""
+
+    config_class = KosmosConfig
+    config: KosmosConfig
+    input_modalities = ("image", "text")
+    _tied_weights_keys = {"lm_head.weight": "model.decoder.embed_tokens.weight"}
+
+    def __init__(self, config: KosmosConfig) -> None:
+        super().__init__(config)
+        self.model = KosmosModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the decoder's embeddings."""
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the decoder's embeddings."""
+        self.model.set_input_embeddings(value)
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        """Normalised pixels (I, 3, S, S) to unscaled decoder inputs (I, Q, D)."""
+        return self.model.get_image_features(pixel_values)
+
+    def load_vision_weights(self, path: str | Path) -> None:
+        """Load the vision tower's weights from a local file or folder, see encoders.load_encoder_weights."""
+        load_encoder_weights(self.model.vision_tower, path)
+
+    def load_span_weights(self, path: str | Path) -> None:
+        """Load the text encoder's weights from a local file or folder."""
+        load_encoder_weights(self.model.span_encoder, path)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is getattr(self, "lm_head", None) and not self.config.tie_word_embeddings:
+            init_embedding(nn.Embedding.from_pretrained(module.weight, freeze=False), self.config.text_config)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        span_input_ids: Tensor | None = None,
+        span_attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        shift_labels: Tensor | None = None,
+        loss_weight: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        logits_to_keep: int | Tensor = 0,
+        skip_logits: bool | None = None,
+        **kwargs: Any,
+    ) -> KosmosOutput:
+        """Predict the next token everywhere.
+
+        Args:
+            input_ids: (B, T), with placeholders where features go.
+            attention_mask: (B, T) with 0 on padding, on either side; or a 4-D mask of the attention interface.
+            position_ids: (B, T) from 0; by default counted (absolute positions skip left padding).
+            past_key_values: a transformers cache; one or many new tokens at a time.
+            inputs_embeds: (B, T, D) unscaled, instead of ``input_ids``.
+            pixel_values: (I, 3, S, S) normalised floats, images in the row-major order of their placeholders.
+            span_input_ids, span_attention_mask: (S, L) text spans in the row-major order of their placeholders, ids of
+                the span encoder; valid tokens after the first of each span fill the placeholders one to one.
+            labels: (B, T) unshifted, -100 ignored, as everywhere in transformers.
+            shift_labels: (B, T) already shifted: what each output must predict.
+            loss_weight: (B, T) fp32 weight of each output's loss, 1 by default.
+            num_items_in_batch: what the weighted sum of NLL is divided by; the sum of weights by default.
+            logits_to_keep: compute logits of the last so many outputs only (0: all).
+            skip_logits: return no logits beside a loss. Default: with ``shift_labels``; with ``labels`` in training.
+            kwargs: ``document_ids``, ``block_ids`` (attention.py), ``position_in_span`` (GLM's second position),
+                ``use_cache``, ``dummy_image`` (touch encoders that this batch leaves out, so that no rank waits for a
+                gradient), ``output_hidden_states``, ``output_attentions``.
+
+        Raises:
+            ValueError: anything that does not fit, naming both sides.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            pixel_values=pixel_values,
+            span_input_ids=span_input_ids,
+            span_attention_mask=span_attention_mask,
+            **kwargs,
+        )
+        hidden_BTD = outputs.last_hidden_state
+        loss = TokenLoss(None, None)
+        if labels is not None or shift_labels is not None:
+            if skip_logits is None:
+                skip_logits = shift_labels is not None or self.training
+            targets = shift(labels) if shift_labels is None else shift_labels
+            loss = cross_entropy(hidden_BTD, self.lm_head.weight, targets, loss_weight, num_items_in_batch)
+        if isinstance(logits_to_keep, int) and logits_to_keep:
+            hidden_BTD = hidden_BTD[:, -logits_to_keep:]
+        elif isinstance(logits_to_keep, Tensor):
+            hidden_BTD = hidden_BTD[:, logits_to_keep]
+        return KosmosOutput(
+            loss=loss.loss,
+            logits=None if skip_logits else self.lm_head(hidden_BTD),
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            token_loss=loss.token_loss_BT,
+            image_features=outputs.image_features,
+        )
+
+    def prepare_inputs_for_generation(
+        self, *args: Any, is_first_iteration: bool = False, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Encode images and spans once, with the prompt."""
+        inputs = super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
+        if not is_first_iteration and kwargs.get("use_cache", True):
+            for name in ("pixel_values", "span_input_ids", "span_attention_mask"):
+                inputs.pop(name, None)
+        return inputs
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Repeat rows for beams; a row's images and spans are repeated together, keeping the placeholders' order."""
+        flat = {name: kwargs.pop(name, None) for name in ("pixel_values", "span_input_ids", "span_attention_mask")}
+        if expand_size > 1 and input_ids is not None:
+            if flat["pixel_values"] is not None:
+                counts = (input_ids == self.config.image_token_id).sum(1) // self.config.num_image_tokens
+                flat["pixel_values"] = _repeat_groups(flat["pixel_values"], counts.tolist(), expand_size)
+            if flat["span_input_ids"] is not None:
+                mask = flat["span_attention_mask"]
+                mask = torch.ones_like(flat["span_input_ids"]) if mask is None else mask
+                counts = _spans_per_row((input_ids == self.config.span_token_id).sum(1), mask[:, 1:].sum(1))
+                flat["span_input_ids"] = _repeat_groups(flat["span_input_ids"], counts, expand_size)
+                flat["span_attention_mask"] = _repeat_groups(mask, counts, expand_size)
+        input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
+        return input_ids, {**kwargs, **{name: value for name, value in flat.items() if value is not None}}
+
+
+def _write(
+    embeds_BTD: Tensor, places_BT: Tensor | None, features_ND: Tensor, what: str, argument: str, token: int | None
+) -> Tensor:
+    """Replace the embeddings at ``places_BT`` by the features, in row-major order."""
+    index = places_BT.flatten().nonzero().squeeze(1) if places_BT is not None else features_ND.new_zeros(0)
+    if len(index) != len(features_ND):
+        raise ValueError(
+            f"{argument} bring {what}, that is {len(features_ND)} features, "
+            f"but input_ids hold {len(index)} placeholders (id {token})"
+        )
+    flat = embeds_BTD.flatten(0, 1).index_copy(0, index, features_ND.to(embeds_BTD.dtype))
+    return flat.view_as(embeds_BTD)
+
+
+def _refuse_unfilled(places_BT: Tensor, argument: str, token: int | None) -> None:
+    if not torch.compiler.is_compiling() and (count := int(places_BT.sum())):
+        raise ValueError(f"input_ids hold {count} placeholders (id {token}), but no {argument} were given to fill them")
+
+
+def _repeat_groups(flat: Tensor, counts: list[int], times: int) -> Tensor:
+    return torch.cat([group.repeat(times, *[1] * (flat.ndim - 1)) for group in flat.split(counts)])
+
+
+def _spans_per_row(slots_B: Tensor, lengths_S: Tensor) -> list[int]:
+    """Count the spans of each row: whole spans, taken in order, until the row's placeholders are used up."""
+    counts, lengths = [], lengths_S.tolist()
+    for slots in slots_B.tolist():
+        count = 0
+        while slots > 0 and lengths:
+            slots -= lengths.pop(0)
+            count += 1
+        counts.append(count)
+    return counts
+
+
+# A copy loaded through trust_remote_code must not displace the installed package's classes.
+if not __name__.startswith("transformers_modules"):
+    AutoModel.register(KosmosConfig, KosmosModel, exist_ok=True)
+    AutoModelForImageTextToText.register(KosmosConfig, KosmosForConditionalGeneration, exist_ok=True)

@@ -1,0 +1,106 @@
+"""Positions: xPos, RoPE, sinusoidal, and GLM's learned two-dimensional tables behind one interface.
+
+xPos (arXiv 2212.10554, Alg. 1; torchscale) rotates the pairs (0,1), (2,3), … of a head by n·θ_j and stretches queries
+by ζ_j^(n/B), keys by ζ_j^(-n/B). Both are one complex factor exp((n - c)·(±log ζ_j / B + i·θ_j)), so a head is turned
+by a single complex product, computed in fp32 whatever the model's dtype. Scores depend only on the distance, hence the
+centre c is free; half of the training length keeps the factors small. RoPE is the same with ζ = 1.
+
+Differs from torchscale: c is fixed, so cached keys are stored rotated instead of being rotated again at every step.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .configuration_kosmos import KosmosTextConfig
+
+FIRST_SINUSOID = 2  # fairseq counts from pad_token_id + 1 = 2; KOSMOS-2's weights expect it
+
+
+class KosmosPositions(nn.Module):
+    """What a position adds to the embeddings, and how it turns queries and keys.
+
+    No buffer is kept: buffers that are not saved come back as garbage from ``from_pretrained``'s meta device.
+    """
+
+    def __init__(self, config: KosmosTextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self._rates: dict[torch.device, Tensor] = {}
+        if config.position_type == "learned_2d":
+            self.first = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+            self.second = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+
+    def add_to(self, hidden_BTD: Tensor, position_ids_BT: Tensor, position_in_span_BT: Tensor | None) -> Tensor:
+        """Return ``hidden_BTD`` plus its absolute positions (unchanged for xpos and rope)."""
+        kind = self.config.position_type
+        if position_in_span_BT is not None and kind != "learned_2d":
+            raise ValueError(
+                f"position_in_span was given, but text_config.position_type is {kind!r}: only 'learned_2d' reads it"
+            )
+        if kind == "sinusoidal":
+            return hidden_BTD + sinusoid(position_ids_BT + FIRST_SINUSOID, hidden_BTD.shape[-1]).to(hidden_BTD.dtype)
+        if kind == "learned_2d":
+            self._check_range("position_ids", position_ids_BT)
+            hidden_BTD = hidden_BTD + self.first(position_ids_BT)
+            if position_in_span_BT is None:
+                position_in_span_BT = torch.zeros_like(position_ids_BT)
+            self._check_range("position_in_span", position_in_span_BT)
+            return hidden_BTD + self.second(position_in_span_BT)
+        return hidden_BTD
+
+    def rotation(self, position_ids_BT: Tensor) -> Tensor | None:
+        """Return the complex factors of queries and keys, (B, T, 2, 1, K/2), or None for absolute positions."""
+        if self.config.position_type not in ("xpos", "rope"):
+            return None
+        centred = (position_ids_BT - self.config.max_position_embeddings // 2)[..., None, None, None]
+        return torch.exp(centred * self._rate(position_ids_BT.device)).to(torch.complex64)
+
+    def _rate(self, device: torch.device) -> Tensor:
+        if device not in self._rates:
+            # angles reach thousands of radians: fp32 would be off by 1e-4 there (Apple's GPUs have no fp64)
+            dtype = torch.complex64 if device.type == "mps" else torch.complex128
+            self._rates[device] = rotation_rate(self.config).to(dtype).to(device)
+        return self._rates[device]
+
+    def _check_range(self, name: str, ids: Tensor) -> None:
+        limit = self.config.max_position_embeddings
+        if ids.numel() and not torch.compiler.is_compiling() and (largest := int(ids.max())) >= limit:
+            raise ValueError(
+                f"{name} reaches {largest}, but the learned table ends at {limit - 1} "
+                f"(text_config.max_position_embeddings={limit}); shorten the input or train with a larger table"
+            )
+
+
+def rotation_rate(config: KosmosTextConfig) -> Tensor:
+    """Return the complex log-factor per position for queries and keys, (2, 1, K/2) complex128, on the CPU."""
+    with torch.device("cpu"):
+        head_dim = config.hidden_size // config.num_attention_heads
+        pair = torch.arange(head_dim // 2, dtype=torch.float64)
+        theta = 10000.0 ** (-pair / (head_dim // 2))
+        growth = torch.zeros_like(theta)
+        if config.position_type == "xpos":
+            growth = ((2 * pair + 0.4 * head_dim) / (1.4 * head_dim)).log() / config.xpos_scale_base
+        return torch.stack([torch.complex(growth, theta), torch.complex(-growth, theta)])[:, None]
+
+
+def rotate(query_BTHK: Tensor, key_BTHK: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn and stretch queries and keys in fp32, each back in its own dtype; ``rotation`` is (B, T, 2, 1, K/2)."""
+    return turn(query_BTHK, rotation[:, :, 0]), turn(key_BTHK, rotation[:, :, 1])
+
+
+def turn(heads_BTHK: Tensor, factor_BT1K: Tensor) -> Tensor:
+    """Multiply the pairs (0,1), (2,3), … of every head, read as complex numbers, by ``factor_BT1K``."""
+    pairs = torch.view_as_complex(heads_BTHK.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * factor_BT1K).flatten(-2).to(heads_BTHK.dtype)
+
+
+def sinusoid(position_ids_BT: Tensor, width: int) -> Tensor:
+    """Return fairseq's sinusoid, sines in the first half and cosines in the second, (B, T, width) fp32."""
+    half = width // 2
+    frequency = torch.exp(torch.arange(half, device=position_ids_BT.device).float() * -(math.log(10000) / (half - 1)))
+    angle = position_ids_BT[..., None].float() * frequency
+    return torch.cat([angle.sin(), angle.cos()], dim=-1)
