@@ -1,13 +1,15 @@
 """Kosmos: MetaLM / KOSMOS-1, a causal language model that reads images and text spans through frozen encoders.
 
-Everything is imported on first use, so that ``import kosmos`` costs milliseconds. Importing any model class registers
-the Kosmos classes with transformers' Auto classes.
+Everything is imported on first use, so that ``import kosmos`` costs milliseconds. It also makes transformers' Auto classes
+(``AutoModelForImageTextToText``, ``AutoProcessor`` …) know Kosmos, in whichever order the two are imported.
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from . import auto
 
 __version__ = "0.1.0"
 
@@ -43,6 +45,9 @@ if TYPE_CHECKING:
     from .modeling_kosmos import KosmosForConditionalGeneration, KosmosModel
     from .processing_kosmos import KosmosProcessor
     from .tokenization_kosmos import tokenizer_from_sentencepiece, train_tokenizer
+
+
+auto.install()
 
 
 def __getattr__(name: str) -> Any:

@@ -15,6 +15,7 @@ from . import __version__
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("kosmos_train.demo:main", "corpus, training, evaluation and a chat on real images, in minutes on a CPU"),
     "data": ("kosmos_data.cli:main", "make, inspect, check and replay corpora of interleaved text and images"),
+    "tokenizer": ("kosmos_train.tokenizer:main", "train a vocabulary on a corpus and write the processor of a run"),
     "train": ("kosmos_train.pretrain:main", "pretrain from a YAML: train CONFIG run=DIR [key=value …] [--resume]"),
     "tune": ("kosmos_train.pretrain:main", "instruction-tune a checkpoint: the same engine, another YAML"),
     "vision": ("kosmos_train.vision:main", "train a small open_clip CLIP on image-caption pairs, to be frozen later"),
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _usage() -> str:
-    rows = "\n".join(f"  {verb:<9}{text}" for verb, (_, text) in VERBS.items())
+    rows = "\n".join(f"  {verb:<11}{text}" for verb, (_, text) in VERBS.items())
     return (
         "usage: kosmos COMMAND [arguments] [--debug]\n\n"
         "Train, tune, evaluate and chat with MetaLM / KOSMOS-1 models.\n\n"

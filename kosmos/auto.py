@@ -1,0 +1,100 @@
+"""Make transformers' Auto classes know Kosmos, whichever of the two packages is imported first, without importing either.
+
+``import kosmos`` must stay cheap, so nothing of transformers is imported here. Each Auto module is extended right after
+it is loaded: at once if transformers is loaded already, else through an import hook that fires for these names only.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+_AUTO = "transformers.models.auto."
+
+
+def _register_config(auto: ModuleType) -> None:
+    from . import configuration_kosmos as configuration
+
+    auto.AutoConfig.register("kosmos", configuration.KosmosConfig, exist_ok=True)
+
+
+def _register_model(auto: ModuleType) -> None:
+    from . import modeling_kosmos as modeling
+
+    if not hasattr(modeling, "KosmosForConditionalGeneration"):
+        return  # it is being imported at this moment, and registers itself at its end
+    auto.AutoModel.register(modeling.KosmosConfig, modeling.KosmosModel, exist_ok=True)
+    classes = modeling.KosmosForConditionalGeneration
+    auto.AutoModelForImageTextToText.register(modeling.KosmosConfig, classes, exist_ok=True)
+
+
+def _register_image_processor(auto: ModuleType) -> None:
+    from .configuration_kosmos import KosmosConfig
+    from .image_processing_kosmos import KosmosImageProcessor
+
+    classes = {"pil": KosmosImageProcessor, "torchvision": KosmosImageProcessor}
+    auto.AutoImageProcessor.register(KosmosConfig, image_processor_classes=classes, exist_ok=True)
+
+
+def _register_tokenizer(auto: ModuleType) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    from .configuration_kosmos import KosmosConfig
+
+    auto.AutoTokenizer.register(KosmosConfig, fast_tokenizer_class=PreTrainedTokenizerFast, exist_ok=True)
+
+
+def _register_processor(auto: ModuleType) -> None:
+    from .configuration_kosmos import KosmosConfig
+    from .processing_kosmos import KosmosProcessor
+
+    auto.AutoProcessor.register(KosmosConfig, KosmosProcessor, exist_ok=True)
+
+
+_REGISTRATIONS: dict[str, Callable[[ModuleType], None]] = {
+    _AUTO + "configuration_auto": _register_config,
+    _AUTO + "modeling_auto": _register_model,
+    _AUTO + "image_processing_auto": _register_image_processor,
+    _AUTO + "tokenization_auto": _register_tokenizer,
+    _AUTO + "processing_auto": _register_processor,
+}
+
+
+class _AutoModuleFinder(importlib.abc.MetaPathFinder):
+    """Finds the Auto modules as usual, and registers Kosmos when one has been executed."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname not in _REGISTRATIONS:
+            return None
+        position = sys.meta_path.index(self)
+        for finder in sys.meta_path[position + 1 :]:
+            spec = finder.find_spec(fullname, path, target)
+            if spec is not None and spec.loader is not None:
+                _register_after_execution(spec.loader, _REGISTRATIONS[fullname])
+                return spec
+        return None
+
+
+def _register_after_execution(loader: importlib.abc.Loader, register: Callable[[ModuleType], None]) -> None:
+    execute = loader.exec_module
+
+    def execute_and_register(module: ModuleType) -> None:
+        execute(module)
+        register(module)
+
+    loader.exec_module = execute_and_register  # type: ignore[method-assign]
+
+
+def install() -> None:
+    """Register with the Auto modules that are loaded, and with the others as soon as they are."""
+    if not any(isinstance(finder, _AutoModuleFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _AutoModuleFinder())
+        for name, register in _REGISTRATIONS.items():
+            if name in sys.modules:
+                register(sys.modules[name])

@@ -1,0 +1,90 @@
+"""``kosmos tokenizer SHARDS… --out DIR``: train the vocabulary on a corpus and write the processor a run needs.
+
+The folder holds tokenizer, image size, places per image and chat template; every checkpoint carries a copy of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+from kosmos import settings
+from kosmos.image_processing_kosmos import KosmosImageProcessor
+from kosmos.processing_kosmos import KosmosProcessor
+from kosmos.tokenization_kosmos import encode_text, train_tokenizer
+from kosmos_data.document import Image
+from kosmos_data.errors import BadSample
+from kosmos_data.reader import Corpus
+
+
+@dataclass
+class TokenizerConfig:
+    """What the processor is made from."""
+
+    shards: list[str] = field(default_factory=list)
+    """Corpora whose text trains the vocabulary."""
+    vocab_size: int = 64_000
+    """SentencePiece pieces; KOSMOS-1 has 64,000. A small corpus gets fewer."""
+    documents_per_corpus: int = 20_000
+    """At most so many documents of each corpus are read, evenly spread."""
+    image_size: int = 224
+    """Pixels a side that the vision tower reads."""
+    crop: str = "center"
+    """``center`` or ``none``, see KosmosImageProcessor."""
+    num_image_tokens: int = 64
+    """Q, the places that one image takes in the decoder."""
+    max_length: int | None = 2048
+    """Longest prompt in tokens; None: no limit."""
+    extra_tokens: list[str] = field(default_factory=list)
+    """Special tokens appended last, for example an objective's sentinels."""
+
+
+def make_processor(config: TokenizerConfig, folder: str | Path, progress: Progress | None = None) -> KosmosProcessor:
+    """Train the tokenizer and write the processor to ``folder``.
+
+    Raises:
+        FileNotFoundError: a corpus is missing.
+        ValueError: the corpora hold no text.
+    """
+    tokenizer = train_tokenizer(texts(config, progress), config.vocab_size, config.extra_tokens)
+    image_processor = KosmosImageProcessor(image_size=config.image_size, crop=config.crop)
+    processor = KosmosProcessor(image_processor, tokenizer, config.num_image_tokens, config.max_length)
+    processor.save_pretrained(folder)
+    return processor
+
+
+def texts(config: TokenizerConfig, progress: Progress | None = None) -> Iterator[str]:
+    """The text of the sampled documents, one string a segment; unreadable documents are passed over."""
+    if not config.shards:
+        raise ValueError("no shards given: name at least one corpus folder to train the tokenizer on")
+    for root in config.shards:
+        corpus = Corpus(root)
+        step = max(1, -(-len(corpus) // config.documents_per_corpus))
+        indices: Sequence[int] = range(0, len(corpus), step)
+        tracked = progress.track(indices, description=f"text of {Path(root).name}") if progress else indices
+        for index in tracked:
+            try:
+                segments = corpus[index].segments
+            except BadSample:
+                continue
+            yield from (segment.text for segment in segments if not isinstance(segment, Image))
+
+
+def main(argv: Sequence[str]) -> None:
+    """``kosmos tokenizer SHARDS… --out DIR [key=value …]``."""
+    parser = argparse.ArgumentParser(prog="kosmos tokenizer", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("shards", nargs="+", help="corpus folders, and key=value for any field, e.g. vocab_size=2000")
+    parser.add_argument("--out", required=True, help="folder for the processor")
+    arguments = parser.parse_intermixed_args(list(argv))
+    config = settings.load(TokenizerConfig, None, [word for word in arguments.shards if "=" in word])
+    config.shards += [word for word in arguments.shards if "=" not in word]
+    with Progress(console=Console(stderr=True)) as progress:
+        processor = make_processor(config, arguments.out, progress)
+    example = "Question: what is in the image? Answer:"
+    pieces = " ".join(processor.tokenizer.convert_ids_to_tokens(encode_text(processor.tokenizer, example)))
+    print(f"{arguments.out}: {len(processor.tokenizer)} tokens; {example!r} → {pieces}")
