@@ -1,0 +1,95 @@
+"""From settings to a model and its processor: fresh from a preset, or from a checkpoint folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .config import ModelConfig, TrainConfig
+from .engine import dtype_of
+from .optim import freeze
+
+
+def build_processor(config: TrainConfig) -> Any:
+    """The processor of the run: ``processor``, else that of ``model.checkpoint``."""
+    from kosmos.processing_kosmos import load_processor
+
+    folder = config.processor or config.model.checkpoint
+    assert folder is not None, "TrainConfig.check() has refused this"
+    return load_processor(folder)
+
+
+def build_config(config: ModelConfig, processor: Any) -> Any:
+    """The model's config: preset or checkpoint, ``overrides``, and what the processor decides (vocabulary, ids).
+
+    Raises:
+        ValueError: an unknown preset, or an override that names no field.
+    """
+    from kosmos import KosmosConfig
+
+    if config.checkpoint is not None:
+        values = KosmosConfig.from_pretrained(config.checkpoint).to_dict()
+    elif Path(str(config.preset)).suffix == ".json":
+        values = json.loads(Path(str(config.preset)).read_text(encoding="utf-8"))
+    else:
+        values = KosmosConfig.preset(str(config.preset)).to_dict()
+    _override(values, config.overrides, "model.overrides.")
+    if config.checkpoint is None:
+        _fit_processor(values, processor)
+    return KosmosConfig.from_dict(values)
+
+
+def build_model(config: TrainConfig, processor: Any, resume_from: Path | None = None) -> Any:
+    """The model in the run's dtype on the CPU, with the parts frozen that are not trained.
+
+    A fresh model draws its weights from ``seed``; ``resume_from`` takes everything from a checkpoint of this run.
+    """
+    from kosmos import KosmosForConditionalGeneration
+
+    start = resume_from or config.model.checkpoint
+    torch.manual_seed(config.seed)
+    if start is not None:
+        settings = build_config(config.model, processor) if resume_from is None else None
+        model = KosmosForConditionalGeneration.from_pretrained(start, config=settings, dtype=torch.float32)
+    else:
+        model = KosmosForConditionalGeneration(build_config(config.model, processor))
+        if config.model.vision_weights is not None:
+            model.load_vision_weights(config.model.vision_weights)
+        if config.model.span_weights is not None:
+            model.load_span_weights(config.model.span_weights)
+    freeze(model, config.model.freeze)
+    if config.model.activation_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.model.compile:
+        for layer in model.model.decoder.layers:
+            layer.compile()
+    return model.to(dtype_of(config.engine))
+
+
+def _override(values: dict[str, Any], changes: dict[str, Any], where: str) -> None:
+    for key, value in changes.items():
+        if key not in values:
+            raise ValueError(f"{where}{key} is no field of the model's config; fields: {', '.join(sorted(values))}")
+        old = values[key]
+        if isinstance(value, dict) and isinstance(old, dict) and key != "model_config":
+            _override(old, value, f"{where}{key}.")
+        else:
+            values[key] = value
+
+
+def _fit_processor(values: dict[str, Any], processor: Any) -> None:
+    """Vocabulary, placeholder ids, image tokens and image size must be those that the loader will write."""
+    tokenizer = processor.tokenizer
+    begin, slot, *_, end = processor.image_token_ids()
+    values["text_config"]["vocab_size"] = len(tokenizer)
+    values.update(image_token_id=slot, boi_token_id=begin, eoi_token_id=end)
+    values["num_image_tokens"] = processor.num_image_tokens
+    if values.get("connector_config") and values["connector_config"].get("kind") in ("xconnector", "resampler"):
+        values["connector_config"]["num_queries"] = processor.num_image_tokens
+    if values.get("span_encoder_config"):
+        from kosmos.tokenization_kosmos import SPAN_SLOT
+
+        values["span_token_id"] = tokenizer.convert_tokens_to_ids(SPAN_SLOT)

@@ -1,0 +1,212 @@
+"""The settings of one training run, field by field; a YAML of ``train/configs/`` fills them.
+
+``kosmos train CONFIG run=DIR key=value …`` reads them with :func:`kosmos.settings.load`; the resolved values are kept
+in ``DIR/config.yaml``. The DeepSpeed JSON is generated from here (``engine.deepspeed_config``), never written by hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from kosmos_data import DataConfig
+from kosmos_data.config import validate
+
+
+@dataclass
+class ModelConfig:
+    """Which model is trained, and which part of it.
+
+    The last blocks of CLIP are trained by ``overrides: {vision_config: {train_last_blocks: 1}}`` (KOSMOS-1 §3.2).
+    """
+
+    preset: str | None = None
+    """Name of a preset (``tiny``, ``small``, ``kosmos-1`` …) or path of a config JSON: a fresh model."""
+    checkpoint: str | None = None
+    """Folder of a Hugging Face checkpoint to start from instead (its config, weights and processor)."""
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Changes to the config, by its own (nested) names, e.g. ``text_config: {num_hidden_layers: 3}``."""
+    vision_weights: str | None = None
+    """File or folder with the vision tower's weights (open_clip, timm or CLIP), for a fresh model."""
+    span_weights: str | None = None
+    """The same for the bidirectional encoder of text spans."""
+    freeze: list[str] = field(default_factory=list)
+    """Shell patterns of parameter names to freeze, on top of what the model's own config freezes (the encoders)."""
+    activation_checkpointing: bool = False
+    """Recompute each decoder block in the backward pass: about a third more compute for much less memory."""
+    compile: bool = False
+    """torch.compile each decoder block (needs a C++ compiler; pays on GPUs)."""
+
+
+@dataclass
+class OptimConfig:
+    """AdamW and its learning rate; the defaults are KOSMOS-1's (§3.2)."""
+
+    lr: float = 2e-4
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """AdamW's β₁ and β₂."""
+    eps: float = 1e-6
+    """AdamW's ε."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay."""
+    decay: Literal["matrices", "all"] = "matrices"
+    """Decay matrices and embeddings only, or every parameter (what the released KOSMOS code does)."""
+    warmup: int = 375
+    """Updates of linear warm-up."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the rate falls after warm-up."""
+    final_ratio: float = 0.0
+    """The rate at the end, as a share of ``lr``."""
+    clip: float = 2.0
+    """Largest norm of the whole gradient; 0 switches clipping off. KOSMOS-2's value; KOSMOS-1 names none."""
+
+
+@dataclass
+class EngineConfig:
+    """How the computation is spread and in which precision."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """fp32, or bf16 with fp32 master weights. fp16 is not offered: xPos overflows it past 4,500 positions."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """DeepSpeed ZeRO stage: 0 replicates, 1 shards optimiser state, 2 also gradients, 3 also weights."""
+    offload_optimizer: bool = False
+    """Keep optimiser state in CPU memory (ZeRO ≥ 1)."""
+    timeout_minutes: float = 30.0
+    """A collective that waits longer than this ends the run (a peer is dead or cut off)."""
+    deepspeed: dict[str, Any] = field(default_factory=dict)
+    """Merged last into the generated DeepSpeed JSON, for settings that have no field here."""
+
+
+@dataclass
+class CheckpointConfig:
+    """When the state is kept, and how much of it."""
+
+    every: int = 1000
+    """Steps between checkpoints; the last step is always kept."""
+    keep: int = 3
+    """The newest so many stay; older ones are deleted once the new one is complete."""
+    upload: str | None = None
+    """fsspec URL of a folder that gets a copy of each checkpoint (``s3://bucket/run``); None: no copy."""
+
+
+@dataclass
+class Prompt:
+    """One fixed prompt whose greedy answer is logged during training."""
+
+    text: str = ""
+    """What follows the images, e.g. ``Question: what shape is shown? Answer:``."""
+    images: list[str] = field(default_factory=list)
+    """Image files, shown before the text."""
+
+
+@dataclass
+class SampleConfig:
+    """Greedy generations on fixed prompts."""
+
+    every: int = 0
+    """Steps between samples; 0: never."""
+    prompts: list[Prompt] = field(default_factory=list)
+    """The prompts; use held-out images."""
+    max_new_tokens: int = 16
+    """Length limit of each answer."""
+
+
+@dataclass
+class EvalConfig:
+    """Held-out loss during training."""
+
+    every: int = 0
+    """Steps between evaluations; 0: never."""
+    batches: int = 8
+    """How many of its steps' batches; the same ones every time, kept in memory."""
+    data: DataConfig | None = None
+    """The held-out corpora."""
+
+
+@dataclass
+class GuardConfig:
+    """What stops, skips or rewinds; every decision is taken by all ranks together."""
+
+    spike: float = 0.0
+    """Skip the update when loss or gradient norm exceeds so many times its recent median; 0: only NaN and Inf."""
+    window: int = 128
+    """Steps in that median."""
+    max_skipped: int = 10
+    """So many skipped updates in a row: rewind or stop."""
+    on_trouble: Literal["stop", "rewind"] = "stop"
+    """``rewind`` loads the last checkpoint and goes on behind the bad batches; ``stop`` ends with the reason."""
+    hang_minutes: float = 0.0
+    """No finished step for so long: write every thread's stack to the run folder and abort; 0: never."""
+
+
+@dataclass
+class LogConfig:
+    """What is shown; ``metrics.jsonl`` always has every step."""
+
+    every: int = 10
+    """Steps between lines on the terminal."""
+    tracking: list[Literal["tensorboard", "trackio", "wandb"]] = field(default_factory=list)
+    """Extra back ends, all writing under the run folder."""
+
+
+@dataclass
+class TrainConfig:
+    """One run: model, data, schedule."""
+
+    data: DataConfig
+    """Corpora, weights, objectives, rows per step and per micro-batch; accumulation follows from them."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Which model."""
+    processor: str | None = None
+    """Folder with tokenizer and image processor; None: those of ``model.checkpoint``."""
+    steps: int = 300_000
+    """Optimiser updates."""
+    seed: int = 0
+    """Initial weights, dropout and data order follow from it."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimiser and learning rate."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """Precision and parallelism."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Checkpoints."""
+    samples: SampleConfig = field(default_factory=SampleConfig)
+    """Generations on fixed prompts."""
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    """Held-out loss."""
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    """Guards."""
+    log: LogConfig = field(default_factory=LogConfig)
+    """Terminal and trackers."""
+
+    def micro_batches(self, world_size: int) -> int:
+        """Micro-batches per step and process."""
+        return self.data.rows_per_step // (world_size * self.data.rows_per_micro_batch)
+
+    def check(self, world_size: int = 1) -> None:
+        """Refuse what cannot work on ``world_size`` processes, with the reason.
+
+        Raises:
+            ValueError: naming the value and the fix.
+        """
+        for data in [self.data, *([self.eval.data] if self.eval.data else [])]:
+            validate(data, world_size)
+        if (self.model.preset is None) == (self.model.checkpoint is None):
+            raise ValueError("give exactly one of model.preset (a fresh model) and model.checkpoint (go on from one)")
+        if self.processor is None and self.model.checkpoint is None:
+            raise ValueError("processor is not set and there is no model.checkpoint to take it from")
+        if self.engine.zero_stage == 0 and self.engine.precision == "bf16":
+            raise ValueError("engine.zero_stage=0 keeps no fp32 master weights in bf16; use zero_stage=1 (same speed)")
+        if self.engine.zero_stage == 0 and self.engine.offload_optimizer:
+            raise ValueError("engine.offload_optimizer needs engine.zero_stage >= 1")
+        if self.engine.zero_stage == 3 and self.model.compile:
+            raise ValueError("model.compile with engine.zero_stage=3: ZeRO-3's hooks break the graphs; use stage 2")
+        for name, value in {"steps": self.steps, "log.every": self.log.every, "keep": self.checkpoint.keep}.items():
+            if value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        if not 0 <= self.optim.warmup <= self.steps:
+            raise ValueError(f"optim.warmup={self.optim.warmup} must lie between 0 and steps={self.steps}")
+        if self.eval.every and self.eval.data is None:
+            raise ValueError("eval.every is set without eval.data")
+        if self.samples.every and not self.samples.prompts:
+            raise ValueError("samples.every is set without samples.prompts")

@@ -1,0 +1,121 @@
+"""The ranks of one run: start-up with or without a launcher, and the few collectives that the loop needs.
+
+Works under torchrun, ``deepspeed``, ``srun torchrun`` and with no launcher at all (one process). On a machine without
+a GPU the backend is gloo. DeepSpeed would compile a shared-memory op the first time it starts on a CPU; that op serves
+inference only, so it is switched off and no C compiler is needed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class World:
+    """Who this process is: rank of size, local rank on its host, and its device."""
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one rank that writes logs and metadata."""
+        return self.rank == 0
+
+    def sum(self, values: Iterable[float]) -> list[float]:
+        """Sum a list of numbers over all ranks, in float64; every rank gets the same result."""
+        numbers = list(values)
+        if self.size == 1:
+            return [float(number) for number in numbers]
+        tensor = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor)
+        return tensor.tolist()
+
+    def any(self, flag: bool) -> bool:
+        """True on every rank when it is true on one."""
+        return self.sum([float(flag)])[0] > 0
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's picklable ``value``, on every rank (only among the processes of one run: never from a file)."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.size > 1:
+            self.any(False)
+
+    def agree(self, error: Exception | None, doing: str) -> None:
+        """Raise on every rank when ``error`` is set on one, so that no rank waits for one that has given up.
+
+        Raises:
+            OSError, ValueError or RuntimeError: the failing rank's own kind where it is one of these.
+        """
+        report = None if error is None else (type(error).__name__, str(error))
+        failures = [(rank, *found) for rank, found in enumerate(self.gather(report)) if found is not None]
+        if error is not None:
+            raise error
+        if failures:
+            rank, kind, message = failures[0]
+            family = OSError if kind in ("OSError", "PermissionError", "FileNotFoundError") else RuntimeError
+            raise (ValueError if kind == "ValueError" else family)(f"rank {rank} failed {doing}: {message}")
+
+
+def start(timeout_minutes: float = 30.0) -> World:
+    """Join (or, without a launcher, form) the process group and say who we are.
+
+    ``timeout_minutes`` bounds every collective: a dead or cut-off peer ends the run after at most this long.
+    """
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    if "RANK" not in os.environ:
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
+        os.environ["MASTER_PORT"] = str(_free_port())
+    quiet()
+    import deepspeed
+
+    if os.environ["DS_ACCELERATOR"] == "cpu":
+        from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+
+        deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    deepspeed.init_distributed(
+        "nccl" if device.type == "cuda" else "gloo",
+        auto_mpi_discovery=False,
+        verbose=False,
+        timeout=timedelta(minutes=timeout_minutes),
+    )
+    return World(dist.get_rank(), dist.get_world_size(), local_rank, device)
+
+
+def quiet() -> None:
+    """Keep DeepSpeed's and torch's start-up chatter out of the log; their warnings about real trouble stay."""
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*(reduce_scatter_tensor|all_gather_into_tensor).*deprecated.*")
+    import deepspeed
+
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,239 @@
+"""One optimiser step on DeepSpeed: any ZeRO stage, any number of processes, the same numbers.
+
+The loss of a step is the sum of the weighted token losses over *all* ranks and micro-batches divided by the sum of all
+their weights, so that splitting a batch differently changes nothing (tests/train/test_engine.py). For that the weights
+are counted over the ranks before the first forward pass, and the caller, not DeepSpeed, owns the accumulation boundary.
+
+Differs from the paper: KOSMOS-1 was trained with data parallelism in fp16; here ZeRO shards the state, in bf16 or fp32.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .config import EngineConfig, TrainConfig
+from .distributed import World
+from .fragments import create_state, load_optimizer, refresh_weights
+from .guards import SpikeGuard
+from .optim import VetoAdamW, parameter_groups
+
+NOT_FOR_MODEL = ("source_ids",)
+
+
+@dataclass
+class StepResult:
+    """What one step did, equal on every rank."""
+
+    loss: float
+    """Weighted mean token loss over the whole step, nats."""
+    tokens: int
+    """Tokens read, without padding."""
+    supervised: int
+    """Tokens with a label."""
+    source_loss: dict[str, float]
+    """Mean loss of each source that had supervised tokens."""
+    source_tokens: dict[str, int]
+    """Tokens read from each source."""
+    grad_norm: float
+    """Norm of the whole gradient before clipping."""
+    skipped: str | None = None
+    """Why the update was skipped, or None."""
+    images: int = 0
+    """Images read."""
+    rows: int = 0
+    """Rows read."""
+    votes: dict[str, float] = field(default_factory=dict)
+    """The ``votes`` of all ranks, summed."""
+
+
+def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Any]:
+    """The DeepSpeed JSON that ``config`` stands for, ``engine.deepspeed`` merged in last."""
+    engine = config.engine
+    zero: dict[str, Any] = {"stage": engine.zero_stage, "overlap_comm": False, "contiguous_gradients": True}
+    if engine.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    generated: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": config.data.rows_per_micro_batch,
+        "gradient_accumulation_steps": config.micro_batches(world_size),
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": config.optim.clip if engine.zero_stage else 0.0,  # VetoAdamW clips without ZeRO
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+    if engine.precision == "bf16":
+        generated["bf16"] = {"enabled": True}
+        generated["data_types"] = {"grad_accum_dtype": "fp32"}
+    return _merge(generated, engine.deepspeed)
+
+
+def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def dtype_of(engine: EngineConfig) -> torch.dtype:
+    """The dtype of weights and activations."""
+    return torch.bfloat16 if engine.precision == "bf16" else torch.float32
+
+
+class Engine:
+    """The model inside DeepSpeed, with :meth:`step` and :meth:`evaluate`."""
+
+    def __init__(self, model: Any, processor: Any, config: TrainConfig, world: World, sources: list[str]) -> None:
+        import deepspeed
+
+        self.config, self.world, self.sources = config, world, sources
+        self.image_processor = processor.image_processor
+        self.dtype = dtype_of(config.engine)
+        self.guard = SpikeGuard(config.guard)
+        self.optimizer = VetoAdamW(parameter_groups(model, config.optim), config.optim)
+        self.deepspeed, wrapped, _, _ = deepspeed.initialize(
+            model=model, optimizer=self.optimizer, config=deepspeed_config(config, world.size)
+        )
+        if config.engine.zero_stage:
+            self.optimizer.norm_source = lambda: wrapped._global_grad_norm
+        create_state(self.deepspeed)
+
+    @property
+    def model(self) -> Any:
+        """The bare model."""
+        return self.deepspeed.module
+
+    def step(self, batch: Any, number: int, rate: float, votes: dict[str, float]) -> StepResult:
+        """Forward, backward and update for one step of all ranks; ``number`` is the 1-based step it completes.
+
+        ``votes`` are numbers of this rank (a received signal, unreadable samples) that travel with the counts and come
+        back summed over the ranks: that costs no extra round.
+
+        Raises:
+            ValueError: no token of the whole step is supervised.
+        """
+        counts = self.world.sum([*self._count_local(batch), *votes.values()])
+        result = self._result(counts)
+        result.votes = dict(zip(votes, counts[len(counts) - len(votes) :], strict=True))
+        if counts[0] <= 0:
+            raise ValueError(
+                f"step {number}: no supervised token in {result.tokens} tokens on {self.world.size} processes; "
+                f"check the objective and `supervised` flags of the data (kosmos data inspect shows them)"
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.deepspeed.train()
+        losses = torch.zeros(len(self.sources) + 1, dtype=torch.float64, device=self.world.device)
+        for index, micro in enumerate(batch.micro_batches):
+            seed_everything(self.config.seed, number, self.world.rank, index)
+            output = self.deepspeed(**self.inputs(micro), num_items_in_batch=counts[0])
+            # DeepSpeed averages gradients over the ranks; ours are shares of one sum.
+            self.deepspeed.backward(output.loss * self.world.size, scale_wrt_gas=False)
+            losses += self._losses(output, micro)
+        self._fill_losses(result, self.world.sum(losses.tolist()), counts)
+        self._update(result)
+        return result
+
+    def _update(self, result: StepResult) -> None:
+        bad_loss = self.guard.judge_loss(result.loss)
+        self.optimizer.begin(lambda norm: bad_loss or self.guard.judge_norm(norm))
+        self.deepspeed.step()
+        norm = self.deepspeed.get_global_grad_norm() if self.config.engine.zero_stage else self.optimizer.norm
+        result.grad_norm = float("nan") if norm is None else float(norm)
+        result.skipped = bad_loss or self.optimizer.reason
+        if result.skipped is None and not self.deepspeed.was_step_applied():
+            result.skipped = "gradient is not finite"
+        self.guard.record(result.loss, result.grad_norm, result.skipped)
+
+    @torch.no_grad()
+    def evaluate(self, batches: list[Any]) -> dict[str, float]:
+        """Mean loss over held-out batches, in total (``loss``) and by source; nothing is updated."""
+        self.deepspeed.eval()
+        sums = [0.0] * (2 * len(self.sources) + 2)
+        for batch in batches:
+            losses = torch.zeros(len(self.sources) + 1, dtype=torch.float64, device=self.world.device)
+            for micro in batch.micro_batches:
+                output = self.deepspeed(**self.inputs(micro), num_items_in_batch=1.0)
+                losses += self._losses(output, micro)
+            local = self._count_local(batch)
+            sums = [a + b for a, b in zip(sums, [*losses.tolist(), *local[: len(losses)]], strict=True)]
+        sums = self.world.sum(sums)
+        losses_by, weights_by = sums[: len(sums) // 2], sums[len(sums) // 2 :]
+        if weights_by[0] <= 0:
+            raise ValueError("eval.data: no supervised token in the held-out batches")
+        named = zip(["loss", *self.sources], losses_by, weights_by, strict=True)
+        return {name: loss / weight for name, loss, weight in named if weight > 0}
+
+    def restore(self, folder: Path, state: dict[str, Any]) -> None:
+        """Take master weights and optimiser state from a checkpoint, and the weights that follow from them."""
+        load_optimizer(folder, self.deepspeed, state)
+        refresh_weights(self.deepspeed)
+
+    def close(self) -> None:
+        """Free DeepSpeed's hooks and buffers, so that another run can follow in the same process."""
+        self.deepspeed.destroy()
+
+    def inputs(self, micro: dict[str, torch.Tensor]) -> dict[str, Any]:
+        """Model arguments of one micro-batch, on the device; images are normalised here."""
+        moved: dict[str, Any] = {
+            name: tensor.to(self.world.device, non_blocking=True)
+            for name, tensor in micro.items()
+            if name not in NOT_FOR_MODEL
+        }
+        if "pixel_values" in moved:
+            moved["pixel_values"] = self.image_processor.normalize(moved["pixel_values"]).to(self.dtype)
+        # Every rank must touch every trainable parameter, also with text-only rows: else ZeRO waits or aborts.
+        return {**moved, "dummy_image": True}
+
+    def _losses(self, output: Any, micro: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Weighted loss sums: total first, then by source; stays on the device."""
+        weighted = output.token_loss.detach().double() * micro["loss_weight"].to(self.world.device)
+        sources = micro["source_ids"].to(self.world.device)
+        by_source = torch.bincount((sources + 1).flatten(), weighted.flatten(), minlength=len(self.sources) + 1)
+        return torch.cat([weighted.sum()[None], by_source[1:]])
+
+    def _count_local(self, batch: Any) -> list[float]:
+        """Weight in total and by source; then tokens by source, supervised tokens, images, rows."""
+        size = len(self.sources) + 1
+        weight = torch.zeros(size, dtype=torch.float64)
+        tokens = torch.zeros(size, dtype=torch.float64)
+        supervised = images = rows = 0
+        for micro in batch.micro_batches:
+            sources = (micro["source_ids"] + 1).flatten()
+            weight += torch.bincount(sources, micro["loss_weight"].flatten().double(), minlength=size)
+            tokens += torch.bincount(sources, minlength=size)
+            supervised += int((micro["loss_weight"] > 0).sum())
+            images += len(micro.get("pixel_values", ()))
+            rows += len(micro["input_ids"])
+        return [float(weight.sum()), *weight[1:].tolist(), *tokens[1:].tolist(), supervised, images, rows]
+
+    def _result(self, counts: list[float]) -> StepResult:
+        size = len(self.sources)
+        tokens = dict(zip(self.sources, (int(count) for count in counts[1 + size : 1 + 2 * size]), strict=True))
+        supervised, images, rows = (int(count) for count in counts[1 + 2 * size : 4 + 2 * size])
+        return StepResult(
+            loss=float("nan"),
+            tokens=sum(tokens.values()),
+            supervised=supervised,
+            source_loss={},
+            source_tokens=tokens,
+            grad_norm=float("nan"),
+            images=images,
+            rows=rows,
+        )
+
+    def _fill_losses(self, result: StepResult, losses: list[float], counts: list[float]) -> None:
+        result.loss = losses[0] / counts[0]
+        for source, loss, weight in zip(self.sources, losses[1:], counts[1 : 1 + len(self.sources)], strict=True):
+            if weight > 0:
+                result.source_loss[source] = loss / weight
+
+
+def seed_everything(seed: int, step: int, rank: int, index: int) -> None:
+    """Seed dropout as a function of where we are, so that a resumed run draws what the uninterrupted one drew."""
+    torch.manual_seed(zlib.crc32(f"{seed}/{step}/{rank}/{index}".encode()))

@@ -1,0 +1,94 @@
+"""What a model costs: parameters, floating-point operations, memory; and the utilisation that a speed amounts to.
+
+FLOPs follow the usual convention (PaLM, appendix B): 2 for each multiply-add, 6N per token for parts that are trained
+(forward and twice backward), attention added, recomputation not counted. A *frozen* part costs 2N: it has no backward
+pass. A vision tower is paid per patch, the connector per query, the decoder per token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+# Dense bf16 peaks in FLOP/s from the vendors' data sheets (not the doubled sparse figures).
+PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12,
+         "L4": 121e12, "A10": 125e12, "RTX 4090": 165e12, "RTX 3090": 71e12}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """Parameters by part, and FLOPs of training on one token and one image."""
+
+    parameters: dict[str, int]
+    """Part → parameters: decoder, embeddings, connector, vision, spans."""
+    frozen: dict[str, int]
+    """Part → how many of them are frozen."""
+    token_flops: float
+    """Training FLOPs of one decoder token, its share of attention included."""
+    image_flops: float
+    """Training FLOPs of one image before the decoder."""
+
+    @property
+    def trainable(self) -> int:
+        """Parameters that learn."""
+        return sum(self.parameters.values()) - sum(self.frozen.values())
+
+    def utilisation(self, tokens: int, images: int, seconds: float, processes: int) -> float | None:
+        """Model FLOPs utilisation of a step over all processes, 0–1; None on a device whose peak is not known."""
+        peak = device_peak()
+        if peak is None:
+            return None
+        return (tokens * self.token_flops + images * self.image_flops) / (seconds * processes * peak)
+
+
+def device_peak() -> float | None:
+    """Dense bf16 FLOP/s of this GPU, by its name."""
+    if not torch.cuda.is_available():
+        return None
+    name = torch.cuda.get_device_name()
+    return next((peak for key, peak in PEAKS.items() if key in name), None)
+
+
+def model_cost(model: Any, row_tokens: int) -> ModelCost:
+    """Count a model (on any device, meta too) that reads rows of ``row_tokens``."""
+    parts = {"decoder": 0, "embeddings": 0, "connector": 0, "vision": 0, "spans": 0}
+    frozen = dict.fromkeys(parts, 0)
+    for name, parameter in model.named_parameters():
+        part = _part(name)
+        parts[part] += parameter.numel()
+        frozen[part] += 0 if parameter.requires_grad else parameter.numel()
+    text = model.config.text_config
+    learns = parts["decoder"] > frozen["decoder"]
+    matrices = parts["decoder"] + text.vocab_size * text.hidden_size  # the output matrix is used, the lookup is free
+    attention = 2 * text.num_hidden_layers * text.hidden_size * row_tokens  # QK and AV forward, half of it masked
+    factor = 3 if learns else 2
+    return ModelCost(
+        parameters={part: count for part, count in parts.items() if count},
+        frozen={part: frozen[part] for part, count in parts.items() if count},
+        token_flops=float(factor * (2 * matrices + attention)),
+        image_flops=_image_flops(model, parts, frozen),
+    )
+
+
+def _image_flops(model: Any, parts: dict[str, int], frozen: dict[str, int]) -> float:
+    if not parts["vision"]:
+        return 0.0
+    patches = model.model.vision_tower.count_tokens()
+    trained = parts["vision"] - frozen["vision"]
+    tower = (2 * frozen["vision"] + 6 * trained) * patches
+    queries = int(model.config.num_image_tokens)
+    return float(tower + 6 * parts["connector"] * (patches + queries) / 2)
+
+
+def _part(name: str) -> str:
+    if "vision_tower" in name:
+        return "vision"
+    if "span_" in name:
+        return "spans"
+    if "connector" in name:
+        return "connector"
+    if "embed_tokens" in name or "lm_head" in name:
+        return "embeddings"
+    return "decoder"

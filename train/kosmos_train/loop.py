@@ -1,0 +1,167 @@
+"""The loop: batch, step, log, and now and then a checkpoint, samples, held-out loss.
+
+All ranks run it in lockstep. What one rank alone could know (a signal, an unreadable sample) is summed over the ranks
+with the token counts of the step, so that all of them save, stop or rewind at the same step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import checkpoint
+from .config import TrainConfig
+from .engine import Engine, StepResult
+from .flops import ModelCost
+from .guards import Interrupt, TrainingStoppedError, Watchdog
+from .log import RunLog
+from .optim import learning_rate
+from .run_dir import RunDir
+from .samples import Sampler
+
+MAX_REWINDS = 3
+
+
+class Loop:
+    """Everything a run needs, assembled; :meth:`run` trains to the last step or to the first signal."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        run: RunDir,
+        engine: Engine,
+        processor: Any,
+        loader: Any,
+        held_out: list[Any],
+        cost: ModelCost,
+        state: dict[str, Any],
+    ) -> None:
+        self.config, self.run_dir, self.engine, self.processor = config, run, engine, processor
+        self.loader, self.held_out, self.cost = loader, held_out, cost
+        self.start_step = self.step = int(state.get("step", 0))
+        self.frozen = state["frozen"]
+        self.loader_state: Any = None
+        self.saved_step = self.step if "adam_step" in state else -1
+        self.rewinds = 0
+        main = engine.world.is_main
+        self.sampler = Sampler(config.samples, processor, run.samples, self.step, main)
+        name = run.path.resolve().name
+        self.log = RunLog(run.metrics, config.log, config.steps, name, self.step) if main else None
+        if "guard" in state:
+            engine.guard.load(state["guard"])
+
+    def run(self) -> bool:
+        """Train; True when the last step is done, False when a signal ended the run early (resume it later)."""
+        batches = iter(self.loader)
+        stacks = self.run_dir.path / f"stacks-rank{self.engine.world.rank}.txt"
+        with Interrupt() as interrupt, Watchdog(self.config.guard.hang_minutes, stacks) as watchdog:
+            while self.step < self.config.steps:
+                interrupted = self._one_step(batches, interrupt)
+                watchdog.beat()
+                self._between_steps(interrupted)
+                watchdog.beat()
+                if self.engine.guard.exhausted:
+                    self._trouble()
+                if interrupted and self.step < self.config.steps:
+                    self._say(
+                        f"signal {interrupt.received or 'on another rank'}: saved step {self.step}; go on with --resume"
+                    )
+                    return False
+        return True
+
+    def close(self) -> None:
+        """Close files, loader workers and DeepSpeed."""
+        if self.log is not None:
+            self.log.close()
+        if hasattr(self.loader, "close"):
+            self.loader.close()
+        self.engine.close()
+
+    def _one_step(self, batches: Iterator[Any], interrupt: Interrupt) -> bool:
+        """Read a batch and make the update; True if a rank has received a signal."""
+        began = time.perf_counter()
+        batch = next(batches)
+        waited = time.perf_counter() - began
+        rate = learning_rate(self.step + 1, self.config.optim, self.config.steps)
+        votes = {"interrupted": float(interrupt.received is not None)}
+        result = self.engine.step(batch, self.step + 1, rate, votes)
+        self.step += 1
+        self.loader_state = batch.state
+        if self.log is not None:
+            seconds = time.perf_counter() - began
+            self.log.step(self.step, result, rate, seconds, waited, **self._measures(batch, result, seconds))
+        return result.votes["interrupted"] > 0
+
+    def _measures(self, batch: Any, result: StepResult, seconds: float) -> dict[str, Any]:
+        measures: dict[str, Any] = {name: value for name, value in batch.stats.items() if value}
+        utilisation = self.cost.utilisation(result.tokens, result.images, seconds, self.engine.world.size)
+        if utilisation is not None:
+            measures["mfu"] = round(utilisation, 4)
+        if self.engine.world.device.type == "cuda":
+            measures["memory_gb"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+        return measures
+
+    def _between_steps(self, interrupted: bool) -> None:
+        config, step = self.config, self.step
+        last = step == config.steps
+        if config.samples.every and (step % config.samples.every == 0 or last):
+            self.sampler.run(step, self.engine, self._say)
+        held_out = {}
+        if config.eval.every and (step % config.eval.every == 0 or last):
+            held_out = {"eval_loss": self._evaluate()}
+        if self.log is not None:
+            self.log.commit(**held_out)
+        if interrupted or last or step % config.checkpoint.every == 0:
+            self.save()
+
+    def _evaluate(self) -> dict[str, float]:
+        losses = self.engine.evaluate(self.held_out)
+        self._say("  [cyan]held-out[/cyan] " + "  ".join(f"{name} {loss:.4g}" for name, loss in losses.items()))
+        return losses
+
+    def save(self) -> Path | None:
+        """Write a checkpoint of this step, unless there is one."""
+        if self.saved_step == self.step:
+            return None
+        from kosmos_data import merge_states
+
+        states = self.engine.world.gather(self.loader_state)
+        state = {
+            "loader": merge_states(states),
+            "guard": self.engine.guard.state(),
+            "frozen": self.frozen,
+            "zero_stage": self.config.engine.zero_stage,
+            "precision": self.config.engine.precision,
+        }
+        began = time.perf_counter()
+        folder = self.run_dir.checkpoints
+        path = checkpoint.save(folder, self.step, self.engine, self.processor, state, self.config.checkpoint.keep)
+        self.saved_step = self.step
+        self._say(f"  [dim]checkpoint {path} in {time.perf_counter() - began:.1f}s[/dim]")
+        return path
+
+    def _trouble(self) -> None:
+        """Too many skipped updates in a row: rewind to the last checkpoint, behind the bad batches, or stop."""
+        latest = checkpoint.find_latest(self.run_dir.checkpoints)
+        count = self.engine.guard.skipped_in_row
+        if self.config.guard.on_trouble == "stop" or latest is None or self.rewinds >= MAX_REWINDS:
+            raise TrainingStoppedError(
+                f"step {self.step}: {count} updates skipped in a row (see metrics.jsonl); last checkpoint: {latest}. "
+                "Lower optim.lr, or resume with data.skip_steps=[…], or set guard.on_trouble=rewind"
+            )
+        self.rewinds += 1
+        state = checkpoint.read_state(latest)
+        self.engine.restore(latest, state)
+        self.engine.guard.load(state["guard"])
+        self._say(
+            f"[yellow]step {self.step}: {count} skipped in a row; rewound to {latest.name}, data goes on[/yellow]"
+        )
+        self.step = self.saved_step = state["step"]
+
+    def _say(self, text: str) -> None:
+        if self.log is not None:
+            self.log.say(text)

@@ -1,0 +1,103 @@
+"""AdamW that can be told to sit a step out, its parameter groups, and the learning rate as a function of the step.
+
+KOSMOS-1 §3.2: AdamW, betas (0.9, 0.98), weight decay 0.01, learning rate 2e-4, 375 warm-up steps, linear to zero.
+
+The veto is how a bad step is skipped under every ZeRO stage: DeepSpeed calls ``step`` on its own partitions of the
+parameters, so refusing there leaves weights, moments and step counts untouched on every rank, in any precision.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from .config import OptimConfig
+
+
+class VetoAdamW(torch.optim.AdamW):
+    """torch's AdamW with ``veto``: asked once per optimiser step for a reason to skip it.
+
+    ``veto(norm)`` gets the global gradient norm before clipping and returns a reason or None. Under ZeRO the norm comes
+    from DeepSpeed (``norm_source``); without ZeRO it is measured and clipped here, as DeepSpeed keeps no record of it.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], config: OptimConfig) -> None:
+                super().__init__(groups, config.lr, config.betas, config.eps, config.weight_decay, fused=True)
+        self.clip = config.clip
+        self.veto: Callable[[float], str | None] = lambda norm: None
+        self.norm_source: Callable[[], float] | None = None
+        self.norm = math.nan
+        self.reason: str | None = None
+        self._decided = False
+
+    def begin(self, veto: Callable[[float], str | None]) -> None:
+        """Say how the coming step is judged; called before DeepSpeed's ``step``."""
+        self.veto, self._decided, self.reason, self.norm = veto, False, None, math.nan
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One update of the groups that DeepSpeed has filled, unless vetoed (it may call this once per group)."""
+        if not self._decided:
+            self.norm = self._clip() if self.norm_source is None else float(self.norm_source())
+            self.reason = self.veto(self.norm)
+            self._decided = True
+        if self.reason is None:
+            super().step(closure)
+
+    def _clip(self) -> float:
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        return float(torch.nn.utils.clip_grad_norm_(parameters, self.clip if self.clip > 0 else math.inf))
+
+
+def freeze(model: torch.nn.Module, patterns: Iterable[str]) -> None:
+    """Freeze the parameters whose names match one of the shell patterns.
+
+    Raises:
+        ValueError: a pattern that matches no parameter.
+    """
+    named = dict(model.named_parameters())
+    for pattern in patterns:
+        matched = fnmatch.filter(named, pattern)
+        if not matched:
+            raise ValueError(f"model.freeze: {pattern!r} matches no parameter; names look like {next(iter(named))!r}")
+        for name in matched:
+            named[name].requires_grad_(False)
+
+
+def parameter_groups(model: torch.nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+    """The trainable parameters in two groups: with and without weight decay.
+
+    ``decay: matrices`` spares biases, norms and other one-dimensional parameters; ``decay: all`` is what the released
+    KOSMOS code does (fairseq's Adam decays everything). Frozen parameters are in no group.
+    """
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trainable:
+        raise ValueError("model.freeze leaves no parameter to train")
+    decayed = [parameter for parameter in trainable if config.decay == "all" or parameter.ndim >= 2]
+    spared = [parameter for parameter in trainable if config.decay != "all" and parameter.ndim < 2]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": spared, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def learning_rate(step: int, config: OptimConfig, steps: int) -> float:
+    """The rate of update number ``step`` (1-based).
+
+    Up to ``warmup``: lr · step / warmup. After it, from lr down to ``lr · final_ratio`` one update past the last, so
+    that no update is spent at rate zero (fairseq's polynomial decay of power 1, which KOSMOS used).
+    """
+    if config.warmup and step <= config.warmup:
+        return config.lr * step / config.warmup
+    progress = min(1.0, (step - 1 - config.warmup) / max(1, steps - config.warmup))
+    floor = config.final_ratio
+    if config.schedule == "linear":
+        return config.lr * (floor + (1 - floor) * (1 - progress))
+    if config.schedule == "cosine":
+        return config.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+    return config.lr

@@ -1,0 +1,137 @@
+"""``kosmos train CONFIG run=DIR [key=value …] [--resume]``: pretraining and, with another YAML, tuning.
+
+    kosmos train train/configs/small.yaml run=runs/small data.workers=4
+    torchrun --nproc-per-node 8 -m kosmos_train.pretrain train/configs/kosmos1.yaml run=runs/kosmos1 --resume
+
+:func:`train` is the same for programs. Exit code 75 says that a signal ended the run early and ``--resume`` goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kosmos import settings
+
+INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a call of :func:`train` ended with."""
+
+    step: int
+    """Completed steps of the run."""
+    finished: bool
+    """False when a signal ended it early."""
+    checkpoint: Path | None
+    """The newest checkpoint."""
+
+
+def train(config: Any, run_dir: str | Path, resume: bool = False) -> Outcome:
+    """Train as ``config`` (a :class:`kosmos_train.config.TrainConfig`) says, leaving everything in ``run_dir``.
+
+    Call it on every process of the job; without a launcher one process is the job. With ``resume`` it goes on from the
+    newest whole checkpoint of ``run_dir``, or starts if there is none.
+
+    Raises:
+        ValueError: settings or data that cannot work, a run that exists already, training that diverged.
+        OSError: the run directory cannot be written.
+    """
+    from .checkpoint import find_latest
+    from .distributed import start
+    from .loop import Loop
+    from .run_dir import RunDir, default_threads
+
+    default_threads()
+    world = start(config.engine.timeout_minutes)
+    config.check(world.size)
+    run = RunDir(run_dir)
+    run.open(config, resume, world)
+    loop = Loop(config, run, **_assemble(config, run, resume, world))
+    try:
+        finished = loop.run()
+    finally:
+        loop.close()
+    return Outcome(loop.step, finished, find_latest(run.checkpoints))
+
+
+def _assemble(config: Any, run: Any, resume: bool, world: Any) -> dict[str, Any]:
+    """Build what the loop needs, from the newest checkpoint if there is one."""
+    from . import checkpoint
+    from .build import build_model, build_processor
+    from .engine import Engine
+    from .flops import model_cost
+    from .loading import describe, held_out_batches, open_loader
+
+    latest = checkpoint.find_latest(run.checkpoints) if resume else None
+    state = checkpoint.read_state(latest) if latest else {}
+    processor = build_processor(config)
+    loader = open_loader(config.data, processor, world, state.get("loader"))
+    model = build_model(config, processor, latest)
+    cost = model_cost(model, config.data.row_tokens)
+    if latest:
+        checkpoint.check_fingerprint(state["frozen"], model)
+    else:
+        state["frozen"] = checkpoint.fingerprint(model)
+    if world.is_main:
+        run.record_launch(state.get("step", 0), world, describe(config.data))
+    engine = Engine(model, processor, config, world, [source.name for source in config.data.sources])
+    if latest:
+        engine.restore(latest, state)
+    held_out = held_out_batches(config.eval, processor, world) if config.eval.every else []
+    return {
+        "engine": engine,
+        "processor": processor,
+        "loader": loader,
+        "held_out": held_out,
+        "cost": cost,
+        "state": state,
+    }
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command ``kosmos train`` (and ``kosmos tune``)."""
+    arguments = _parse(argv)
+    from .config import TrainConfig
+
+    config = settings.load(TrainConfig, arguments.config, arguments.overrides)
+    if arguments.dry_run:
+        from .dry_run import dry_run
+
+        dry_run(config, arguments.gpus)
+        return 0
+    outcome = train(config, arguments.run, arguments.resume)
+    return 0 if outcome.finished else INTERRUPTED
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="kosmos train",
+        description="Pretrain or tune a model. Settings come from a YAML and key=value overrides.",
+        epilog="example: kosmos train train/configs/small.yaml run=runs/small optim.lr=1e-4 --resume",
+    )
+    parser.add_argument("config", help="YAML of a run, see train/configs/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="run=DIR, and settings such as optim.lr=1e-4")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of run=DIR, or start")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything and print size, memory, time; no training"
+    )
+    parser.add_argument("--gpus", type=int, default=8, help="devices that --dry-run plans for")
+    arguments = parser.parse_intermixed_args(list(argv))
+    runs = [text.removeprefix("run=") for text in arguments.overrides if text.startswith("run=")]
+    arguments.overrides = [text for text in arguments.overrides if not text.startswith("run=")]
+    if not runs and not arguments.dry_run:
+        raise ValueError("where to? add run=DIR, for example run=runs/first")
+    arguments.run = runs[-1] if runs else None
+    return arguments
+
+
+if __name__ == "__main__":
+    from kosmos.cli import main as kosmos
+
+    sys.exit(kosmos(["train", *sys.argv[1:]]))

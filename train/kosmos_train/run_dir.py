@@ -1,0 +1,140 @@
+"""The run directory: everything a run leaves behind, and nothing outside it.
+
+config.yaml  environment.json  metrics.jsonl  samples.jsonl  checkpoints/step-000100/  checkpoints/latest
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kosmos import settings
+
+from .config import TrainConfig
+from .distributed import World
+
+PACKAGES = ("kosmos-metalm", "torch", "deepspeed", "transformers", "open_clip_torch", "timm", "webdataset", "numpy")
+# Settings that may differ between a run and its resumption: they change speed or logging, not the numbers.
+FREE = ("engine", "checkpoint", "samples", "eval", "guard", "log")
+FREE_DATA = ("rows_per_micro_batch", "workers", "max_bad_rate", "skip_steps")
+
+
+class RunDir:
+    """Paths of one run, and its opening."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.config = self.path / "config.yaml"
+        self.environment = self.path / "environment.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.samples = self.path / "samples.jsonl"
+
+    def open(self, config: TrainConfig, resume: bool, world: World) -> None:
+        """Create the folder, or check that it may be continued, and write the resolved config.
+
+        Raises:
+            ValueError: the folder holds a run and ``resume`` is off, or the config contradicts the run's.
+            OSError: the folder cannot be written.
+        """
+        error: Exception | None = None
+        if world.is_main:
+            try:
+                self._open(config, resume)
+            except (OSError, ValueError) as caught:
+                error = caught
+        world.agree(error, f"opening {self.path}")
+
+    def _open(self, config: TrainConfig, resume: bool) -> None:
+        if self.config.exists():
+            if not resume:
+                raise ValueError(f"{self.path} already holds a run; add --resume to go on, or choose another run=DIR")
+            _check_same(settings.read_yaml(self.config), settings.to_dict(config), self.path)
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        settings.write_yaml(config, self.config)
+
+    def record_launch(self, step: int, world: World, data: dict[str, Any]) -> None:
+        """Append to ``environment.json`` what this start runs on; ``data`` describes the corpora."""
+        launches = json.loads(self.environment.read_text()) if self.environment.exists() else []
+        launches.append(
+            {
+                "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                "from_step": step,
+                "command": sys.argv,
+                "commit": _commit(),
+                "python": platform.python_version(),
+                "packages": {name: found for name in PACKAGES if (found := _version(name))},
+                "host": platform.node(),
+                "platform": platform.platform(),
+                "processes": world.size,
+                "device": torch.cuda.get_device_name() if world.device.type == "cuda" else "cpu",
+                "threads": torch.get_num_threads(),
+                "data": data,
+            }
+        )
+        write_atomically(self.environment, json.dumps(launches, indent=1))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a small file in one step."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.rename(path)
+
+
+def _check_same(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:
+    """Refuse to continue a run under settings that would make it another one."""
+    before, now = _fixed(old), _fixed(new)
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            raise ValueError(
+                f"{path} was started with {key}={before.get(key)}, now it is {now.get(key)}; "
+                "resume with the same settings, or start another run from its checkpoint (model.checkpoint=…)"
+            )
+
+
+def _fixed(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """The settings that make a run what it is, as ``a.b`` → JSON text."""
+    fixed: dict[str, str] = {}
+    for key, value in values.items():
+        if (not prefix and key in FREE) or (prefix == "data." and key in FREE_DATA):
+            continue
+        if isinstance(value, dict):
+            fixed.update(_fixed(value, f"{prefix}{key}."))
+        else:
+            fixed[prefix + key] = json.dumps(value)
+    return fixed
+
+
+def _commit() -> str | None:
+    """The commit of the source tree this package runs from, with ``+changes`` if it differs; None when installed."""
+    here = Path(__file__).parent
+    git = ["git", "-C", str(here)]
+    found = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    if found.returncode:
+        return None
+    dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)
+    return found.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def default_threads() -> None:
+    """One thread a core shared by the processes of this host, unless the user has set OMP_NUM_THREADS."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))

@@ -1,0 +1,60 @@
+"""Optional back ends for scalars; each writes under the run folder and needs its own package."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .log import Tracker
+
+
+class TensorBoard:
+    """Event files in ``RUN/tensorboard``."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Record the values of a step."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush."""
+        self._writer.close()
+
+
+class WandbLike:
+    """W&B in offline mode, or trackio, whose API is the same."""
+
+    def __init__(self, module: Any, folder: Path, run_name: str, **options: Any) -> None:
+        self._module = module
+        module.init(project=folder.parent.name or "kosmos", name=run_name, **options)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Record the values of a step."""
+        self._module.log(values, step=step)
+
+    def close(self) -> None:
+        """Flush."""
+        self._module.finish()
+
+
+def open_tracker(name: str, folder: Path, run_name: str) -> Tracker:
+    """Open one back end by name; ModuleNotFoundError if its package is missing."""
+    if name == "tensorboard":
+        return TensorBoard(folder)
+    if name == "trackio":
+        os.environ.setdefault("TRACKIO_DIR", str(folder.resolve() / "trackio"))
+        import trackio
+
+        return WandbLike(trackio, folder, run_name, embed=False)
+    if name == "wandb":
+        import wandb
+
+        return WandbLike(wandb, folder, run_name, dir=str(folder), mode="offline")
+    raise ValueError(f"log.tracking: unknown back end {name!r}; choose tensorboard, trackio or wandb")
