@@ -11,7 +11,26 @@ from typing import Any
 from PIL import Image as Picture
 
 COLOURS = ("red", "green", "blue", "black")
-WORDS = "the fish boat sails over a calm sea while seven birds sing of far hills and cold rain".split()
+WORDS = [
+    "the",
+    "fish",
+    "boat",
+    "sails",
+    "over",
+    "a",
+    "calm",
+    "sea",
+    "while",
+    "seven",
+    "birds",
+    "sing",
+    "of",
+    "far",
+    "hills",
+    "and",
+    "cold",
+    "rain",
+]
 MODEL = {
     "text_config": {
         "vocab_size": 100,

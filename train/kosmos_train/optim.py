@@ -26,7 +26,7 @@ class VetoAdamW(torch.optim.AdamW):
     """
 
     def __init__(self, groups: list[dict[str, Any]], config: OptimConfig) -> None:
-                super().__init__(groups, config.lr, config.betas, config.eps, config.weight_decay, fused=True)
+        super().__init__(groups, config.lr, config.betas, config.eps, config.weight_decay, fused=True)
         self.clip = config.clip
         self.veto: Callable[[float], str | None] = lambda norm: None
         self.norm_source: Callable[[], float] | None = None
