@@ -1,7 +1,7 @@
 """Kosmos: MetaLM / KOSMOS-1, a causal language model that reads images and text spans through frozen encoders.
 
-Everything is imported on first use, so that ``import kosmos`` costs milliseconds. It also makes transformers' Auto classes
-(``AutoModelForImageTextToText``, ``AutoProcessor`` …) know Kosmos, in whichever order the two are imported.
+Everything is imported on first use, so that ``import kosmos`` costs milliseconds. It also makes transformers' Auto
+classes (``AutoModelForImageTextToText``, ``AutoProcessor`` …) know Kosmos, in whichever order the two are imported.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ _EXPORTS = {
     "tokenizer_from_sentencepiece": "tokenization_kosmos",
     "train_tokenizer": "tokenization_kosmos",
     "Conversation": "chat",
-    "load": "chat",
+    "find_checkpoint": "loading",
+    "load": "loading",
 }
 
 __all__ = [
@@ -33,15 +34,17 @@ __all__ = [
     "KosmosModel",
     "KosmosProcessor",
     "__version__",
+    "find_checkpoint",
     "load",
     "tokenizer_from_sentencepiece",
     "train_tokenizer",
 ]
 
 if TYPE_CHECKING:
-    from .chat import Conversation, load
+    from .chat import Conversation
     from .configuration_kosmos import KosmosConfig
     from .image_processing_kosmos import KosmosImageProcessor
+    from .loading import find_checkpoint, load
     from .modeling_kosmos import KosmosForConditionalGeneration, KosmosModel
     from .processing_kosmos import KosmosProcessor
     from .tokenization_kosmos import tokenizer_from_sentencepiece, train_tokenizer
