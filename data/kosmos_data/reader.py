@@ -74,6 +74,10 @@ class Corpus:
         shard = int(np.searchsorted(self.starts, index, side="right")) - 1
         return shard, index - int(self.starts[shard])
 
+    def shard_of(self, index: int) -> str:
+        """Path of the tar that holds sample ``index``."""
+        return self.shard_path(self.locate(index)[0])
+
     def shard_path(self, shard: int) -> str:
         return f"{self.root}/{self.shards[shard].name}"
 

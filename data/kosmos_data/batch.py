@@ -1,0 +1,101 @@
+"""Rows to tensors: what one optimiser step of one rank reads."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .packing import BLOCK, DOCUMENT, LABEL, POSITION, POSITION_IN_SPAN, SOURCE, TOKEN, Row
+
+
+@dataclass(slots=True)
+class StepBatch:
+    """Everything that one rank needs for one optimiser step.
+
+    Args:
+        step: number of this batch in the run's data; skipped steps leave a gap.
+        micro_batches: dictionaries of tensors, see :func:`collate`.
+        state: the loader's state after this step, of this rank's lanes (:func:`kosmos_data.merge_states` joins ranks).
+        stats: ``tokens`` (not padding), ``positions`` (with padding), ``images``, ``documents``, ``source_tokens`` and
+            ``skipped`` by name, and ``order``, a hash of what was read: XOR over ranks, it is the same for any number
+            of ranks and workers.
+        rows: numbers of the rows in the order of the micro-batches.
+        images: images per row, in the same order.
+    """
+
+    step: int
+    micro_batches: list[dict[str, Tensor]]
+    state: dict[str, Any]
+    stats: dict[str, Any]
+    rows: list[int]
+    images: list[int]
+
+
+def collate(rows: Sequence[Row]) -> dict[str, Tensor]:
+    """Stack rows into one micro-batch.
+
+    Returns:
+        ``input_ids``, ``shift_labels`` (−100 ignored), ``document_ids`` (−1 padding), ``position_ids``, ``source_ids``
+        (−1 padding), all int64 (B, T); ``loss_weight`` float32 (B, T). Only where needed: ``block_ids`` and
+        ``position_in_span`` int64 (B, T); ``pixel_values`` uint8 (I, 3, S, S), row by row; ``span_input_ids`` and
+        ``span_attention_mask`` int64 (S, L), padded with 0 on the right.
+    """
+    table = torch.from_numpy(np.stack([row.fields for row in rows], axis=1)).long()
+    batch = {
+        "input_ids": table[TOKEN],
+        "shift_labels": table[LABEL],
+        "loss_weight": torch.from_numpy(np.stack([row.weight for row in rows])),
+        "document_ids": table[DOCUMENT],
+        "position_ids": table[POSITION],
+        "source_ids": table[SOURCE],
+    }
+    if bool((table[BLOCK] >= 0).any()):
+        batch["block_ids"] = table[BLOCK]
+    if bool((table[POSITION_IN_SPAN] != 0).any()):
+        batch["position_in_span"] = table[POSITION_IN_SPAN]
+    images = [row.images for row in rows if row.images is not None]
+    if images:
+        batch["pixel_values"] = torch.from_numpy(np.concatenate(images))
+    texts = [text for row in rows for text in row.texts]
+    if texts:
+        batch["span_input_ids"], batch["span_attention_mask"] = _pad(texts)
+    return batch
+
+
+def statistics(rows: Sequence[Row], source_names: Sequence[str]) -> dict[str, Any]:
+    """Counts of one step, as in :class:`StepBatch`."""
+    sources = np.stack([row.fields[SOURCE] for row in rows])
+    counts = np.bincount(sources[sources >= 0], minlength=len(source_names))
+    skipped: Counter[str] = Counter()
+    order = 0
+    for row in rows:
+        skipped.update(row.skipped)
+        order ^= row.order
+    return {
+        "tokens": int(counts.sum()),
+        "positions": sources.size,
+        "images": sum(image_count(row) for row in rows),
+        "documents": sum(row.documents for row in rows),
+        "source_tokens": dict(zip(source_names, counts.tolist(), strict=True)),
+        "skipped": dict(skipped),
+        "order": f"{order:016x}",
+    }
+
+
+def image_count(row: Row) -> int:
+    return 0 if row.images is None else len(row.images)
+
+
+def _pad(texts: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+    ids = torch.zeros(len(texts), max(len(text) for text in texts), dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for number, text in enumerate(texts):
+        ids[number, : len(text)] = torch.from_numpy(text.astype(np.int64))
+        mask[number, : len(text)] = 1
+    return ids, mask

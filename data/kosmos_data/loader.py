@@ -1,0 +1,240 @@
+"""The front door: settings → an endless iterator of :class:`StepBatch`, the same for any number of ranks and workers.
+
+Row n of the run belongs to lane n mod L, lane l to rank l mod world, and within a rank to one worker. Workers only
+make whole rows; the main process puts them in order. Each row carries the state of its lane *after* the row, so the
+state of a step is that of rows the trainer really received; what workers prepared beyond it is made again on resume.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from .batch import StepBatch, collate, image_count, statistics
+from .config import DataConfig, validate
+from .lane import Lane, LaneState, Source
+from .packing import Row
+
+if TYPE_CHECKING:
+    from kosmos.processing_kosmos import KosmosProcessor
+
+STATE_VERSION = 1
+_RESTARTS = 3  # a worker that dies is replaced; three deaths without one batch in between are a fault
+_WORKER_TIMEOUT = 600.0  # seconds without a batch before workers count as hung
+
+
+def build_loader(
+    config: DataConfig,
+    processor: KosmosProcessor,
+    rank: int = 0,
+    world_size: int = 1,
+    state: dict[str, Any] | None = None,
+) -> Loader:
+    """Open the corpora, check that everything fits together, and return the loader of one rank.
+
+    Args:
+        config: the ``data:`` section of the run.
+        processor: tokenizer and image processor.
+        rank, world_size: of the data-parallel group.
+        state: where to go on: the ``state`` of a :class:`StepBatch`, merged over ranks; None: the beginning.
+
+    Raises:
+        FileNotFoundError: a corpus or one of its shards is missing.
+        ValueError: settings that do not fit, a damaged corpus, or a state of other settings (which are named).
+    """
+    validate(config, world_size)
+    sources = [Source(source, config.seed, processor) for source in config.sources]
+    dataset = LaneDataset(config, sources, processor, rank, world_size)
+    return Loader(dataset, identity(config, sources, processor), state)
+
+
+def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Join the states that the ranks hold after the same step into one that any number of ranks can resume from.
+
+    Raises:
+        ValueError: the states are of different steps or settings.
+    """
+    first = states[0]
+    for other in states[1:]:
+        if (other["step"], other["identity"]) != (first["step"], first["identity"]):
+            raise ValueError(f"loader states of different runs or steps: {first['step']} and {other['step']}")
+    lanes = {lane: state for one in states for lane, state in one["lanes"].items()}
+    return first | {"lanes": lanes}
+
+
+def identity(config: DataConfig, sources: Sequence[Source], processor: KosmosProcessor) -> dict[str, Any]:
+    """Everything that decides which rows come; a state may only be used with the same."""
+    vocabulary = json.dumps(processor.tokenizer.get_vocab(), sort_keys=True).encode()
+    image = json.dumps(processor.image_processor.to_dict(), sort_keys=True, default=str).encode()
+    free = ("workers", "rows_per_micro_batch", "skip_steps", "max_bad_rate", "sources", "lanes")
+    settings = {name: value for name, value in asdict(config).items() if name not in free}
+    return settings | {
+        "lanes": config.lane_count,
+        "sources": [
+            {"name": source.name, "weight": source.weight, "objective": source.objective} for source in config.sources
+        ],
+        "corpora": {source.name: source.corpus.fingerprint for source in sources},
+        "tokenizer": hashlib.sha256(vocabulary).hexdigest()[:16],
+        "images": hashlib.sha256(image).hexdigest()[:16],
+        "image_tokens": len(processor.image_token_ids()) - 2,
+    }
+
+
+class LaneDataset(IterableDataset):
+    """The lanes of one rank, or of one worker of it; yields the rows of one step at a time.
+
+    Args:
+        config: the loader's settings.
+        sources: corpora with order and objective.
+        processor: for the ids of ``<s>`` and padding.
+        rank, world_size: of the data-parallel group.
+    """
+
+    def __init__(
+        self, config: DataConfig, sources: Sequence[Source], processor: KosmosProcessor, rank: int, world_size: int
+    ) -> None:
+        self.config, self.sources = config, sources
+        self.rank, self.world_size = rank, world_size
+        self.bos, self.pad = processor.tokenizer.bos_token_id, processor.tokenizer.pad_token_id
+        self.first_step = 0
+        self.lane_states: dict[str, LaneState] = {}
+
+    def __iter__(self) -> Iterator[list[Row] | ValueError]:
+        """Rows of this worker, step after step; a ValueError ends it and is handed over as an item."""
+        info = torch.utils.data.get_worker_info()
+        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        lanes: dict[int, Lane] = {}
+        try:
+            for step in itertools.count(self.first_step):
+                yield [self._lane(lanes, lane).next_row() for lane in self.lanes_of(step, worker, workers)]
+        except ValueError as error:
+            yield error
+
+    def lanes_of(self, step: int, worker: int, workers: int) -> list[int]:
+        """Lanes whose turn it is in ``step``, one entry per row, as far as they are this worker's."""
+        count, first = self.config.lane_count, step * self.config.rows_per_step
+        lanes = [(first + row) % count for row in range(self.config.rows_per_step)]
+        mine = [lane for lane in lanes if lane % self.world_size == self.rank]
+        return [lane for lane in mine if lane // self.world_size % workers == worker]
+
+    def _lane(self, lanes: dict[int, Lane], number: int) -> Lane:
+        if number not in lanes:
+            state = self.lane_states.get(str(number))
+            lanes[number] = Lane(self.config, self.sources, number, self.bos, self.pad, state)
+        return lanes[number]
+
+
+class Loader(Iterator[StepBatch]):
+    """An endless iterator of :class:`StepBatch` for one rank; make it with :func:`build_loader`."""
+
+    def __init__(self, dataset: LaneDataset, identity: dict[str, Any], state: dict[str, Any] | None) -> None:
+        self.dataset, self.identity = dataset, identity
+        self.config = dataset.config
+        self.step = 0
+        self._lanes: dict[str, LaneState] = {}
+        self._items: Iterator[list[Row] | ValueError] | None = None
+        if state is not None:
+            self._load(state)
+
+    def __next__(self) -> StepBatch:
+        """The next step's batch.
+
+        Raises:
+            ValueError: too many bad samples, or a batch without a supervised token.
+            RuntimeError: workers keep dying.
+        """
+        rows = self._next_rows()
+        while self.step - 1 in self.config.skip_steps:
+            rows = self._next_rows()
+        if not any(row.weight.any() for row in rows):
+            raise ValueError(f"step {self.step - 1}: no token of the batch is supervised; check the objectives")
+        size = self.config.rows_per_micro_batch
+        return StepBatch(
+            step=self.step - 1,
+            micro_batches=[collate(rows[start : start + size]) for start in range(0, len(rows), size)],
+            state=self.state(),
+            stats=statistics(rows, [source.name for source in self.config.sources]),
+            rows=[row.number for row in rows],
+            images=[image_count(row) for row in rows],
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Where this rank stands after the last batch; plain JSON, under 1 kB per lane."""
+        return {"version": STATE_VERSION, "step": self.step, "identity": self.identity, "lanes": dict(self._lanes)}
+
+    def close(self) -> None:
+        """Stop the workers."""
+        self._items = None
+
+    def _next_rows(self) -> list[Row]:
+        """All rows of the next step of this rank, in order; workers that died are replaced."""
+        for attempt in range(_RESTARTS + 1):
+            try:
+                if self._items is None:
+                    self._items = self._start()
+                items = [next(self._items) for _ in range(max(1, self.config.workers))]
+                break
+            except RuntimeError as error:
+                if "DataLoader" not in str(error) or attempt == _RESTARTS:
+                    raise
+                self._items = None
+        rows: list[Row] = []
+        for item in items:
+            if isinstance(item, ValueError):
+                self._items = None
+                raise item
+            rows += item
+        rows.sort(key=lambda row: row.number)
+        self._lanes.update({str(row.number % self.config.lane_count): row.lane_state for row in rows})
+        self.step += 1
+        return rows
+
+    def _start(self) -> Iterator[list[Row] | ValueError]:
+        self.dataset.first_step, self.dataset.lane_states = self.step, dict(self._lanes)
+        if self.config.workers == 0:
+            return iter(self.dataset)
+        # Not fork: threads of the trainer (collectives, CUDA, file-system clients) do not survive it.
+        context = torch.multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["kosmos_data.loader"])
+        return iter(
+            DataLoader(
+                self.dataset,
+                batch_size=None,
+                num_workers=self.config.workers,
+                collate_fn=_as_it_is,
+                multiprocessing_context=context,
+                worker_init_fn=_start_worker,
+                timeout=_WORKER_TIMEOUT,
+            )
+        )
+
+    def _load(self, state: dict[str, Any]) -> None:
+        if state.get("version") != STATE_VERSION:
+            raise ValueError(f"loader state of version {state.get('version')}, this program reads {STATE_VERSION}")
+        mine = json.loads(json.dumps(self.identity))
+        saved = json.loads(json.dumps(state["identity"]))
+        if changed := sorted(name for name in mine.keys() | saved.keys() if mine.get(name) != saved.get(name)):
+            what = ", ".join(f"{name} ({saved.get(name)} → {mine.get(name)})" for name in changed)
+            raise ValueError(f"the loader's state was saved with other settings: {what}")
+        seen = min(self.config.lane_count, state["step"] * self.config.rows_per_step)
+        if missing := [lane for lane in range(seen) if str(lane) not in state["lanes"]]:
+            raise ValueError(f"the loader's state lacks lanes {missing[:8]}: merge_states joins those of all ranks")
+        self.step = state["step"]
+        world, rank = self.dataset.world_size, self.dataset.rank
+        self._lanes = {lane: one for lane, one in state["lanes"].items() if int(lane) % world == rank}
+
+
+def _start_worker(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
+
+
+def _as_it_is(item: Any) -> Any:
+    return item

@@ -1,0 +1,193 @@
+"""Rows of a fixed length out of examples of any length.
+
+``concat`` fills a row to the brim and goes on with a cut document in the next row, KOSMOS-1's "full-sentence" packing
+(``spm_lm_loader._read_from_files`` of KOSMOS-2). ``best_fit`` keeps a small pool of examples per source, takes the one
+that fills the rest of the row best, and cuts only what is longer than a row. Both are one algorithm with another pool
+size and another rule for cutting. An image is never cut.
+
+Differs from KOSMOS-1: pairs are packed too (the release pads one pair a row); a cut document goes on behind a ``<s>``
+without loss, since its next token was already predicted at the end of the row before; rows mix sources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .example import Example
+
+POOL = {"concat": 1, "best_fit": 16}
+"""Examples held per lane and source; a saved state names each, so the pool is what bounds its size."""
+
+MIN_PIECE = 16
+"""A document is not cut to put fewer tokens than this into a row: a scrap teaches nothing."""
+
+FIELDS = ("token", "label", "document", "block", "position", "position_in_span", "source")
+TOKEN, LABEL, DOCUMENT, BLOCK, POSITION, POSITION_IN_SPAN, SOURCE = range(len(FIELDS))
+IGNORED = -100
+
+
+@dataclass(slots=True)
+class Entry:
+    """An example waiting for its place; ``offset`` tokens of it are already in earlier rows."""
+
+    ordinal: int
+    example: Example
+    offset: int = 0
+
+    @property
+    def length(self) -> int:
+        """Tokens that the rest of it takes, with the ``<s>`` that a continued document begins with."""
+        return len(self.example) - self.offset + (self.offset > 0)
+
+    def images(self, stop: int | None = None) -> int:
+        """Images between the offset and token ``stop``."""
+        end = len(self.example) if stop is None else stop
+        return sum(span.kind == "image" and self.offset <= span.start < end for span in self.example.spans)
+
+
+@dataclass(slots=True)
+class Piece:
+    """Tokens ``start`` … ``stop`` of an example, placed in a row."""
+
+    entry: Entry
+    source: int
+    start: int
+    stop: int
+
+    @property
+    def length(self) -> int:
+        return self.stop - self.start + (self.start > 0)
+
+
+@dataclass(slots=True)
+class Space:
+    """What is left of a row."""
+
+    tokens: int
+    images: int
+
+    def holds(self, entry: Entry) -> bool:
+        return entry.length <= self.tokens and entry.images() <= self.images
+
+
+@dataclass(frozen=True, slots=True)
+class Packer:
+    """The choice of the next piece.
+
+    Args:
+        row_tokens: T.
+        max_images: most images in a row.
+        cut_all: cut any example at the end of a row (concat), or only those that no row could hold (best_fit).
+    """
+
+    row_tokens: int
+    max_images: int
+    cut_all: bool
+
+    def choose(self, pool: Sequence[Entry], space: Space) -> tuple[int, int] | None:
+        """(index in ``pool``, token to stop at) of the best next piece, or None if nothing fits.
+
+        An empty row takes the oldest entry, so none waits for ever; after that the longest that fits, then a cut one.
+        """
+        row_is_empty = space.tokens == self.row_tokens
+        fitting = [index for index, entry in enumerate(pool) if space.holds(entry)]
+        if fitting:
+            best = fitting[0] if row_is_empty else max(fitting, key=lambda index: (pool[index].length, -index))
+            if not (row_is_empty and best > 0 and self._may_cut(pool[0])):
+                return best, len(pool[best].example)
+        for index, entry in enumerate(pool):
+            if self._may_cut(entry) and (stop := self._cut(entry, space)) is not None:
+                return index, stop
+        return None
+
+    def possible(self, example: Example) -> bool:
+        """Whether the example can be brought into rows at all: a stretch that may not be cut must fit into one."""
+        bounds = np.flatnonzero(example.cuts)
+        edges = np.concatenate([[0], bounds[bounds > 0], [len(example)]])
+        stretches = np.diff(edges)
+        stretches[1:] += 1  # the <s> of a continued document
+        if len(stretches) == 1 and Entry(0, example).images() > self.max_images:
+            return False
+        return int(stretches.max()) <= self.row_tokens
+
+    def _may_cut(self, entry: Entry) -> bool:
+        return self.cut_all or entry.length > self.row_tokens or entry.images() > self.max_images
+
+    def _cut(self, entry: Entry, space: Space) -> int | None:
+        """The last place to cut ``entry`` so that its first part fits the space; None if that part is a scrap."""
+        restart = int(entry.offset > 0)
+        stop = min(entry.offset + space.tokens - restart, len(entry.example))
+        images = [span for span in entry.example.spans if span.kind == "image" and span.start >= entry.offset]
+        if len(images) > space.images:
+            stop = min(stop, images[space.images].start - 1)
+        while stop < len(entry.example) and not entry.example.cuts[stop]:
+            stop -= 1
+        least = min(MIN_PIECE, self.row_tokens // 2) if space.tokens < self.row_tokens else 1
+        return stop if stop >= entry.offset + least else None
+
+
+@dataclass(slots=True)
+class Row:
+    """One packed row.
+
+    Args:
+        number: place of the row in the whole run; it belongs to lane ``number % lanes``.
+        fields: int32 (7, T), in the order of :data:`FIELDS`; padding has document −1 and source −1.
+        weight: float32 (T,).
+        images: ``uint8`` (I, 3, S, S), or None.
+        texts: ids of the text spans for the text encoder.
+        order: hash of which pieces of which documents these are.
+        lane_state: the lane's state after this row.
+        skipped: bad samples met while making the row, by reason.
+    """
+
+    number: int
+    fields: np.ndarray
+    weight: np.ndarray
+    images: np.ndarray | None
+    texts: list[np.ndarray]
+    order: int
+    documents: int
+    lane_state: dict = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
+
+
+def fill_row(row: Row, pieces: Sequence[Piece], bos: int, document_mask: bool) -> None:
+    """Write ``pieces`` one behind the other into the arrays of ``row``."""
+    images: list[np.ndarray] = []
+    at = blocks = 0
+    for number, piece in enumerate(pieces):
+        example, begin = piece.entry.example, at + (piece.start > 0)
+        end = begin + piece.stop - piece.start
+        part = slice(piece.start, piece.stop)
+        table = row.fields[:, begin:end]
+        table[TOKEN] = example.token[part]
+        table[LABEL] = np.where(example.weight[part] > 0, example.label[part], IGNORED)
+        table[DOCUMENT] = number if document_mask else 0
+        table[BLOCK] = np.where(example.block[part] >= 0, example.block[part] + blocks, -1)
+        first = (0 if document_mask else at) + (piece.start > 0)
+        table[POSITION] = example.position[part] - (example.position[piece.start] - first)
+        table[POSITION_IN_SPAN] = example.position_in_span[part]
+        row.weight[begin:end] = example.weight[part]
+        row.fields[SOURCE, at:end] = piece.source
+        if piece.start > 0:
+            row.fields[:POSITION_IN_SPAN, at] = (bos, IGNORED, table[DOCUMENT, 0], -1, first - 1)
+        spans = [span for span in example.spans if piece.start <= span.start < piece.stop]
+        images += [span.payload for span in spans if span.kind == "image"]
+        row.texts += [span.payload for span in spans if span.kind == "text"]
+        blocks += int(example.block.max(initial=-1)) + 1
+        at = end
+    if images:
+        row.images = np.stack(images)
+
+
+def empty_row(number: int, row_tokens: int, pad: int) -> Row:
+    """A row of nothing but padding."""
+    fields = np.zeros((len(FIELDS), row_tokens), dtype=np.int32)
+    fields[TOKEN] = pad
+    fields[LABEL] = IGNORED
+    fields[[DOCUMENT, BLOCK, SOURCE]] = -1
+    return Row(number, fields, np.zeros(row_tokens, dtype=np.float32), None, [], order=0, documents=0)
