@@ -106,13 +106,14 @@ def start(timeout_minutes: float = 30.0) -> World:
 
 
 def quiet() -> None:
-    """Keep DeepSpeed's and torch's start-up chatter out of the log; their warnings about real trouble stay."""
-    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
+    """Keep the start-up chatter and progress bars of DeepSpeed, torch and transformers out of the log."""
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*(reduce_scatter_tensor|all_gather_into_tensor).*deprecated.*")
     import deepspeed
+    import transformers
 
     deepspeed.utils.logger.setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()
 
 
 def _free_port() -> int:

@@ -45,7 +45,7 @@ class RunLog:
         self._began = time.perf_counter()
         self._start_step = start_step
 
-    def step(self, step: int, result: StepResult, rate: float, seconds: float, waited: float, **extra: float) -> None:
+    def step(self, step: int, result: StepResult, rate: float, seconds: float, waited: float, **extra: Any) -> None:
         """Take in one step: ``seconds`` it took, ``waited`` of them for data."""
         self.tokens += result.tokens
         row: dict[str, Any] = {
@@ -93,7 +93,7 @@ class RunLog:
         for tracker in self.trackers:
             tracker.close()
 
-    def _line(self, step: int, rate: float, norm: float, extra: dict[str, float]) -> str:
+    def _line(self, step: int, rate: float, norm: float, extra: dict[str, Any]) -> str:
         mean = self._since
         by_source = " ".join(f"{name} {loss:.3g}" for name, loss in mean.by_source().items())
         speed = mean.tokens / max(mean.seconds, 1e-9)

@@ -7,6 +7,7 @@ with the token counts of the step, so that all of them save, stop or rewind at t
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from .config import TrainConfig
 from .engine import Engine, StepResult
 from .flops import ModelCost
 from .guards import Interrupt, TrainingStoppedError, Watchdog
+from .loading import joint_order, order_votes
 from .log import RunLog
 from .optim import learning_rate
 from .run_dir import RunDir
@@ -87,17 +89,32 @@ class Loop:
         batch = next(batches)
         waited = time.perf_counter() - began
         rate = learning_rate(self.step + 1, self.config.optim, self.config.steps)
-        votes = {"interrupted": float(interrupt.received is not None)}
+        votes = {"interrupted": float(interrupt.received is not None), "positions": float(batch.stats["positions"])}
+        votes["bad_samples"] = float(sum(batch.stats["skipped"].values()))
+        votes |= order_votes(batch.stats["order"])
         result = self.engine.step(batch, self.step + 1, rate, votes)
         self.step += 1
         self.loader_state = batch.state
+        reasons = self._bad_samples(batch, result)
         if self.log is not None:
             seconds = time.perf_counter() - began
-            self.log.step(self.step, result, rate, seconds, waited, **self._measures(batch, result, seconds))
+            self.log.step(self.step, result, rate, seconds, waited, **self._measures(result, seconds), **reasons)
         return result.votes["interrupted"] > 0
 
-    def _measures(self, batch: Any, result: StepResult, seconds: float) -> dict[str, Any]:
-        measures: dict[str, Any] = {name: value for name, value in batch.stats.items() if value}
+    def _bad_samples(self, batch: Any, result: StepResult) -> dict[str, Any]:
+        """Unreadable samples of this step by reason, over all ranks; nothing is exchanged when there are none."""
+        if not result.votes["bad_samples"]:
+            return {}
+        total: Counter[str] = Counter()
+        for skipped in self.engine.world.gather(batch.stats["skipped"]):
+            total.update(skipped)
+        return {"bad_samples": dict(total)}
+
+    def _measures(self, result: StepResult, seconds: float) -> dict[str, Any]:
+        measures: dict[str, Any] = {
+            "packed": round(result.tokens / result.votes["positions"], 4),
+            "order": joint_order(result.votes),
+        }
         utilisation = self.cost.utilisation(result.tokens, result.images, seconds, self.engine.world.size)
         if utilisation is not None:
             measures["mfu"] = round(utilisation, 4)
