@@ -29,7 +29,7 @@ from .attention import AttentionPlan, attend_flex, attend_runs, eager_attention,
 from .configuration_kosmos import KosmosTextConfig
 from .encoders import Encoder
 from .initialization import init_embedding, init_linear, init_norm
-from .positions import KosmosPositions, rotate
+from .positions import KosmosPositions, count_positions, rotate
 
 
 class KosmosAttention(nn.Module):
@@ -242,6 +242,6 @@ class KosmosDecoder(KosmosPreTrainedModel):
         length, device = hidden_BTD.shape[1], hidden_BTD.device
         absolute = self.config.position_type in ("sinusoidal", "learned_2d")
         if absolute and attention_mask is not None and attention_mask.ndim == 2:
-            return (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, -length:]
+            return count_positions(attention_mask)[:, -length:]
         seen = past.get_seq_length() if past is not None else 0
         return (torch.arange(length, device=device) + seen)[None]

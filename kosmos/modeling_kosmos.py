@@ -27,6 +27,7 @@ from .decoder import KosmosDecoder, KosmosPreTrainedModel
 from .encoders import SpanEncoder, build_vision_tower, load_encoder_weights
 from .initialization import init_embedding
 from .loss import TokenLoss, cross_entropy, shift
+from .positions import count_positions
 
 
 @dataclass
@@ -145,6 +146,8 @@ class KosmosModel(KosmosPreTrainedModel):
             _refuse_unfilled(spans, "span_input_ids", self.config.span_token_id)
         if dummy_image:
             inputs_embeds = inputs_embeds + self._touch(pixel_values is None, span_input_ids is None)
+        if position_ids is None and attention_mask is None and past_key_values is None and "document_ids" not in kwargs:
+            position_ids = self._positions_by_id(input_ids)
         outputs = self.decoder(
             inputs_embeds, attention_mask, position_ids=position_ids, past_key_values=past_key_values, **kwargs
         )
@@ -179,6 +182,13 @@ class KosmosModel(KosmosPreTrainedModel):
                 f"input_ids hold {low if low < 0 else high}, but the vocabulary is {size} "
                 f"(image placeholder {self.config.image_token_id}, span placeholder {self.config.span_token_id})"
             )
+
+    def _positions_by_id(self, input_ids_BT: Tensor | None) -> Tensor | None:
+        """Without a mask KOSMOS-2 knows padding by its id, and does not count it."""
+        text_config = self.config.text_config
+        if input_ids_BT is None or text_config.position_type != "sinusoidal" or text_config.pad_token_id is None:
+            return None
+        return count_positions(input_ids_BT != text_config.pad_token_id)
 
     def _image_places(self, inputs_embeds: Tensor) -> Tensor:
         """Find placeholders among embeddings, as prompt tuning needs; the placeholder must have an embedding."""

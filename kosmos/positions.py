@@ -42,10 +42,10 @@ class KosmosPositions(nn.Module):
                 f"position_in_span was given, but text_config.position_type is {kind!r}: only 'learned_2d' reads it"
             )
         if kind == "sinusoidal":
-            return hidden_BTD + sinusoid(position_ids_BT + FIRST_SINUSOID, hidden_BTD.shape[-1]).to(hidden_BTD.dtype)
+            return hidden_BTD + sinusoid(position_ids_BT, hidden_BTD.shape[-1]).to(hidden_BTD.dtype)
         if kind == "learned_2d":
             self._check_range("position_ids", position_ids_BT)
-            hidden_BTD = hidden_BTD + self.first(position_ids_BT)
+            hidden_BTD = hidden_BTD + self.first(position_ids_BT.clamp(min=0))
             if position_in_span_BT is None:
                 position_in_span_BT = torch.zeros_like(position_ids_BT)
             self._check_range("position_in_span", position_in_span_BT)
@@ -98,9 +98,15 @@ def turn(heads_BTHK: Tensor, factor_BT1K: Tensor) -> Tensor:
     return torch.view_as_real(pairs * factor_BT1K).flatten(-2).to(heads_BTHK.dtype)
 
 
+def count_positions(real_BT: Tensor) -> Tensor:
+    """Count real tokens from 0, (B, T); padding gets -1, the position without a sinusoid."""
+    real_BT = real_BT.long()
+    return real_BT.cumsum(1) * real_BT - 1
+
+
 def sinusoid(position_ids_BT: Tensor, width: int) -> Tensor:
-    """Return fairseq's sinusoid, sines in the first half and cosines in the second, (B, T, width) fp32."""
+    """Return fairseq's sinusoid, sines in the first half and cosines in the second, (B, T, width) fp32; -1 gives 0."""
     half = width // 2
     frequency = torch.exp(torch.arange(half, device=position_ids_BT.device).float() * -(math.log(10000) / (half - 1)))
-    angle = position_ids_BT[..., None].float() * frequency
-    return torch.cat([angle.sin(), angle.cos()], dim=-1)
+    angle = (position_ids_BT[..., None] + FIRST_SINUSOID).float() * frequency
+    return torch.cat([angle.sin(), angle.cos()], dim=-1) * (position_ids_BT >= 0)[..., None]
