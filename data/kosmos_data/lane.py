@@ -189,9 +189,11 @@ class Lane:
     def _next_piece(self, space: Space) -> Piece | None:
         """From the source that is furthest behind its share; from another when nothing of it fits."""
         used = [stream.used + ahead for stream, ahead in zip(self.streams, self.head_start, strict=True)]
-        for source in by_need(self.share, used):
+        pools = [stream.fill(self._check_rate) for stream in self.streams]
+        coming = [min(pool[0].length, self.config.row_tokens) for pool in pools]
+        for source in by_need(self.share, used, coming):
             stream = self.streams[source]
-            choice = self.packer.choose(stream.fill(self._check_rate), space)
+            choice = self.packer.choose(pools[source], space)
             if choice is not None:
                 piece = stream.take(*choice)
                 piece.source = source

@@ -20,15 +20,18 @@ def shares(weights: Sequence[float], temperature: float = 1.0) -> list[float]:
     return [power / sum(powers) for power in powers]
 
 
-def by_need(share: Sequence[float], used: Sequence[float]) -> list[int]:
+def by_need(share: Sequence[float], used: Sequence[float], coming: Sequence[float]) -> list[int]:
     """Source numbers, the one furthest behind its share first; ties go to the lower number.
 
     Args:
         share: from :func:`shares`.
         used: tokens that each source has given so far.
+        coming: length of each source's next piece. Half of it counts as used: a source of long pieces then swings
+            around its share instead of always being ahead of it.
     """
     total = sum(used)
-    return sorted(range(len(share)), key=lambda source: (used[source] - share[source] * total, source))
+    ahead = [had + piece / 2 - part * total for had, piece, part in zip(used, coming, share, strict=True)]
+    return sorted(range(len(share)), key=lambda source: (ahead[source], source))
 
 
 def head_start(lane: int, lanes: int, sources: int, row_tokens: int) -> list[float]:
