@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -32,6 +33,8 @@ USER_ERRORS = (ValueError, OSError, ModuleNotFoundError)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; return its exit code (2 for a user's mistake)."""
+    # Idle OpenMP threads should sleep: spinning costs up to half the speed wherever cores are shared.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]

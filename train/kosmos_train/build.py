@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from kosmos.loading import find_checkpoint
+
 from .config import ModelConfig, TrainConfig
 from .engine import dtype_of
 from .optim import freeze
@@ -17,9 +19,10 @@ def build_processor(config: TrainConfig) -> Any:
     """The processor of the run: ``processor``, else that of ``model.checkpoint``."""
     from kosmos.processing_kosmos import load_processor
 
-    folder = config.processor or config.model.checkpoint
-    assert folder is not None, "TrainConfig.check() has refused this"
-    return load_processor(folder)
+    if config.processor is not None:
+        return load_processor(config.processor)
+    assert config.model.checkpoint is not None, "TrainConfig.check() has refused this"
+    return load_processor(find_checkpoint(config.model.checkpoint))
 
 
 def build_config(config: ModelConfig, processor: Any) -> Any:
@@ -31,11 +34,13 @@ def build_config(config: ModelConfig, processor: Any) -> Any:
     from kosmos import KosmosConfig
 
     if config.checkpoint is not None:
-        values = KosmosConfig.from_pretrained(config.checkpoint).to_dict()
+        values = KosmosConfig.from_pretrained(find_checkpoint(config.checkpoint)).to_dict()
     elif Path(str(config.preset)).suffix == ".json":
         values = json.loads(Path(str(config.preset)).read_text(encoding="utf-8"))
     else:
         values = KosmosConfig.preset(str(config.preset)).to_dict()
+    if config.vision_weights is not None:
+        values["vision_config"] |= _vision_fields(Path(config.vision_weights))
     _override(values, config.overrides, "model.overrides.")
     if config.checkpoint is None:
         _fit_processor(values, processor)
@@ -49,7 +54,7 @@ def build_model(config: TrainConfig, processor: Any, resume_from: Path | None = 
     """
     from kosmos import KosmosForConditionalGeneration
 
-    start = resume_from or config.model.checkpoint
+    start = resume_from or (config.model.checkpoint and find_checkpoint(config.model.checkpoint))
     torch.manual_seed(config.seed)
     if start is not None:
         settings = build_config(config.model, processor) if resume_from is None else None
@@ -67,6 +72,15 @@ def build_model(config: TrainConfig, processor: Any, resume_from: Path | None = 
         for layer in model.model.decoder.layers:
             layer.compile()
     return model.to(dtype_of(config.engine))
+
+
+def _vision_fields(folder: Path) -> dict[str, Any]:
+    """What a folder in open_clip's layout says of its own tower; empty for other weights."""
+    described = folder / "open_clip_config.json"
+    if not described.is_file():
+        return {}
+    model = json.loads(described.read_text(encoding="utf-8"))["model_cfg"]
+    return {"backend": "open_clip", "model_config": model, "image_size": model["vision_cfg"]["image_size"]}
 
 
 def _override(values: dict[str, Any], changes: dict[str, Any], where: str) -> None:
