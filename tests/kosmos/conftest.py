@@ -1,0 +1,73 @@
+"""Tiny models: an open_clip ViT of 2 layers, 17 tokens an image of 32 pixels; a decoder of 3 layers, vocabulary 97."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from kosmos import KosmosConfig, KosmosForConditionalGeneration
+
+CLIP = {
+    "embed_dim": 32,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "head_width": 32},
+}
+BERT = {"model_type": "bert", "vocab_size": 50, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3}
+SLOT, SPAN_SLOT = 100, 101
+
+
+def make_config(
+    position: str = "xpos",
+    connector: str = "xconnector",
+    images: bool = True,
+    spans: bool = False,
+    text: dict[str, Any] | None = None,
+    vision: dict[str, Any] | None = None,
+    **fields: Any,
+) -> KosmosConfig:
+    sizes = {"vocab_size": 97, "hidden_size": 64, "intermediate_size": 128}
+    sizes |= {"num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 128}
+    if spans:
+        fields["span_encoder_config"] = {"model_config": {**BERT, "num_attention_heads": 2}, "train_last_blocks": 2}
+        fields["span_token_id"] = SPAN_SLOT
+    return KosmosConfig(
+        text_config={**sizes, "position_type": position, **(text or {})},
+        vision_config={"backend": "open_clip", "model_config": CLIP, **(vision or {})} if images else None,
+        connector_config={"kind": connector, "num_queries": 8, "depth": 2},
+        image_token_id=SLOT,
+        boi_token_id=90,
+        eoi_token_id=91,
+        num_image_tokens=8 if connector in ("xconnector", "resampler") else 17,
+        **fields,
+    )
+
+
+@pytest.fixture
+def config() -> Callable[..., KosmosConfig]:
+    """The config factory."""
+    return make_config
+
+
+@pytest.fixture
+def build() -> Callable[..., KosmosForConditionalGeneration]:
+    """Return a model in eval mode whose norms and biases are not at their initial ones and zeros."""
+
+    def build(seed: int = 0, **options: Any) -> KosmosForConditionalGeneration:
+        torch.manual_seed(seed)
+        model = KosmosForConditionalGeneration(make_config(**options)).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim == 1:
+                    parameter.add_(0.2 * torch.randn_like(parameter))
+        return model
+
+    return build
+
+
+@pytest.fixture
+def ids() -> torch.Tensor:
+    """Two rows of 30 ordinary tokens."""
+    return torch.randint(4, 90, (2, 30), generator=torch.Generator().manual_seed(1))
