@@ -2,7 +2,7 @@
 
 Works under torchrun, ``deepspeed``, ``srun torchrun`` and with no launcher at all (one process). On a machine without
 a GPU the backend is gloo. DeepSpeed would compile a shared-memory op the first time it starts on a CPU; that op serves
-inference only, so it is switched off and no C compiler is needed.
+inference only, so on CPUs compiled ops are declared absent and no C compiler is called.
 """
 
 from __future__ import annotations
@@ -89,9 +89,8 @@ def start(timeout_minutes: float = 30.0) -> World:
     import deepspeed
 
     if os.environ["DS_ACCELERATOR"] == "cpu":
-        from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
-
-        deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
+        # Otherwise found out on first use by running the compiler for each op.
+        deepspeed.ops.__compatible_ops__ = {}
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":

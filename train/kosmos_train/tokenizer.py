@@ -1,4 +1,4 @@
-"""``kosmos tokenizer SHARDS… --out DIR``: train the vocabulary on a corpus and write the processor a run needs.
+"""``kosmos tokenizer CONFIG run=DIR``: train the vocabulary on a corpus and write the processor a run needs.
 
 The folder holds tokenizer, image size, places per image and chat template; every checkpoint carries a copy of it.
 """
@@ -20,6 +20,8 @@ from kosmos.tokenization_kosmos import encode_text, train_tokenizer
 from kosmos_data.document import Image
 from kosmos_data.errors import BadSample
 from kosmos_data.reader import Corpus
+
+from .arguments import add_run_arguments, parse_run_arguments, require_run
 
 
 @dataclass
@@ -76,15 +78,13 @@ def texts(config: TokenizerConfig, progress: Progress | None = None) -> Iterator
 
 
 def main(argv: Sequence[str]) -> None:
-    """``kosmos tokenizer SHARDS… --out DIR [key=value …]``."""
-    parser = argparse.ArgumentParser(prog="kosmos tokenizer", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("shards", nargs="+", help="corpus folders, and key=value for any field, e.g. vocab_size=2000")
-    parser.add_argument("--out", required=True, help="folder for the processor")
-    arguments = parser.parse_intermixed_args(list(argv))
-    config = settings.load(TokenizerConfig, None, [word for word in arguments.shards if "=" in word])
-    config.shards += [word for word in arguments.shards if "=" not in word]
+    """``kosmos tokenizer CONFIG run=DIR [key=value …]``."""
+    parser = argparse.ArgumentParser(prog="kosmos tokenizer", description="Train a vocabulary; write the processor.")
+    add_run_arguments(parser)
+    arguments, run = parse_run_arguments(parser, argv)
+    config = settings.load(TokenizerConfig, arguments.config, arguments.overrides)
     with Progress(console=Console(stderr=True)) as progress:
-        processor = make_processor(config, arguments.out, progress)
+        processor = make_processor(config, require_run(run), progress)
     example = "Question: what is in the image? Answer:"
     pieces = " ".join(processor.tokenizer.convert_ids_to_tokens(encode_text(processor.tokenizer, example)))
-    print(f"{arguments.out}: {len(processor.tokenizer)} tokens; {example!r} → {pieces}")
+    print(f"{run}: {len(processor.tokenizer)} tokens; {example!r} → {pieces}")

@@ -32,6 +32,8 @@ from kosmos_data.errors import BadSample
 from kosmos_data.images import decode
 from kosmos_data.reader import Corpus
 
+from .arguments import add_run_arguments, parse_run_arguments, require_run
+
 
 @dataclass
 class VisionConfig:
@@ -266,17 +268,9 @@ def _save(model: nn.Module, config: VisionConfig, processor: KosmosProcessor, fo
 
 def main(argv: Sequence[str]) -> None:
     """``kosmos vision CONFIG run=DIR [key=value …]``."""
-    parser = argparse.ArgumentParser(prog="kosmos vision", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("config", help="YAML of the run, see train/configs/demo/vision.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="run=DIR, and any field of the config")
-    arguments = parser.parse_intermixed_args(list(argv))
-    run = next((text.removeprefix("run=") for text in arguments.overrides if text.startswith("run=")), None)
-    if run is None:
-        raise ValueError("say where the tower goes: run=DIR")
-    config = settings.load(
-        VisionConfig, arguments.config, [text for text in arguments.overrides if not text.startswith("run=")]
-    )
-    result = train_vision(config, run)
-    print(
-        f"{run}: held-out accuracy {result['held_out_accuracy']:.1%} after {config.steps} steps, {result['seconds']} s"
-    )
+    parser = argparse.ArgumentParser(prog="kosmos vision", description="Train a small CLIP on image-caption pairs.")
+    add_run_arguments(parser)
+    arguments, run = parse_run_arguments(parser, argv)
+    config = settings.load(VisionConfig, arguments.config, arguments.overrides)
+    result = train_vision(config, require_run(run))
+    print(f"{run}: held-out accuracy {result['held_out_accuracy']:.1%}, {result['steps']} steps, {result['seconds']} s")

@@ -1,0 +1,98 @@
+"""Processes for tests of several ranks: forked from a server that has imported everything already."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PRELOAD = ["torch", "transformers", "deepspeed", "kosmos_train.pretrain", "kosmos_train.loop", "kosmos.modeling_kosmos"]
+
+
+def context() -> Any:
+    """The fork server's context; it starts with the first process."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    made = multiprocessing.get_context("forkserver")
+    made.set_forkserver_preload(PRELOAD)
+    return made
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Job:
+    """The running ranks of one job."""
+
+    processes: list[Any]
+    folder: Path
+
+    def kill(self, rank: int) -> None:
+        """kill -9."""
+        self.signal(rank, signal.SIGKILL)
+
+    def signal(self, rank: int, number: int) -> None:
+        """Send a signal to a rank that still runs."""
+        if self.processes[rank].is_alive():
+            os.kill(self.processes[rank].pid, number)
+
+    def wait(self, seconds: float = 120.0) -> list[int]:
+        """Exit codes of all ranks; those that still run after ``seconds`` are killed and count as -9."""
+        deadline = time.monotonic() + seconds
+        for process in self.processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+        for process in self.processes:
+            if process.is_alive():
+                process.kill()
+                process.join()
+        return [process.exitcode for process in self.processes]
+
+    def alive(self) -> bool:
+        """True while a rank runs."""
+        return any(process.is_alive() for process in self.processes)
+
+    def output(self, rank: int = 0) -> str:
+        """What a rank has printed."""
+        return (self.folder / f"rank{rank}.txt").read_text()
+
+    def results(self) -> list[Any]:
+        """What the function returned on each rank, which must all have ended well."""
+        codes = self.wait()
+        assert codes == [0] * len(codes), "\n".join(self.output(rank)[-3000:] for rank in range(len(codes)))
+        return [json.loads((self.folder / f"rank{rank}.json").read_text()) for rank in range(len(codes))]
+
+
+def launch(folder: Path, size: int, function: Callable[..., Any], *arguments: Any) -> Job:
+    """Call ``function(*arguments)`` on ``size`` ranks of a new process group; it must be importable by its name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    processes = [
+        context().Process(target=_run, args=(folder, rank, size, port, function, arguments)) for rank in range(size)
+    ]
+    for process in processes:
+        process.start()
+    return Job(processes, folder)
+
+
+def _run(folder: Path, rank: int, size: int, port: int, function: Callable[..., Any], arguments: Any) -> None:
+    with (folder / f"rank{rank}.txt").open("w") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
+    result = function(*arguments)
+    (folder / f"rank{rank}.json").write_text(json.dumps(result))
+    sys.stdout.flush()

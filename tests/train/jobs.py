@@ -1,0 +1,85 @@
+"""What forked ranks do in the tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from kosmos import settings
+from kosmos_train.config import TrainConfig
+
+
+def run(values: dict[str, Any], run_dir: str, resume: bool = False) -> dict[str, Any]:
+    """Train as the command does; a signal gives ``finished`` False."""
+    from kosmos_train import train
+
+    outcome = train(settings.from_dict(TrainConfig, values), run_dir, resume)
+    return {"step": outcome.step, "finished": outcome.finished}
+
+
+def make_engine(values: dict[str, Any], checkpoint: Path | None = None) -> Any:
+    """An engine over the tiny model, with sources ``text`` and ``pairs``."""
+    from kosmos_train.build import build_model, build_processor
+    from kosmos_train.distributed import start
+    from kosmos_train.engine import Engine
+
+    config = settings.from_dict(TrainConfig, values)
+    world = start(2.0)
+    processor = build_processor(config)
+    return Engine(build_model(config, processor, checkpoint), processor, config, world, ["text", "pairs"])
+
+
+def build_processor_of(engine: Any) -> Any:
+    """The processor that belongs to an engine."""
+    from kosmos_train.build import build_processor
+
+    return build_processor(engine.config)
+
+
+def micro_batch(seed: int, processor: Any, image: bool, rows: int = 2, length: int = 32) -> dict[str, torch.Tensor]:
+    """Random rows of random lengths; with ``image`` each has one, without the micro-batch is text only."""
+    draw = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(4, 60, (rows, length), generator=draw)
+    labels = torch.randint(4, 60, (rows, length), generator=draw)
+    lengths = torch.randint(length // 2, length + 1, (rows, 1), generator=draw)
+    padding = torch.arange(length) >= lengths
+    slots = torch.tensor(processor.image_token_ids())
+    weight = (~padding).float() * torch.randint(0, 3, (rows, length), generator=draw)
+    batch = {"position_ids": torch.arange(length).repeat(rows, 1), "document_ids": -padding.long()}
+    if image:
+        tokens[:, 1 : 1 + len(slots)] = slots
+        weight[:, : len(slots)] = 0
+        pixels = torch.randint(0, 256, (rows, 3, 16, 16), generator=draw, dtype=torch.uint8)
+        batch["pixel_values"] = pixels
+    labels = labels.masked_fill(weight == 0, -100)
+    sources = torch.full((rows, length), int(image)).masked_fill(padding, -1)
+    return {**batch, "input_ids": tokens, "shift_labels": labels, "loss_weight": weight, "source_ids": sources}
+
+
+def step_batch(step: int, processor: Any, rank: int, size: int, total: int = 4) -> Any:
+    """This rank's share of step ``step``: of ``total`` micro-batches, the first half has images, the rest is text only.
+
+    With two ranks rank 1 never sees an image.
+    """
+    share = range(rank * total // size, (rank + 1) * total // size)
+    micro = [micro_batch(1000 * step + index, processor, image=index < total // 2) for index in share]
+    return SimpleNamespace(micro_batches=micro)
+
+
+def engine_losses(values: dict[str, Any], variants: list[dict[str, Any]], steps: int) -> list[list[list[float]]]:
+    """[loss, gradient norm] of each step under each variant of the ``engine`` settings."""
+    collected = []
+    for variant in variants:
+        engine = make_engine({**values, "engine": variant})
+        processor = build_processor_of(engine)
+        losses = []
+        for step in range(1, steps + 1):
+            batch = step_batch(step, processor, engine.world.rank, engine.world.size)
+            result = engine.step(batch, step, 1e-3, {})
+            losses.append([result.loss, result.grad_norm])
+        engine.close()
+        collected.append(losses)
+    return collected

@@ -1,0 +1,149 @@
+"""The engine gives the same numbers under every ZeRO stage, process count and split of the batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jobs
+import pytest
+import torch
+from forks import launch
+
+STEPS = 20
+FP32 = [{"zero_stage": stage, "precision": "fp32"} for stage in (0, 1, 2, 3)]
+BF16 = [{"zero_stage": stage, "precision": "bf16"} for stage in (1, 2, 3)]
+
+
+def no_dropout(values: dict[str, Any]) -> dict[str, Any]:
+    values["model"]["overrides"] = {"text_config": {"dropout": 0.0}}
+    values["data"]["rows_per_step"] = 8
+    return values
+
+
+def plain_losses(values: dict[str, Any]) -> list[list[float]]:
+    """The reference: no DeepSpeed, no accumulation, one big padded batch, one textbook AdamW step."""
+    from kosmos import settings
+    from kosmos_train.build import build_model, build_processor
+    from kosmos_train.config import TrainConfig
+    from kosmos_train.optim import parameter_groups
+
+    config = settings.from_dict(TrainConfig, values)
+    processor = build_processor(config)
+    model = build_model(config, processor).train()
+    optim = config.optim
+    adam = torch.optim.AdamW(parameter_groups(model, optim), lr=1e-3, betas=optim.betas, eps=optim.eps)
+    losses = []
+    for step in range(1, STEPS + 1):
+        parts = jobs.step_batch(step, processor, 0, 1).micro_batches
+        batch = {name: torch.cat([part[name] for part in parts]) for name in parts[0] if name != "pixel_values"}
+        pixels = torch.cat([part["pixel_values"] for part in parts if "pixel_values" in part])
+        batch["pixel_values"] = processor.image_processor.normalize(pixels)
+        batch.pop("source_ids")
+        loss = model(**batch).loss  # its own default normaliser: the sum of weights
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip)
+        adam.step()
+        adam.zero_grad()
+        losses.append([float(loss), float(norm)])
+    return losses
+
+
+@pytest.mark.slow
+def test_stages_and_processes_equal_one_big_batch(values: dict[str, Any], tmp_path: Path) -> None:
+    """ZeRO 0/1/2/3 on 1 and 2 processes, text-only micro-batches and a text-only rank: equal to 1e-5 in fp32."""
+    values = no_dropout(values)
+    jobs_running = [
+        launch(tmp_path / str(size), size, jobs.engine_losses, values, FP32 + BF16, STEPS) for size in (1, 2)
+    ]
+    expected = torch.tensor(plain_losses(values))
+    for job in jobs_running:
+        for rank_losses in job.results():
+            losses = torch.tensor(rank_losses)
+            torch.testing.assert_close(losses[:4], expected.expand(4, -1, -1), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(losses[4:, :, 0], expected[:, 0].expand(3, -1), rtol=1e-2, atol=0)
+
+
+def test_gradients_are_those_of_the_weighted_mean(values: dict[str, Any]) -> None:
+    """An independent check of the scale: doubling every weight changes nothing, doubling one token's does."""
+    engine = jobs.make_engine(no_dropout(values))
+    processor = jobs.build_processor_of(engine)
+    batch = jobs.step_batch(1, processor, 0, 1)
+    before = engine.evaluate([batch])["loss"]
+    for micro in batch.micro_batches:
+        micro["loss_weight"] = micro["loss_weight"] * 2
+    assert engine.evaluate([batch])["loss"] == pytest.approx(before, rel=1e-6)
+    weight = batch.micro_batches[0]["loss_weight"]
+    weight[tuple(weight.nonzero()[3])] *= 50
+    assert engine.evaluate([batch])["loss"] != pytest.approx(before, rel=1e-6)
+    engine.close()
+
+
+def test_no_supervised_token_is_an_error(values: dict[str, Any]) -> None:
+    engine = jobs.make_engine(values)
+    batch = jobs.step_batch(1, jobs.build_processor_of(engine), 0, 1)
+    for micro in batch.micro_batches:
+        micro["loss_weight"].zero_()
+        micro["shift_labels"].fill_(-100)
+    with pytest.raises(ValueError, match=r"step 7: no supervised token in \d+ tokens"):
+        engine.step(batch, 7, 1e-3, {})
+    engine.close()
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_a_bad_loss_changes_nothing(values: dict[str, Any], stage: int) -> None:
+    """NaN in one micro-batch: the update is skipped, weights and moments stay bit for bit, the next step works."""
+    values["engine"] = {"zero_stage": stage}
+    engine = jobs.make_engine(values)
+    processor = jobs.build_processor_of(engine)
+    engine.step(jobs.step_batch(1, processor, 0, 1), 1, 1e-3, {})
+    before = snapshot(engine)
+    bad = jobs.step_batch(2, processor, 0, 1)
+    bad.micro_batches[1]["loss_weight"][0, 6] = float("nan")
+    result = engine.step(bad, 2, 1e-3, {})
+    assert "nan" in str(result.skipped)
+    assert all(torch.equal(before[name], tensor) for name, tensor in snapshot(engine).items())
+    result = engine.step(jobs.step_batch(3, processor, 0, 1), 3, 1e-3, {})
+    assert result.skipped is None
+    assert not all(torch.equal(before[name], tensor) for name, tensor in snapshot(engine).items())
+    engine.close()
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_a_spike_is_skipped(values: dict[str, Any], stage: int) -> None:
+    """A gradient far above the recent median is left out, whatever the loss says."""
+    values |= {"engine": {"zero_stage": stage}, "guard": {"spike": 3.0}}
+    engine = jobs.make_engine(values)
+    processor = jobs.build_processor_of(engine)
+    for _ in range(16):
+        engine.guard.record(10.0, 1e-3, None)
+    before = snapshot(engine)
+    result = engine.step(jobs.step_batch(1, processor, 0, 1), 1, 1e-3, {})
+    assert "gradient norm" in str(result.skipped)
+    assert all(torch.equal(before[name], tensor) for name, tensor in snapshot(engine).items())
+    engine.close()
+
+
+def test_frozen_parts_are_not_optimised(values: dict[str, Any]) -> None:
+    """Frozen weights have no optimiser state and never change; a pattern that matches nothing is refused."""
+    values["model"]["freeze"] = ["model.decoder.layers.0.*"]
+    engine = jobs.make_engine(values)
+    optimised = sum(flat.numel() for group in engine.optimizer.param_groups for flat in group["params"])
+    trainable = sum(parameter.numel() for parameter in engine.model.parameters() if parameter.requires_grad)
+    assert trainable <= optimised < trainable + 16  # DeepSpeed pads its partitions
+    frozen = {name: value.clone() for name, value in engine.model.named_parameters() if not value.requires_grad}
+    assert any("layers.0" in name for name in frozen)
+    assert any("vision_tower" in name for name in frozen)
+    engine.step(jobs.step_batch(1, jobs.build_processor_of(engine), 0, 1), 1, 1e-2, {})
+    assert all(torch.equal(value, engine.model.get_parameter(name)) for name, value in frozen.items())
+    engine.close()
+    values["model"]["freeze"] = ["decoder.*"]
+    with pytest.raises(ValueError, match="matches no parameter"):
+        jobs.make_engine(values)
+
+
+def snapshot(engine: Any) -> dict[str, torch.Tensor]:
+    """Copies of every master weight and moment."""
+    from kosmos_train.fragments import local_tensors
+
+    return local_tensors(engine.deepspeed)

@@ -1,0 +1,27 @@
+"""The words after a training verb: ``CONFIG run=DIR [key=value …]``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the YAML and the overrides."""
+    parser.add_argument("config", help="YAML of the run, see train/configs/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="run=DIR, and any field, e.g. steps=100")
+
+
+def parse_run_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, str | None]:
+    """Parse ``argv``; options may stand anywhere. ``run=DIR`` is taken out of the overrides and returned (or None)."""
+    arguments = parser.parse_intermixed_args(list(argv))
+    runs = [word.removeprefix("run=") for word in arguments.overrides if word.startswith("run=")]
+    arguments.overrides = [word for word in arguments.overrides if not word.startswith("run=")]
+    return arguments, runs[-1] if runs else None
+
+
+def require_run(run: str | None) -> str:
+    """The run directory; ValueError if none was given."""
+    if run is None:
+        raise ValueError("where to? add run=DIR, for example run=runs/first")
+    return run
