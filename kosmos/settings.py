@@ -40,7 +40,7 @@ def from_dict(cls: type[Settings], values: dict[str, Any], where: str = "") -> S
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--settings", type=cls)
     try:
-        return parser.instantiate_classes(parser.parse_object({"settings": values})).settings
+        return parser.instantiate(parser.parse_object({"settings": values})).settings
     except (ArgumentError, TypeError) as error:
         raise ValueError(f"{where}{_readable(error)}") from error
 

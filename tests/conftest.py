@@ -30,6 +30,10 @@ def processor():  # noqa: ANN201 - importing the class here would cost every tes
     from kosmos.processing_kosmos import KosmosProcessor
     from kosmos.tokenization_kosmos import train_tokenizer
 
-    texts = [f"Question: what is the {a} thing? Answer: {b}\nAn image of a {b}" for a in "red blue green".split() for b in ("circle", "square")]
+    texts = [
+        f"Question: what is the {a} thing? Answer: {b}\nAn image of a {b}"
+        for a in "red blue green".split()
+        for b in ("circle", "square")
+    ]
     tokenizer = train_tokenizer(texts * 5, vocab_size=200)
     return KosmosProcessor(KosmosImageProcessor(image_size=32), tokenizer, num_image_tokens=4, max_length=256)

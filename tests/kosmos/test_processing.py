@@ -1,0 +1,88 @@
+"""The processor: images in their places, prompts as the evaluation writes them, honest errors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoProcessor
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+import kosmos
+from kosmos.image_processing_kosmos import KosmosImageProcessor
+
+RED = Image.new("RGB", (48, 40), "red")
+
+
+def test_images_take_their_places(processor) -> None:
+    features = processor(images=[RED, RED], text=["<image>a", "b<image>"], return_tensors="pt", padding=True)
+    assert features["pixel_values"].shape == (2, 3, 32, 32)
+    assert (features["input_ids"] == processor.image_slot_id).sum(1).tolist() == [4, 4]
+    assert features["input_ids"][0, -7:-1].tolist() == processor.image_token_ids()
+
+
+def test_a_chat_is_question_and_answer_lines(processor) -> None:
+    messages = [
+        {"role": "user", "content": [{"type": "image", "image": RED}, {"type": "text", "text": "what is it?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "red"}]},
+        {"role": "user", "content": "and now?"},
+    ]
+    assert processor.apply_chat_template(messages) == (
+        "<s><image>Question: what is it? Answer: red\nQuestion: and now? Answer:"
+    )
+    inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
+    assert inputs["input_ids"][0, 0] == 0
+    assert (inputs["input_ids"] == 0).sum() == 1
+    assert inputs["pixel_values"].shape == (1, 3, 32, 32)
+
+
+def test_counts_and_lengths_that_do_not_fit_are_refused(processor) -> None:
+    with pytest.raises(ValueError, match="1 <image> tokens and 2 images"):
+        processor(images=[RED, RED], text="<image>a")
+    with pytest.raises(ValueError, match="no images were passed"):
+        processor(text="<image>a")
+    with pytest.raises(ValueError, match="the model takes 256"):
+        processor(text="a " * 300)
+
+
+def test_processor_survives_saving(processor, tmp_path) -> None:
+    processor.save_pretrained(tmp_path)
+    again = AutoProcessor.from_pretrained(tmp_path)
+    assert isinstance(again, kosmos.KosmosProcessor)
+    before, after = (
+        p(images=[RED], text="<image>Question: a? Answer:", return_tensors="pt") for p in (processor, again)
+    )
+    assert torch.equal(before["input_ids"], after["input_ids"])
+    assert torch.equal(before["pixel_values"], after["pixel_values"])
+
+
+def test_pixels_equal_transformers_clip_processor() -> None:
+    """Same resize, crop and normalisation as CLIPImageProcessor; it rounds the short side, so one grey level apart."""
+    noise = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
+    image = Image.fromarray(noise).resize((240, 180), Image.Resampling.BICUBIC)
+    reference = CLIPImageProcessorPil(size={"shortest_edge": 60}, crop_size={"height": 60, "width": 60})
+    expected = torch.as_tensor(np.array(reference(image)["pixel_values"][0]))
+    ours = KosmosImageProcessor(image_size=60)(image)["pixel_values"][0]
+    assert (ours - expected).abs().max() < 3 / 255 / 0.26
+
+
+def test_transparent_pixels_become_white_and_rotated_ones_upright(tmp_path) -> None:
+    processor = KosmosImageProcessor(image_size=8)
+    clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    assert (processor.to_tensor(clear) == 255).all()
+    lying = Image.new("RGB", (16, 8), "black")
+    lying.paste("white", (0, 0, 8, 8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotated by 90 degrees
+    lying.save(tmp_path / "lying.png", exif=exif)
+    upright = KosmosImageProcessor(image_size=8, crop="none").to_tensor(Image.open(tmp_path / "lying.png"))
+    assert upright[0, 0].float().mean() > 200 > 50 > upright[0, -1].float().mean()
+
+
+def test_bad_arrays_are_refused() -> None:
+    processor = KosmosImageProcessor(image_size=8)
+    with pytest.raises(ValueError, match="must be uint8"):
+        processor(np.zeros((8, 8, 3), dtype=np.float32))
+    with pytest.raises(ValueError, match="choose 'center' or 'none'"):
+        KosmosImageProcessor(crop="left")
