@@ -10,16 +10,35 @@ KOSMOS-2 code dropped it silently as well).
 from __future__ import annotations
 
 import json
+from functools import wraps
 from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
 PRESETS = Path(__file__).parent / "presets"
 
 
-@strict
+def checked(cls: type) -> type:
+    """Validate types and sizes as ``strict`` does, but raise ValueError, one line, naming the field."""
+    cls = strict(cls)
+    construct = cls.__init__
+
+    @wraps(construct)
+    def construct_checked(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            construct(self, *args, **kwargs)
+        except StrictDataclassError as error:
+            cause = error.__cause__ if isinstance(error.__cause__, (ValueError, TypeError)) else error
+            raise ValueError(f"{cls.__name__}: {' '.join(str(cause).split())}") from error
+
+    cls.__init__ = construct_checked  # type: ignore[misc]
+    return cls
+
+
+@checked
 class KosmosTextConfig(PreTrainedConfig):
     """The causal decoder: MAGNETO sub-LN blocks with a switch for positions.
 
@@ -76,7 +95,7 @@ class KosmosTextConfig(PreTrainedConfig):
             raise ValueError(f"blockwise_causal_length {length} must be even: a block is half of it")
 
 
-@strict
+@checked
 class KosmosVisionConfig(PreTrainedConfig):
     """The vision tower, described well enough to rebuild it offline.
 
@@ -118,7 +137,7 @@ class KosmosVisionConfig(PreTrainedConfig):
 VIT_L_14 = {"image_size": 224, "layers": 24, "width": 1024, "patch_size": 14}
 
 
-@strict
+@checked
 class KosmosConnectorConfig(PreTrainedConfig):
     """The map from an encoder's features to the decoder's embedding space, see connectors.py.
 
@@ -140,7 +159,7 @@ class KosmosConnectorConfig(PreTrainedConfig):
     hidden_act: str = "gelu"
 
 
-@strict
+@checked
 class KosmosSpanEncoderConfig(PreTrainedConfig):
     """The bidirectional encoder that reads text spans (MetaLM): any BERT-like transformers model.
 
@@ -155,13 +174,8 @@ class KosmosSpanEncoderConfig(PreTrainedConfig):
     model_config: dict[str, Any] | None = None
     train_last_blocks: int = 0
 
-    def validate_architecture(self) -> None:
-        """Part of ``@strict`` validation: the encoder must say what it is."""
-        if not self.model_config or "model_type" not in self.model_config:
-            raise ValueError("span_encoder_config.model_config must hold an encoder's config with its model_type")
 
-
-@strict
+@checked
 class KosmosConfig(PreTrainedConfig):
     """A whole model. ``vision_config=None`` makes a text-only one, ``span_encoder_config`` adds text spans.
 

@@ -15,6 +15,7 @@ both are here. Flamingo's media-time embeddings are left out: images are told ap
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -24,7 +25,7 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 
 from .configuration_kosmos import KosmosConnectorConfig
-from .initialization import init_default
+from .initialization import init_default, init_xavier, linear
 
 
 class FeedForwardConnector(nn.Module):
@@ -38,18 +39,13 @@ class FeedForwardConnector(nn.Module):
             "ffn3": [width_in, width_out, width_out, width_out],
         }[config.kind]
         self.activation = ACT2FN[config.hidden_act]
-        self.layers = nn.ModuleList([nn.Linear(a, b) for a, b in pairwise(widths)])
+        self.layers = nn.ModuleList([linear(a, b, init_default) for a, b in pairwise(widths)])
 
     def forward(self, features: Tensor) -> Tensor:
         """(…, C) to (…, D)."""
         for index, layer in enumerate(self.layers):
             features = layer(features if index == 0 else self.activation(features))
         return features
-
-    def reset_parameters_kept(self) -> None:
-        """Initialise, keeping what a checkpoint filled."""
-        for layer in self.layers:
-            init_default(layer)
 
 
 class QueryAttention(nn.Module):
@@ -60,10 +56,11 @@ class QueryAttention(nn.Module):
         if width % num_heads:
             raise ValueError(f"connector_config.num_heads {num_heads} does not divide the connector's width {width}")
         self.num_heads = num_heads
-        self.q_proj = nn.Linear(width, width)
-        self.k_proj = nn.Linear(width, width)
-        self.v_proj = nn.Linear(width, width)
-        self.out_proj = nn.Linear(width, width)
+        inner, outer = partial(init_xavier, gain=2**-0.5), partial(init_xavier, zero_bias=True)  # fairseq's
+        self.q_proj = linear(width, width, inner)
+        self.k_proj = linear(width, width, inner)
+        self.v_proj = linear(width, width, inner)
+        self.out_proj = linear(width, width, outer)
 
     def forward(self, query_IQD: Tensor, memory_IPD: Tensor) -> Tensor:
         """(I, Q, D) and (I, P, D) to (I, Q, D)."""
@@ -77,24 +74,15 @@ class XConnector(nn.Module):
 
     def __init__(self, config: KosmosConnectorConfig, width_in: int, width_out: int, num_heads: int) -> None:
         super().__init__()
-        self.dense = nn.Linear(width_in, width_out)
+        self.dense = linear(width_in, width_out, init_default)
         self.latent_query = nn.Parameter(torch.randn(config.num_queries, width_out))
+        self.start = _start_latents
         self.x_attn = QueryAttention(width_out, config.num_heads or num_heads)
 
     def forward(self, features_IPC: Tensor) -> Tensor:
         """(I, P, C) to (I, Q, D)."""
         latents = self.latent_query.expand(len(features_IPC), -1, -1)
         return self.x_attn(latents, torch.cat([self.dense(features_IPC), latents], dim=1))
-
-    def reset_parameters_kept(self) -> None:
-        """fairseq's initialisation: Xavier with gain 1/sqrt(2) on q, k, v; Xavier and zero bias on the output."""
-        init_default(self.dense)
-        init.normal_(self.latent_query)
-        for projection in (self.x_attn.q_proj, self.x_attn.k_proj, self.x_attn.v_proj):
-            init_default(projection)
-            init.xavier_uniform_(projection.weight, gain=2**-0.5)
-        init.xavier_uniform_(self.x_attn.out_proj.weight)
-        init.zeros_(self.x_attn.out_proj.bias)
 
 
 class PerceiverLayer(nn.Module):
@@ -106,12 +94,12 @@ class PerceiverLayer(nn.Module):
         inner = num_heads * head_dim
         self.norm_media = nn.LayerNorm(width)
         self.norm_latents = nn.LayerNorm(width)
-        self.to_q = nn.Linear(width, inner, bias=False)
-        self.to_kv = nn.Linear(width, 2 * inner, bias=False)
-        self.to_out = nn.Linear(inner, width, bias=False)
+        self.to_q = linear(width, inner, init_default, bias=False)
+        self.to_kv = linear(width, 2 * inner, init_default, bias=False)
+        self.to_out = linear(inner, width, init_default, bias=False)
         self.norm_ffn = nn.LayerNorm(width)
-        self.fc1 = nn.Linear(width, 4 * width, bias=False)
-        self.fc2 = nn.Linear(4 * width, width, bias=False)
+        self.fc1 = linear(width, 4 * width, init_default, bias=False)
+        self.fc2 = linear(4 * width, width, init_default, bias=False)
 
     def forward(self, features_IPC: Tensor, latents_IQC: Tensor) -> Tensor:
         """Return the new latents, (I, Q, C)."""
@@ -122,11 +110,6 @@ class PerceiverLayer(nn.Module):
         latents_IQC = latents_IQC + self.to_out(attended.transpose(1, 2).flatten(2))
         return latents_IQC + self.fc2(F.gelu(self.fc1(self.norm_ffn(latents_IQC))))
 
-    def reset_parameters_kept(self) -> None:
-        """Initialise, keeping what a checkpoint filled."""
-        for linear in (self.to_q, self.to_kv, self.to_out, self.fc1, self.fc2):
-            init_default(linear)
-
 
 class Resampler(nn.Module):
     """Flamingo's Perceiver resampler with a projection to the decoder's width."""
@@ -134,10 +117,11 @@ class Resampler(nn.Module):
     def __init__(self, config: KosmosConnectorConfig, width_in: int, width_out: int, num_heads: int) -> None:
         super().__init__()
         self.latents = nn.Parameter(torch.randn(config.num_queries, width_in))
+        self.start = _start_latents
         heads = config.num_heads or 8
         self.layers = nn.ModuleList([PerceiverLayer(width_in, heads, config.head_dim) for _ in range(config.depth)])
         self.norm = nn.LayerNorm(width_in)
-        self.dense = nn.Linear(width_in, width_out)
+        self.dense = linear(width_in, width_out, init_default)
 
     def forward(self, features_IPC: Tensor) -> Tensor:
         """(I, P, C) to (I, Q, D)."""
@@ -146,11 +130,6 @@ class Resampler(nn.Module):
             latents = layer(features_IPC, latents)
         # the norm makes unit variance; a token embedding has 1/sqrt(d) before the decoder multiplies both by sqrt(d)
         return self.dense(self.norm(latents)) * self.dense.out_features**-0.5
-
-    def reset_parameters_kept(self) -> None:
-        """Initialise, keeping what a checkpoint filled."""
-        init.normal_(self.latents)
-        init_default(self.dense)
 
 
 CONNECTORS: dict[str, Callable[..., nn.Module]] = {
@@ -166,6 +145,12 @@ QUERYING = ("xconnector", "resampler")
 def build_connector(config: KosmosConnectorConfig, width_in: int, width_out: int, num_heads: int) -> nn.Module:
     """Return the connector ``config.kind`` from encoder width to decoder width; ``num_heads`` are the decoder's."""
     return CONNECTORS[config.kind](config, width_in, width_out, num_heads)
+
+
+def _start_latents(module: nn.Module) -> None:
+    """Learned queries start as N(0, 1), in KOSMOS-2 as in Flamingo."""
+    for parameter in module.parameters(recurse=False):
+        init.normal_(parameter)
 
 
 def _heads(states: Tensor, num_heads: int) -> Tensor:

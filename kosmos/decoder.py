@@ -12,6 +12,7 @@ padding and packed documents work, GELU is not forced to fp32 in half precision.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .attention import AttentionPlan, attend_flex, attend_runs, eager_attention, plan_attention
 from .configuration_kosmos import KosmosTextConfig
 from .encoders import Encoder
-from .initialization import init_embedding, init_linear, init_norm
+from .initialization import init_embedding, init_norm, init_projection, linear
 from .positions import KosmosPositions, count_positions, rotate
 
 
@@ -44,11 +45,13 @@ class KosmosAttention(nn.Module):
         width = config.hidden_size
         self.num_heads = config.num_attention_heads
         self.scaling = (width // self.num_heads) ** -0.5
-        self.q_proj = nn.Linear(width, width)
-        self.k_proj = nn.Linear(width, width)
-        self.v_proj = nn.Linear(width, width)
+        plain = partial(init_projection, config=config, scaled=False)
+        scaled = partial(init_projection, config=config, scaled=True)
+        self.q_proj = linear(width, width, plain)
+        self.k_proj = linear(width, width, plain)
+        self.v_proj = linear(width, width, scaled)
         self.inner_attn_ln = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.out_proj = nn.Linear(width, width)
+        self.out_proj = linear(width, width, scaled)
 
     def forward(
         self,
@@ -89,9 +92,10 @@ class KosmosFeedForward(nn.Module):
         super().__init__()
         self.activation = ACT2FN[config.hidden_act]
         self.activation_dropout = config.activation_dropout
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        scaled = partial(init_projection, config=config, scaled=True)
+        self.fc1 = linear(config.hidden_size, config.intermediate_size, scaled)
         self.ffn_layernorm = nn.LayerNorm(config.intermediate_size, eps=config.layer_norm_eps)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.fc2 = linear(config.intermediate_size, config.hidden_size, scaled)
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D)."""
@@ -161,29 +165,20 @@ class KosmosPreTrainedModel(PreTrainedModel):
                 f"checkpoint has {len(unexpected)} the model does not know {unexpected[:3]}; pass strict=False to "
                 "initialise the missing ones and drop the others"
             )
-        for module in model.modules():  # loading replaced the parameters, and with them what was frozen
+        for name, module in model.named_modules():
             if isinstance(module, Encoder):
-                module.refreeze()
+                module.after_loading(missing=any(key.startswith(f"{name}.") for key in missing))
         return (model, info) if output_loading_info else model
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Called for every module that no checkpoint filled; owners initialise their projections themselves."""
-        text_config = self.config.get_text_config()
-        if isinstance(module, KosmosAttention):
-            for projection in (module.q_proj, module.k_proj):
-                init_linear(projection, text_config, scaled=False)
-            for projection in (module.v_proj, module.out_proj):
-                init_linear(projection, text_config, scaled=True)
-        elif isinstance(module, KosmosFeedForward):
-            init_linear(module.fc1, text_config, scaled=True)
-            init_linear(module.fc2, text_config, scaled=True)
-        elif isinstance(module, nn.Embedding):
-            init_embedding(module, text_config)
+        """Called for every module with parameters of its own that no checkpoint filled."""
+        if isinstance(module, nn.Embedding):
+            init_embedding(module, self.config.get_text_config())
         elif isinstance(module, nn.LayerNorm):
             init_norm(module)
-        elif hasattr(module, "reset_parameters_kept"):
-            module.reset_parameters_kept()
+        elif hasattr(module, "start"):
+            module.start(module)
 
 
 class KosmosDecoder(KosmosPreTrainedModel):

@@ -37,8 +37,12 @@ class Encoder(nn.Module):
         self.train_last_blocks, self.trained_norm = train_last_blocks, [final_norm] if final_norm is not None else []
         self.refreeze()
 
+    def after_loading(self, missing: bool) -> None:
+        """Mend what transformers' loading leaves undone here: frozen parameters were replaced by learning ones."""
+        self.refreeze()
+
     def refreeze(self) -> None:
-        """Apply what ``freeze`` was told, as often as parameters were replaced."""
+        """Apply what ``freeze`` was told."""
         train_last_blocks = self.train_last_blocks
         self.requires_grad_(False)
         self.learns = train_last_blocks > 0 or bool(self.trained_norm)
@@ -97,6 +101,15 @@ class VisionTower(Encoder):
         with self.gradients():
             features = self.tokens(pixel_values.to(next(self.encoder.parameters()).dtype))
             return F.normalize(features, dim=-1) if self.config.l2_normalize else features
+
+    def after_loading(self, missing: bool) -> None:
+        """Also give a foreign encoder its own initial weights if the checkpoint had none, and its unsaved tables."""
+        if missing and not isinstance(self, ClipTower):
+            with torch.device("cpu"):
+                self.encoder.load_state_dict(TOWERS[self.config.backend](self.config).encoder.state_dict())
+        for name, table in getattr(self, "tables", {}).items():
+            self.encoder.get_buffer(name).copy_(table)
+        super().after_loading(missing)
 
     @torch.no_grad()
     def count_tokens(self) -> int:
@@ -160,9 +173,11 @@ class TimmTower(VisionTower):
 
         fields = dict(config.model_config)
         _require(fields, "model_name")
-        # on the CPU even inside from_pretrained's meta context: timm's unsaved buffers (relative positions) need values
+        # on the CPU even inside from_pretrained's meta context: timm's unsaved tables (relative positions) need values
         with torch.device("cpu"):
             self.encoder = timm.create_model(**{"pretrained": False, "num_classes": 0, **fields})
+        saved = self.encoder.state_dict()
+        self.tables = {name: table.clone() for name, table in self.encoder.named_buffers() if name not in saved}
         self.width = self.encoder.num_features
         _keep_initialisation(self.encoder)
 
@@ -201,10 +216,10 @@ class SpanEncoder(Encoder):
         from transformers import AutoModel
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-        fields = dict(config.model_config)
-        model_type = fields.pop("model_type")
+        fields = dict(config.model_config or {})
+        model_type = fields.pop("model_type", None)
         if model_type not in CONFIG_MAPPING:
-            raise ValueError(f"span_encoder_config: transformers knows no model_type {model_type!r}")
+            raise ValueError(f"span_encoder_config.model_config: transformers knows no model_type {model_type!r}")
         self.encoder = AutoModel.from_config(CONFIG_MAPPING[model_type](**fields))
         if hasattr(self.encoder, "pooler"):
             self.encoder.pooler = None

@@ -6,12 +6,14 @@
   U(±1/sqrt(fan_in)), and γ multiplies the biases too.
 * ``normal``: N(0, initializer_range), zero biases (GPT-2, Hugging Face's Kosmos-2).
 
+Every projection carries its own ``start`` (see ``linear``): transformers initialises custom models leaf by leaf.
 transformers.initialization skips tensors that came from a checkpoint.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from torch import nn
 from transformers import initialization as init
@@ -24,7 +26,14 @@ def magneto_gain(num_layers: int) -> float:
     return math.sqrt(math.log(2 * num_layers))
 
 
-def init_linear(linear: nn.Module, config: KosmosTextConfig, scaled: bool) -> None:
+def linear(width_in: int, width_out: int, start: Callable[[nn.Linear], None], bias: bool = True) -> nn.Linear:
+    """Return a projection that knows how it starts: ``start(module)`` fills it unless a checkpoint did."""
+    module = nn.Linear(width_in, width_out, bias=bias)
+    module.start = start  # type: ignore[assignment]
+    return module
+
+
+def init_projection(linear: nn.Linear, config: KosmosTextConfig, scaled: bool) -> None:
     """Initialise one projection of the decoder; ``scaled`` for FFN, value and output projections."""
     gain = magneto_gain(config.num_hidden_layers) if scaled else 1.0
     if config.initialization == "magneto_paper":
@@ -52,6 +61,14 @@ def init_norm(norm: nn.LayerNorm) -> None:
     init.ones_(norm.weight)
     if norm.bias is not None:
         init.zeros_(norm.bias)
+
+
+def init_xavier(linear: nn.Linear, gain: float = 1.0, zero_bias: bool = False) -> None:
+    """Xavier-uniform weights with a gain; the bias zero or PyTorch's default (fairseq's attention has both)."""
+    init_default(linear)
+    init.xavier_uniform_(linear.weight, gain=gain)
+    if zero_bias:
+        init.zeros_(linear.bias)
 
 
 def init_default(linear: nn.Linear) -> None:

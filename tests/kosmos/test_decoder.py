@@ -95,7 +95,7 @@ def test_xpos_ignores_a_common_offset(build, ids) -> None:
 
 @torch.no_grad()
 def test_blockwise_causal_attention(build) -> None:
-    """Against a model that sees only the window: with l = 8 the last block of a row sees its own 4 tokens and 4 before."""
+    """Against a model given the window only: with l = 8 the last block sees its own 4 tokens and the 4 before."""
     model = build(images=False, text={"blockwise_causal_length": 8, "num_hidden_layers": 1})
     row = torch.randint(4, 90, (1, 24), generator=torch.Generator().manual_seed(3))
     logits = model(input_ids=row).logits
