@@ -1,0 +1,72 @@
+"""What one gets without looking: the scores that a result must beat to mean anything.
+
+``majority answer`` always says the training split's most frequent answer; ``question only`` says the most frequent
+training answer to exactly this text. Both are computed from the data with the task's own metric. Source: Goyal et al.
+2017 (VQAv2), which shows how far language priors carry.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from . import prompts
+from .data import Item
+from .results import Row, make_rows
+from .tasks import Task
+
+MAJORITY, QUESTION_ONLY, CHANCE, SHUFFLED = "majority answer", "question only", "chance", "shuffled"
+
+
+def baseline_rows(task: Task, items: Sequence[Item], train: Sequence[Item], seed: int) -> list[Row]:
+    """Rows of the baselines on the evaluated items; ``train`` may be empty, then only chance is known."""
+    rows: list[Row] = []
+    if train:
+        said = [_common(item.answers) for item in train]
+        majority = _common(said)
+        rows += _rows(task, items, [majority] * len(items), MAJORITY, "none", seed)
+        if any(item.fields for item in items):
+            by_text: dict[str, list[str]] = defaultdict(list)
+            for item, answer in zip(train, said, strict=True):
+                by_text[_text(task, item)].append(answer)
+            guess = {text: _common(answers) for text, answers in by_text.items()}
+            predictions = [guess.get(_text(task, item), majority) for item in items]
+            rows += _rows(task, items, predictions, QUESTION_ONLY, "text-only", seed)
+    if task.chance is not None:
+        row: dict[str, Any] = {"task": task.name, "model": CHANCE, "shots": 0, "context": "none"}
+        value = task.chance
+        rows.append(row | {"metric": task.metrics[0], "value": value, "low": value, "high": value, "n": len(items),
+                           "question_type": None, "baseline": True, "split": task.split, "seed": seed})  # fmt: skip
+    return rows
+
+
+def attach(rows: Sequence[Row], baselines: Sequence[Row]) -> None:
+    """Write beside each of the model's rows what the baselines, and shuffled images, score in the same metric."""
+    shuffled = {(row["task"], row["model"], row["shots"], row["metric"]): row["value"]
+                for row in rows if row["context"] == "shuffled"}  # fmt: skip
+    for row in rows:
+        beside = {
+            other["model"]: other["value"]
+            for other in baselines
+            if (other["task"], other["metric"]) == (row["task"], row["metric"])
+        }
+        key = (row["task"], row["model"], row["shots"], row["metric"])
+        if row["context"] == "image+text" and key in shuffled:
+            beside = {SHUFFLED: shuffled[key]} | beside
+        row["baselines"] = beside
+
+
+def _rows(
+    task: Task, items: Sequence[Item], predictions: Sequence[str], name: str, context: str, seed: int
+) -> list[Row]:
+    labels = {"model": name, "shots": 0, "context": context, "baseline": True}
+    return make_rows(task, items, predictions, labels, seed)[0]
+
+
+def _common(answers: Sequence[str]) -> str:
+    return Counter(answers).most_common(1)[0][0]
+
+
+def _text(task: Task, item: Item) -> str:
+    return prompts.build(task, item, context="text-only").text

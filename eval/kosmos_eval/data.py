@@ -1,0 +1,187 @@
+"""Items of an evaluation task, read from files in published formats.
+
+An item is an image (or several, or none), the fields that its prompt names, and the answers that count. The readers
+check what the field's tools pass over: that every image exists, that every question has answers, that ids match.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from . import formats
+from .tasks import DatasetFiles, Task
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing to be answered.
+
+    Attributes:
+        id: unique within the split; part of every hash that draws something for this item.
+        fields: what the prompt template names, for example ``question``.
+        images: files, in the order of the template's ``<image>`` marks.
+        answers: reference answers or captions.
+        group: question type, for scores by type; empty: none.
+        candidates: answers to rank, where the item has its own.
+        candidate_images: images to rank (Raven's matrices), one for each candidate.
+    """
+
+    id: str
+    fields: dict[str, str] = field(default_factory=dict)
+    images: tuple[Path, ...] = ()
+    answers: tuple[str, ...] = ()
+    group: str = ""
+    candidates: tuple[str, ...] = ()
+    candidate_images: tuple[Path, ...] = ()
+
+    @property
+    def cluster(self) -> str:
+        """What the bootstrap draws as a whole: the item's images, or itself."""
+        return "|".join(str(path) for path in self.images) or self.id
+
+
+def load_items(task: Task, data: str | Path, split: str) -> list[Item]:
+    """All items of a split, in file order.
+
+    Raises:
+        FileNotFoundError: a data file or an image is missing (the count and the first path are named).
+        ValueError: a malformed file, a question without answers, an id that occurs twice.
+    """
+    data, files = Path(data), task.dataset
+    if not data.is_dir():
+        raise FileNotFoundError(f"{data}: no such data folder (task {task.name} looks for {files.annotations} in it)")
+    items = _READERS[files.format](files, data, split)
+    if not items:
+        raise ValueError(f"{_path(data, files.annotations, split)}: no items in split {split!r}")
+    _check_ids(items, task, split)
+    _check_images(items, task)
+    return items
+
+
+@lru_cache(maxsize=1 << 16)
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def stable_hash(*parts: object) -> int:
+    """A 64-bit number that depends on ``parts`` only: not on the process, the batch or the rank."""
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big")
+
+
+def _path(data: Path, pattern: str, split: str, **names: Any) -> Path:
+    try:
+        return data / pattern.format(split=split, **names)
+    except (KeyError, IndexError, ValueError) as error:
+        known = ", ".join(f"{{{name}}}" for name in ("split", *names))
+        raise ValueError(f"dataset path {pattern!r}: it may use {known} only ({error})") from error
+
+
+def _images(files: DatasetFiles, data: Path, split: str, **names: Any) -> tuple[Path, ...]:
+    return (_path(data, files.images, split, **names),) if files.images else ()
+
+
+def _read_vqa(files: DatasetFiles, data: Path, split: str) -> list[Item]:
+    if not files.questions:
+        raise ValueError("dataset.questions is empty: format vqa needs a question file")
+    path = _path(data, files.annotations, split)
+    annotations = {entry.question_id: entry for entry in formats.read_vqa_annotations(path)}
+    items = []
+    by_image: dict[formats.Identifier, tuple[Path, ...]] = {}
+    for entry in formats.read_vqa_questions(_path(data, files.questions, split)):
+        truth = annotations.get(entry["question_id"])
+        if truth is None:
+            raise ValueError(f"{path}: question {entry['question_id']} has no annotation, so it cannot be scored")
+        number = entry["image_id"]
+        if number not in by_image:
+            by_image[number] = _images(files, data, split, image_id=number)
+        group = getattr(truth, files.group)
+        fields = {"question": entry["question"]}
+        items.append(Item(str(entry["question_id"]), fields, by_image[number], truth.answers, group))
+    return items
+
+
+def _read_captions(files: DatasetFiles, data: Path, split: str) -> list[Item]:
+    references = formats.read_caption_references(_path(data, files.annotations, split))
+    items = []
+    for image_id, captions in references.captions.items():
+        names = {"image_id": image_id, "file_name": references.file_names.get(image_id, "")}
+        items.append(Item(str(image_id), {}, _images(files, data, split, **names), tuple(captions)))
+    return items
+
+
+def _read_karpathy(files: DatasetFiles, data: Path, split: str) -> list[Item]:
+    """Karpathy's ``restval`` images belong to the training split, as everywhere in the literature."""
+    splits = {"train", "restval"} if split == "train" else {split}
+    items = []
+    for entry in formats.read_json(_path(data, files.annotations, split))["images"]:
+        if entry["split"] in splits:
+            folder = f"{entry['filepath']}/" if "filepath" in entry else ""
+            names = {"image_id": entry.get("cocoid", entry["imgid"]), "file_name": folder + entry["filename"]}
+            captions = tuple(sentence["raw"] for sentence in entry["sentences"])
+            items.append(Item(str(names["image_id"]), {}, _images(files, data, split, **names), captions))
+    return items
+
+
+def _read_jsonl(files: DatasetFiles, data: Path, split: str) -> list[Item]:
+    """Lines ``{"id", "images": [...], "answers": [...], "candidates": [...], FIELD: text, …}``; all but answers
+    optional."""
+    path = _path(data, files.annotations, split)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    items = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}:{number}: not valid JSON ({error})") from error
+        items.append(_json_item(entry, path, number, data, files, split))
+    return items
+
+
+def _json_item(entry: Any, path: Path, number: int, data: Path, files: DatasetFiles, split: str) -> Item:
+    if not isinstance(entry, dict) or not entry.get("answers"):
+        raise ValueError(f'{path}:{number}: expected an object with a non-empty list "answers"')
+
+    def image(name: str) -> Path:
+        return _path(data, files.images or "{file_name}", split, file_name=name)
+
+    known = ("id", "images", "answers", "candidates", "candidate_images", "group")
+    return Item(
+        id=str(entry.get("id", number)),
+        fields={key: str(value) for key, value in entry.items() if key not in known},
+        images=tuple(image(name) for name in entry.get("images", [])),
+        answers=tuple(map(str, entry["answers"])),
+        group=str(entry.get("group", "")),
+        candidates=tuple(map(str, entry.get("candidates", []))),
+        candidate_images=tuple(image(name) for name in entry.get("candidate_images", [])),
+    )
+
+
+_READERS = {"vqa": _read_vqa, "captions": _read_captions, "karpathy": _read_karpathy, "jsonl": _read_jsonl}
+
+
+def _check_ids(items: Sequence[Item], task: Task, split: str) -> None:
+    seen: set[str] = set()
+    for item in items:
+        if item.id in seen:
+            raise ValueError(f"task {task.name}, split {split}: item id {item.id} occurs twice")
+        seen.add(item.id)
+
+
+def _check_images(items: Sequence[Item], task: Task) -> None:
+    paths = dict.fromkeys(path for item in items for path in (*item.images, *item.candidate_images))
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"task {task.name}: {len(missing)} of {len(paths)} images are missing, first {missing[0]}"
+        )

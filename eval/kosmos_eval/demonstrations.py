@@ -1,0 +1,115 @@
+"""Solved examples for few-shot prompts, drawn without ever touching the evaluated split.
+
+Each item's draw is a hash of (seed, task, item id), so it is the same for any batch size, number of ranks, limit or
+resumed run; the k-shot prompt holds the first k of one sequence, so shots are nested. An example whose image (or,
+without images, whose text) also occurs in the evaluated split is passed over and counted: identical content leaks the
+answer whatever the file names say.
+
+Sources: Flamingo (random and RICES demonstrations), OpenFlamingo's evaluation, whose draws change with the number of
+GPUs; these do not.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .data import Item, content_hash, stable_hash
+from .tasks import Task
+
+# Features of images (N, D), one vector each, for RICES.
+EmbedImages = Callable[[Sequence[Path]], Tensor]
+
+
+class DemonstrationPool:
+    """The examples of one task and how they are drawn.
+
+    Args:
+        task: says method and seed.
+        pool: items of the demonstrations' split.
+        evaluated: items of the evaluated split, whose content must not occur in a demonstration.
+        embed: image features, needed for ``rices``.
+
+    Raises:
+        ValueError: method ``rices`` without images or without ``embed``.
+    """
+
+    def __init__(
+        self, task: Task, pool: Sequence[Item], evaluated: Sequence[Item], embed: EmbedImages | None = None
+    ) -> None:
+        self.task = task
+        self.pool = [item for item in pool if item.answers]
+        self._evaluated = {content_key(item) for item in evaluated}
+        self.leaking: set[str] = set()
+        self._nearest: Mapping[tuple[Path, ...], list[int]] = {}
+        if task.demonstrations.method == "rices":
+            if embed is None or not all(item.images for item in [*self.pool, *evaluated]):
+                raise ValueError(f"task {task.name}: demonstrations.method rices needs images in every item")
+            self._nearest = _nearest_items(self.pool, evaluated, embed)
+
+    def draw(self, item: Item, shots: int) -> list[Item]:
+        """``shots`` demonstrations for an item, in prompt order.
+
+        Raises:
+            ValueError: the pool holds fewer usable examples.
+        """
+        drawn: list[Item] = []
+        images: set[str] = set()
+        for index in self._order(item):
+            if len(drawn) == shots:
+                break
+            example = self.pool[index]
+            key = content_key(example)
+            if key in self._evaluated:
+                self.leaking.add(example.id)
+            elif key not in images:
+                images.add(key)
+                drawn.append(example)
+        if len(drawn) < shots:
+            raise ValueError(
+                f"task {self.task.name}: {shots} demonstrations wanted, but split {self.task.demonstrations.split!r} "
+                f"has {len(drawn)} usable ones ({len(self.leaking)} share content with the evaluated split)"
+            )
+        return drawn[::-1] if self.task.demonstrations.method == "rices" else drawn
+
+    def _order(self, item: Item) -> Sequence[int]:
+        options = self.task.demonstrations
+        if options.method == "rices":
+            return self._nearest[item.images]
+        who = item.id if options.method == "random" else "all items"
+        generator = random.Random(stable_hash("demonstrations", options.seed, self.task.name, who))
+        wanted = min(len(self.pool), 256)  # far more than any number of shots, so that leaks and repeats can be skipped
+        return generator.sample(range(len(self.pool)), wanted)
+
+
+def content_key(item: Item) -> str:
+    """What an item is made of: the content of its images, or its text if it has none."""
+    if item.images:
+        return "|".join(content_hash(path) for path in item.images)
+    return "|".join(f"{name}={value}" for name, value in sorted(item.fields.items()))
+
+
+def _nearest_items(
+    pool: Sequence[Item], evaluated: Sequence[Item], embed: EmbedImages, keep: int = 256
+) -> dict[tuple[Path, ...], list[int]]:
+    """For each evaluated image the pool's items by cosine similarity of the first image, ties by position."""
+    pool_images = list(dict.fromkeys(item.images[0] for item in pool))
+    place = {path: i for i, path in enumerate(pool_images)}
+    members: list[list[int]] = [[] for _ in pool_images]
+    for index, item in enumerate(pool):
+        members[place[item.images[0]]].append(index)
+    queries = list(dict.fromkeys(item.images for item in evaluated))
+    similarity = _unit(embed([images[0] for images in queries])) @ _unit(embed(pool_images)).T
+    order = similarity.argsort(dim=1, descending=True, stable=True)[:, :keep].tolist()
+    return {
+        images: [index for image in row for index in members[image][:1]]
+        for images, row in zip(queries, order, strict=True)
+    }
+
+
+def _unit(features_ND: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(features_ND.float(), dim=-1)

@@ -1,0 +1,231 @@
+"""Answers for many prompts: batching by shared beginning and length, greedy decoding, sampling, beams, likelihood
+ranking.
+
+Results come batch by batch, so that the caller can write them down before the next batch. Greedy decoding equals
+``model.generate(do_sample=False)`` on each prompt alone (tests/eval/test_engine.py); beams are ``generate``'s own.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .prompts import Prompt
+from .runner import Runner, Stage, State
+from .tasks import Decoding
+from .trie import Trie
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said to prompt number ``index``; for ranking, the candidates' scores in order."""
+
+    index: int
+    text: str
+    scores: tuple[float, ...] = ()
+
+
+class Engine:
+    """Batched answering with one model.
+
+    Args:
+        runner: the model.
+        batch_rows: prompts in a batch at most.
+        batch_tokens: rows times longest prompt at most.
+        share: compute shared beginnings once (off only to measure what it saves).
+    """
+
+    def __init__(self, runner: Runner, batch_rows: int = 128, batch_tokens: int = 32768, share: bool = True) -> None:
+        if batch_rows < 1:
+            raise ValueError(f"batch size {batch_rows} must be at least 1")
+        self.runner, self.batch_rows, self.batch_tokens, self.share = runner, batch_rows, batch_tokens, share
+        self._held: tuple[object, State] | None = None
+
+    @torch.no_grad()
+    def generate(self, prompts: Sequence[Prompt], decoding: Decoding, seeds: Sequence[int]) -> Iterator[list[Answer]]:
+        """Write an answer to each prompt; batches come in an order of the engine's choosing.
+
+        Args:
+            seeds: one for each prompt, for ``sample``.
+        """
+        trie = self._trie(decoding) if decoding.constrained else None
+        for batch in self._batches(prompts):
+            if decoding.method == "beam":
+                yield self._beam(batch, prompts, decoding, trie)
+            else:
+                state, logits_BV = self._read([stages for _, stages in batch])
+                ids = self._write(state, logits_BV, decoding, [seeds[index] for index, _ in batch])
+                yield [Answer(index, self.runner.decode(row)) for (index, _), row in zip(batch, ids, strict=True)]
+
+    @torch.no_grad()
+    def rank(
+        self, prompts: Sequence[Prompt], candidates: Sequence[Sequence[str]], normalisation: str = "sum"
+    ) -> Iterator[list[Answer]]:
+        """Score each prompt's candidate continuations; the answer's text is the best one (the first of equals)."""
+        bare = self._unconditional(candidates) if normalisation == "unconditional" else {}
+        for batch in self._batches(prompts):
+            state, logits_BV = self._read([stages for _, stages in batch])
+            answers = []
+            per_row = self._log_likelihoods(state, logits_BV, [candidates[index] for index, _ in batch])
+            for (index, _), raw in zip(batch, per_row, strict=True):
+                scores = tuple(
+                    self._normalised(value, text, normalisation, bare)
+                    for value, text in zip(raw, candidates[index], strict=True)
+                )
+                best = max(range(len(scores)), key=scores.__getitem__)
+                answers.append(Answer(index, candidates[index][best].strip(), scores))
+            yield answers
+
+    def _normalised(self, value: float, text: str, normalisation: str, bare: dict[str, float]) -> float:
+        if normalisation == "mean":
+            return value / len(self.runner.text_ids(text))
+        if normalisation == "byte":
+            return value / len(text.strip().encode())
+        return value - bare.get(text, 0.0)
+
+    def _unconditional(self, candidates: Sequence[Sequence[str]]) -> dict[str, float]:
+        """Log-likelihood of each distinct candidate after ``<s> Answer:`` (GPT-3, section 2.4)."""
+        texts = list(dict.fromkeys(text for row in candidates for text in row))
+        state, logits_BV = self._read([self.runner.stages(Prompt(("Answer:",)))])
+        (values,) = self._log_likelihoods(state, logits_BV, [texts])
+        return dict(zip(texts, values, strict=True))
+
+    def _batches(self, prompts: Sequence[Prompt]) -> Iterator[list[tuple[int, list[Stage]]]]:
+        """Group prompts that share beginnings, then by length; every batch has the same number of stages."""
+        staged = []
+        for index, prompt in enumerate(prompts):
+            stages = self.runner.stages(prompt)
+            if not self.share:
+                stages = [sum(stages[1:], stages[0])]
+            lengths = tuple(len(stage.ids) for stage in stages)
+            prefix = tuple(stage.key for stage in stages[:-1])
+            staged.append(((len(stages), lengths[:-1], prefix, lengths[-1], index), stages))
+        staged.sort(key=lambda entry: entry[0])
+        batch: list[tuple[int, list[Stage]]] = []
+        longest = count = 0
+        for (depth, prefix_lengths, _, last, index), stages in staged:
+            longest = max(longest, sum(prefix_lengths) + last)
+            full = len(batch) == self.batch_rows or (len(batch) + 1) * longest > self.batch_tokens
+            if batch and (full or depth != count):
+                yield batch
+                batch, longest = [], sum(prefix_lengths) + last
+            count = depth
+            batch.append((index, stages))
+        if batch:
+            yield batch
+
+    def _read(self, rows: Sequence[list[Stage]]) -> tuple[State, Tensor]:
+        """Read whole prompts, each shared beginning once; return the state and the next-token logits (B, V)."""
+        depth = len(rows[0])
+        state: State | None = None
+        pending = [Stage(())] * len(rows)
+        parents: dict[object, int] = {(): 0}
+        above: list[object] = [()] * len(rows)
+        for level in range(depth):
+            pending = [have + row[level] for have, row in zip(pending, rows, strict=True)]
+            if level == depth - 1:
+                break
+            keys: list[object] = [(up, stage.key) for up, stage in zip(above, pending, strict=True)]
+            unique = dict.fromkeys(keys)
+            following = {(key, row[level + 1].key) for key, row in zip(keys, rows, strict=True)}
+            if len(unique) == len(following):  # nothing is shared from here on: read it together with the next stage
+                continue
+            state = self._read_unique(state, keys, pending, above, parents)
+            parents = {key: place for place, key in enumerate(unique)}
+            above, pending = keys, [Stage(())] * len(rows)
+        if state is not None:
+            state = state.select(torch.tensor([parents[key] for key in above], device=self.runner.device))
+        state, logits = self.runner.extend(state, pending)
+        return state, logits[:, -1]
+
+    def _read_unique(
+        self,
+        state: State | None,
+        keys: Sequence[object],
+        stages: Sequence[Stage],
+        above: Sequence[object],
+        parents: dict[object, int],
+    ) -> State:
+        """Read each distinct stage once. A beginning that a whole batch shares is held for the next batch."""
+        first = {key: row for row, key in reversed(list(enumerate(keys)))}
+        order = list(dict.fromkeys(keys))
+        if state is None and len(order) == 1:
+            if self._held is None or self._held[0] != order[0]:
+                self._held = order[0], self.runner.extend(None, [stages[0]])[0]
+            return self._held[1]
+        if state is not None:
+            rows = [parents[above[first[key]]] for key in order]
+            state = state.select(torch.tensor(rows, device=self.runner.device))
+        return self.runner.extend(state, [stages[first[key]] for key in order])[0]
+
+    def _write(self, state: State, logits_BV: Tensor, decoding: Decoding, seeds: Sequence[int]) -> list[list[int]]:
+        """Write until every row stopped; rows that stopped leave the batch."""
+        rows: list[list[int]] = [[] for _ in seeds]
+        generators = [random.Random(seed) for seed in seeds]
+        active = list(range(len(seeds)))
+        for length in range(1, decoding.max_new_tokens + 1):
+            if decoding.method == "sample":
+                tokens_B = _sample(logits_BV, decoding, [generators[row] for row in active])
+            else:
+                tokens_B = logits_BV.argmax(dim=-1)
+            keep = []
+            for place, (row, token) in enumerate(zip(active, tokens_B.tolist(), strict=True)):
+                if token not in self.runner.stop_ids:
+                    rows[row].append(token)
+                    keep.append(place)
+            if not keep or length == decoding.max_new_tokens:
+                break
+            if len(keep) < len(active):
+                index = torch.tensor(keep, device=self.runner.device)
+                state, tokens_B = state.select(index), tokens_B[index]
+                active = [active[place] for place in keep]
+            state, logits_BV = self.runner.step(state, tokens_B)
+        return rows
+
+    def _log_likelihoods(
+        self, state: State, logits_BV: Tensor, candidates: Sequence[Sequence[str]]
+    ) -> list[list[float]]:
+        """Summed log-probability of each row's candidates: all first tokens from one distribution, the rest in one
+        pass."""
+        ids = [[self.runner.text_ids(text) for text in row] for row in candidates]
+        for row, texts in zip(ids, candidates, strict=True):
+            if not all(row):
+                raise ValueError(f"a candidate has no token: {texts[[len(one) > 0 for one in row].index(False)]!r}")
+        first_BV = logits_BV.log_softmax(dim=-1)
+        totals = [[float(first_BV[b, one[0]]) for one in row] for b, row in enumerate(ids)]
+        long = [(b, c) for b, row in enumerate(ids) for c, one in enumerate(row) if len(one) > 1]
+        for start in range(0, len(long), self.batch_rows):
+            chunk = long[start : start + self.batch_rows]
+            stages = [Stage(ids[b][c][:-1]) for b, c in chunk]
+            keep = max(len(stage.ids) for stage in stages)
+            parents = torch.tensor([b for b, _ in chunk], device=self.runner.device)
+            logits = self.runner.extend(state.select(parents), stages, keep)[1].log_softmax(dim=-1)
+            for (b, c), logits_TV in zip(chunk, logits, strict=True):
+                targets = torch.tensor(ids[b][c][1:], device=logits_TV.device)
+                totals[b][c] += float(logits_TV[keep - len(targets) :].gather(1, targets[:, None]).sum())
+        return totals
+
+    def _beam(
+        self, batch: list[tuple[int, list[Stage]]], prompts: Sequence[Prompt], decoding: Decoding, trie: Trie | None
+    ) -> list[Answer]:
+        ids = self.runner.beam(
+            [sum(stages[1:], stages[0]) for _, stages in batch], decoding, trie.allowed if trie is not None else None
+        )
+        return [Answer(index, self.runner.decode(row)) for (index, _), row in zip(batch, ids, strict=True)]
+
+    def _trie(self, decoding: Decoding) -> Trie:
+        return Trie([self.runner.text_ids(" " + text) for text in decoding.candidates], self.runner.eos)
+
+
+def _sample(logits_BV: Tensor, decoding: Decoding, generators: Sequence[random.Random]) -> Tensor:
+    """Temperature and nucleus sampling; each row uses its own random numbers, so its batch does not matter."""
+    probabilities, tokens = (logits_BV / max(decoding.temperature, 1e-6)).softmax(dim=-1).sort(-1, descending=True)
+    cumulative = probabilities.cumsum(dim=-1)
+    kept = probabilities.masked_fill(cumulative - probabilities >= decoding.top_p, 0.0).cumsum(dim=-1)
+    draws = torch.tensor([generator.random() for generator in generators], device=logits_BV.device)
+    places = torch.searchsorted(kept, (draws * kept[:, -1])[:, None], right=True).clamp(max=kept.shape[-1] - 1)
+    return tokens.gather(1, places).squeeze(1)

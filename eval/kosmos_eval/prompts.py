@@ -1,0 +1,141 @@
+"""From an item and its demonstrations to the segments that the model reads.
+
+Layout (KOSMOS-1, section 2.1 and figure 7): ``<s> <image> … </image> Question: … Answer:`` for zero-shot; each
+demonstration is the same with its answer, one a line, before it.
+
+Contexts answer "does the model look?": ``shuffled`` gives every item the image of another one, ``text-only`` leaves
+images out, ``none`` leaves out the item's text as well, which shows the model's prior. Demonstrations keep their own
+images in ``shuffled`` and lose them in ``text-only``.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .data import Item, content_hash, stable_hash
+from .tasks import CONTEXTS, IMAGE_MARK, Task
+
+Segment = str | Path  # text, or an image file
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is fed to the model for one item.
+
+    Attributes:
+        segments: texts and images in order; ``<s>`` comes before them.
+        cuts: segment counts after which the beginning may be shared with other prompts (demonstrations; query image).
+        demonstrations: ids of the examples in it.
+    """
+
+    segments: tuple[Segment, ...]
+    cuts: tuple[int, ...] = ()
+    demonstrations: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The prompt as one string with ``<image>`` marks, for people and logs."""
+        return "".join(IMAGE_MARK if isinstance(segment, Path) else segment for segment in self.segments)
+
+    @property
+    def shots(self) -> int:
+        return len(self.demonstrations)
+
+    @property
+    def images(self) -> list[Path]:
+        return [segment for segment in self.segments if isinstance(segment, Path)]
+
+
+def build(
+    task: Task,
+    item: Item,
+    demonstrations: Sequence[Item] = (),
+    context: str = "image+text",
+    images: Sequence[Path] | None = None,
+    template: str = "",
+    extra: Mapping[str, str] | None = None,
+) -> Prompt:
+    """The prompt of one item.
+
+    Args:
+        context: one of ``CONTEXTS``.
+        images: instead of the item's own (for ``shuffled``).
+        template: instead of the task's (the rationale's).
+        extra: more fields for the template.
+
+    Raises:
+        ValueError: an unknown context, a template field that the item lacks, or a number of images that does not match.
+    """
+    if context not in CONTEXTS:
+        raise ValueError(f"unknown context {context!r}; choose from {', '.join(CONTEXTS)}")
+    segments: list[Segment] = []
+    for shot in demonstrations:
+        segments += _fill(task, shot, task.prompt.template, shot.images, context, {})
+        segments.append(task.prompt.answer.format(answer=shot.answers[0]) + task.prompt.separator)
+    cuts = [len(segments)] if segments else []
+    own = _fill(task, item, template or task.prompt.template, images or item.images, context, extra or {})
+    leading = next((i for i, segment in enumerate(own) if isinstance(segment, str)), len(own))
+    if leading:
+        cuts.append(len(segments) + leading)
+    return Prompt(tuple(segments + own), tuple(cuts), tuple(shot.id for shot in demonstrations))
+
+
+def _fill(
+    task: Task, item: Item, template: str, images: Sequence[Path], context: str, extra: Mapping[str, str]
+) -> list[Segment]:
+    fields = {**item.fields, **extra}
+    if context == "none":
+        fields = dict.fromkeys(fields, "")
+    pieces = template.split(IMAGE_MARK)
+    if context in ("text-only", "none"):
+        pieces = ["".join(pieces)]
+    elif len(pieces) - 1 != len(images):
+        raise ValueError(
+            f"task {task.name}: the template {template!r} has {len(pieces) - 1} {IMAGE_MARK} marks, "
+            f"item {item.id} has {len(images)} images"
+        )
+    segments: list[Segment] = []
+    for index, piece in enumerate(pieces):
+        if index:
+            segments.append(images[index - 1])
+        if piece:
+            segments.append(_format(task, item, piece, fields))
+    return segments
+
+
+def _format(task: Task, item: Item, piece: str, fields: Mapping[str, str]) -> str:
+    names = [name for _, name, _, _ in string.Formatter().parse(piece) if name is not None]
+    absent = [name for name in names if name not in fields]
+    if absent:
+        raise ValueError(
+            f"task {task.name}: the template names {{{absent[0]}}}, but item {item.id} has "
+            f"{', '.join(fields) or 'no fields'}"
+        )
+    return piece.format_map(fields)
+
+
+def shuffled_images(task: Task, items: Sequence[Item], seed: int) -> dict[tuple[Path, ...], tuple[Path, ...]]:
+    """For each item's images those of another item, with other content, in a fixed order that the seed decides.
+
+    All questions about one image get the same other image. The order does not depend on how many items are evaluated
+    when ``items`` is the whole split.
+
+    Raises:
+        ValueError: all images are the same, so that nothing can be exchanged.
+    """
+    groups = list(dict.fromkeys(item.images for item in items if item.images))
+    ring = sorted(groups, key=lambda images: stable_hash("shuffle", seed, task.name, *(path.name for path in images)))
+    swapped = {}
+    for place, images in enumerate(ring):
+        own = [content_hash(path) for path in images]
+        for step in range(1, len(ring)):
+            other = ring[(place + step) % len(ring)]
+            if len(other) == len(images) and [content_hash(path) for path in other] != own:
+                swapped[images] = other
+                break
+        else:
+            raise ValueError(f"task {task.name}: context 'shuffled' needs two different images, all are alike")
+    return swapped

@@ -1,0 +1,157 @@
+"""Result rows: ``results.json`` is a list of them, and every number says how it was made.
+
+Contract: ``task, model, shots, context, metric, value, low, high, n`` (accuracies in 0–1, the interval is the 95 %
+bootstrap over images). Scores of one question type carry it in ``question_type`` and in the metric's name
+(``vqa:color``).
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+import kosmos
+
+from . import metrics, statistics
+from .data import Item
+from .tasks import Task
+
+Row = dict[str, Any]
+_KEY = ("task", "model", "shots", "context", "metric", "split", "seed")
+
+
+def make_rows(
+    task: Task, items: Sequence[Item], predictions: Sequence[str], labels: Mapping[str, Any], seed: int
+) -> tuple[list[Row], dict[str, list[float]]]:
+    """Rows of all metrics, overall and by question type, and the per-item values of each metric.
+
+    Args:
+        labels: ``model``, ``shots``, ``context`` and whatever else every row shall say.
+        seed: of the bootstrap.
+    """
+    scores = metrics.compute(task.metrics, predictions, [item.answers for item in items])
+    clusters = [item.cluster for item in items]
+    common = {"task": task.name, **labels, "split": task.split, "seed": seed, **_provenance(task)}
+    rows = [_row(score, clusters, common, seed) for score in scores]
+    groups = sorted({item.group for item in items} - {""})
+    if len(groups) > 1:
+        for group in groups:
+            places = [i for i, item in enumerate(items) if item.group == group]
+            part = metrics.MetricScore(scores[0].name, scores[0].statistics[places], scores[0].combine)
+            row = _row(part, [clusters[i] for i in places], common, seed)
+            rows.append(row | {"metric": f"{part.name}:{group}", "question_type": group})
+    return rows, {score.name: [float(value) for value in score.per_item] for score in scores}
+
+
+def _row(score: metrics.MetricScore, clusters: Sequence[str], common: Mapping[str, Any], seed: int) -> Row:
+    low, high = statistics.interval(score, clusters, seed)
+    first = {key: common[key] for key in ("task", "model", "shots", "context")}
+    own = {"metric": score.name, "value": score.value, "low": low, "high": high, "n": score.n, "question_type": None}
+    if score.name.startswith("vqa"):
+        own["normaliser"] = "lenient" if score.name == "vqa_lenient" else "official"
+    return (
+        first | own | {key: value for key, value in common.items() if key not in first} | {"images": len(set(clusters))}
+    )
+
+
+def _provenance(task: Task) -> dict[str, Any]:
+    decoding = task.decoding
+    how: str = decoding.method
+    if how == "beam":
+        how = f"beam {decoding.num_beams}, length penalty {decoding.length_penalty:g}"
+    elif how == "sample":
+        how = f"sample, temperature {decoding.temperature:g}, top-p {decoding.top_p:g}"
+    elif how == "rank":
+        how = f"rank by {decoding.normalisation} log-likelihood"
+    return {
+        "prompt": task.prompt.template + task.prompt.answer,
+        "decoding": how,
+        "demonstrations": task.demonstrations.method,
+        "version": kosmos.__version__,
+        "commit": commit(),
+    }
+
+
+@cache
+def commit() -> str | None:
+    """The commit of the checkout that runs, or None for an installed wheel."""
+    folder = Path(__file__).parent
+    command = ["git", "-C", str(folder), "rev-parse", "--short=12", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def write(rows: Sequence[Row], path: Path) -> list[Row]:
+    """Write ``results.json``; rows of the same run in the file are replaced, others kept. Returns what it now holds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    merged = {_key(row): row for row in (*read(path), *rows)} if path.is_file() else {_key(row): row for row in rows}
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(json.dumps(list(merged.values()), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+    return list(merged.values())
+
+
+def read(path: str | Path) -> list[Row]:
+    """The rows of a ``results.json``.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or not a list of rows.
+    """
+    path = Path(path)
+    path = path / "results.json" if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no results here")
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and "metric" in row for row in rows):
+        raise ValueError(f"{path}: expected a list of result rows")
+    return rows
+
+
+def _key(row: Row) -> tuple[Any, ...]:
+    return tuple(row.get(name) for name in _KEY)
+
+
+def overall(rows: Iterable[Row]) -> list[Row]:
+    """Rows over all question types."""
+    return [row for row in rows if row.get("question_type") is None]
+
+
+def is_baseline(row: Row) -> bool:
+    """Whether a row is no model's but a baseline's."""
+    return bool(row.get("baseline"))
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """One table of the model's rows with the baselines beside each score."""
+    baselines = list(dict.fromkeys(name for row in rows for name in row.get("baselines", {})))
+    output = Table(title="evaluation, 95 % intervals over images", title_justify="left")
+    for name in ("task", "model", "shots", "context", "metric"):
+        output.add_column(name, justify="right" if name == "shots" else "left")
+    for name in ("score", "95 %", "n", *baselines):
+        output.add_column(name, justify="right")
+    last = None
+    for row in rows:
+        if is_baseline(row):
+            continue
+        place = row["task"], row["model"]
+        if last not in (None, place):
+            output.add_section()
+        last = place
+        minor = row.get("question_type") is not None
+        cells = [row["task"], str(row["model"]), str(row["shots"]), row["context"], row["metric"]]
+        cells += [f"{row['value']:.3f}", f"{row['low']:.3f}–{row['high']:.3f}", str(row["n"])]
+        cells += [f"{row['baselines'][name]:.3f}" if name in row.get("baselines", {}) else "" for name in baselines]
+        output.add_row(*cells, style="dim" if minor else "")
+    return output

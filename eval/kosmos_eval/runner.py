@@ -1,0 +1,233 @@
+"""The model side of evaluation: encode images once, encode shared prompt beginnings once, and step through the rest.
+
+A prompt is read in stages (demonstrations, query image, question). Prompts of a batch that agree up to a stage share
+one computation of it: the cached keys and values of the shorter batch are repeated for the rows that continue it.
+Left padding inside a stage is masked and takes no position, so every row computes what it would compute alone.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from .data import content_hash
+from .prompts import Prompt
+from .tasks import Decoding
+
+_IMAGE_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One part of a prompt: token ids with placeholders, and the images that fill them, in order."""
+
+    ids: tuple[int, ...]
+    images: tuple[Path, ...] = ()
+
+    def __add__(self, other: Stage) -> Stage:
+        return Stage(self.ids + other.ids, self.images + other.images)
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for equal content."""
+        return self.ids, tuple(content_hash(path) for path in self.images)
+
+
+@dataclass
+class State:
+    """What the model remembers of B rows: cached keys and values of P places, which places count, the next position."""
+
+    cache: Any  # DynamicCache
+    mask_BP: Tensor
+    next_B: Tensor
+
+    def select(self, rows: Tensor) -> State:
+        """A copy with the given rows, repeated or left out as the index says."""
+        layers = [(layer.keys[rows], layer.values[rows]) for layer in self.cache.layers]
+        return State(DynamicCache(layers), self.mask_BP[rows], self.next_B[rows])
+
+
+class Runner:
+    """A model and its processor, ready to read prompts.
+
+    Args:
+        model: KosmosForConditionalGeneration.
+        processor: KosmosProcessor.
+        feature_bytes: how much memory image features may take; the least recently used go first.
+    """
+
+    def __init__(self, model: Any, processor: Any, feature_bytes: int = 2 << 30) -> None:
+        self.model, self.processor = model, processor
+        self.device = next(model.parameters()).device
+        self.dtype = model.get_input_embeddings().weight.dtype
+        tokenizer = processor.tokenizer
+        self.bos, self.pad, self.eos = tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id
+        self.stop_ids = frozenset([self.eos, *processor.encode_text("\n")])
+        self.max_length = processor.max_length or model.config.text_config.max_position_embeddings
+        self.encoded_images = 0
+        self._features: OrderedDict[str, Tensor] = OrderedDict()
+        self._feature_bytes = feature_bytes
+        self._texts: dict[str, tuple[int, ...]] = {}
+        self._image_ids = tuple(processor.image_token_ids())
+
+    def text_ids(self, text: str) -> tuple[int, ...]:
+        """Token ids of one text segment."""
+        if text not in self._texts:
+            self._texts[text] = tuple(self.processor.encode_text(text))
+        return self._texts[text]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The answer that generated ids spell."""
+        return self.processor.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+
+    def stages(self, prompt: Prompt) -> list[Stage]:
+        """The prompt's stages; the first begins with ``<s>``."""
+        stages, current = [], Stage((self.bos,))
+        for index, segment in enumerate(prompt.segments):
+            if index in prompt.cuts:
+                stages.append(current)
+                current = Stage(())
+            if isinstance(segment, Path):
+                current += Stage(self._image_ids, (segment,))
+            else:
+                current += Stage(self.text_ids(segment))
+        return [stage for stage in [*stages, current] if stage.ids]
+
+    def length(self, prompt: Prompt) -> int:
+        """Tokens of the whole prompt."""
+        return sum(len(stage.ids) for stage in self.stages(prompt))
+
+    def image_features(self, paths: Sequence[Path]) -> Tensor:
+        """The connector's output for each image, (N, Q, D); each distinct image is encoded once.
+
+        Raises:
+            ValueError: a file that is no readable image.
+        """
+        keys = [content_hash(path) for path in paths]
+        missing = {key: path for key, path in zip(keys, paths, strict=True) if key not in self._features}
+        fresh: dict[str, Tensor] = {}
+        names = list(missing)
+        for start in range(0, len(names), _IMAGE_BATCH):
+            batch = names[start : start + _IMAGE_BATCH]
+            pixels = torch.stack([self._pixels(missing[key]) for key in batch]).to(self.device)
+            features = self.model.get_image_features(self.processor.image_processor.normalize(pixels).to(self.dtype))
+            fresh |= dict(zip(batch, features, strict=True))
+        self.encoded_images += len(fresh)
+        stacked = torch.stack([fresh[key] if key in fresh else self._features[key] for key in keys])
+        self._remember(keys, fresh)
+        return stacked
+
+    @torch.no_grad()
+    def image_embeddings(self, paths: Sequence[Path]) -> Tensor:
+        """One vector an image, (N, D): the mean of its features, for finding similar images."""
+        chunks = [paths[i : i + _IMAGE_BATCH] for i in range(0, len(paths), _IMAGE_BATCH)]
+        return torch.cat([self.image_features(chunk).mean(dim=1).float().cpu() for chunk in chunks])
+
+    def _pixels(self, path: Path) -> Tensor:
+        try:
+            with Image.open(path) as image:
+                return self.processor.image_processor.to_tensor(image)
+        except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+            raise ValueError(
+                f"{path}: not a readable image ({error}); evaluation skips nothing, mend or remove it"
+            ) from error
+
+    def _remember(self, keys: Sequence[str], fresh: dict[str, Tensor]) -> None:
+        for key in keys:
+            if key in self._features:
+                self._features.move_to_end(key)
+        self._features.update((key, value.clone()) for key, value in fresh.items())
+        if self._features:
+            size = next(iter(self._features.values())).nbytes
+            while len(self._features) * size > self._feature_bytes and len(self._features) > 1:
+                self._features.popitem(last=False)
+
+    def extend(self, state: State | None, stages: Sequence[Stage], keep: int = 1) -> tuple[State, Tensor]:
+        """Read one more stage of each row after ``state`` (None: from the start).
+
+        Returns:
+            The state after it, which takes over ``state``'s memory, and the logits (B, keep, V) fp32 of the last
+            places.
+        """
+        ids_BT, mask_BT = self._pad(stages)
+        embeds_BTD = self._embed(ids_BT, [path for stage in stages for path in stage.images])
+        return self._forward(state, embeds_BTD, mask_BT, keep)
+
+    def step(self, state: State, tokens_B: Tensor) -> tuple[State, Tensor]:
+        """Read one token in each row; as :meth:`extend`, with logits (B, V)."""
+        embeds_B1D = self.model.get_input_embeddings()(tokens_B[:, None])
+        state, logits = self._forward(state, embeds_B1D, torch.ones_like(tokens_B)[:, None], keep=1)
+        return state, logits[:, -1]
+
+    def beam(
+        self, rows: Sequence[Stage], decoding: Decoding, allowed: Callable[[list[int]], list[int]] | None
+    ) -> list[list[int]]:
+        """Beam search by ``model.generate``; the ids written for each row, without what stopped them.
+
+        Args:
+            allowed: which tokens may follow the ones written so far; None: any.
+        """
+        ids_BT, mask_BT = self._pad(rows)
+        images = [path for stage in rows for path in stage.images]
+        pixels = torch.stack([self._pixels(path) for path in images]).to(self.device) if images else None
+        length = ids_BT.shape[1]
+        output_BT = self.model.generate(
+            input_ids=ids_BT,
+            attention_mask=mask_BT,
+            pixel_values=None if pixels is None else self.processor.image_processor.normalize(pixels).to(self.dtype),
+            do_sample=False,
+            num_beams=decoding.num_beams,
+            length_penalty=decoding.length_penalty,
+            max_new_tokens=decoding.max_new_tokens,
+            eos_token_id=sorted(self.stop_ids),
+            pad_token_id=self.pad,
+            prefix_allowed_tokens_fn=None if allowed is None else lambda _, ids_T: allowed(ids_T[length:].tolist()),
+        )
+        written = []
+        for row in output_BT[:, length:].tolist():
+            stop = next((i for i, token in enumerate(row) if token in self.stop_ids or token == self.pad), len(row))
+            written.append(row[:stop])
+        return written
+
+    def _pad(self, rows: Sequence[Stage]) -> tuple[Tensor, Tensor]:
+        """Left-padded ids and mask (B, T)."""
+        longest = max(len(stage.ids) for stage in rows)
+        ids_BT = torch.full((len(rows), longest), self.pad)
+        mask_BT = torch.zeros_like(ids_BT)
+        for row, stage in enumerate(rows):
+            ids_BT[row, longest - len(stage.ids) :] = torch.tensor(stage.ids, dtype=torch.long)
+            mask_BT[row, longest - len(stage.ids) :] = 1
+        return ids_BT.to(self.device), mask_BT.to(self.device)
+
+    def _embed(self, ids_BT: Tensor, images: Sequence[Path]) -> Tensor:
+        places = ids_BT == self.model.config.image_token_id
+        embeds_BTD = self.model.get_input_embeddings()(ids_BT.masked_fill(places, self.pad))
+        if images:
+            embeds_BTD = embeds_BTD.clone()
+            embeds_BTD[places] = self.image_features(images).flatten(0, 1).to(embeds_BTD.dtype)
+        return embeds_BTD
+
+    def _forward(self, state: State | None, embeds_BTD: Tensor, mask_BT: Tensor, keep: int) -> tuple[State, Tensor]:
+        if state is None:
+            mask_BP, next_B = mask_BT, torch.zeros(len(mask_BT), dtype=torch.long, device=self.device)
+        else:
+            mask_BP, next_B = torch.cat([state.mask_BP, mask_BT], dim=1), state.next_B
+        positions = (next_B[:, None] + mask_BT.cumsum(1) - 1).clamp(min=0)
+        output = self.model(
+            inputs_embeds=embeds_BTD,
+            attention_mask=mask_BP,
+            position_ids=positions,
+            past_key_values=state.cache if state is not None else DynamicCache(),
+            use_cache=True,
+            logits_to_keep=keep,
+        )
+        after = State(output.past_key_values, mask_BP, next_B + mask_BT.sum(1))
+        return after, output.logits.float()

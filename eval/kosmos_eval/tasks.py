@@ -1,0 +1,189 @@
+"""Evaluation tasks: one YAML each, read into these dataclasses (unknown keys are refused with a suggestion).
+
+A task says where its data lies below ``--data``, how an item becomes a prompt, how the model answers, and what scores
+the answer. Prompts, decoding and splits follow KOSMOS-1 (arXiv 2302.14045, section 4) and end up in every result row:
+the field's scores differ by tens of points over a blank or a full stop.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from kosmos import settings
+
+from .metrics import resolve
+
+IMAGE_MARK = "<image>"
+CONTEXTS = ("image+text", "shuffled", "text-only", "none")
+# In a checkout the YAML files lie in eval/tasks; a wheel carries them beside this module.
+_FOLDERS = (Path(__file__).parents[1] / "tasks", Path(__file__).parent / "tasks")
+
+
+@dataclass
+class DatasetFiles:
+    """Where the items are. Paths are relative to ``--data``; ``{split}`` stands for the split's name.
+
+    Args:
+        format: ``vqa`` (VQAv2 questions and annotations), ``captions`` (COCO captions), ``karpathy`` (the split file of
+            Karpathy and Fei-Fei: ``dataset_coco.json``, ``dataset_flickr30k.json``), or ``jsonl`` (one object a line).
+        questions: VQAv2 question file.
+        annotations: VQAv2 annotations, COCO captions, the Karpathy file, or the JSON lines.
+        images: image path with ``{image_id}`` or ``{file_name}`` (and ``{split}``); empty for tasks without images.
+        group: which of VQAv2's two types the scores are split by (VQAv2 has 65 question types and 3 answer types).
+    """
+
+    format: Literal["vqa", "captions", "karpathy", "jsonl"]
+    annotations: str
+    questions: str = ""
+    images: str = ""
+    group: Literal["question_type", "answer_type"] = "question_type"
+
+
+@dataclass
+class Prompt:
+    """How an item is written.
+
+    Args:
+        template: text with ``<image>`` marks and ``{field}`` names, for example
+            ``<image>Question: {question} Answer:``. No blank at its end: the answer brings its own.
+        answer: how an answer continues it; ``{answer}`` is the reference answer of a demonstration or a candidate.
+        separator: between demonstrations. The model's newline token ends an answer, so demonstrations show where to
+            stop. source: where the wording comes from, copied into the results.
+    """
+
+    template: str
+    answer: str = " {answer}"
+    separator: str = "\n"
+    source: str = ""
+
+
+@dataclass
+class Demonstrations:
+    """Which solved examples stand before the question in a few-shot prompt; always of another split.
+
+    Args:
+        split: split they are drawn from; empty: the task allows none.
+        method: ``random`` draws for each item by a hash of (seed, task, item), as KOSMOS-1 and OpenFlamingo do;
+            ``shared`` draws once for the task, so that one encoded prefix serves all items; ``rices`` takes the items
+            whose images are nearest by the vision tower (Yang et al. 2021), the nearest last.
+        seed: of the draw.
+    """
+
+    split: str = ""
+    method: Literal["random", "shared", "rices"] = "random"
+    seed: int = 0
+
+
+@dataclass
+class Decoding:
+    """How the answer is obtained.
+
+    Args:
+        method: ``greedy``, ``beam``, ``sample``, or ``rank`` (the candidate with the highest likelihood).
+        max_new_tokens: the answer's length at most; it also ends at ``</s>`` or a newline.
+        num_beams, length_penalty: for ``beam`` (KOSMOS-1: 5 for captions, 2 for ImageNet).
+        temperature, top_p: for ``sample``; the draws depend on the item alone, not on its batch.
+        candidates: for ``rank`` where items bring none of their own.
+        normalisation: of a candidate's log-likelihood: ``sum``, ``mean`` over its tokens, per ``byte``, or
+            ``unconditional`` (minus the log-likelihood after the bare prompt, GPT-3 section 2.4).
+        constrained: for ``beam``: only the candidates can be written (KOSMOS-1's constrained ImageNet).
+    """
+
+    method: Literal["greedy", "beam", "sample", "rank"] = "greedy"
+    max_new_tokens: int = 10
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    candidates: list[str] = field(default_factory=list)
+    normalisation: Literal["sum", "mean", "byte", "unconditional"] = "sum"
+    constrained: bool = False
+
+
+@dataclass
+class Task:
+    """One evaluation task.
+
+    Args:
+        description: one line for the table of tasks.
+        dataset: the data files.
+        prompt: the wording.
+        split: the split to evaluate.
+        demonstrations: few-shot examples.
+        decoding: how answers are made.
+        metrics: what scores them; the first one is the headline.
+        rationale: a first prompt whose free answer becomes ``{rationale}`` in ``prompt`` (KOSMOS-1's multimodal
+            chain of thought); empty: none.
+        rationale_tokens: length of the rationale at most.
+        chance: score of a blind guess in [0, 1], printed beside the results, where it is defined.
+        name: file name without ``.yaml``; filled in by :func:`load`.
+    """
+
+    description: str
+    dataset: DatasetFiles
+    prompt: Prompt
+    split: str = "test"
+    demonstrations: Demonstrations = field(default_factory=Demonstrations)
+    decoding: Decoding = field(default_factory=Decoding)
+    metrics: list[str] = field(default_factory=lambda: ["vqa"])
+    rationale: str = ""
+    rationale_tokens: int = 64
+    chance: float | None = None
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        self.metrics = resolve(self.metrics)
+        _check_template(self.prompt.template)
+        if "{answer}" not in self.prompt.answer:
+            raise ValueError(f"prompt.answer {self.prompt.answer!r} must hold {{answer}}")
+        if self.demonstrations.split and self.demonstrations.split == self.split:
+            raise ValueError(f"demonstrations.split is {self.split!r}, the evaluated split; draw them from another one")
+        if self.decoding.constrained and self.decoding.method != "beam":
+            raise ValueError(
+                f"decoding.constrained needs method beam, not {self.decoding.method}; to rank, use method rank"
+            )
+
+
+def _check_template(template: str) -> None:
+    if template != template.rstrip():
+        raise ValueError(f"prompt.template {template!r} ends in white space; the answer brings its own blank")
+    try:
+        list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(f"prompt.template {template!r}: {error}") from error
+
+
+def load(name: str | Path, overrides: Sequence[str] = ()) -> Task:
+    """The task called ``name`` (a file of the tasks folder) or the YAML at the path ``name``.
+
+    Args:
+        overrides: ``key=value``, for example ``demonstrations.seed=1``.
+
+    Raises:
+        ValueError: unknown task or key, with a suggestion.
+    """
+    path = _find(str(name))
+    task = settings.load(Task, path, list(overrides))
+    return dataclasses.replace(task, name=task.name or path.stem)
+
+
+def known() -> dict[str, Path]:
+    """Paths of the tasks that come with the package, by name."""
+    return {path.stem: path for folder in reversed(_FOLDERS) for path in sorted(folder.glob("*.yaml"))}
+
+
+def _find(name: str) -> Path:
+    if name.endswith((".yaml", ".yml")):
+        return Path(name)
+    tasks = known()
+    if name not in tasks:
+        near = difflib.get_close_matches(name, tasks, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known tasks: {', '.join(tasks)}"
+        raise ValueError(f"unknown task {name!r}; {hint} (or give the path of a YAML file)")
+    return tasks[name]

@@ -1,0 +1,165 @@
+"""Batched, cached answering against a plain loop over single prompts with ``model.generate`` and ``model.forward``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from kosmos import KosmosForConditionalGeneration, KosmosProcessor
+from kosmos_eval.engine import Answer, Engine
+from kosmos_eval.prompts import Prompt
+from kosmos_eval.runner import Runner
+from kosmos_eval.tasks import Decoding
+from kosmos_eval.trie import Trie
+
+
+@pytest.fixture
+def prompts(toy_data: Path) -> list[Prompt]:
+    """Zero-shot and few-shot prompts of different lengths, some with shared beginnings, one without an image."""
+    images = sorted((toy_data / "test/images").glob("*.png"))[:5]
+    demo = [images[4], "Question: what color is it? Answer: red\n"]
+    questions = ["Question: what color is it? Answer:", "Question: is it a red square? Answer:", "An image of"]
+    zero = [Prompt((image, question), (1,)) for image in images[:3] for question in questions]
+    few = [Prompt((*demo, image, question), (2, 3)) for image in images[:3] for question in questions[:2]]
+    return [*zero, *few, Prompt(("Question: is it a circle? Answer:",))]
+
+
+def inputs(
+    model: KosmosForConditionalGeneration, processor: KosmosProcessor, prompt: Prompt
+) -> dict[str, torch.Tensor]:
+    pictures = [Image.open(path) for path in prompt.images]
+    return processor(images=pictures or None, text=prompt.text, return_tensors="pt")
+
+
+def one_by_one(
+    model: KosmosForConditionalGeneration, processor: KosmosProcessor, prompts: list[Prompt], **options: object
+) -> list[str]:
+    stop = [processor.tokenizer.eos_token_id, *processor.encode_text("\n")]
+    texts = []
+    for prompt in prompts:
+        encoded = inputs(model, processor, prompt)
+        ids = model.generate(**encoded, do_sample=False, eos_token_id=stop, pad_token_id=1, **options)
+        texts.append(
+            processor.tokenizer.decode(ids[0, encoded["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+        )
+    return texts
+
+
+def in_order(batches: object) -> list[str]:
+    answers: list[Answer] = [answer for batch in batches for answer in batch]  # type: ignore[attr-defined]
+    return [answer.text for answer in sorted(answers, key=lambda answer: answer.index)]
+
+
+@pytest.mark.parametrize(("rows", "share"), [(128, True), (4, True), (3, False), (1, False)])
+def test_greedy_equals_generate_one_by_one(
+    model: KosmosForConditionalGeneration, processor: KosmosProcessor, prompts: list[Prompt], rows: int, share: bool
+) -> None:
+    engine = Engine(Runner(model, processor), batch_rows=rows, share=share)
+    texts = in_order(engine.generate(prompts, Decoding(max_new_tokens=8), [0] * len(prompts)))
+    assert texts == one_by_one(model, processor, prompts, max_new_tokens=8)
+    assert len(set(texts)) > 3, "the toy model answers everything alike, so the comparison says nothing"
+
+
+def test_beam_equals_generate_one_by_one(
+    model: KosmosForConditionalGeneration, processor: KosmosProcessor, prompts: list[Prompt]
+) -> None:
+    decoding = Decoding(method="beam", num_beams=3, length_penalty=0.6, max_new_tokens=5)
+    texts = in_order(Engine(Runner(model, processor), batch_rows=5).generate(prompts, decoding, [0] * len(prompts)))
+    assert texts == one_by_one(model, processor, prompts, max_new_tokens=5, num_beams=3, length_penalty=0.6)
+
+
+def test_constrained_beam_writes_only_candidates(
+    model: KosmosForConditionalGeneration, processor: KosmosProcessor, prompts: list[Prompt]
+) -> None:
+    names = ["red circle", "red square", "blue"]
+    decoding = Decoding(method="beam", num_beams=2, max_new_tokens=8, candidates=names, constrained=True)
+    texts = in_order(Engine(Runner(model, processor)).generate(prompts, decoding, [0] * len(prompts)))
+    assert set(texts) <= set(names)
+
+
+def test_trie_of_nested_answers() -> None:
+    trie = Trie([(5,), (5, 6), (7,)], end=2)
+    assert trie.allowed([]) == [5, 7]
+    assert trie.allowed([5]) == [2, 6]
+    assert trie.allowed([5, 6]) == [2]
+    assert trie.allowed([5, 2]) == [2]
+
+
+@pytest.mark.parametrize("normalisation", ["sum", "mean", "byte", "unconditional"])
+def test_ranking_equals_forward_one_by_one(
+    model: KosmosForConditionalGeneration, processor: KosmosProcessor, prompts: list[Prompt], normalisation: str
+) -> None:
+    candidates = [" yes", " no", " a blue square", " red triangle circle"]
+    engine = Engine(Runner(model, processor), batch_rows=4)
+    batches = engine.rank(prompts, [candidates] * len(prompts), normalisation)
+    answers = sorted((answer for batch in batches for answer in batch), key=lambda answer: answer.index)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        expected = []
+        for text in candidates:
+            score, tokens = log_likelihood(model, processor, prompt, text)
+            bare, _ = log_likelihood(model, processor, Prompt(("Answer:",)), text)
+            by = {
+                "sum": score,
+                "mean": score / tokens,
+                "byte": score / len(text.strip()),
+                "unconditional": score - bare,
+            }
+            expected.append(by[normalisation])
+        assert answer.scores == pytest.approx(expected, abs=1e-4)
+        assert answer.text == candidates[expected.index(max(expected))].strip()
+
+
+@torch.no_grad()
+def log_likelihood(
+    model: KosmosForConditionalGeneration, processor: KosmosProcessor, prompt: Prompt, text: str
+) -> tuple[float, int]:
+    """The plain way: the whole sequence in one forward pass, alone."""
+    encoded = inputs(model, processor, prompt)
+    target = torch.tensor([processor.encode_text(text)])
+    ids = torch.cat([encoded["input_ids"], target], dim=1)
+    logits = model(input_ids=ids, pixel_values=encoded.get("pixel_values")).logits.log_softmax(-1)
+    start = encoded["input_ids"].shape[1]
+    return float(logits[0, start - 1 : -1].gather(1, target.T).sum()), target.shape[1]
+
+
+def test_sampling_does_not_depend_on_the_batch(
+    model: KosmosForConditionalGeneration, processor: KosmosProcessor, prompts: list[Prompt]
+) -> None:
+    decoding = Decoding(method="sample", temperature=2.0, top_p=0.95, max_new_tokens=6)
+    seeds = list(range(len(prompts)))
+    together = in_order(Engine(Runner(model, processor)).generate(prompts, decoding, seeds))
+    alone = in_order(Engine(Runner(model, processor), batch_rows=1).generate(prompts, decoding, seeds))
+    other = in_order(Engine(Runner(model, processor)).generate(prompts, decoding, [seed + 1 for seed in seeds]))
+    assert together == alone
+    assert together != other
+
+
+def test_each_image_is_encoded_once(
+    model: KosmosForConditionalGeneration, processor: KosmosProcessor, prompts: list[Prompt]
+) -> None:
+    runner = Runner(model, processor)
+    engine = Engine(runner, batch_rows=2)
+    for _ in range(2):
+        list(engine.generate(prompts, Decoding(max_new_tokens=1), [0] * len(prompts)))
+    assert runner.encoded_images == 4
+
+
+def test_the_feature_store_forgets_but_stays_right(
+    model: KosmosForConditionalGeneration, processor: KosmosProcessor, prompts: list[Prompt]
+) -> None:
+    runner = Runner(model, processor, feature_bytes=1)
+    texts = in_order(Engine(runner, batch_rows=4).generate(prompts, Decoding(max_new_tokens=4), [0] * len(prompts)))
+    assert texts == one_by_one(model, processor, prompts, max_new_tokens=4)
+    assert runner.encoded_images > 4
+
+
+def test_unreadable_image_is_named(
+    model: KosmosForConditionalGeneration, processor: KosmosProcessor, tmp_path: Path
+) -> None:
+    path = tmp_path / "broken.png"
+    path.write_bytes(b"\x89PNG not really")
+    with pytest.raises(ValueError, match=r"broken\.png: not a readable image"):
+        list(Engine(Runner(model, processor)).generate([Prompt((path, "An image of"))], Decoding(), [0]))
