@@ -7,8 +7,7 @@ Differs from the papers: attention dropout is 0 in every preset (the fused atten
 KOSMOS-2 code dropped it silently as well).
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations` here: strict checks the types of fields, and skips those that are strings.
 import json
 from functools import wraps
 from pathlib import Path
@@ -227,7 +226,7 @@ class KosmosConfig(PreTrainedConfig):
             raise ValueError(f"span_connector_config.kind {kind!r}: a span keeps its length; use linear, mlp or ffn3")
 
     @classmethod
-    def preset(cls, name: str, **changes: Any) -> KosmosConfig:
+    def preset(cls, name: str, **changes: Any) -> "KosmosConfig":
         """Return a named preset (``presets/NAME.json``); ``changes`` replace its top-level fields."""
         path = PRESETS / f"{name}.json"
         if not path.is_file():

@@ -203,8 +203,8 @@ def _check(expected: dict[str, Tensor], target: Path, model: str) -> None:
     if missing or extra or shapes:
         shutil.rmtree(target)
         raise ValueError(
-            f"the checkpoint does not fit {model} as its config.json describes it: {len(missing)} tensors are missing "
-            f"{missing[:3]}, {len(extra)} left over {extra[:3]}, {len(shapes)} of other shape (checkpoint against model) "
+            f"the checkpoint does not fit {model} as its config.json describes it: {len(missing)} tensors missing "
+            f"{missing[:3]}, {len(extra)} left over {extra[:3]}, {len(shapes)} of other shape (checkpoint, model) "
             f"{shapes[:3]}"
         )
 

@@ -150,15 +150,29 @@ class KosmosPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(
-        cls, path: Any, *args: Any, strict: bool = True, output_loading_info: bool = False, **kwargs: Any
+        cls,
+        path: Any,
+        *args: Any,
+        strict: bool = True,
+        ignore_mismatched_sizes: bool = False,
+        output_loading_info: bool = False,
+        **kwargs: Any,
     ) -> Any:
         """Load a checkpoint; with ``strict`` (the default) its tensors must be exactly the model's.
 
         Raises:
-            ValueError: tensors are missing or left over; names both sides. ``strict=False`` initialises those missing.
+            ValueError: tensors are missing, left over or of another shape; names both sides. ``strict=False``
+                initialises missing ones and drops others, ``ignore_mismatched_sizes`` initialises those that differ.
         """
-        model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
+        kwargs |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
+        model, info = super().from_pretrained(path, *args, **kwargs)
         missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+        if info["mismatched_keys"] and not ignore_mismatched_sizes:
+            name, found, expected = sorted(info["mismatched_keys"])[0]
+            raise ValueError(
+                f"{path}: {len(info['mismatched_keys'])} tensors have another shape than {cls.__name__}'s; "
+                f"{name} is {tuple(found)} in the checkpoint and {tuple(expected)} in the model"
+            )
         if strict and (missing or unexpected):
             raise ValueError(
                 f"{path} does not fit {cls.__name__}: the model misses {len(missing)} tensors {missing[:3]}, the "

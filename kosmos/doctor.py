@@ -1,7 +1,7 @@
 """``kosmos doctor``: what is installed here, and what a preset costs before anything is started.
 
-Parameters are counted on the meta device. Training memory follows bf16 with Adam: a trainable parameter takes 2 bytes of
-weight, 4 of gradient (accumulated in fp32) and 12 of optimiser (fp32 master weight, two moments), a frozen one 2; ZeRO
+Parameters are counted on the meta device. Training memory follows bf16 with Adam: a trainable parameter takes 2 bytes
+of weight, 4 of gradient (accumulated in fp32), 12 of optimiser (fp32 master weight, two moments), a frozen one 2; ZeRO
 stage 1 divides the optimiser by the number of GPUs, 2 the gradients too, 3 the weights too (arXiv 1910.02054,
 figure 1). FLOPs a token are 6 · (decoder layers and output matrix) + 12 · L · d · T for attention over the full square,
 the convention of PaLM and nanoGPT; the causal half is 6 · L · d · T less.

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from transformers import Kosmos2Config
 from transformers.models.kosmos2.modeling_kosmos2 import Kosmos2ImageToTextProjection
 
+from kosmos import KosmosForConditionalGeneration
 from kosmos.configuration_kosmos import KosmosConfig, KosmosConnectorConfig
 from kosmos.connectors import build_connector
 
@@ -55,9 +56,8 @@ def test_resampler_equals_the_formula() -> None:
 
 
 def test_wrong_number_of_image_tokens_is_refused(build) -> None:
+    fields = build(connector="xconnector").config.to_dict()
+    fields["connector_config"]["kind"] = "linear"
+    config = KosmosConfig(**fields)
     with pytest.raises(ValueError, match="the linear connector makes 17 features an image, but num_image_tokens is 8"):
-        from kosmos import KosmosForConditionalGeneration
-
-        fields = build(connector="xconnector").config.to_dict()
-        fields["connector_config"]["kind"] = "linear"
-        KosmosForConditionalGeneration(KosmosConfig(**fields))
+        KosmosForConditionalGeneration(config)

@@ -1,4 +1,4 @@
-"""The three initialisations by their statistics (torchscale's figures: spec of its decoder.py and MAGNETO section 3.2)."""
+"""The three initialisations by their statistics (MAGNETO section 3.2; torchscale's decoder as it runs)."""
 
 from __future__ import annotations
 
