@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForImageTextToText
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
 from transformers.utils.generic import can_return_tuple
 
@@ -25,6 +24,7 @@ from .configuration_kosmos import KosmosConfig
 from .connectors import QUERYING, build_connector
 from .decoder import KosmosDecoder, KosmosPreTrainedModel
 from .encoders import SpanEncoder, build_vision_tower, load_encoder_weights
+from .generation import KosmosGenerationMixin
 from .initialization import init_embedding
 from .loss import TokenLoss, cross_entropy, shift
 from .positions import count_positions
@@ -213,7 +213,7 @@ class KosmosModel(KosmosPreTrainedModel):
         return total
 
 
-class KosmosForConditionalGeneration(KosmosPreTrainedModel, GenerationMixin):
+class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixin):
     """The language model: KosmosModel with an output matrix tied to the embeddings."""
 
     config_class = KosmosConfig
@@ -327,34 +327,6 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, GenerationMixin):
             image_features=outputs.image_features,
         )
 
-    def prepare_inputs_for_generation(
-        self, *args: Any, is_first_iteration: bool = False, **kwargs: Any
-    ) -> dict[str, Any]:
-        """Encode images and spans once, with the prompt."""
-        inputs = super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
-        if not is_first_iteration and kwargs.get("use_cache", True):
-            for name in ("pixel_values", "span_input_ids", "span_attention_mask"):
-                inputs.pop(name, None)
-        return inputs
-
-    def _expand_inputs_for_generation(
-        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """Repeat rows for beams; a row's images and spans are repeated together, keeping the placeholders' order."""
-        flat = {name: kwargs.pop(name, None) for name in ("pixel_values", "span_input_ids", "span_attention_mask")}
-        if expand_size > 1 and input_ids is not None:
-            if flat["pixel_values"] is not None:
-                counts = (input_ids == self.config.image_token_id).sum(1) // self.config.num_image_tokens
-                flat["pixel_values"] = _repeat_groups(flat["pixel_values"], counts.tolist(), expand_size)
-            if flat["span_input_ids"] is not None:
-                mask = flat["span_attention_mask"]
-                mask = torch.ones_like(flat["span_input_ids"]) if mask is None else mask
-                counts = _spans_per_row((input_ids == self.config.span_token_id).sum(1), mask[:, 1:].sum(1))
-                flat["span_input_ids"] = _repeat_groups(flat["span_input_ids"], counts, expand_size)
-                flat["span_attention_mask"] = _repeat_groups(mask, counts, expand_size)
-        input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
-        return input_ids, {**kwargs, **{name: value for name, value in flat.items() if value is not None}}
-
 
 def _write(
     embeds_BTD: Tensor, places_BT: Tensor | None, features_ND: Tensor, what: str, argument: str, token: int | None
@@ -373,22 +345,6 @@ def _write(
 def _refuse_unfilled(places_BT: Tensor, argument: str, token: int | None) -> None:
     if not torch.compiler.is_compiling() and (count := int(places_BT.sum())):
         raise ValueError(f"input_ids hold {count} placeholders (id {token}), but no {argument} were given to fill them")
-
-
-def _repeat_groups(flat: Tensor, counts: list[int], times: int) -> Tensor:
-    return torch.cat([group.repeat(times, *[1] * (flat.ndim - 1)) for group in flat.split(counts)])
-
-
-def _spans_per_row(slots_B: Tensor, lengths_S: Tensor) -> list[int]:
-    """Count the spans of each row: whole spans, taken in order, until the row's placeholders are used up."""
-    counts, lengths = [], lengths_S.tolist()
-    for slots in slots_B.tolist():
-        count = 0
-        while slots > 0 and lengths:
-            slots -= lengths.pop(0)
-            count += 1
-        counts.append(count)
-    return counts
 
 
 # A copy loaded through trust_remote_code must not displace the installed package's classes.

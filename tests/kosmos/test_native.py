@@ -1,0 +1,216 @@
+"""What a user of transformers, PEFT and TRL expects to work without reading our code."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
+
+from kosmos import KosmosForConditionalGeneration
+
+MESSAGES = [
+    {
+        "role": "user",
+        "content": [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "what is the red thing?"}],
+    }
+]
+
+
+@pytest.fixture
+def pictures() -> list[Image.Image]:
+    return [Image.new("RGB", (40, 32), "red"), Image.new("RGB", (32, 50), "blue")]
+
+
+@pytest.fixture
+def model(build, processor) -> KosmosForConditionalGeneration:
+    """A model that fits the processor: 4 places an image, its vocabulary, its placeholder."""
+    base = build(text={"vocab_size": len(processor.tokenizer)}).config
+    base.connector_config.num_queries = base.num_image_tokens = processor.num_image_tokens
+    base.image_token_id = processor.image_slot_id
+    torch.manual_seed(0)
+    return KosmosForConditionalGeneration(base).eval()
+
+
+@pytest.fixture
+def folder(model, processor, tmp_path) -> Path:
+    model.save_pretrained(tmp_path / "checkpoint")
+    processor.save_pretrained(tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+def chat(processor, pictures) -> dict[str, torch.Tensor]:
+    prompt = processor.apply_chat_template(MESSAGES, add_generation_prompt=True)
+    return processor(images=pictures, text=prompt, return_tensors="pt", add_special_tokens=False)
+
+
+def test_files_of_a_checkpoint(folder) -> None:
+    names = {path.name for path in folder.iterdir()}
+    assert {"model.safetensors", "config.json", "generation_config.json", "processor_config.json"} <= names
+    assert {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"} <= names
+    assert not any(name.endswith((".bin", ".pt")) for name in names)
+
+
+@torch.no_grad()
+def test_auto_classes_and_chat_with_two_images(folder, model, pictures) -> None:
+    processor = AutoProcessor.from_pretrained(folder)
+    again = AutoModelForImageTextToText.from_pretrained(folder)
+    assert type(again) is KosmosForConditionalGeneration
+    inputs = chat(processor, pictures)
+    assert int((inputs["input_ids"] == again.config.image_token_id).sum()) == 2 * processor.num_image_tokens
+    torch.testing.assert_close(again(**inputs).logits, model(**inputs).logits, atol=1e-5, rtol=0)
+    assert model.generate(**inputs, max_new_tokens=4).shape[1] == inputs["input_ids"].shape[1] + 4
+
+
+def test_pipeline(folder, model, processor, pictures) -> None:
+    run = pipeline("image-text-to-text", model=str(folder), device="cpu")
+    content = [{"type": "image", "image": picture} for picture in pictures]
+    content.append({"type": "text", "text": "what is the red thing?"})
+    out = run(text=[{"role": "user", "content": content}], max_new_tokens=5, do_sample=False, return_full_text=False)
+    inputs = chat(processor, pictures)
+    ids = model.generate(**inputs, max_new_tokens=5, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert out[0]["generated_text"].strip() == processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def test_bf16_is_kept(model, tmp_path) -> None:
+    model.to(torch.bfloat16).save_pretrained(tmp_path)
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    assert again.dtype == torch.bfloat16
+    assert torch.isfinite(again(input_ids=torch.tensor([[5, 6, 7]]), labels=torch.tensor([[5, 6, 7]])).loss)
+
+
+def test_resize_embeddings(model, processor, pictures) -> None:
+    inputs = chat(processor, pictures)
+    before = model(**inputs).logits
+    size = model.config.text_config.vocab_size
+    model.resize_token_embeddings(size + 8)
+    assert model.config.text_config.vocab_size == size + 8
+    after = model(**inputs).logits
+    assert after.shape[-1] == size + 8
+    torch.testing.assert_close(after[..., :size], before, atol=1e-6, rtol=0)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+
+
+def training_loss(model, inputs) -> torch.Tensor:
+    labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == model.config.image_token_id, -100)
+    return model(**inputs, labels=labels).loss
+
+
+def test_lora(model, processor, pictures, tmp_path) -> None:
+    peft = pytest.importorskip("peft")
+    inputs = chat(processor, pictures)
+    settings = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], modules_to_save=["connector"])
+    tuned = peft.get_peft_model(model, settings).train()
+    optimiser = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=1e-2)
+    losses = []
+    for _ in range(5):
+        loss = training_loss(tuned, inputs)
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        losses.append(float(loss))
+    assert losses[-1] < losses[0]
+    tuned.eval()
+    expected = tuned(**inputs).logits
+    tuned.save_pretrained(tmp_path / "adapter")
+    merged = tuned.merge_and_unload()
+    torch.testing.assert_close(merged(**inputs).logits, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["PrefixTuningConfig", "PromptTuningConfig"])
+def test_prefix_and_prompt_tuning(model, processor, pictures, kind: str) -> None:
+    peft = pytest.importorskip("peft")
+    inputs = chat(processor, pictures)
+    plain = model(**inputs).logits[:, -1]
+    tuned = peft.get_peft_model(model, getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=3)).train()
+    loss = training_loss(tuned, inputs)
+    loss.backward()
+    assert all(p.grad is not None and p.grad.any() for p in tuned.prompt_encoder.parameters())
+    tuned.eval()
+    assert not torch.allclose(tuned(**inputs).logits[:, -1], plain)
+    out = tuned.generate(**inputs, max_new_tokens=4, do_sample=False)
+    assert out.shape[1] == inputs["input_ids"].shape[1] + 4
+
+
+def test_gradient_checkpointing_trains(model, processor, pictures) -> None:
+    inputs = chat(processor, pictures)
+    model.train()
+    expected = training_loss(model, inputs)
+    model.activation_checkpointing_enable()
+    loss = training_loss(model, inputs)
+    loss.backward()
+    assert torch.equal(loss, expected)
+    assert model.model.connector.latent_query.grad.any()
+
+
+def test_dummy_image_touches_every_parameter(build, ids) -> None:
+    """A text-only batch gives every trainable parameter a gradient, and the same loss."""
+    model = build(spans=True, vision={"train_last_blocks": 1}).train()
+    expected = model(input_ids=ids, labels=ids).loss
+    loss = model(input_ids=ids, labels=ids, dummy_image=True).loss
+    assert torch.equal(loss, expected)
+    loss.backward()
+    assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    touched = [
+        p for name, p in model.named_parameters() if p.requires_grad and ("vision" in name or "connector" in name)
+    ]
+    assert touched
+    assert not any(p.grad.any() for p in touched)
+
+
+REMOTE = """
+import sys
+sys.modules["kosmos"] = None  # our package is not there
+from transformers import AutoModelForImageTextToText
+import torch
+model = AutoModelForImageTextToText.from_pretrained(sys.argv[1], trust_remote_code=True)
+assert type(model).__module__.startswith("transformers_modules"), type(model)
+print(float(model(input_ids=torch.tensor([[5, 6, 7]])).logits.double().sum()))
+"""
+
+
+def test_trust_remote_code_without_our_package(model, tmp_path) -> None:
+    """The folder carries the code: register_for_auto_class copies the model and what it imports."""
+    script = (
+        "import sys, torch\n"
+        "from kosmos import KosmosConfig, KosmosForConditionalGeneration as Model\n"
+        "KosmosConfig.register_for_auto_class(); Model.register_for_auto_class('AutoModelForImageTextToText')\n"
+        "Model.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2])\n"
+    )
+    model.save_pretrained(tmp_path / "plain")
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    source, target = str(tmp_path / "plain"), str(tmp_path / "remote")
+    subprocess.run([sys.executable, "-c", script, source, target], check=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", REMOTE, target],
+        check=True,
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    expected = float(model(input_ids=torch.tensor([[5, 6, 7]])).logits.double().sum())
+    assert float(done.stdout.split()[-1]) == pytest.approx(expected, abs=1e-3)
+
+
+def test_trl_sft_step(model, processor, pictures, tmp_path) -> None:
+    trl = pytest.importorskip("trl")
+    datasets = pytest.importorskip("datasets")
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "a red circle"}]}
+    question = [{"type": "image"}, {"type": "text", "text": "what is it?"}]
+    rows = [{"images": pictures[:1], "messages": [{"role": "user", "content": question}, answer]}] * 2
+    settings = trl.SFTConfig(
+        output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=2, report_to=[], use_cpu=True, bf16=False,
+        max_length=None, gradient_checkpointing=False,
+    )  # fmt: skip
+    before = model.model.decoder.layers[0].ffn.fc1.weight.detach().clone()
+    trainer = trl.SFTTrainer(
+        model=model, args=settings, train_dataset=datasets.Dataset.from_list(rows), processing_class=processor
+    )
+    assert trainer.train().training_loss > 0
+    assert not torch.equal(model.model.decoder.layers[0].ffn.fc1.weight, before)
