@@ -15,7 +15,7 @@ import hashlib
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,8 @@ class Options:
         captions_per_image: caption documents per training image; the first is always "An image of …".
         max_questions: questions of one image per document, 1 to this many.
         few_shot_documents: interleaved documents of image, question, answer, image, question, answer, …
+        contrast_documents: interleaved documents that ask one question about every image; each answer it has is as
+            likely as the others, so that only the image can tell (the balanced pairs of VQA v2, arXiv 1612.00837).
         caption_series_documents: interleaved documents of image, caption, image, caption, …
         min_images: fewest images of an interleaved document.
         max_images: most images of an interleaved document; 9 is one more than eight demonstrations.
@@ -57,8 +59,9 @@ class Options:
     seed: int = 0
     captions_per_image: int = 2
     max_questions: int = 4
-    few_shot_documents: int = 3000
-    caption_series_documents: int = 1000
+    few_shot_documents: int = 2000
+    contrast_documents: int = 4000
+    caption_series_documents: int = 800
     min_images: int = 2
     max_images: int = 9
     text_characters: int = 2000
@@ -119,7 +122,7 @@ def question_answers(pictures: Iterable[Picture], images: dict[int, bytes], opti
             turns, rest = rest[:size], rest[size:]
             segments: list[Segment] = [Image(images[picture.number])]
             for position, (question, answer) in enumerate(turns):
-                segments += _turn(question, answer, last=position == len(turns) - 1)
+                segments += _ended(_turn(question, answer), last=position == len(turns) - 1)
             yield Document(f"{picture.number:05d}-{number}", segments, {"image": picture.number})
             number += 1
 
@@ -127,20 +130,40 @@ def question_answers(pictures: Iterable[Picture], images: dict[int, bytes], opti
 def interleaved(pictures: list[Picture], images: dict[int, bytes], options: Options) -> Iterator[Document]:
     """Several images, each followed by one question with its answer, or by its caption: few-shot prompts, answered."""
     captioned = [picture for picture in pictures if picture.shape and picture.color]
-    total = options.few_shot_documents + options.caption_series_documents
-    for number in range(total):
+    asked = _by_question(pictures)
+    kinds = ["questions"] * options.few_shot_documents
+    kinds += ["contrast"] * options.contrast_documents + ["captions"] * options.caption_series_documents
+    for number, kind in enumerate(kinds):
         rng = random.Random(f"{options.seed} interleaved {number}")
         count = rng.randint(options.min_images, options.max_images)
-        is_captions = number >= options.few_shot_documents
+        if kind == "captions":
+            chosen = [(picture, [Text(_sentence(CAPTIONS[0], picture))]) for picture in rng.sample(captioned, count)]
+        elif kind == "questions":
+            shown = rng.sample(pictures, count)
+            chosen = [(picture, _turn(*rng.choice(list(picture.questions)))) for picture in shown]
+        else:
+            chosen = _contrast(*rng.choice(asked), count, rng)
         segments: list[Segment] = []
-        for position, picture in enumerate(rng.sample(captioned if is_captions else pictures, count)):
-            last = position == count - 1
-            segments.append(Image(images[picture.number]))
-            if is_captions:
-                segments.append(Text(_sentence(CAPTIONS[0], picture) + ("" if last else "\n")))
-            else:
-                segments += _turn(*rng.choice(list(picture.questions)), last=last)
-        yield Document(f"{number:06d}", segments, {"kind": "captions" if is_captions else "questions"})
+        for position, (picture, turn) in enumerate(chosen):
+            segments += [Image(images[picture.number]), *_ended(turn, last=position == count - 1)]
+        yield Document(f"{number:06d}", segments, {"kind": kind})
+
+
+def _by_question(pictures: Iterable[Picture]) -> list[tuple[str, dict[str, list[Picture]]]]:
+    """Every question that has different answers, with the pictures of each answer."""
+    asked: dict[str, dict[str, list[Picture]]] = {}
+    for picture in pictures:
+        for question, answer in picture.questions:
+            asked.setdefault(question, {}).setdefault(answer, []).append(picture)
+    return sorted((question, answers) for question, answers in asked.items() if len(answers) > 1)
+
+
+def _contrast(
+    question: str, answers: dict[str, list[Picture]], count: int, rng: random.Random
+) -> list[tuple[Picture, list[Text]]]:
+    """``count`` pictures asked the same question, their answers drawn uniformly from those that it has."""
+    drawn = [rng.choice(sorted(answers)) for _ in range(count)]
+    return [(rng.choice(answers[answer]), _turn(question, answer)) for answer in drawn]
 
 
 def text_documents(speeches: dict[str, str], options: Options) -> Iterator[Document]:
@@ -157,9 +180,13 @@ def text_documents(speeches: dict[str, str], options: Options) -> Iterator[Docum
             yield Document(f"{name}-{number:03d}", [Text("\n".join(part))], {"speech": name})
 
 
-def _turn(question: str, answer: str, last: bool) -> list[Segment]:
-    """The newline that ends an answer belongs to it: a model trained on answers alone must learn to stop."""
-    return [Text(f"Question: {question} Answer:", supervised=False), Text(f" {answer}" + ("" if last else "\n"))]
+def _turn(question: str, answer: str) -> list[Text]:
+    return [Text(f"Question: {question} Answer:", supervised=False), Text(f" {answer}")]
+
+
+def _ended(turn: list[Text], last: bool) -> list[Text]:
+    """The newline that ends a line belongs to its answer: a model trained on answers alone must learn to stop."""
+    return turn if last else [*turn[:-1], replace(turn[-1], text=turn[-1].text + "\n")]
 
 
 def _sentence(template: str, picture: Picture) -> str:
