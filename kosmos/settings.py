@@ -6,6 +6,7 @@ suggestion, check types, and name the file in the error. jsonargparse does the p
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import types
@@ -40,7 +41,7 @@ def from_dict(cls: type[Settings], values: dict[str, Any], where: str = "") -> S
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--settings", type=cls)
     try:
-        return parser.instantiate(parser.parse_object({"settings": values})).settings
+        return parser.instantiate(parser.parse_object({"settings": copy.deepcopy(values)})).settings
     except (ArgumentError, TypeError) as error:
         raise ValueError(f"{where}{_readable(error)}") from error
 
