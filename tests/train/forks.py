@@ -14,7 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PRELOAD = ["torch", "transformers", "deepspeed", "kosmos_train.pretrain", "kosmos_train.loop", "kosmos.modeling_kosmos"]
+PRELOAD = [
+    *("torch", "transformers", "deepspeed", "open_clip", "jsonargparse", "kosmos.processing_kosmos"),
+    *(
+        "kosmos.modeling_kosmos",
+        "kosmos_data.loader",
+        "kosmos_train.pretrain",
+        "kosmos_train.loop",
+        "kosmos_train.build",
+    ),
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # DeepSpeed imports it, and torch's compiler with it, in each process
+]
 
 
 def context() -> Any:

@@ -1,0 +1,126 @@
+"""The command and the run directory: what it leaves, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jobs
+import pytest
+import tiny
+import yaml
+
+from kosmos import cli, settings
+from kosmos_train import TrainConfig, train
+from kosmos_train.pretrain import main
+from kosmos_train.runs import plot, read_metrics
+
+
+def config_of(values: dict[str, Any]) -> TrainConfig:
+    return settings.from_dict(TrainConfig, values)
+
+
+def test_a_run_leaves_what_it_promises(values: dict[str, Any], tmp_path: Path) -> None:
+    """Loss falls; config, environment, metrics, samples, checkpoints are there, and nothing beside the run folder."""
+    image = tmp_path / "red.png"
+    image.write_bytes(tiny.picture("red"))
+    prompts = [{"text": "An image of", "images": [str(image)]}, {"text": "the fish"}]
+    values |= {
+        "steps": 40,
+        "samples": {"every": 20, "prompts": prompts, "max_new_tokens": 4},
+        "eval": {"every": 20, "batches": 2, "data": values["data"]},
+        "checkpoint": {"every": 20, "keep": 1},
+    }
+    run = tmp_path / "run"
+    outcome = train(config_of(values), run)
+    assert outcome.finished
+    assert outcome.step == 40
+    assert outcome.checkpoint == run / "checkpoints" / "step-000040"
+    rows = read_metrics(run)
+    assert [row["step"] for row in rows] == list(range(1, 41))
+    assert all({"step", "loss", "tokens"} <= row.keys() for row in rows)
+    assert sum(row["loss"] for row in rows[-5:]) < sum(row["loss"] for row in rows[:5]) - 2
+    assert rows[-1]["tokens"] == sum(sum(row["source_tokens"].values()) for row in rows)
+    assert set(rows[19]["eval_loss"]) == {"loss", "text", "pairs", "interleaved"}
+    samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    assert [(sample["step"], sample["prompt"]) for sample in samples] == [
+        (step, prompt["text"]) for step in (20, 40) for prompt in prompts
+    ]
+    assert settings.load(TrainConfig, run / "config.yaml") == config_of(values)
+    launch = json.loads((run / "environment.json").read_text())[-1]
+    assert launch["data"]["pairs"]["documents"] == 160
+    assert {path.name for path in run.iterdir()} == {
+        *("config.yaml", "environment.json", "metrics.jsonl", "samples.jsonl", "checkpoints")
+    }
+    assert plot([run], tmp_path / "loss.png").stat().st_size > 10_000
+
+
+def test_tuning_starts_from_a_checkpoint(values: dict[str, Any], tmp_path: Path) -> None:
+    """The same function, from a folder: its weights, config and processor; the first loss is the trained one's."""
+    trained = train(config_of(values | {"steps": 30, "optim": {"lr": 3e-3, "warmup": 0}}), tmp_path / "a")
+    values.pop("processor")
+    values |= {"model": {"checkpoint": str(trained.checkpoint)}, "steps": 2, "optim": {"lr": 1e-4, "warmup": 0}}
+    train(config_of(values), tmp_path / "b")
+    first, last = read_metrics(tmp_path / "a")[0]["loss"], read_metrics(tmp_path / "a")[-1]["loss"]
+    assert abs(read_metrics(tmp_path / "b")[0]["loss"] - last) < abs(first - last) / 4
+
+
+def test_resume_needs_the_same_run(values: dict[str, Any], tmp_path: Path) -> None:
+    """An existing run is not overwritten; resuming with other numbers is refused, with other logging it is fine."""
+    run = tmp_path / "run"
+    train(config_of(values), run, resume=True)  # nothing there yet: it starts
+    with pytest.raises(ValueError, match=r"already holds a run; add --resume"):
+        train(config_of(values), run)
+    with pytest.raises(ValueError, match=r"started with optim.lr=0.001, now it is 0.01"):
+        train(config_of(values | {"optim": {"lr": 1e-2, "warmup": 4}}), run, resume=True)
+    assert train(config_of(values | {"log": {"every": 5}}), run, resume=True).step == 12
+    assert len(read_metrics(run)) == 12
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("optim.lrr=1", "unknown key 'optim.lrr'; did you mean 'lr'"),
+        ("data.rows_per_micro_batch=3", "not a multiple of data.rows_per_micro_batch=3"),
+        ("engine.zero_stage=5", "zero_stage"),
+        ("optim.warmup=99", "optim.warmup=99 must lie between 0 and steps=12"),
+        ("model.overrides.text_config.layers=3", "model.overrides.text_config.layers is no field"),
+        ("model.preset=nope", "unknown preset 'nope'"),
+        ("processor=/nowhere", "/nowhere: no processor here"),
+        ("data.sources.0=1", "data"),
+        ("samples.every=2", "samples.every is set without samples.prompts"),
+        ("eval.every=2", "eval.every is set without eval.data"),
+    ],
+)
+def test_mistakes_are_one_line(
+    values: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str, message: str
+) -> None:
+    """The command ends with exit code 2 and a line that names the value."""
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(values))
+    assert cli.main(["train", str(path), f"run={tmp_path / 'run'}", change]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert "\n" not in error
+
+
+def test_run_folder_that_cannot_be_made(values: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        train(config_of(values), tmp_path / "file" / "run")
+    with pytest.raises(ValueError, match="where to"):
+        main([str(tmp_path / "config.yaml")])
+
+
+def test_bf16_and_zero3_train_too(values: dict[str, Any], tmp_path: Path) -> None:
+    """The whole loop under the other engine settings, with samples, and resumed once."""
+    prompts = [{"text": "the fish"}]
+    values |= {
+        "engine": {"zero_stage": 3, "precision": "bf16"},
+        "steps": 4,
+        "samples": {"every": 2, "prompts": prompts},
+    }
+    values["checkpoint"] = {"every": 2}
+    assert jobs.run(values, str(tmp_path / "run"))["finished"]
+    assert len(read_metrics(tmp_path / "run")) == 4
