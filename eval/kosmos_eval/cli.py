@@ -1,49 +1,151 @@
-"""``kosmos eval``: evaluate a checkpoint, score prediction files, compare and report results."""
+"""``kosmos eval``: evaluate a checkpoint, score prediction files, compare and report results.
+
+The first word decides: ``score``, ``report``, ``compare``, ``tasks``; anything else is the checkpoint to evaluate.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-_DESCRIPTION = """\
-kosmos eval CHECKPOINT --tasks easy_vqa --shots 0,4 --context image+text,shuffled --data DIR   evaluate a checkpoint
-kosmos eval score --predictions P.json --references R.json --metrics cider,bleu                 score files, no model
+_EPILOG = """\
+other uses:
+  kosmos eval score --predictions P.json --references R.json --metrics cider,bleu    score files, no model needed
+  kosmos eval report RESULTS [RESULTS ...] --out DIR                                 Markdown table and plot
+  kosmos eval compare SAMPLES_A SAMPLES_B                                            paired difference of two models
+  kosmos eval tasks                                                                  what can be evaluated
 """
 
 
 def main(argv: Sequence[str]) -> int:
-    """Dispatch on the first word; without a known one, it is a checkpoint to evaluate."""
-    verbs = {"score": _score}
+    """Run one of the uses; exit code 0."""
+    verbs: dict[str, Callable[[Sequence[str]], int]] = {
+        "score": _score,
+        "report": _report,
+        "compare": _compare,
+        "tasks": _tasks,
+    }
     if argv and argv[0] in verbs:
         return verbs[argv[0]](argv[1:])
-    raise ValueError(_DESCRIPTION)
+    return _evaluate(argv)
 
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+def _evaluate(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="kosmos eval",
+        description="Evaluate a checkpoint, with or without demonstrations; writes results.json and every prompt.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("checkpoint", type=Path, help="a checkpoint folder or a run directory")
+    add("--tasks", type=_names, required=True, help="comma-separated names (see: kosmos eval tasks) or YAML paths")
+    add("--data", type=Path, required=True, help="folder that the tasks' paths are relative to")
+    add("--shots", type=_numbers, default=[0], help="numbers of demonstrations, e.g. 0,2,4,8 (0)")
+    add("--context", type=_names, default=["image+text"], help="image+text, shuffled, text-only, none (image+text)")
+    add("--limit", type=int, help="evaluate so many items, always the same ones (all)")
+    add("--few-shot-limit", type=int, help="the same for shots > 0 (--limit)")
+    add("--out", type=Path, help="folder for results.json and samples/ (CHECKPOINT/eval)")
+    add("--name", help="the model's name in the results (the checkpoint folder's)")
+    add("--seed", type=int, default=0, help="of shuffled images, sampling and intervals (0)")
+    add("--batch-size", type=int, default=128, help="prompts in a batch at most (128)")
+    add("--device", help="cpu, cuda, cuda:1 … (a GPU if there is one)")
+    add("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="change the tasks' YAML keys")
+    options = parser.parse_args(argv)
+
+    from .checkpoint import evaluate_checkpoint
+
+    evaluate_checkpoint(
+        options.checkpoint,
+        options.tasks,
+        options.data,
+        overrides=options.overrides,
+        device=options.device,
+        name=options.name,
+        out=options.out,
+        shots=options.shots,
+        contexts=options.context,
+        limit=options.limit,
+        few_shot_limit=options.few_shot_limit,
+        seed=options.seed,
+        batch_rows=options.batch_size,
+    )
+    return 0
 
 
 def _score(argv: Sequence[str]) -> int:
     from .score import score_files
 
     parser = argparse.ArgumentParser(prog="kosmos eval score", description="Score published-format files; prints JSON.")
-    parser.add_argument(
-        "--predictions", type=Path, required=True, help="[{image_id, caption}] or [{question_id, answer}]"
-    )
-    parser.add_argument("--references", type=Path, required=True, help="COCO caption or VQAv2 annotation file")
-    parser.add_argument("--questions", type=Path, help="VQAv2 question file, checked against the annotations")
-    parser.add_argument(
-        "--metrics", type=_names, default=[], help="comma-separated; default vqa, or bleu,rouge_l,cider"
-    )
-    parser.add_argument("--partial", action="store_true", help="VQA: score only the questions that have a prediction")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap intervals")
+    add = parser.add_argument
+    add("--predictions", type=Path, required=True, help="[{image_id, caption}, …] or [{question_id, answer}, …]")
+    add("--references", type=Path, required=True, help="COCO caption or VQAv2 annotation file")
+    add("--questions", type=Path, help="VQAv2 question file, checked against the annotations")
+    add("--metrics", type=_names, default=[], help="comma-separated; default vqa, or bleu,rouge_l,cider")
+    add("--partial", action="store_true", help="VQA: score only the questions that have a prediction")
+    add("--seed", type=int, default=0, help="seed of the bootstrap intervals (0)")
     options = parser.parse_args(argv)
     report = score_files(
         options.predictions, options.references, options.questions, options.metrics, options.partial, options.seed
     )
-    json.dump(report, sys.stdout, indent=2)
+    return _print_json(report)
+
+
+def _report(argv: Sequence[str]) -> int:
+    from .report import report
+
+    parser = argparse.ArgumentParser(prog="kosmos eval report", description="Markdown table and plot of results.")
+    parser.add_argument("results", type=Path, nargs="+", help="results.json files or folders that hold one")
+    parser.add_argument("--out", type=Path, default=Path("."), help="folder for report.md and shots.png (.)")
+    options = parser.parse_args(argv)
+    sys.stdout.write(report(options.results, options.out).read_text(encoding="utf-8"))
+    return 0
+
+
+def _compare(argv: Sequence[str]) -> int:
+    from .compare import compare_samples
+
+    parser = argparse.ArgumentParser(
+        prog="kosmos eval compare",
+        description="Paired bootstrap of two models on the same items, from their samples/*.jsonl; prints JSON.",
+    )
+    parser.add_argument(
+        "first", type=Path, help="samples of one model, e.g. runs/a/eval/samples/easy_vqa-0shot-image+text.jsonl"
+    )
+    parser.add_argument("second", type=Path, help="samples of the other")
+    parser.add_argument("--metric", help="metric to compare (the first of the task)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (0)")
+    options = parser.parse_args(argv)
+    return _print_json(compare_samples(options.first, options.second, options.metric, options.seed).to_dict())
+
+
+def _tasks(argv: Sequence[str]) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from . import tasks
+
+    argparse.ArgumentParser(prog="kosmos eval tasks", description="List the tasks.").parse_args(argv)
+    table = Table("task", "what", "metrics", "answers by", "file")
+    for name, path in tasks.known().items():
+        task = tasks.load(name)
+        table.add_row(name, task.description, ", ".join(task.metrics), task.decoding.method, str(path))
+    Console().print(table)
+    return 0
+
+
+def _print_json(value: object) -> int:
+    json.dump(value, sys.stdout, indent=2)
     sys.stdout.write("\n")
     return 0
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in _names(text)]

@@ -168,6 +168,7 @@ class Engine:
         generators = [random.Random(seed) for seed in seeds]
         active = list(range(len(seeds)))
         for length in range(1, decoding.max_new_tokens + 1):
+            logits_BV[:, self.runner.never] = -torch.inf
             if decoding.method == "sample":
                 tokens_B = _sample(logits_BV, decoding, [generators[row] for row in active])
             else:

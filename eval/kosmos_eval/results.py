@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 import kosmos
@@ -134,24 +135,24 @@ def is_baseline(row: Row) -> bool:
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """One table of the model's rows with the baselines beside each score."""
+    """One table of the model's rows with the baselines beside each score; question types under ``image+text`` only."""
     baselines = list(dict.fromkeys(name for row in rows for name in row.get("baselines", {})))
-    output = Table(title="evaluation, 95 % intervals over images", title_justify="left")
-    for name in ("task", "model", "shots", "context", "metric"):
-        output.add_column(name, justify="right" if name == "shots" else "left")
-    for name in ("score", "95 %", "n", *baselines):
-        output.add_column(name, justify="right")
+    output = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
+    output.add_column("task, model", overflow="fold", min_width=8)
+    for name in ("shots", "context", "metric", "score ± 95 %", "n", *(name.replace(" ", "\n") for name in baselines)):
+        output.add_column(name, justify="left" if name in ("context", "metric") else "right", no_wrap=True)
     last = None
     for row in rows:
-        if is_baseline(row):
-            continue
-        place = row["task"], row["model"]
-        if last not in (None, place):
-            output.add_section()
-        last = place
         minor = row.get("question_type") is not None
-        cells = [row["task"], str(row["model"]), str(row["shots"]), row["context"], row["metric"]]
-        cells += [f"{row['value']:.3f}", f"{row['low']:.3f}–{row['high']:.3f}", str(row["n"])]
+        if is_baseline(row) or (minor and row["context"] != "image+text"):
+            continue
+        section = f"{row['task']}, {row['model']}"
+        if last not in (None, section):
+            output.add_section()
+        half = (row["high"] - row["low"]) / 2
+        cells = ["" if section == last else section, str(row["shots"]), row["context"], row["metric"]]
+        cells += [f"{row['value']:.3f} ±{half:.3f}", str(row["n"])]
         cells += [f"{row['baselines'][name]:.3f}" if name in row.get("baselines", {}) else "" for name in baselines]
         output.add_row(*cells, style="dim" if minor else "")
+        last = section
     return output

@@ -71,6 +71,9 @@ class Runner:
         tokenizer = processor.tokenizer
         self.bos, self.pad, self.eos = tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id
         self.stop_ids = frozenset([self.eos, *processor.encode_text("\n")])
+        config, vocabulary = model.config, model.config.text_config.vocab_size
+        # A placeholder stands for an encoder's output and has no meaning as a written token.
+        self.never = [i for i in (config.image_token_id, config.span_token_id) if i is not None and i < vocabulary]
         self.max_length = processor.max_length or model.config.text_config.max_position_embeddings
         self.encoded_images = 0
         self._features: OrderedDict[str, Tensor] = OrderedDict()
@@ -189,6 +192,7 @@ class Runner:
             max_new_tokens=decoding.max_new_tokens,
             eos_token_id=sorted(self.stop_ids),
             pad_token_id=self.pad,
+            suppress_tokens=self.never or None,
             prefix_allowed_tokens_fn=None if allowed is None else lambda _, ids_T: allowed(ids_T[length:].tolist()),
         )
         written = []

@@ -34,6 +34,12 @@ class Rank:
     def from_environment(cls) -> Rank:
         return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
 
+    def device(self) -> str:
+        """This rank's GPU if there are any."""
+        import torch
+
+        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+
 
 class SampleLog:
     """Records of one run (task, shots, context) below ``folder``; in memory only if ``folder`` is None.

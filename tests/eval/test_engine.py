@@ -38,6 +38,7 @@ def one_by_one(
     model: KosmosForConditionalGeneration, processor: KosmosProcessor, prompts: list[Prompt], **options: object
 ) -> list[str]:
     stop = [processor.tokenizer.eos_token_id, *processor.encode_text("\n")]
+    options |= {"suppress_tokens": [model.config.image_token_id]}
     texts = []
     for prompt in prompts:
         encoded = inputs(model, processor, prompt)

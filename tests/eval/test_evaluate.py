@@ -1,0 +1,263 @@
+"""The evaluator end to end on a toy data set: rows, contexts, logs, resume, ranks, and what users get wrong."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from kosmos import KosmosForConditionalGeneration, KosmosProcessor
+from kosmos_eval import tasks
+from kosmos_eval.evaluate import evaluate
+from kosmos_eval.store import Rank
+from kosmos_eval.tasks import Task
+
+Model = KosmosForConditionalGeneration
+
+
+@pytest.fixture
+def task() -> Task:
+    return tasks.load("easy_vqa")
+
+
+def strip(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return json.loads(json.dumps(rows))
+
+
+def test_rows_hold_the_contract(
+    model: Model, processor: KosmosProcessor, toy_data: Path, task: Task, tmp_path: Path
+) -> None:
+    rows = evaluate(
+        model, processor, task, toy_data, shots=(0, 2), contexts=("image+text", "shuffled"), name="toy", out=tmp_path
+    )
+    for row in rows:
+        for key in ("task", "model", "shots", "context", "metric", "value", "low", "high", "n"):
+            assert key in row, row
+        assert 0 <= row["low"] <= row["value"] <= row["high"] <= 1
+    mine = [row for row in rows if row["model"] == "toy" and row["question_type"] is None]
+    assert [(row["shots"], row["context"]) for row in mine] == [
+        (0, "image+text"), (0, "shuffled"), (2, "image+text"), (2, "shuffled")
+    ]  # fmt: skip
+    assert {row["question_type"] for row in rows} == {None, "color", "yes/no"}
+    assert all(row["normaliser"] == "official" and row["split"] == "test" for row in mine)
+    assert set(mine[0]["baselines"]) == {"majority answer", "question only", "shuffled"}
+
+
+def test_baselines_by_hand(model: Model, processor: KosmosProcessor, toy_data: Path, task: Task) -> None:
+    """Half of the answers are "yes" and every colour is as frequent: majority 1/2, question-only 1/2 + 1/8."""
+    rows = evaluate(model, processor, task, toy_data)
+    values = {row["model"]: row["value"] for row in rows if row.get("baseline") and row["question_type"] is None}
+    assert values == pytest.approx({"majority answer": 0.5, "question only": 0.625})
+
+
+def test_log_holds_the_exact_prompt(
+    model: Model, processor: KosmosProcessor, toy_data: Path, task: Task, tmp_path: Path
+) -> None:
+    evaluate(model, processor, task, toy_data, shots=(2,), out=tmp_path)
+    lines = (tmp_path / "samples/easy_vqa-2shot-image+text.jsonl").read_text().splitlines()
+    assert len(lines) == 24
+    record = json.loads(lines[0])
+    assert record["prompt"].count("<image>Question: ") == 3
+    assert record["prompt"].endswith("<image>Question: what color is it? Answer:")
+    assert record["prompt"].count("\n") == 2
+    assert len(record["images"]) == 3
+    assert record["images"][-1]["file"] == "100.png"
+    assert len(set(record["demonstrations"])) == 2
+    assert record["metrics"].keys() == {"vqa"}
+    assert not list((tmp_path / "samples").glob("*part*"))
+
+
+def test_first_prompt_and_its_ids_are_printed(
+    model: Model, processor: KosmosProcessor, toy_data: Path, task: Task
+) -> None:
+    console = Console(record=True, width=200)
+    evaluate(model, processor, task, toy_data, console=console)
+    text = console.export_text()
+    assert "'<image>Question: what color is it? Answer:'" in text
+    assert str([0, *processor.image_token_ids()])[:-1] in text
+
+
+@pytest.mark.parametrize("context", ["text-only", "none"])
+def test_contexts_without_images_never_encode_one(
+    model: Model,
+    processor: KosmosProcessor,
+    toy_data: Path,
+    task: Task,
+    context: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(model, "get_image_features", lambda pixels: pytest.fail("an image was encoded"))
+    evaluate(model, processor, task, toy_data, shots=(0, 2), contexts=(context,), out=tmp_path)
+    record = json.loads((tmp_path / f"samples/easy_vqa-0shot-{context}.jsonl").read_text().splitlines()[0])
+    question = "what color is it?" if context == "text-only" else ""
+    assert record["prompt"] == f"Question: {question} Answer:"
+
+
+def test_shuffled_gives_every_item_another_image(
+    model: Model, processor: KosmosProcessor, toy_data: Path, task: Task, tmp_path: Path
+) -> None:
+    evaluate(model, processor, task, toy_data, contexts=("image+text", "shuffled"), out=tmp_path)
+    own, other = (
+        [json.loads(line) for line in (tmp_path / f"samples/easy_vqa-0shot-{context}.jsonl").read_text().splitlines()]
+        for context in ("image+text", "shuffled")
+    )
+    for first, second in zip(own, other, strict=True):
+        assert first["prompt"] == second["prompt"]
+        assert first["images"][0]["sha256"] != second["images"][0]["sha256"]
+
+
+def test_resume_answers_only_what_is_open(
+    model: Model,
+    processor: KosmosProcessor,
+    toy_data: Path,
+    task: Task,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A log cut in the middle of a line, as kill -9 leaves it: the same rows, and only the lost items are asked
+    again."""
+    whole = evaluate(model, processor, task, toy_data, out=tmp_path)
+    log = tmp_path / "samples/easy_vqa-0shot-image+text.jsonl"
+    before = log.read_text()
+    kept = before.splitlines(keepends=True)[:10]
+    log.unlink()
+    log.with_name("easy_vqa-0shot-image+text.part-0.jsonl").write_text("".join(kept) + '{"id": "1050", "pred')
+    asked = spy(monkeypatch)
+    assert strip(evaluate(model, processor, task, toy_data, out=tmp_path)) == strip(whole)
+    assert sum(asked) == 14
+    assert log.read_text() == before
+    asked.clear()
+    assert strip(evaluate(model, processor, task, toy_data, out=tmp_path)) == strip(whole)
+    assert sum(asked) == 0
+
+
+def spy(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    from kosmos_eval.engine import Engine
+
+    asked: list[int] = []
+    generate = Engine.generate
+
+    def counting(self: Engine, prompts: Any, *rest: Any) -> Any:
+        asked.append(len(prompts))
+        return generate(self, prompts, *rest)
+
+    monkeypatch.setattr(Engine, "generate", counting)
+    return asked
+
+
+def test_other_weights_are_not_resumed(
+    model: Model,
+    processor: KosmosProcessor,
+    toy_data: Path,
+    task: Task,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    evaluate(model, processor, task, toy_data, out=tmp_path)
+    asked = spy(monkeypatch)
+    weight = model.model.decoder.layers[0].ffn.fc1.weight
+    with torch.no_grad():
+        weight.mul_(1.01)
+    try:
+        evaluate(model, processor, task, toy_data, out=tmp_path)
+    finally:
+        with torch.no_grad():
+            weight.div_(1.01)
+    assert sum(asked) == 24
+
+
+def test_two_ranks_equal_one(
+    model: Model, processor: KosmosProcessor, toy_data: Path, task: Task, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"shots": (0, 2), "contexts": ("image+text", "shuffled")}
+    single = evaluate(model, processor, task, toy_data, out=tmp_path / "one", **options)
+    results: dict[int, list[Any]] = {}
+
+    def work(index: int) -> None:
+        results[index] = evaluate(
+            model, processor, task, toy_data, out=tmp_path / "two", rank=Rank(index, 2), **options
+        )
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in (1, 0)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+    assert results[1] == []
+    assert strip(results[0]) == strip(single)
+    for name in ("easy_vqa-0shot-image+text", "easy_vqa-2shot-shuffled"):
+        one, two = ((tmp_path / folder / f"samples/{name}.jsonl").read_text() for folder in ("one", "two"))
+        assert one == two
+
+
+def test_the_limit_is_a_fixed_subset(
+    model: Model, processor: KosmosProcessor, toy_data: Path, task: Task, tmp_path: Path
+) -> None:
+    evaluate(model, processor, task, toy_data, out=tmp_path / "all")
+    rows = evaluate(model, processor, task, toy_data, limit=7, out=tmp_path / "few")
+    whole, few = ((tmp_path / name / "samples/easy_vqa-0shot-image+text.jsonl").read_text() for name in ("all", "few"))
+    assert rows[0]["n"] == 7
+    assert set(few.splitlines()) <= set(whole.splitlines())
+
+
+def test_training_mode_is_left_alone(model: Model, processor: KosmosProcessor, toy_data: Path, task: Task) -> None:
+    model.train()
+    try:
+        evaluate(model, processor, task, toy_data, limit=2, with_baselines=False)
+        assert model.training
+    finally:
+        model.eval()
+
+
+def test_too_long_prompts_lose_demonstrations_loudly(
+    model: Model,
+    processor: KosmosProcessor,
+    toy_data: Path,
+    task: Task,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(processor, "max_length", 90)
+    console = Console(record=True, width=200)
+    rows = evaluate(model, processor, task, toy_data, shots=(8,), out=tmp_path, console=console)
+    assert rows[0]["items_with_fewer_shots"] > 0
+    assert "got fewer than 8 demonstrations" in console.export_text()
+    monkeypatch.setattr(processor, "max_length", 12)
+    with pytest.raises(ValueError, match="prompt and answer take"):
+        evaluate(model, processor, task, toy_data)
+
+
+def test_captions_are_scored_as_a_whole(model: Model, processor: KosmosProcessor, toy_data: Path) -> None:
+    rows = evaluate(model, processor, "easy_vqa_caption", toy_data, shots=(0, 2))
+    assert [row["metric"] for row in rows[:2]] == ["cider", "bleu_4"]
+    assert rows[0]["n"] == 12
+    assert {row["model"] for row in rows} == {"model", "majority answer"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"contexts": ("images",)}, "unknown context 'images'"),
+        ({"shots": (-1,)}, "cannot be negative"),
+        ({"shots": (100,)}, "100 demonstrations wanted"),
+        ({"limit": 0}, "at least 1"),
+        ({"batch_rows": 0}, "at least 1"),
+    ],
+)
+def test_wrong_options(
+    model: Model, processor: KosmosProcessor, toy_data: Path, task: Task, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        evaluate(model, processor, task, toy_data, **options)
+
+
+def test_missing_images_are_counted(model: Model, processor: KosmosProcessor, toy_data: Path, task: Task) -> None:
+    task.dataset.images = "{split}/images/{image_id}.jpg"
+    with pytest.raises(FileNotFoundError, match="12 of 12 images are missing"):
+        evaluate(model, processor, task, toy_data)
