@@ -97,7 +97,7 @@ def test_content_of_the_evaluated_split_never_demonstrates(task: Task, toy_data:
 
 
 def test_rices_takes_the_nearest_images_nearest_last(task: Task, tmp_path: Path) -> None:
-    values = {"a": 0.0, "b": 0.2, "c": 1.5, "q": 0.1}
+    values = {"a": 0.0, "b": 0.2, "c": 1.5, "q": 0.05}
     items = {}
     for name, value in values.items():
         path = tmp_path / f"{name}.png"
