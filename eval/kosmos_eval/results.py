@@ -137,22 +137,25 @@ def is_baseline(row: Row) -> bool:
 def table(rows: Sequence[Row]) -> Table:
     """One table of the model's rows with the baselines beside each score; question types under ``image+text`` only."""
     baselines = list(dict.fromkeys(name for row in rows for name in row.get("baselines", {})))
-    output = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
-    output.add_column("task, model", overflow="fold", min_width=8)
-    for name in ("shots", "context", "metric", "score ± 95 %", "n", *(name.replace(" ", "\n") for name in baselines)):
-        output.add_column(name, justify="left" if name in ("context", "metric") else "right", no_wrap=True)
+    output = Table(box=box.SIMPLE_HEAD, padding=(0, 0), pad_edge=False)
+    output.add_column("shots, context", no_wrap=True, min_width=14)
+    output.add_column("  metric", no_wrap=True, min_width=12)
+    for name in ("score ± 95 %", "n", *(name.replace(" ", "\n") for name in baselines)):
+        output.add_column(name, justify="right", no_wrap=True, min_width=9 if name != "n" else 6)
     last = None
     for row in rows:
         minor = row.get("question_type") is not None
         if is_baseline(row) or (minor and row["context"] != "image+text"):
             continue
-        section = f"{row['task']}, {row['model']}"
-        if last not in (None, section):
-            output.add_section()
+        section = f"[bold]{row['task']}[/]", f"  [bold]{row['model']}[/]"
+        if section != last:
+            if last is not None:
+                output.add_section()
+            output.add_row(*section)
+            last = section
         half = (row["high"] - row["low"]) / 2
-        cells = ["" if section == last else section, str(row["shots"]), row["context"], row["metric"]]
+        cells = ["" if minor else f"{row['shots']}, {row['context']}", f"  {row['metric']}"]
         cells += [f"{row['value']:.3f} ±{half:.3f}", str(row["n"])]
         cells += [f"{row['baselines'][name]:.3f}" if name in row.get("baselines", {}) else "" for name in baselines]
         output.add_row(*cells, style="dim" if minor else "")
-        last = section
     return output
