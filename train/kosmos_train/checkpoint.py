@@ -166,7 +166,7 @@ def _publish(partial: Path, final: Path, keep: int) -> None:
     for path in [*files, manifest, partial / "trainer", partial]:
         _sync(path)
     if final.exists():  # a rewound run comes by the same step again
-        shutil.rmtree(final)
+        _remove(final)
     partial.rename(final)
     _sync(final.parent)
     pointer = final.parent / ".latest.partial"
@@ -174,7 +174,14 @@ def _publish(partial: Path, final: Path, keep: int) -> None:
     _sync(pointer)
     pointer.rename(final.parent / "latest")
     for old in _by_step(final.parent)[:-keep]:
-        shutil.rmtree(old)
+        _remove(old)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Delete under another name, so that a kill in the middle leaves nothing that looks like a checkpoint."""
+    hidden = checkpoint.with_name(f".{checkpoint.name}.removed")
+    checkpoint.rename(hidden)
+    shutil.rmtree(hidden)
 
 
 def _by_step(folder: Path) -> list[Path]:
@@ -182,7 +189,7 @@ def _by_step(folder: Path) -> list[Path]:
 
 
 def _make_empty(partial: Path) -> None:
-    for leftover in partial.parent.glob(".step-*.partial"):
+    for leftover in partial.parent.glob(".step-*"):  # of a kill
         shutil.rmtree(leftover)
     (partial / "trainer").mkdir(parents=True)
 

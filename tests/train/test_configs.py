@@ -1,0 +1,123 @@
+"""Every YAML under train/configs loads, says what it is, and dry-runs; a dry run tells the truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kosmos import KosmosConfig, doctor, settings
+from kosmos_train import TrainConfig, train
+from kosmos_train.dry_run import dry_run, plan
+from kosmos_train.engine import deepspeed_config
+
+CONFIGS = Path(__file__).parents[2] / "train" / "configs"
+RUNS = sorted(path for path in CONFIGS.rglob("*.yaml") if "data:" in path.read_text())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, _world: dict[str, Any]) -> str:
+    """A checkpoint to start from."""
+    config = settings.from_dict(TrainConfig, {**_world, "steps": 1, "optim": {"warmup": 0}})
+    return str(train(config, tmp_path_factory.mktemp("run") / "run").checkpoint)
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_every_config_dry_runs(
+    path: Path, values: dict[str, Any], trained: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the tiny corpus in place of the real ones, everything else as it stands in the file."""
+    assert path.read_text().startswith("# "), "a config begins with command, hardware, time, expected number"
+    assert "kosmos t" in path.read_text().split("\n\n")[0]
+    config = settings.load(TrainConfig, path)
+    for source in config.data.sources:
+        source.shards = values["data"]["sources"][2]["shards"]
+    config.data.workers = 0
+    config.data.rows_per_step = 8 * config.data.rows_per_micro_batch
+    config.data.lanes = 8
+    if config.model.checkpoint is None:
+        config.processor, config.model.vision_weights = values["processor"], None
+    else:
+        config.model.checkpoint = trained
+    dry_run(config, 8)
+    shown = capsys.readouterr().out
+    assert "trainable" in shown
+    assert "GiB a GPU" in shown
+    assert "days" in shown
+
+
+def test_kosmos1_is_the_papers() -> None:
+    """The numbers of §3.2 and table 18."""
+    config = settings.load(TrainConfig, CONFIGS / "kosmos1.yaml")
+    assert config.data.rows_per_step * config.data.row_tokens == pytest.approx(1.2e6, rel=0.02)
+    assert [source.weight for source in config.data.sources] == [0.5, 0.5, 0.2]
+    optim = config.optim
+    assert (optim.betas, optim.weight_decay, optim.lr, optim.warmup) == ((0.9, 0.98), 0.01, 2e-4, 375)
+    assert (optim.schedule, optim.final_ratio, config.steps) == ("linear", 0.0, 300_000)
+    text = KosmosConfig.preset(str(config.model.preset)).text_config
+    assert (text.num_hidden_layers, text.hidden_size, text.dropout) == (24, 2048, 0.1)
+
+
+def test_cost_agrees_with_the_other_count(values: dict[str, Any]) -> None:
+    """FLOPs and parameters of kosmos-1 against the doctor's independent formulas."""
+    from kosmos import KosmosForConditionalGeneration
+    from kosmos_train.flops import model_cost
+
+    config = KosmosConfig.preset("kosmos-1")
+    with torch.device("meta"):
+        cost = model_cost(KosmosForConditionalGeneration(config), 2048)
+    parts = doctor.count_parts(config)
+    assert sum(cost.parameters.values()) == sum(part.parameters for part in parts)
+    assert cost.trainable == sum(part.trainable for part in parts)
+    assert cost.token_flops == pytest.approx(doctor.training_flops(config, 2048)[1], rel=0.01)
+    tower = doctor.image_flops(config, parts)
+    assert tower < cost.image_flops < 1.2 * tower  # ours adds the connector
+
+
+def test_plan_counts_the_whole_step(values: dict[str, Any]) -> None:
+    """More processes share a step: fewer micro-batches each, less state under ZeRO, the same tokens."""
+    values["engine"] = {"zero_stage": 1, "precision": "bf16"}
+    config = settings.from_dict(TrainConfig, values)
+    one, four = plan(config, 1), plan(config, 4)
+    assert (one.micro_batches, four.micro_batches) == (4, 1)
+    assert one.tokens_per_step == four.tokens_per_step
+    assert four.memory["optimiser, fp32"] == pytest.approx(one.memory["optimiser, fp32"] / 4)
+    assert 0.9 < one.packed <= 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": {"lanes": 800, "rows_per_step": 8}}, "data.lanes=800 streams cannot share"),
+        ({"data": {"rows_per_step": 10}}, "rows_per_step=10"),
+        ({"engine": {"zero_stage": 0, "precision": "bf16"}}, "keeps no fp32 master weights"),
+        ({"engine": {"zero_stage": 3}, "model": {"compile": True}}, "break the graphs"),
+        ({"engine": {"zero_stage": 0, "offload_optimizer": True}}, "needs engine.zero_stage >= 1"),
+    ],
+)
+def test_what_cannot_work_is_refused(values: dict[str, Any], change: dict[str, Any], message: str) -> None:
+    for section, fields in change.items():
+        values[section] = values.get(section, {}) | fields
+    with pytest.raises(ValueError, match=message):
+        plan(settings.from_dict(TrainConfig, values), 4)
+
+
+def test_deepspeed_json_is_generated_and_open(values: dict[str, Any]) -> None:
+    """Our fields become DeepSpeed's; the passthrough is merged in last, deeply."""
+    values["engine"] = {
+        "zero_stage": 2,
+        "precision": "bf16",
+        "offload_optimizer": True,
+        "deepspeed": {"zero_optimization": {"reduce_bucket_size": 1000}, "wall_clock_breakdown": True},
+    }
+    values["optim"] = {"clip": 0.5}
+    made = deepspeed_config(settings.from_dict(TrainConfig, values), 2)
+    assert made["zero_optimization"]["stage"] == 2
+    assert made["zero_optimization"]["reduce_bucket_size"] == 1000
+    assert made["zero_optimization"]["offload_optimizer"] == {"device": "cpu"}
+    assert made["gradient_accumulation_steps"] == 2
+    assert made["gradient_clipping"] == 0.5
+    assert made["bf16"] == {"enabled": True}
+    assert made["wall_clock_breakdown"] is True

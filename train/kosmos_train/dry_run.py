@@ -1,0 +1,142 @@
+"""``kosmos train CONFIG --dry-run``: everything that can be known before a GPU is paid for.
+
+Settings are checked, corpora opened and a few batches read, the model is built on the meta device (no memory), and a
+table says how large it is, what a GPU must hold, and how long the run takes at an assumed utilisation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .build import build_config, build_processor
+from .config import TrainConfig
+from .flops import PEAKS, ModelCost, device_peak, model_cost
+from .optim import freeze
+
+PROBE_BATCHES = 2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will be."""
+
+    cost: ModelCost
+    tokens_per_step: float
+    """Mean over the batches read, without padding."""
+    images_per_step: float
+    packed: float
+    """Share of the positions that are no padding."""
+    micro_batches: int
+    memory: dict[str, float]
+    """Bytes on a GPU by what they hold."""
+    flops_per_step: float
+
+
+def plan(config: TrainConfig, gpus: int) -> Plan:
+    """Check a run on ``gpus`` processes and work out what it costs.
+
+    Raises:
+        ValueError, OSError: what would stop the run, with the reason.
+    """
+    config.check(gpus)
+    processor = build_processor(config)
+    batches = _probe(config, processor)
+    with torch.device("meta"):
+        from kosmos import KosmosForConditionalGeneration
+
+        model = KosmosForConditionalGeneration(build_config(config.model, processor))
+    freeze(model, config.model.freeze)
+    cost = model_cost(model, config.data.row_tokens)
+    tokens = sum(batch.stats["tokens"] for batch in batches) / len(batches)
+    images = sum(batch.stats["images"] for batch in batches) / len(batches)
+    return Plan(
+        cost=cost,
+        tokens_per_step=tokens,
+        images_per_step=images,
+        packed=tokens / (config.data.rows_per_step * config.data.row_tokens),
+        micro_batches=config.micro_batches(gpus),
+        memory=memory(config, cost, model.config, gpus),
+        flops_per_step=tokens * cost.token_flops + images * cost.image_flops,
+    )
+
+
+def memory(config: TrainConfig, cost: ModelCost, model_config: Any, gpus: int) -> dict[str, float]:
+    """Bytes a GPU holds, about: ZeRO shares state by stage (arXiv 1910.02054, figure 1); activations are estimated."""
+    from kosmos.doctor import activation_bytes
+
+    stage, total, trainable = config.engine.zero_stage, sum(cost.parameters.values()), cost.trainable
+    each = 2 if config.engine.precision == "bf16" else 4
+    master = 12 if config.engine.precision == "bf16" or stage else 8  # plain fp32 needs no second copy of the weights
+    state = 0.0 if config.engine.offload_optimizer else master * trainable / (gpus if stage >= 1 else 1)
+    data = config.data
+    activations = activation_bytes(
+        model_config, data.rows_per_micro_batch, data.row_tokens, config.model.activation_checkpointing
+    )
+    return {
+        f"weights, {config.engine.precision}": each * total / (gpus if stage >= 3 else 1),
+        "gradients, fp32": 4 * trainable / (gpus if stage >= 2 else 1),
+        "optimiser, fp32": state,
+        "activations, about": activations * each / 2,
+    }
+
+
+def dry_run(config: TrainConfig, gpus: int, utilisation: float = 0.4) -> None:
+    """Print the plan of a run."""
+    from rich.console import Console
+    from rich.table import Table
+
+    found = plan(config, gpus)
+    table = Table(
+        "", "", show_header=False, title=f"{gpus} GPUs, ZeRO {config.engine.zero_stage}, {config.engine.precision}"
+    )
+    for part, count in found.cost.parameters.items():
+        frozen = found.cost.frozen[part]
+        note = "" if not frozen else ", frozen" if frozen == count else f", {frozen:,} of them frozen"
+        table.add_row(part, f"{count:,} parameters{note}")
+    table.add_row("total", f"{sum(found.cost.parameters.values()):,}, {found.cost.trainable:,} trainable")
+    table.add_section()
+    for name, size in found.memory.items():
+        table.add_row(name, f"{size / 2**30:.2f} GiB a GPU")
+    table.add_row("memory", f"{sum(found.memory.values()) / 2**30:.2f} GiB a GPU")
+    table.add_section()
+    for name, value in _schedule(config, found, gpus, utilisation).items():
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def _schedule(config: TrainConfig, found: Plan, gpus: int, utilisation: float) -> dict[str, str]:
+    data, peak = config.data, device_peak() or PEAKS["H100"]
+    seconds = found.flops_per_step / (gpus * peak * utilisation)
+    return {
+        "a step": f"{data.rows_per_step} rows of {data.row_tokens} = {found.tokens_per_step:,.0f} tokens, "
+        f"{found.images_per_step:,.0f} images; {found.micro_batches} micro-batches of {data.rows_per_micro_batch} rows",
+        "packing": f"{100 * found.packed:.1f} % of the positions are tokens",
+        "FLOPs": f"{found.cost.token_flops:.3g} a token, {found.cost.image_flops:.3g} an image, "
+        f"{found.flops_per_step:.3g} a step",
+        "the run": f"{config.steps:,} steps, {config.steps * found.tokens_per_step / 1e9:.3g} B tokens",
+        "time": f"{seconds:.3g} s a step, {seconds * config.steps / 86400:.3g} days "
+        f"at {100 * utilisation:.0f} % of {peak / 1e12:.0f} TFLOP/s a GPU",
+    }
+
+
+def _probe(config: TrainConfig, processor: Any) -> list[Any]:
+    """The first batches of the run, read by one process: proof that shards, objective and tokenizer fit."""
+    from kosmos_data import build_loader
+
+    loader = build_loader(config.data, processor)
+    too_few = {
+        source.name: len(source.corpus)
+        for source in loader.dataset.sources
+        if len(source.corpus) < config.data.lane_count
+    }
+    if too_few:
+        raise ValueError(
+            f"data.lanes={config.data.lane_count} streams cannot share {too_few} documents: "
+            "lower data.lanes or bring more documents"
+        )
+    batches = [next(loader) for _ in range(PROBE_BATCHES)]
+    loader.close()
+    return batches
