@@ -37,6 +37,7 @@ class RunLog:
     def __init__(self, metrics: Path, config: LogConfig, total_steps: int, run_name: str, start_step: int) -> None:
         self.config, self.total = config, total_steps
         self.console = Console(soft_wrap=True, highlight=False)
+        self._path = metrics
         self.tokens = cut_after(metrics, start_step)
         self._file: IO[str] = metrics.open("a", encoding="utf-8")
         self.trackers = [open_tracker(name, metrics.parent, run_name) for name in config.tracking]
@@ -82,6 +83,12 @@ class RunLog:
             numbers = {name: value for name, value in _flatten(row).items() if isinstance(value, (int, float))}
             for tracker in self.trackers:
                 tracker.log(int(row["step"]), numbers)
+
+    def rewind(self, step: int) -> None:
+        """Drop the rows of later steps: they are made again, from other batches."""
+        self._file.close()
+        self.tokens = cut_after(self._path, step)
+        self._file = self._path.open("a", encoding="utf-8")
 
     def say(self, text: str) -> None:
         """A message between the step lines."""

@@ -49,6 +49,7 @@ class Loop:
         self.loader_state: Any = None
         self.saved_step = self.step if "adam_step" in state else -1
         self.rewinds = 0
+        self._rewound_from: int | None = None
         main = engine.world.is_main
         self.sampler = Sampler(config.samples, processor, run.samples, self.step, main)
         name = run.path.resolve().name
@@ -66,8 +67,6 @@ class Loop:
                 watchdog.beat()
                 self._between_steps(interrupted)
                 watchdog.beat()
-                if self.engine.guard.exhausted:
-                    self._trouble()
                 if interrupted and self.step < self.config.steps:
                     self._say(
                         f"signal {interrupt.received or 'on another rank'}: saved step {self.step}; go on with --resume"
@@ -111,7 +110,10 @@ class Loop:
         return {"bad_samples": dict(total)}
 
     def _measures(self, result: StepResult, seconds: float) -> dict[str, Any]:
+        rewound = {} if self._rewound_from is None else {"rewound_from": self._rewound_from}
+        self._rewound_from = None
         measures: dict[str, Any] = {
+            **rewound,
             "packed": round(result.tokens / result.votes["positions"], 4),
             "order": joint_order(result.votes),
         }
@@ -132,8 +134,11 @@ class Loop:
             held_out = {"eval_loss": self._evaluate()}
         if self.log is not None:
             self.log.commit(**held_out)
-        if interrupted or last or step % config.checkpoint.every == 0:
+        due = step % config.checkpoint.every == 0 and not self.engine.guard.skipped_in_row  # never amid trouble
+        if interrupted or last or due:
             self.save()
+        elif self.engine.guard.exhausted:
+            self._trouble()
 
     def _evaluate(self) -> dict[str, float]:
         losses = self.engine.evaluate(self.held_out)
@@ -174,10 +179,13 @@ class Loop:
         state = checkpoint.read_state(latest)
         self.engine.restore(latest, state)
         self.engine.guard.load(state["guard"])
+        self._rewound_from, rewound_to = self.step, state["step"]
         self._say(
             f"[yellow]step {self.step}: {count} skipped in a row; rewound to {latest.name}, data goes on[/yellow]"
         )
-        self.step = self.saved_step = state["step"]
+        self.step = self.saved_step = rewound_to
+        if self.log is not None:
+            self.log.rewind(self.step)
 
     def _say(self, text: str) -> None:
         if self.log is not None:
