@@ -1,6 +1,7 @@
 """``kosmos eval``: evaluate a checkpoint, score prediction files, compare and report results.
 
-The first word decides: ``score``, ``report``, ``compare``, ``tasks``; anything else is the checkpoint to evaluate.
+The first word decides: ``score``, ``report``, ``compare``, ``tasks``, ``make``; anything else is the checkpoint to
+evaluate.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ other uses:
   kosmos eval report RESULTS [RESULTS ...] --out DIR                                 Markdown table and plot
   kosmos eval compare SAMPLES_A SAMPLES_B                                            paired difference of two models
   kosmos eval tasks                                                                  what can be evaluated
+  kosmos eval make NAME --out DIR                                                    data of the KOSMOS-1 suite
 """
 
 
@@ -27,6 +29,7 @@ def main(argv: Sequence[str]) -> int:
         "report": _report,
         "compare": _compare,
         "tasks": _tasks,
+        "make": _make,
     }
     if argv and argv[0] in verbs:
         return verbs[argv[0]](argv[1:])
@@ -134,6 +137,23 @@ def _tasks(argv: Sequence[str]) -> int:
         task = tasks.load(name)
         table.add_row(name, task.description, ", ".join(task.metrics), task.decoding.method, str(path))
     Console().print(table)
+    return 0
+
+
+def _make(argv: Sequence[str]) -> int:
+    from .suite import MAKERS, make
+
+    parser = argparse.ArgumentParser(
+        prog="kosmos eval make", description="Make the data of a part of the KOSMOS-1 suite."
+    )
+    parser.add_argument("name", help=", ".join(MAKERS))
+    parser.add_argument("--out", type=Path, required=True, help="a new folder, later --data of kosmos eval")
+    parser.add_argument("--count", type=int, default=200, help="items at most (200)")
+    parser.add_argument("--seed", type=int, default=0, help="of everything drawn (0)")
+    parser.add_argument("--source", type=Path, help="published or own data to make it from, where a part can use it")
+    options = parser.parse_args(argv)
+    count = make(options.name, options.out, options.count, options.seed, options.source)
+    sys.stdout.write(f"{options.out / 'test.jsonl'}: {count} items\n")
     return 0
 
 

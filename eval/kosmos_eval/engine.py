@@ -22,11 +22,12 @@ from .trie import Trie
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said to prompt number ``index``; for ranking, the candidates' scores in order."""
+    """What the model said to prompt number ``index``; for ranking, the candidates' scores in order and the best one."""
 
     index: int
     text: str
     scores: tuple[float, ...] = ()
+    best: int = -1
 
 
 class Engine:
@@ -77,7 +78,7 @@ class Engine:
                     for value, text in zip(raw, candidates[index], strict=True)
                 )
                 best = max(range(len(scores)), key=scores.__getitem__)
-                answers.append(Answer(index, candidates[index][best].strip(), scores))
+                answers.append(Answer(index, candidates[index][best].strip(), scores, best))
             yield answers
 
     def _normalised(self, value: float, text: str, normalisation: str, bare: dict[str, float]) -> float:

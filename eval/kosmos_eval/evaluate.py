@@ -10,7 +10,7 @@ Each pair (shots, context) is a run: prompts are built, answered in batches, log
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,9 @@ from .results import Row
 from .runner import Runner
 from .store import Rank, Record, SampleLog, request_hash
 from .tasks import Decoding, Task
+
+# How many items with candidate images are ranked between two writes of the log.
+_ITEMS_OF_IMAGES = 32
 
 
 @dataclass(frozen=True)
@@ -181,7 +184,7 @@ class _Session:
         """Answer, log and score one run."""
         self.console.print(f"[bold]{run.name}[/]: {len(run.items)} of {len(self.items)} items")
         built = self._prompts(run)
-        requests = {item.id: self._request(run, prompt) for item, prompt in zip(run.items, built, strict=True)}
+        requests = {item.id: self._request(run, item, prompt) for item, prompt in zip(run.items, built, strict=True)}
         self._show_first(built[0])
         log = SampleLog(self.folder, run.name, self.rank)
         done = log.finished(requests)
@@ -221,7 +224,9 @@ class _Session:
             images = swapped.get(item.images)
             template = run.task.rationale
             while True:
-                prompt = prompts.build(run.task, item, shots, run.context, images, template)
+                given = images if images is not None else item.images
+                given = (*given, *item.candidate_images[:1])
+                prompt = prompts.build(run.task, item, shots, run.context, given, template)
                 length = self.runner.length(prompt) + room
                 if length <= self.runner.max_length:
                     break
@@ -249,8 +254,8 @@ class _Session:
             room = max((len(self.runner.text_ids(text)) for text in texts), default=0)
         return room + (run.task.rationale_tokens if run.task.rationale else 0)
 
-    def _request(self, run: Run, prompt: Prompt) -> str:
-        images = [content_hash(path) for path in prompt.images]
+    def _request(self, run: Run, item: Item, prompt: Prompt) -> str:
+        images = [content_hash(path) for path in (*prompt.images, *item.candidate_images)]
         decoding, wording = run.task.decoding, (run.task.prompt, run.task.rationale)
         return request_hash(self.fingerprint, prompt.text, images, decoding, wording, run.task.name, self.seed)
 
@@ -300,19 +305,51 @@ class _Session:
 
     def _answers(self, run: Run, chosen: Sequence[Prompt], places: Sequence[int]) -> Iterator[list[Answer]]:
         task = run.task
+        if any(run.items[place].candidate_images for place in places):
+            return self._rank_images(run, chosen, places)
         if task.decoding.method == "rank":
-            candidates = [_candidates(task, run.items[place]) for place in places]
-            return self.engine.rank(chosen, candidates, task.decoding.normalisation)
+            return self._rank(run, chosen, places)
         seeds = [stable_hash("sample", self.seed, task.name, run.items[place].id) for place in places]
         return self.engine.generate(chosen, task.decoding, seeds)
+
+    def _rank(self, run: Run, chosen: Sequence[Prompt], places: Sequence[int]) -> Iterator[list[Answer]]:
+        """Likelihood ranking; the answer is the candidate itself, without what a cloze puts after it."""
+        items = [run.items[place] for place in places]
+        texts = [_candidates(run.task, item) for item in items]
+        for batch in self.engine.rank(chosen, texts, run.task.decoding.normalisation):
+            yield [
+                replace(answer, text=_bare_candidates(run.task, items[answer.index])[answer.best]) for answer in batch
+            ]
+
+    def _rank_images(self, run: Run, chosen: Sequence[Prompt], places: Sequence[int]) -> Iterator[list[Answer]]:
+        """One prompt a candidate image; the answer is the number, from 1, of the one most likely followed by "Yes"."""
+        for start in range(0, len(places), _ITEMS_OF_IMAGES):
+            expanded, owners = [], []
+            for index in range(start, min(start + _ITEMS_OF_IMAGES, len(places))):
+                item, prompt = run.items[places[index]], chosen[index]
+                for image in item.candidate_images:
+                    expanded.append(prompts.with_last_image(prompt, image))
+                    owners.append((index, _candidates(run.task, item)[:1]))
+            scores: dict[int, list[float]] = {index: [] for index, _ in owners}
+            ranked = self.engine.rank(expanded, [yes for _, yes in owners])
+            for answer in sorted((answer for batch in ranked for answer in batch), key=lambda answer: answer.index):
+                scores[owners[answer.index][0]].append(answer.scores[0])
+            yield [
+                Answer(index, str(max(range(len(row)), key=row.__getitem__) + 1), tuple(row))
+                for index, row in scores.items()
+            ]
 
 
 def _candidates(task: Task, item: Item) -> list[str]:
     """The continuations to rank for one item, as they follow the prompt."""
-    candidates = item.candidates or tuple(task.decoding.candidates)
+    return [prompts.continuation(task, item, text) for text in _bare_candidates(task, item)]
+
+
+def _bare_candidates(task: Task, item: Item) -> Sequence[str]:
+    candidates = item.candidates or task.decoding.candidates
     if not candidates:
         raise ValueError(f"task {task.name}, item {item.id}: method rank needs candidates in the item or the task")
-    return [task.prompt.answer.format(answer=text) for text in candidates]
+    return candidates
 
 
 def _record(item: Item, prompt: Prompt, request: str, answer: Answer) -> Record:

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .data import Item, content_hash, stable_hash
-from .tasks import CONTEXTS, IMAGE_MARK, Task
+from .tasks import CONTEXTS, IMAGE_MARK, IMAGES_MARK, Task
 
 Segment = str | Path  # text, or an image file
 
@@ -74,13 +74,30 @@ def build(
     segments: list[Segment] = []
     for shot in demonstrations:
         segments += _fill(task, shot, task.prompt.template, shot.images, context, {})
-        segments.append(task.prompt.answer.format(answer=shot.answers[0]) + task.prompt.separator)
+        segments.append(continuation(task, shot, shot.answers[0]) + task.prompt.separator)
     cuts = [len(segments)] if segments else []
     own = _fill(task, item, template or task.prompt.template, images or item.images, context, extra or {})
     leading = next((i for i, segment in enumerate(own) if isinstance(segment, str)), len(own))
     if leading:
         cuts.append(len(segments) + leading)
-    return Prompt(tuple(segments + own), tuple(cuts), tuple(shot.id for shot in demonstrations))
+    if item.candidate_images and own:  # the candidates' prompts agree up to the candidate, which is the last image
+        last = max((i for i, segment in enumerate(own) if isinstance(segment, Path)), default=0)
+        cuts.append(len(segments) + last)
+    return Prompt(tuple(segments + own), tuple(dict.fromkeys(cuts)), tuple(shot.id for shot in demonstrations))
+
+
+def with_last_image(prompt: Prompt, image: Path) -> Prompt:
+    """The same prompt with another last image (the next candidate); without images, the prompt itself."""
+    places = [i for i, segment in enumerate(prompt.segments) if isinstance(segment, Path)]
+    if not places:
+        return prompt
+    segments = (*prompt.segments[: places[-1]], image, *prompt.segments[places[-1] + 1 :])
+    return replace(prompt, segments=segments)
+
+
+def continuation(task: Task, item: Item, answer: str) -> str:
+    """How an answer (or candidate) goes on after the prompt; it may be followed by more of the item's text (cloze)."""
+    return task.prompt.answer.format_map({**item.fields, "answer": answer})
 
 
 def _fill(
@@ -89,7 +106,7 @@ def _fill(
     fields = {**item.fields, **extra}
     if context == "none":
         fields = dict.fromkeys(fields, "")
-    pieces = template.split(IMAGE_MARK)
+    pieces = template.replace(IMAGES_MARK, IMAGE_MARK * len(item.images)).split(IMAGE_MARK)
     if context in ("text-only", "none"):
         pieces = ["".join(pieces)]
     elif len(pieces) - 1 != len(images):

@@ -20,6 +20,7 @@ from kosmos import settings
 from .metrics import resolve
 
 IMAGE_MARK = "<image>"
+IMAGES_MARK = "<images>"  # as many marks as the item has images
 CONTEXTS = ("image+text", "shuffled", "text-only", "none")
 # In a checkout the YAML files lie in eval/tasks; a wheel carries them beside this module.
 _FOLDERS = (Path(__file__).parents[1] / "tasks", Path(__file__).parent / "tasks")
@@ -51,8 +52,10 @@ class Prompt:
 
     Args:
         template: text with ``<image>`` marks and ``{field}`` names, for example
-            ``<image>Question: {question} Answer:``. No blank at its end: the answer brings its own.
-        answer: how an answer continues it; ``{answer}`` is the reference answer of a demonstration or a candidate.
+            ``<image>Question: {question} Answer:``; ``<images>`` stands for all images of an item. No blank at its end:
+            the answer brings its own.
+        answer: how an answer continues it; ``{answer}`` is the reference answer of a demonstration or a candidate. Text
+            and fields after it are scored with a candidate, which makes a cloze: ``" {answer}, because {reason}"``.
         separator: between demonstrations. The model's newline token ends an answer, so demonstrations show where to
             stop. source: where the wording comes from, copied into the results.
     """

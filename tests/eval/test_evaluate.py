@@ -235,7 +235,7 @@ def test_too_long_prompts_lose_demonstrations_loudly(
 
 def test_captions_are_scored_as_a_whole(model: Model, processor: KosmosProcessor, toy_data: Path) -> None:
     rows = evaluate(model, processor, "easy_vqa_caption", toy_data, shots=(0, 2))
-    assert [row["metric"] for row in rows[:2]] == ["cider", "bleu_4"]
+    assert [row["metric"] for row in rows[:2]] == ["cider", "bleu_1"]
     assert rows[0]["n"] == 12
     assert {row["model"] for row in rows} == {"model", "majority answer"}
 

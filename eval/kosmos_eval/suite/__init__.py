@@ -1,0 +1,56 @@
+"""Parts of the KOSMOS-1 suite whose data can be made here: ``kosmos eval make NAME --out DIR``.
+
+Each maker writes ``DIR/test.jsonl`` (and images) deterministically, in the layout that its task YAML reads. The
+published sets (IQ50, Rendered SST-2, WebSRC, CUB, MemoryColor …) fit the same tasks once they are brought into that
+layout.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from . import commonsense, described, raven, rendered, webpages
+
+# name → function(out, count, seed, source) → JSON lines
+MAKERS: dict[str, Callable[[Path, int, int, Path | None], Iterable[dict[str, Any]]]] = {
+    "raven": raven.make,
+    "rendered_text": rendered.make,
+    "described_classes": described.make,
+    "webpages": webpages.make,
+    "relative_size": commonsense.make_sizes,
+    "memory_color": commonsense.make_colors,
+}
+
+
+def make(name: str, out: str | Path, count: int = 200, seed: int = 0, source: str | Path | None = None) -> int:
+    """Write the data of one suite part below ``out``; returns the number of items.
+
+    Args:
+        name: a key of ``MAKERS``.
+        count: how many items at most.
+        seed: of everything drawn.
+        source: raven: a folder of published RAVEN ``.npz`` files; rendered_text: JSON lines with ``text`` and
+            ``label``; described_classes: an evaluation split with ``captions.json`` and ``images/``. None: made here,
+            where possible.
+
+    Raises:
+        ValueError: unknown name (with a suggestion), a source that does not fit, or ``out`` already holds data.
+    """
+    if name not in MAKERS:
+        near = difflib.get_close_matches(name, MAKERS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(MAKERS)}"
+        raise ValueError(f"no data maker {name!r}; {hint}")
+    if count < 1:
+        raise ValueError(f"count {count} must be at least 1")
+    out = Path(out)
+    target = out / "test.jsonl"
+    if target.exists():
+        raise ValueError(f"{target} exists; give a new folder or remove it")
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    items = list(MAKERS[name](out, count, seed, Path(source) if source is not None else None))
+    target.write_text("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items), encoding="utf-8")
+    return len(items)

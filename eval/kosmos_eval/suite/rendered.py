@@ -1,0 +1,84 @@
+"""Text as pictures: the renderer for OCR-free understanding (KOSMOS-1, section 4.4: Rendered SST-2).
+
+The model must read a sentence from its picture and say whether the opinion is positive. ``source`` takes any JSON
+lines with ``text`` and ``label`` (SST-2: 0/1 or negative/positive); without one, short opinions are composed here
+from word lists, whose labels are exact because the adjective decides.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+SIZE = 224
+LABELS = ("negative", "positive")
+_THINGS = ("film", "play", "book", "song", "meal", "story", "cast", "plot", "music", "ending")
+_WORDS = {
+    "positive": ("wonderful", "charming", "brilliant", "touching", "funny", "delightful", "superb", "moving"),
+    "negative": ("boring", "awful", "dull", "clumsy", "tiresome", "pointless", "dreadful", "bland"),
+}
+_FRAMES = (
+    "the {thing} is {word}",
+    "what a {word} {thing} !",
+    "i found the {thing} {word}",
+    "a {word} {thing} from start to end",
+)
+
+
+def make(out: Path, count: int, seed: int, source: Path | None) -> Iterator[dict[str, Any]]:
+    """JSON lines of rendered sentences; pictures go to ``out/images``."""
+    rows = _read(source) if source is not None else _compose(seed)
+    for number, (text, label) in enumerate(itertools.islice(rows, count)):
+        file = f"{number:05d}.png"
+        render(text).save(out / "images" / file)
+        yield {"id": f"{number:05d}", "images": [file], "text": text, "answers": [label]}
+
+
+def render(text: str, size: int = SIZE, font_size: int | None = None) -> Image.Image:
+    """Black text on white, wrapped and as large as fits into ``size`` x ``size`` pixels (Pillow's own font).
+
+    Raises:
+        ValueError: the text does not fit even at 8 points.
+    """
+    for points in (font_size,) if font_size else range(size // 6, 7, -1):
+        font = ImageFont.load_default(points)
+        columns = max(4, int(size * 0.92 / font.getlength("n")))
+        if max((len(word) for word in text.split()), default=0) > columns:
+            continue
+        wrapped = "\n".join(textwrap.wrap(text, columns))
+        picture = Image.new("RGB", (size, size), "white")
+        pen = ImageDraw.Draw(picture)
+        box = pen.multiline_textbbox((0, 0), wrapped, font=font, spacing=points // 4)
+        if box[2] <= size * 0.96 and box[3] <= size * 0.96:
+            place = ((size - box[2]) / 2, (size - box[3]) / 2)
+            pen.multiline_text(place, wrapped, fill="black", font=font, spacing=points // 4)
+            return picture
+    raise ValueError(f"a text of {len(text)} characters does not fit into {size}x{size} pixels: {text[:40]!r}…")
+
+
+def _compose(seed: int) -> Iterator[tuple[str, str]]:
+    rows = [
+        (frame.format(thing=thing, word=word), label)
+        for label, words in _WORDS.items()
+        for word, thing, frame in itertools.product(words, _THINGS, _FRAMES)
+    ]
+    random.Random(f"rendered {seed}").shuffle(rows)
+    yield from rows
+
+
+def _read(source: Path) -> Iterator[tuple[str, str]]:
+    if not source.is_file():
+        raise FileNotFoundError(f"{source}: no such file of JSON lines")
+    for number, line in enumerate(source.read_text(encoding="utf-8").splitlines(), start=1):
+        entry = json.loads(line)
+        if "text" not in entry or "label" not in entry:
+            raise ValueError(f'{source}:{number}: expected {{"text": …, "label": …}}')
+        label = entry["label"]
+        yield entry["text"], LABELS[label] if isinstance(label, int) else str(label)

@@ -1,0 +1,163 @@
+"""The parts of the KOSMOS-1 suite that are made here: they are solvable, unbiased, deterministic, and run end to
+end."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kosmos import KosmosForConditionalGeneration, KosmosProcessor
+from kosmos_eval import suite, tasks
+from kosmos_eval.evaluate import evaluate
+from kosmos_eval.suite import raven, rendered
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def made(name: str, toy_data: Path, out: Path, count: int = 6) -> Path:
+    source = None
+    if name == "described_classes":
+        source = out / "source"
+        (source / "images").mkdir(parents=True)
+        captions = [
+            {"image_id": i, "caption": f"a red {shape}"} for i, shape in enumerate(["circle", "triangle", "rectangle"])
+        ]
+        images = [{"id": i, "file_name": f"{i}.png"} for i in range(3)]
+        for i in range(3):
+            Image.new("RGB", (8, 8), (i, 0, 0)).save(source / "images" / f"{i}.png")
+        (source / "captions.json").write_text(json.dumps({"images": images, "annotations": captions}))
+    suite.make(name, out / "data", count, source=source)
+    return out / "data"
+
+
+@pytest.mark.parametrize("name", sorted(suite.MAKERS))
+def test_every_part_is_deterministic_and_evaluates(
+    name: str, model: KosmosForConditionalGeneration, processor: KosmosProcessor, toy_data: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(processor, "max_length", 2048)
+    first, second = (made(name, toy_data, tmp_path / run) for run in ("one", "two"))
+    assert (first / "test.jsonl").read_bytes() == (second / "test.jsonl").read_bytes()
+    for image in sorted((first / "images").iterdir()):
+        assert image.read_bytes() == (second / "images" / image.name).read_bytes()
+    task = tasks.load(name)
+    rows = evaluate(model, processor, task, first, out=tmp_path / "out")
+    assert rows[0]["n"] == len(lines(first / "test.jsonl"))
+    if task.chance is not None:
+        assert rows[0]["baselines"]["chance"] == task.chance
+
+
+def test_raven_rules_hold_in_every_row() -> None:
+    import random
+
+    for number in range(200):
+        grid, rules = raven.puzzle(random.Random(number))
+        for name, rule in rules.items():
+            rows = [[grid[3 * row + i][name] for i in range(3)] for row in range(3)]
+            steps = {tuple(np.diff(row)) for row in rows}
+            if rule == "constant":
+                assert steps == {(0, 0)}
+            elif rule == "progression":
+                assert steps in ({(1, 1)}, {(-1, -1)})
+            else:
+                assert len({frozenset(row) for row in rows}) == 1
+                assert all(len(set(row)) == 3 for row in rows)
+
+
+def test_raven_candidates_tell_nothing_without_the_grid() -> None:
+    """Voting for the most frequent value of each attribute, the shortcut that RAVEN had, leaves all eight
+    candidates."""
+    import random
+
+    for number in range(100):
+        rng = random.Random(number)
+        grid, _ = raven.puzzle(rng)
+        options, right = raven.candidates(grid[-1], rng)
+        assert options[right] == grid[-1]
+        assert len({tuple(sorted(option.items())) for option in options}) == 8
+        for name in raven.ATTRIBUTES:
+            counts = Counter(option[name] for option in options)
+            assert set(counts.values()) in ({8}, {4})
+
+
+def test_raven_answers_are_the_candidate_with_the_most_likely_yes(
+    model: KosmosForConditionalGeneration, processor: KosmosProcessor, toy_data: Path, tmp_path: Path
+) -> None:
+    data = made("raven", toy_data, tmp_path, count=3)
+    evaluate(model, processor, "raven", data, out=tmp_path / "out")
+    for record in lines(tmp_path / "out/samples/raven-0shot-image+text.jsonl"):
+        assert len(record["scores"]) == 8
+        assert record["prediction"] == str(int(np.argmax(record["scores"])) + 1)
+        assert record["prompt"].startswith("Here are eight images:" + "<image>" * 8 + "The following image is:<image>")
+
+
+def test_published_raven_files_are_read(tmp_path: Path) -> None:
+    (tmp_path / "raven").mkdir()
+    panels = np.arange(16, dtype=np.uint8)[:, None, None] * np.ones((16, 160, 160), np.uint8)
+    np.savez(tmp_path / "raven/RAVEN_0_test.npz", image=panels, target=5)
+    suite.make("raven", tmp_path / "out", source=tmp_path / "raven")
+    (item,) = lines(tmp_path / "out/test.jsonl")
+    assert item["answers"] == ["6"]
+    assert Image.open(tmp_path / "out/images" / item["candidate_images"][5]).getpixel((0, 0)) == 13
+
+
+def test_rendered_text_fits_and_differs() -> None:
+    short, long = rendered.render("funny"), rendered.render("a " * 100 + "bad film")
+    for picture in (short, long):
+        pixels = np.asarray(picture)
+        assert (pixels[:2] == 255).all()
+        assert (pixels[-2:] == 255).all()
+        assert (pixels < 128).any()
+    with pytest.raises(ValueError, match="does not fit"):
+        rendered.render("word " * 2000)
+
+
+def test_chain_of_thought_reads_its_own_rationale(
+    model: KosmosForConditionalGeneration, processor: KosmosProcessor, toy_data: Path, tmp_path: Path
+) -> None:
+    data = made("rendered_text", toy_data, tmp_path)
+    task = tasks.load("rendered_text_cot", ["rationale_tokens=5"])
+    evaluate(model, processor, task, data, out=tmp_path / "out")
+    for record in lines(tmp_path / "out/samples/rendered_text_cot-0shot-image+text.jsonl"):
+        assert (
+            record["prompt"] == f"<image>{record['rationale']} Question: what is the sentiment of the opinion? Answer:"
+        )
+
+
+def test_a_cloze_scores_what_follows_the_candidate(
+    model: KosmosForConditionalGeneration, processor: KosmosProcessor, tmp_path: Path
+) -> None:
+    """GLM's cloze: the words after the blank decide too, so two orders of the same words score differently."""
+    item = {"premise": "is it", "rest": "a red circle", "candidates": ["yes", "no"], "answers": ["yes"]}
+    (tmp_path / "test.jsonl").write_text(json.dumps(item))
+    task = tasks.Task(
+        "cloze", tasks.DatasetFiles("jsonl", "{split}.jsonl"), tasks.Prompt("{premise}", " {answer} {rest}"),
+        decoding=tasks.Decoding("rank"), metrics=["accuracy"], name="cloze",
+    )  # fmt: skip
+    evaluate(model, processor, task, tmp_path, out=tmp_path / "out")
+    (record,) = lines(tmp_path / "out/samples/cloze-0shot-image+text.jsonl")
+    assert record["prediction"] in ("yes", "no")
+    words = tasks.Task(
+        "words", task.dataset, tasks.Prompt("{premise}"), decoding=task.decoding, metrics=["accuracy"], name="words"
+    )
+    evaluate(model, processor, words, tmp_path, out=tmp_path / "out")
+    (bare,) = lines(tmp_path / "out/samples/words-0shot-image+text.jsonl")
+    assert all(full < alone for full, alone in zip(record["scores"], bare["scores"], strict=True))
+
+
+def test_unknown_part_existing_data_and_missing_source(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="did you mean 'raven'"):
+        suite.make("ravens", tmp_path / "a")
+    suite.make("memory_color", tmp_path / "b", 3)
+    with pytest.raises(ValueError, match="exists"):
+        suite.make("memory_color", tmp_path / "b", 3)
+    with pytest.raises(ValueError, match="needs --source"):
+        suite.make("described_classes", tmp_path / "c")
