@@ -1,4 +1,4 @@
-"""``kosmos data``: make, inspect, check, index, order and replay.
+"""``kosmos data``: make, inspect, check and index corpora; order and replay what a run reads.
 
 Each verb is a thin door on a function of this package. Mistakes of the user are raised as ValueError or an OSError; the
 ``kosmos`` command shows them as one line.
@@ -7,10 +7,15 @@ Each verb is a thin door on a function of this package. Mistakes of the user are
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
+from rich.table import Table
 
 
 def main(argv: Sequence[str]) -> int:
@@ -18,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     arguments.overrides = rest  # key=value may stand anywhere, as for every other verb of kosmos
-    if wrong := [word for word in rest if "=" not in word or word.startswith("-")]:
+    if wrong := [word for word in rest if "=" not in word or word.startswith("-") or not hasattr(arguments, "seed")]:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
     return arguments.run(arguments) or 0
 
@@ -26,20 +31,143 @@ def main(argv: Sequence[str]) -> int:
 def _make(arguments: argparse.Namespace) -> None:
     from . import recipes
 
-    overrides = list(arguments.overrides) + ([] if arguments.seed is None else [f"seed={arguments.seed}"])
+    overrides = arguments.overrides + ([] if arguments.seed is None else [f"seed={arguments.seed}"])
     console = Console(stderr=True)
     with Progress(console=console) as progress:
         report = recipes.make(arguments.recipe, arguments.out, overrides, progress)
-    console.print_json(data=report)
+    Console().print_json(data=report)
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    from .errors import BadSample
+    from .inspect import inspect
+
+    processor = _load_processor(arguments.processor) if arguments.processor else None
+    try:
+        inspect(arguments.path, Console(), arguments.objective, processor)
+    except BadSample as error:
+        raise ValueError(f"{arguments.path}: {error}; kosmos data check lists all such samples") from error
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from .check import check_corpus
+    from .inspect import corpora_below
+
+    table = Table("shard", "documents", "images", "problems")
+    bad = 0
+    for root in [Path(corpus) for corpus in arguments.paths]:
+        folders = [root] if (root / "index.json").exists() else [Path(c.root) for c in corpora_below(str(root))]
+        for folder in folders:
+            for report in check_corpus(folder, decode_images=not arguments.no_images):
+                bad += not report.good
+                found = report.problems + [f"{n} × {why} ({report.first[why]})" for why, n in report.bad.items()]
+                mark = "[red]" + escape("; ".join(found)) + "[/red]" if found else "[green]none[/green]"
+                table.add_row(f"{folder}/{report.name}", str(report.documents), str(report.images), mark)
+    Console().print(table)
+    return 2 if bad else 0
+
+
+def _index(arguments: argparse.Namespace) -> None:
+    from .check import index_folder
+
+    shards = index_folder(arguments.path)
+    Console().print(f"{arguments.path}: indexed {len(shards)} shards, {sum(s.documents for s in shards)} documents")
+
+
+def _order(arguments: argparse.Namespace) -> None:
+    from .ordering import order
+
+    config, processor = _read_run(arguments)
+    state = Path(arguments.state) if arguments.state else None
+    for step, digest in order(config, processor, arguments.ranks, arguments.start, arguments.steps, state):
+        print(step, digest, flush=True)
+
+
+def _replay(arguments: argparse.Namespace) -> None:
+    from .ordering import replay
+
+    config, processor = _read_run(arguments)
+    state = Path(arguments.state) if arguments.state else None
+    console = Console()
+    for number, row in replay(config, processor, arguments.step, state):
+        if arguments.row is not None and number != arguments.row:
+            continue
+        console.rule(f"step {arguments.step}, row {number}")
+        for source, text in row:
+            console.print(f"[cyan]{escape(source)}[/cyan] {escape(text)}")
+
+
+def _read_run(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    """Loader settings and processor of a run's YAML; the sections of other programs in it are not looked at."""
+    from kosmos import settings
+
+    from .config import DataConfig
+
+    path = arguments.config
+    values = settings.read_yaml(path)
+    if "data" not in values:
+        raise ValueError(f"{path} has no section 'data'")
+    config = settings.from_dict(DataConfig, values["data"], f"{path}: data: ")
+    if getattr(arguments, "workers", None) is not None:
+        config.workers = arguments.workers
+    folder = arguments.processor or values.get("processor")
+    if not folder:
+        raise ValueError(f"{path} names no processor: give --processor FOLDER")
+    return config, _load_processor(folder)
+
+
+def _load_processor(folder: str) -> Any:
+    from kosmos.processing_kosmos import load_processor
+
+    return load_processor(folder)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="kosmos data", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="kosmos data", description=(__doc__ or "").splitlines()[0])
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
-    make = verbs.add_parser("make", help="build a corpus from a recipe: make RECIPE --out DIR [key=value …]")
+    make = verbs.add_parser("make", help="build a corpus: make RECIPE --out DIR [key=value …]")
     make.add_argument("recipe", help="name of a recipe (starter, …) or path of a recipe YAML")
     make.add_argument("--out", required=True, help="folder to fill; new or empty")
     make.add_argument("--seed", type=int, help="overrides the recipe's seed")
     make.set_defaults(run=_make)
+
+    inspect = verbs.add_parser("inspect", help="print one document of each kind")
+    inspect.add_argument("path", help="a shard, a corpus folder, or a folder of corpora")
+    inspect.add_argument("--objective", help="also print, token by token, what this objective makes of it")
+    inspect.add_argument("--processor", help="folder with tokenizer and image processor, for --objective")
+    inspect.set_defaults(run=_inspect)
+
+    check = verbs.add_parser("check", help="read every byte and say what is wrong; exit code 2 if anything is")
+    check.add_argument("paths", nargs="+", help="corpus folders, or folders of corpora")
+    check.add_argument("--no-images", action="store_true", help="do not decode images")
+    check.set_defaults(run=_check)
+
+    index = verbs.add_parser("index", help="index a folder of webdataset tars that another program wrote")
+    index.add_argument("path", help="folder with .tar files")
+    index.set_defaults(run=_index)
+
+    order = verbs.add_parser("order", help="print 'step sha256' of every global batch, to compare runs with diff")
+    _add_run_arguments(order)
+    order.add_argument("--ranks", type=int, default=1, help="data-parallel ranks to imitate")
+    order.add_argument("--workers", type=int, help="loader processes per rank; default as in CONFIG")
+    order.add_argument("--start", type=int, default=0, help="first step")
+    order.add_argument("--steps", type=int, required=True, help="number of steps")
+    order.set_defaults(run=_order)
+
+    replay = verbs.add_parser("replay", help="print the documents of one step's batch again")
+    _add_run_arguments(replay)
+    replay.add_argument("--step", type=int, required=True, help="which step")
+    replay.add_argument("--row", type=int, help="only this row")
+    replay.set_defaults(run=_replay)
     return parser
+
+
+def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="YAML with a 'data' section, such as a training run's")
+    parser.add_argument("--processor", help="folder with tokenizer and image processor; default as in CONFIG")
+    parser.add_argument("--state", help="loader state (JSON) to start from; 'order' also writes it at the end")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -10,25 +10,24 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import signal
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
-
-import torch
-from torch.utils.data import DataLoader, IterableDataset
 
 from .batch import StepBatch, collate, image_count, statistics
 from .config import DataConfig, validate
 from .lane import Lane, LaneState, Source
 from .packing import Row
+from .workers import WorkerDied, WorkerPool
 
 if TYPE_CHECKING:
     from kosmos.processing_kosmos import KosmosProcessor
 
 STATE_VERSION = 1
 _RESTARTS = 3  # a worker that dies is replaced; three deaths without one batch in between are a fault
-_WORKER_TIMEOUT = 600.0  # seconds without a batch before workers count as hung
+
+logger = logging.getLogger(__name__)
 
 
 def build_loader(
@@ -52,8 +51,8 @@ def build_loader(
     """
     validate(config, world_size)
     sources = [Source(source, config.seed, processor) for source in config.sources]
-    dataset = LaneDataset(config, sources, processor, rank, world_size)
-    return Loader(dataset, identity(config, sources, processor), state)
+    stream = RankStream(config, sources, processor, rank, world_size)
+    return Loader(stream, identity(config, sources, processor), state)
 
 
 def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -88,8 +87,8 @@ def identity(config: DataConfig, sources: Sequence[Source], processor: KosmosPro
     }
 
 
-class LaneDataset(IterableDataset):
-    """The lanes of one rank, or of one worker of it; yields the rows of one step at a time.
+class RankStream:
+    """The lanes of one rank, dealt to its workers; can be sent to a worker process.
 
     Args:
         config: the loader's settings.
@@ -107,16 +106,11 @@ class LaneDataset(IterableDataset):
         self.first_step = 0
         self.lane_states: dict[str, LaneState] = {}
 
-    def __iter__(self) -> Iterator[list[Row] | ValueError]:
-        """Rows of this worker, step after step; a ValueError ends it and is handed over as an item."""
-        info = torch.utils.data.get_worker_info()
-        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+    def __call__(self, worker: int, workers: int) -> Iterator[list[Row]]:
+        """The rows that ``worker`` of ``workers`` makes, step after step."""
         lanes: dict[int, Lane] = {}
-        try:
-            for step in itertools.count(self.first_step):
-                yield [self._lane(lanes, lane).next_row() for lane in self.lanes_of(step, worker, workers)]
-        except ValueError as error:
-            yield error
+        for step in itertools.count(self.first_step):
+            yield [self._lane(lanes, lane).next_row() for lane in self.lanes_of(step, worker, workers)]
 
     def lanes_of(self, step: int, worker: int, workers: int) -> list[int]:
         """Lanes whose turn it is in ``step``, one entry per row, as far as they are this worker's."""
@@ -135,12 +129,13 @@ class LaneDataset(IterableDataset):
 class Loader(Iterator[StepBatch]):
     """An endless iterator of :class:`StepBatch` for one rank; make it with :func:`build_loader`."""
 
-    def __init__(self, dataset: LaneDataset, identity: dict[str, Any], state: dict[str, Any] | None) -> None:
-        self.dataset, self.identity = dataset, identity
-        self.config = dataset.config
+    def __init__(self, stream: RankStream, identity: dict[str, Any], state: dict[str, Any] | None) -> None:
+        self.stream, self.identity = stream, identity
+        self.config = stream.config
         self.step = 0
         self._lanes: dict[str, LaneState] = {}
-        self._items: Iterator[list[Row] | ValueError] | None = None
+        self._pool: WorkerPool | None = None
+        self._local: Iterator[list[Row]] | None = None
         if state is not None:
             self._load(state)
 
@@ -171,50 +166,42 @@ class Loader(Iterator[StepBatch]):
         return {"version": STATE_VERSION, "step": self.step, "identity": self.identity, "lanes": dict(self._lanes)}
 
     def close(self) -> None:
-        """Stop the workers."""
-        self._items = None
+        """Stop the workers; going on after that starts them again."""
+        if self._pool is not None:
+            self._pool.close()
+        self._pool = self._local = None
 
     def _next_rows(self) -> list[Row]:
-        """All rows of the next step of this rank, in order; workers that died are replaced."""
-        for attempt in range(_RESTARTS + 1):
-            try:
-                if self._items is None:
-                    self._items = self._start()
-                items = [next(self._items) for _ in range(max(1, self.config.workers))]
-                break
-            except RuntimeError as error:
-                if "DataLoader" not in str(error) or attempt == _RESTARTS:
-                    raise
-                self._items = None
-        rows: list[Row] = []
-        for item in items:
-            if isinstance(item, ValueError):
-                self._items = None
-                raise item
-            rows += item
-        rows.sort(key=lambda row: row.number)
+        """All rows of the next step of this rank, in order."""
+        rows = sorted(self._from_workers() if self.config.workers else self._from_here(), key=lambda row: row.number)
         self._lanes.update({str(row.number % self.config.lane_count): row.lane_state for row in rows})
         self.step += 1
         return rows
 
-    def _start(self) -> Iterator[list[Row] | ValueError]:
-        self.dataset.first_step, self.dataset.lane_states = self.step, dict(self._lanes)
-        if self.config.workers == 0:
-            return iter(self.dataset)
-        # Not fork: threads of the trainer (collectives, CUDA, file-system clients) do not survive it.
-        context = torch.multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["kosmos_data.loader"])
-        return iter(
-            DataLoader(
-                self.dataset,
-                batch_size=None,
-                num_workers=self.config.workers,
-                collate_fn=_as_it_is,
-                multiprocessing_context=context,
-                worker_init_fn=_start_worker,
-                timeout=_WORKER_TIMEOUT,
-            )
-        )
+    def _from_here(self) -> list[Row]:
+        if self._local is None:
+            self._local = self._positioned()(0, 1)
+        return next(self._local)
+
+    def _from_workers(self) -> list[Row]:
+        """The rows that the workers have made; workers that died are replaced, and lose nothing but time."""
+        for attempt in itertools.count():
+            try:
+                self._pool = self._pool or WorkerPool(self._positioned(), self.config.workers)
+                return [row for rows in self._pool.next_items() for row in rows]
+            except WorkerDied as died:
+                self.close()
+                if attempt == _RESTARTS:
+                    raise RuntimeError(
+                        f"{died}, {_RESTARTS} times without a batch in between; out of memory?"
+                    ) from died
+                logger.warning("%s; starting the workers of rank %d again", died, self.stream.rank)
+        raise AssertionError("unreachable")
+
+    def _positioned(self) -> RankStream:
+        """The stream, set to go on behind the last batch that was handed out."""
+        self.stream.first_step, self.stream.lane_states = self.step, dict(self._lanes)
+        return self.stream
 
     def _load(self, state: dict[str, Any]) -> None:
         if state.get("version") != STATE_VERSION:
@@ -228,13 +215,5 @@ class Loader(Iterator[StepBatch]):
         if missing := [lane for lane in range(seen) if str(lane) not in state["lanes"]]:
             raise ValueError(f"the loader's state lacks lanes {missing[:8]}: merge_states joins those of all ranks")
         self.step = state["step"]
-        world, rank = self.dataset.world_size, self.dataset.rank
+        world, rank = self.stream.world_size, self.stream.rank
         self._lanes = {lane: one for lane, one in state["lanes"].items() if int(lane) % world == rank}
-
-
-def _start_worker(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
-
-
-def _as_it_is(item: Any) -> Any:
-    return item

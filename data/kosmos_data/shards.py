@@ -105,6 +105,7 @@ class _OpenShard:
         return ShardInfo(self.path.name, self.file.size, digest, self.documents, self.images, self.characters)
 
     def abandon(self) -> None:
+        self.tar.close()
         self.file.close()
         self.partial.unlink()
 

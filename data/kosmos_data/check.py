@@ -1,0 +1,154 @@
+"""``kosmos data check``: read every byte of a corpus and say what is wrong with it, shard by shard.
+
+And ``kosmos data index``: make the index of a folder of webdataset tars that some other program wrote.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .document import Image, from_files
+from .errors import BadSample
+from .images import open_image
+from .index import INDEX_NAME, ShardInfo, read_index, read_offsets, write_index, write_offsets
+from .reader import parse_sample, split_name
+
+
+@dataclass
+class ShardReport:
+    """What a check found in one shard: whole-file problems, and bad samples by reason with the first of each."""
+
+    name: str
+    documents: int = 0
+    images: int = 0
+    problems: list[str] = field(default_factory=list)
+    bad: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def good(self) -> bool:
+        return not self.problems and not self.bad
+
+    def count(self, error: BadSample) -> None:
+        self.bad[error.reason] += 1
+        self.first.setdefault(error.reason, error.detail)
+
+
+def check_corpus(root: str | Path, decode_images: bool = True) -> Iterator[ShardReport]:
+    """Check each shard of a local corpus against its index, hash and offsets, and each sample within.
+
+    Args:
+        root: folder that holds ``index.json``.
+        decode_images: also decode every image.
+
+    Raises:
+        FileNotFoundError: no such folder or no ``index.json``.
+        ValueError: ``index.json`` itself is malformed.
+    """
+    shards, _ = read_index(str(root))
+    for info in shards:
+        yield _check_shard(Path(root), info, decode_images)
+
+
+def index_folder(root: str | Path) -> list[ShardInfo]:
+    """Write ``.tar.idx`` files and ``index.json`` for the tars of a folder, so that the loader can read them.
+
+    Raises:
+        FileNotFoundError: the folder holds no tar.
+        ValueError: it has an ``index.json`` already, or a tar is truncated.
+    """
+    root = Path(root)
+    paths = sorted(root.glob("*.tar"))
+    if not paths:
+        raise FileNotFoundError(f"{root} holds no .tar files")
+    if (root / INDEX_NAME).exists():
+        raise ValueError(f"{root} already has an {INDEX_NAME}; remove it to index anew")
+    shards = [_index_tar(path) for path in paths]
+    write_index(root, shards)
+    return shards
+
+
+def sample_offsets(path: Path) -> list[int]:
+    """Byte offset of every sample of a tar, then the end of the last; ValueError if the tar is truncated."""
+    offsets: list[int] = []
+    key, end = None, 0
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                if not member.isfile():
+                    continue
+                stem, _ = split_name(member.name)
+                if stem != key:
+                    offsets.append(member.offset)
+                    key = stem
+                end = member.offset_data + -(-member.size // 512) * 512
+    except (tarfile.TarError, EOFError) as error:
+        raise ValueError(f"{path} is not a whole tar: {error}") from error
+    if end > path.stat().st_size:
+        raise ValueError(f"{path} is truncated: its last file ends at byte {end} of {path.stat().st_size}")
+    return [*offsets, end]
+
+
+def _index_tar(path: Path) -> ShardInfo:
+    offsets = sample_offsets(path)
+    write_offsets(path, offsets)
+    images = characters = 0
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        for start, end in itertools.pairwise(offsets):
+            file.seek(start)
+            try:
+                document = from_files(*parse_sample(file.read(end - start)))
+            except BadSample:  # counted when it is read or checked; it keeps its number
+                continue
+            images += len(document.images)
+            characters += len(document.text)
+    return ShardInfo(path.name, path.stat().st_size, digest, len(offsets) - 1, images, characters)
+
+
+def _check_shard(root: Path, info: ShardInfo, decode_images: bool) -> ShardReport:
+    report = ShardReport(info.name)
+    path = root / info.name
+    if not path.exists():
+        report.problems.append("missing")
+        return report
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != info.sha256:
+            size = path.stat().st_size
+            what = f"truncated to {size} of {info.bytes} bytes" if size < info.bytes else "content changed"
+            report.problems.append(f"{what}: sha256 differs")
+    try:
+        offsets = [int(offset) for offset in read_offsets(str(path))]
+    except (FileNotFoundError, ValueError) as error:
+        report.problems.append(str(error))
+        return report
+    if len(offsets) != info.documents + 1:
+        report.problems.append(f".tar.idx lists {len(offsets) - 1} samples, {INDEX_NAME} says {info.documents}")
+    _check_samples(path, offsets, report, decode_images)
+    return report
+
+
+def _check_samples(path: Path, offsets: list[int], report: ShardReport, decode_images: bool) -> None:
+    keys: Counter[str] = Counter()
+    with path.open("rb") as file:
+        for start, end in itertools.pairwise(offsets):
+            report.documents += 1
+            file.seek(start)
+            try:
+                key, files = parse_sample(file.read(max(0, end - start)))
+                keys[key] += 1
+                for segment in from_files(key, files).segments:
+                    if isinstance(segment, Image):
+                        report.images += 1
+                        if decode_images:
+                            open_image(segment.data)
+            except BadSample as error:
+                report.count(error)
+    if doubled := [key for key, count in keys.items() if count > 1]:
+        report.problems.append(f"{len(doubled)} keys occur twice, first {doubled[0]!r}")

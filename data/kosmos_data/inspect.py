@@ -1,0 +1,113 @@
+"""``kosmos data inspect``: look at documents as a person would, and at what an objective makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+
+from . import objectives
+from .document import Document, Image, Span
+from .example import Example
+from .images import open_image
+from .index import INDEX_NAME, is_remote
+from .reader import Corpus
+
+if TYPE_CHECKING:
+    from kosmos.processing_kosmos import KosmosProcessor
+
+_LONGEST_TEXT = 600
+
+
+def corpora_below(path: str) -> list[Corpus]:
+    """The corpus at ``path``, or all corpora in the folders directly below it.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if path.endswith(".tar"):
+        path = str(Path(path).parent)
+    if not is_remote(path) and not (Path(path) / INDEX_NAME).exists():
+        found = [folder for folder in sorted(Path(path).glob("*")) if (folder / INDEX_NAME).exists()]
+        if found:
+            return [Corpus(folder) for folder in found]
+    return [Corpus(path)]
+
+
+def kinds(corpus: Corpus, look_at: int = 200) -> Iterator[tuple[str, Document]]:
+    """One document of each kind among the first ``look_at``: text, one image, several images, with spans."""
+    seen: set[str] = set()
+    for index in range(min(look_at, len(corpus))):
+        document = corpus[index]
+        kind = kind_of(document)
+        if kind not in seen:
+            seen.add(kind)
+            yield kind, document
+
+
+def kind_of(document: Document) -> str:
+    """``text``, ``pair`` (an image with a text), ``one image, several texts``, ``interleaved``, ``with text spans``."""
+    if any(isinstance(segment, Span) for segment in document.segments):
+        return "with text spans"
+    images = len(document.images)
+    if images == 1:
+        return "pair" if len(document.segments) <= 2 else "one image, several texts"
+    return "interleaved" if images else "text"
+
+
+def show_document(console: Console, title: str, document: Document) -> None:
+    """Print the segments of a document in order; text without loss under ``supervised`` is dim."""
+    lines = []
+    for segment in document.segments:
+        if isinstance(segment, Image):
+            picture = open_image(segment.data)
+            width, height = picture.size
+            lines.append(f"[cyan]▣ image {picture.format} {width}×{height}, {len(segment.data)} bytes[/cyan]")
+            continue
+        text = segment.text if len(segment.text) <= _LONGEST_TEXT else segment.text[:_LONGEST_TEXT] + " …"
+        style = "magenta" if isinstance(segment, Span) else "white" if segment.supervised else "dim"
+        lines.append(f"[{style}]{escape(text)}[/{style}]")
+    console.print(Panel("\n".join(lines), title=escape(title), title_align="left"))
+
+
+def show_example(console: Console, example: Example, processor: KosmosProcessor, rows: int = 48) -> None:
+    """Print an example token by token: what is read, what must be predicted, and with which weight."""
+    table = Table("t", "reads", "predicts", "weight", "block", "position", "in span", title=f"{len(example)} tokens")
+    name = processor.tokenizer.convert_ids_to_tokens
+    slots = {at for span in example.spans for at in range(span.start + 1, span.start + span.length)}
+    shown = [at for at in range(len(example)) if at not in slots][:rows]
+    for at in shown:
+        predicted = escape(str(name(int(example.label[at])))) if example.weight[at] > 0 else "[dim]·[/dim]"
+        columns = (example.block[at], example.position[at], example.position_in_span[at])
+        weight = f"{example.weight[at]:g}"
+        table.add_row(str(at), escape(str(name(int(example.token[at])))), predicted, weight, *map(str, columns))
+    console.print(table)
+
+
+def inspect(
+    path: str, console: Console, objective: str | None = None, processor: KosmosProcessor | None = None
+) -> None:
+    """Print one document of each kind below ``path``; with an objective also what it makes of it.
+
+    Raises:
+        ValueError: an objective without a processor, or an unknown one.
+        FileNotFoundError: no shards at ``path``.
+        BadSample: a shown document cannot be read.
+    """
+    if objective is not None and processor is None:
+        raise ValueError("--objective needs --processor FOLDER: it works on token ids")
+    make = objectives.get(objective, processor) if objective is not None and processor is not None else None
+    for corpus in corpora_below(path):
+        images = sum(shard.images for shard in corpus.shards)
+        console.print(
+            f"[bold]{corpus.root}[/bold]  {len(corpus)} documents, {images} images, {len(corpus.shards)} shards"
+        )
+        for kind, document in kinds(corpus):
+            show_document(console, f"{kind}: {document.key}", document)
+            if make is not None and processor is not None:
+                show_example(console, make(document, 0), processor)

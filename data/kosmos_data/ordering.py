@@ -1,0 +1,141 @@
+"""``kosmos data order`` and ``replay``: what was read in which step, as a hash to compare and as text to look at.
+
+Both make the batches with the loader itself, for any number of ranks, in one process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .batch import StepBatch
+from .config import DataConfig
+from .loader import build_loader, merge_states
+
+Row = dict[str, np.ndarray]
+
+
+def global_batches(
+    config: DataConfig, processor: Any, ranks: int, state: dict[str, Any] | None = None
+) -> Iterator[tuple[list[Row], list[StepBatch]]]:
+    """Endless (rows in the order of their numbers, batch of every rank), with all ranks in this process."""
+    config = replace(config, rows_per_micro_batch=1)  # does not matter for the order, and fits any number of ranks
+    loaders = [build_loader(config, processor, rank, ranks, state) for rank in range(ranks)]
+    try:
+        while True:
+            batches = [next(loader) for loader in loaders]
+            numbered = {
+                number: row for batch in batches for number, row in zip(batch.rows, rows_of(batch), strict=True)
+            }
+            yield [numbered[number] for number in sorted(numbered)], batches
+    finally:
+        for loader in loaders:
+            loader.close()
+
+
+def rows_of(batch: StepBatch) -> list[Row]:
+    """Take a step's micro-batches apart again: arrays of each row, with its own images."""
+    rows: list[Row] = []
+    for micro in batch.micro_batches:
+        first_image = 0
+        for index in range(len(micro["input_ids"])):
+            images = batch.images[len(rows)]
+            row = {name: tensor[index].numpy() for name, tensor in micro.items() if _per_row(name)}
+            if images:
+                row["pixel_values"] = micro["pixel_values"][first_image : first_image + images].numpy()
+            first_image += images
+            rows.append(row)
+    return rows
+
+
+def digest(rows: list[Row]) -> str:
+    """sha256 over tokens, labels and image bytes of a global batch, row by row."""
+    total = hashlib.sha256()
+    for row in rows:
+        for name in ("input_ids", "shift_labels", "loss_weight", "document_ids", "position_ids", "pixel_values"):
+            if name in row:
+                total.update(np.ascontiguousarray(row[name]).tobytes())
+    return total.hexdigest()
+
+
+def order(
+    config: DataConfig, processor: Any, ranks: int, start: int, steps: int, state_file: Path | None = None
+) -> Iterator[tuple[int, str]]:
+    """(step, sha256 of its global batch) for ``steps`` steps from ``start`` on.
+
+    Args:
+        config: the loader's settings.
+        processor: tokenizer and image processor.
+        ranks: how many ranks to imitate.
+        start: first step; steps before it that the state does not cover are made and thrown away.
+        steps: how many steps.
+        state_file: the loader's state is read from it if it exists, and written to it at the end.
+
+    Raises:
+        ValueError: the saved state is already behind ``start``.
+    """
+    state = _read_state(state_file, start)
+    for rows, batches in global_batches(config, processor, ranks, state):
+        step = batches[0].step
+        if step >= start:
+            yield step, digest(rows)
+        if step >= start + steps - 1:
+            if state_file is not None:
+                state_file.write_text(json.dumps(merge_states([batch.state for batch in batches])))
+            return
+
+
+def replay(
+    config: DataConfig, processor: Any, step: int, state_file: Path | None = None
+) -> Iterator[tuple[int, list[tuple[str, str]]]]:
+    """(row number, [(source, text) of each document]) for the rows of ``step``.
+
+    Args:
+        config: the loader's settings.
+        processor: tokenizer and image processor.
+        step: which step; all steps between the state and it are made again.
+        state_file: a saved loader state at or before ``step``; None: from the beginning.
+
+    Raises:
+        ValueError: the state is already behind ``step``, or the step is one of ``skip_steps``.
+    """
+    if step in config.skip_steps:
+        raise ValueError(f"step {step} is in data.skip_steps: it was left out")
+    state = _read_state(state_file, step)
+    for rows, batches in global_batches(config, processor, ranks=1, state=state):
+        if batches[0].step == step:
+            names = [source.name for source in config.sources]
+            for number, row in zip(batches[0].rows, rows, strict=True):
+                yield number, documents_of(row, processor, names)
+            return
+
+
+def documents_of(row: Row, processor: Any, names: list[str]) -> list[tuple[str, str]]:
+    """(source, text) of each document of a row; a picture is ``<image></image>``."""
+    slot = processor.image_token_ids()[1]
+    documents = row["document_ids"]
+    found = []
+    for document in np.unique(documents[documents >= 0]):
+        here = documents == document
+        kept = [token for token in row["input_ids"][here].tolist() if token != slot]
+        found.append((names[int(row["source_ids"][here][0])], processor.tokenizer.decode(kept)))
+    return found
+
+
+def _read_state(path: Path | None, start: int) -> dict[str, Any] | None:
+    if path is None or not path.exists():
+        return None
+    state = json.loads(path.read_text())
+    if state["step"] > start:
+        raise ValueError(f"{path} stands at step {state['step']}, after step {start}")
+    return state
+
+
+def _per_row(name: str) -> bool:
+    return name not in ("pixel_values", "span_input_ids", "span_attention_mask")

@@ -1,0 +1,88 @@
+"""Small corpora and a real, tiny processor for the data tests."""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as Pictures
+
+from kosmos.image_processing_kosmos import KosmosImageProcessor
+from kosmos.processing_kosmos import KosmosProcessor
+from kosmos.tokenization_kosmos import train_tokenizer
+from kosmos_data import DataConfig, Document, Image, SourceConfig, Text, write_shards
+
+WORDS = "a red blue green circle square triangle lies beside the old stone house and nobody knows why".split()  # noqa: SIM905 - easier to read
+
+
+def png(seed: int, size: tuple[int, int] = (12, 10)) -> bytes:
+    """A small picture of noise."""
+    pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Pictures.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def make_png() -> Callable[..., bytes]:
+    """:func:`png`, for tests that need picture bytes."""
+    return png
+
+
+def sentence(rng: random.Random, words: int) -> str:
+    return " ".join(rng.choice(WORDS) for _ in range(words))
+
+
+def pair(number: int) -> Document:
+    rng = random.Random(f"pair {number}")
+    return Document(f"{number:06d}", [Image(png(number)), Text(sentence(rng, rng.randint(2, 8)))])
+
+
+def prose(number: int) -> Document:
+    rng = random.Random(f"prose {number}")
+    return Document(f"{number:06d}", [Text(sentence(rng, rng.randint(3, 120)))])
+
+
+def page(number: int) -> Document:
+    rng = random.Random(f"page {number}")
+    segments: list = []
+    for part in range(rng.randint(1, 6)):
+        segments += [Image(png(1000 * number + part)), Text(sentence(rng, rng.randint(1, 15)), part % 2 == 0)]
+    return Document(f"{number:06d}", segments)
+
+
+@pytest.fixture(scope="session")
+def processor() -> KosmosProcessor:
+    """Four slots per image, pictures of 8×8."""
+    rng = random.Random(0)
+    tokenizer = train_tokenizer([sentence(rng, 50) for _ in range(50)], vocab_size=120)
+    return KosmosProcessor(KosmosImageProcessor(image_size=8), tokenizer, num_image_tokens=4)
+
+
+@pytest.fixture(scope="session")
+def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three corpora of several shards: ``pairs``, ``prose`` and ``pages``."""
+    root = tmp_path_factory.mktemp("corpora")
+    for name, make, count in (("pairs", pair, 90), ("prose", prose, 70), ("pages", page, 40)):
+        write_shards(root / name, (make(number) for number in range(count)), max_documents=16)
+    return root
+
+
+@pytest.fixture(scope="session")
+def make_config(corpora: Path) -> Callable[..., DataConfig]:
+    """A mix of the three corpora; keyword arguments override settings."""
+
+    def make(**settings: object) -> DataConfig:
+        sources = [
+            SourceConfig("pairs", str(corpora / "pairs"), 0.5),
+            SourceConfig("prose", str(corpora / "prose"), 0.3),
+            SourceConfig("pages", str(corpora / "pages"), 0.2, {"name": "causal", "loss": "supervised"}),
+        ]
+        usual: dict = {"row_tokens": 96, "rows_per_step": 8, "rows_per_micro_batch": 2, "max_images_per_row": 6}
+        return DataConfig(sources, **(usual | settings))
+
+    return make

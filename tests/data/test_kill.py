@@ -1,0 +1,97 @@
+"""kill -9 of a worker, and of the whole process: nothing lost, nothing repeated."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from kosmos import settings
+from kosmos.processing_kosmos import KosmosProcessor
+from kosmos_data import DataConfig, build_loader
+
+RUN = """
+import json, os, sys
+from pathlib import Path
+from kosmos import settings
+from kosmos.processing_kosmos import load_processor
+from kosmos_data import DataConfig, build_loader
+
+def main():
+    folder = Path(sys.argv[1])
+    state = json.loads((folder / "state.json").read_text()) if (folder / "state.json").exists() else None
+    config = settings.load(DataConfig, folder / "data.yaml")
+    loader = build_loader(config, load_processor(folder / "processor"), state=state)
+    with open(folder / "log", "a") as log:
+        for batch in loader:
+            # One write of one line, then the state that belongs to it: what a training run does with its checkpoint.
+            log.write(f"{batch.step} {batch.stats['order']}\\n"); log.flush()
+            (folder / "state.partial").write_text(json.dumps(batch.state))
+            os.replace(folder / "state.partial", folder / "state.json")
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_killed_workers_are_replaced(make_config: Callable[..., DataConfig], processor: KosmosProcessor) -> None:
+    whole = [batch.stats["order"] for batch in islice(build_loader(make_config(), processor), 40)]
+    rng, loader, found = random.Random(0), build_loader(make_config(workers=2), processor), []
+    for step in range(40):
+        found.append(next(loader).stats["order"])
+        if step % 4 == 2:
+            os.kill(rng.choice(loader._pool.processes).pid, signal.SIGKILL)
+    loader.close()
+    assert found == whole
+
+
+@pytest.mark.slow
+def test_killed_process_resumes_exactly(
+    tmp_path: Path, make_config: Callable[..., DataConfig], processor: KosmosProcessor
+) -> None:
+    """The trials alternate between no worker and two; workers must die with their parent."""
+    processor.save_pretrained(tmp_path / "processor")
+    (tmp_path / "run.py").write_text(RUN)
+    rng = random.Random(1)
+    for trial in range(3):
+        settings.write_yaml(make_config(workers=2 * (trial % 2)), tmp_path / "data.yaml")
+        done = len(_lines(tmp_path))
+        process = subprocess.Popen([sys.executable, tmp_path / "run.py", tmp_path], start_new_session=True)
+        while len(_lines(tmp_path)) < done + 3:
+            assert process.poll() is None
+            time.sleep(0.02)
+        time.sleep(rng.random() / 2)
+        process.kill()
+        process.wait()
+        _wait_until_gone(process.pid)
+    lines = _lines(tmp_path)
+    # A kill between log and state repeats that line; the state decides, as a checkpoint does in training.
+    orders = dict(line.split() for line in lines)
+    assert len(lines) - len(orders) <= 3
+    whole = {str(b.step): b.stats["order"] for b in islice(build_loader(make_config(), processor), len(orders))}
+    assert orders == whole
+    assert json.loads((tmp_path / "state.json").read_text())["step"] >= len(orders) - 1
+
+
+def _lines(folder: Path) -> list[str]:
+    log = folder / "log"
+    return log.read_text().splitlines() if log.exists() else []
+
+
+def _wait_until_gone(session: int) -> None:
+    """Workers and the fork server must end by themselves once the process that they work for is gone."""
+    deadline = time.time() + 60
+    while (
+        str(session) in subprocess.run(["ps", "-eo", "sid="], capture_output=True, text=True, check=True).stdout.split()
+    ):
+        assert time.time() < deadline, "orphaned workers"
+        time.sleep(0.1)

@@ -1,0 +1,155 @@
+"""Rows against what was put in: nothing lost, nothing doubled, images whole, fields as a slow reference says."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kosmos_data.example import Example, FlatBuilder, shifted
+from kosmos_data.packing import (
+    BLOCK,
+    DOCUMENT,
+    IGNORED,
+    LABEL,
+    POSITION,
+    SOURCE,
+    TOKEN,
+    Entry,
+    Packer,
+    Piece,
+    Space,
+    empty_row,
+    fill_row,
+)
+
+BOS, PAD, SLOTS = 0, 1, 3
+
+
+def make_example(shape: list[int], start: int) -> Example:
+    """``shape``: numbers of text tokens, −1 for an image; ids count up from ``start``, so every token is known."""
+    builder = FlatBuilder()
+    builder.add([BOS], 0.0)
+    for part in shape:
+        first = start + len(builder.ids)
+        if part < 0:
+            builder.add_span("image", list(range(first, first + SLOTS + 2)), np.full((3, 2, 2), first % 251), 0.0)
+        else:
+            builder.add(list(range(first, first + part)), 1.0)
+    builder.add([2], 1.0)
+    return shifted(builder.build())
+
+
+SHAPES = st.lists(st.one_of(st.just(-1), st.integers(1, 60)), min_size=1, max_size=6)
+
+
+def pack_all(examples: list[Example], packer: Packer, pool_size: int) -> list[list[Piece]]:
+    """Rows of pieces until everything is placed."""
+    waiting = [Entry(ordinal, example) for ordinal, example in enumerate(examples)]
+    pool: list[Entry] = []
+    rows: list[list[Piece]] = []
+    while waiting or pool:
+        space, row = Space(packer.row_tokens, packer.max_images), []
+        while space.tokens > 0:
+            while waiting and len(pool) < pool_size:
+                pool.append(waiting.pop(0))
+            choice = packer.choose(pool, space)
+            if choice is None:
+                break
+            index, stop = choice
+            entry = pool[index]
+            piece = Piece(Entry(entry.ordinal, entry.example, entry.offset), 0, entry.offset, stop)
+            row.append(piece)
+            space.tokens -= piece.length
+            space.images -= piece.entry.images(stop)
+            entry.offset = stop
+            if stop == len(entry.example):
+                del pool[index]
+        assert row, "nothing fits an empty row"
+        rows.append(row)
+    return rows
+
+
+@given(
+    shapes=st.lists(SHAPES, min_size=1, max_size=15),
+    tokens=st.integers(20, 90),
+    cap=st.integers(1, 4),
+    cut=st.booleans(),
+)
+def test_nothing_is_lost_doubled_or_torn(shapes: list[list[int]], tokens: int, cap: int, cut: bool) -> None:
+    packer = Packer(tokens, cap, cut_all=cut)
+    examples = [make_example(shape, 1000 * n) for n, shape in enumerate(shapes)]
+    assert all(packer.possible(example) for example in examples)
+    rows = pack_all(examples, packer, 1 if cut else 16)
+    placed: dict[int, list[tuple[int, int]]] = {n: [] for n in range(len(examples))}
+    for row in rows:
+        assert sum(piece.length for piece in row) <= tokens
+        assert sum(piece.entry.images(piece.stop) for piece in row) <= cap
+        for piece in row:
+            placed[piece.entry.ordinal].append((piece.start, piece.stop))
+            for span in piece.entry.example.spans:
+                region = range(span.start - 1, span.start + span.length + 1)
+                inside = [piece.start <= at < piece.stop for at in region if at < len(piece.entry.example)]
+                assert all(inside) or not any(inside)
+    for ordinal, parts in placed.items():
+        assert parts[0][0] == 0
+        assert parts[-1][1] == len(examples[ordinal])
+        assert all(one[1] == other[0] for one, other in itertools.pairwise(parts))
+        if not cut and len(examples[ordinal]) <= tokens and Entry(0, examples[ordinal]).images() <= cap:
+            assert len(parts) == 1, "best_fit cuts only what no row could hold"
+
+
+@given(shapes=st.lists(SHAPES, min_size=1, max_size=6), mask=st.booleans())
+def test_rows_hold_what_a_slow_reference_says(shapes: list[list[int]], mask: bool) -> None:
+    packer = Packer(70, 3, cut_all=True)
+    for pieces in pack_all([make_example(shape, 1000 * n) for n, shape in enumerate(shapes)], packer, 1):
+        row = empty_row(0, 70, PAD)
+        fill_row(row, pieces, BOS, document_mask=mask)
+        expected, images = [], []
+        for number, piece in enumerate(pieces):
+            example, local = piece.entry.example, 0
+            if piece.start > 0:
+                expected.append((BOS, IGNORED, number if mask else 0, local if mask else len(expected), 0.0))
+                local += 1
+            for at in range(piece.start, piece.stop):
+                label = example.label[at] if example.weight[at] > 0 else IGNORED
+                position = local if mask else len(expected)
+                expected.append((example.token[at], label, number if mask else 0, position, example.weight[at]))
+                local += 1
+            images += [s.payload[0, 0, 0] for s in example.spans if piece.start <= s.start < piece.stop]
+        length = len(expected)
+        got = [row.fields[f, :length].tolist() for f in (TOKEN, LABEL, DOCUMENT, POSITION)]
+        assert list(zip(*got, row.weight[:length].tolist(), strict=True)) == expected
+        assert (row.fields[DOCUMENT, length:] == -1).all()
+        assert (row.fields[SOURCE, length:] == -1).all()
+        assert (row.fields[LABEL, length:] == IGNORED).all()
+        assert (row.fields[TOKEN, length:] == PAD).all()
+        assert ([] if row.images is None else row.images[:, 0, 0, 0].tolist()) == images
+
+
+def test_blocks_of_different_documents_stay_apart() -> None:
+    one, other = make_example([5], 0), make_example([5], 100)
+    for example in (one, other):
+        example.block[:3] = 0
+    row = empty_row(0, 20, PAD)
+    fill_row(row, [Piece(Entry(n, e), 0, 0, len(e)) for n, e in enumerate((one, other))], BOS, document_mask=False)
+    assert row.fields[BLOCK, :12].tolist() == [0, 0, 0, -1, -1, -1, 1, 1, 1, -1, -1, -1]
+
+
+@pytest.mark.parametrize(("length", "fits"), [(30, True), (31, False)])
+def test_an_example_that_may_not_be_cut_must_fit(length: int, fits: bool) -> None:
+    example = make_example([length - 1], 0)
+    example.cuts[:] = False
+    assert len(example) == length
+    assert Packer(30, 4, cut_all=True).possible(example) is fits
+
+
+def test_best_fit_fills_the_gap_with_the_longest_that_fits() -> None:
+    packer = Packer(30, 4, cut_all=False)
+    pool = [Entry(n, make_example([size], 100 * n)) for n, size in enumerate([25, 8, 12, 10])]
+    assert packer.choose(pool, Space(30, 4)) == (0, 26)
+    assert packer.choose(pool, Space(12, 4)) == (3, 11)
+    assert packer.choose(pool, Space(8, 4)) is None

@@ -1,0 +1,158 @@
+"""Documents on disk: what is written can be read, by us and by webdataset, and damage is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import webdataset
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kosmos_data import BadSample, Corpus, Document, Image, Span, Text, write_shards
+from kosmos_data.document import from_files, to_files
+from kosmos_data.reader import parse_sample
+
+SEGMENTS = st.one_of(
+    st.builds(Text, st.text(max_size=40), st.booleans()),
+    st.builds(Span, st.text(max_size=40)),
+    st.builds(Image, st.binary(min_size=1, max_size=700)),
+)
+DOCUMENTS = st.builds(
+    Document,
+    st.from_regex(r"[a-z0-9_-]{1,20}(/[a-z0-9]{1,5})?", fullmatch=True),
+    st.lists(SEGMENTS, min_size=1, max_size=6),
+    st.dictionaries(st.text(max_size=5), st.integers(), max_size=2),
+)
+
+
+@given(DOCUMENTS)
+def test_files_round_trip(document: Document) -> None:
+    assert from_files(document.key, to_files(document)) == document
+
+
+@given(documents=st.lists(DOCUMENTS, min_size=1, max_size=12, unique_by=lambda d: d.key), size=st.integers(1, 5))
+def test_corpus_round_trip(tmp_path_factory: pytest.TempPathFactory, documents: list[Document], size: int) -> None:
+    root = tmp_path_factory.mktemp("c")
+    write_shards(root, documents, max_documents=size)
+    assert list(Corpus(root)) == documents
+    assert len(list(root.glob("*.tar"))) == -(-len(documents) // size)
+
+
+def test_same_documents_give_the_same_bytes(tmp_path: Path) -> None:
+    documents = [Document(f"{n}", [Image(bytes([n]) * 9), Text("x")]) for n in range(7)]
+    shards = [write_shards(tmp_path / name, documents, 3) for name in ("a", "b")]
+    assert shards[0] == shards[1]
+    assert (tmp_path / "a/index.json").read_bytes() == (tmp_path / "b/index.json").read_bytes()
+
+
+def test_webdataset_reads_our_shards(corpora: Path) -> None:
+    ours = Corpus(corpora / "pages")
+    urls = [ours.shard_path(shard) for shard in range(len(ours.shards))]
+    theirs = list(webdataset.WebDataset(urls, shardshuffle=False))
+    assert [sample["__key__"] for sample in theirs] == [document.key for document in ours]
+    assert [from_files(s["__key__"], s) for s in theirs] == list(ours)
+
+
+def test_offsets_end_with_the_end_of_the_last_sample(corpora: Path) -> None:
+    raw = (corpora / "pairs/000000.tar.idx").read_bytes()
+    assert len(raw) == 8 * (16 + 1)
+    end = int.from_bytes(raw[-8:], "little")
+    assert set((corpora / "pairs/000000.tar").read_bytes()[end:]) == {0}
+
+
+def test_a_killed_writer_leaves_no_shard(tmp_path: Path) -> None:
+    def documents() -> Iterator[Document]:
+        yield Document("a", [Text("x")])
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        write_shards(tmp_path / "c", documents())
+    assert list((tmp_path / "c").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "segments"), [("a.b", [Text("x")]), ("", [Text("x")]), ("a", []), ("a//b", [Text("x")])]
+)
+def test_malformed_documents_are_refused(key: str, segments: list) -> None:
+    with pytest.raises(ValueError, match=r"key|segments"):
+        to_files(Document(key, segments))
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({}, "broken json"),
+        ({"json": b"{"}, "broken json"),
+        ({"json": b"[]"}, "broken json"),
+        ({"json": b'{"segments":[{"sound":"x"}]}'}, "broken json"),
+        ({"json": b'{"segments":[{"text":1}]}'}, "broken json"),
+        ({"json": b'{"segments":[]}'}, "empty"),
+        ({"json": b'{"segments":[{"image":"0.png"}]}'}, "image missing"),
+    ],
+)
+def test_bad_samples_name_their_reason(files: dict[str, bytes], reason: str) -> None:
+    with pytest.raises(BadSample) as caught:
+        from_files("k", files)
+    assert caught.value.reason == reason
+
+
+def test_missing_and_empty_folders(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        Corpus(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="kosmos data index"):
+        Corpus(tmp_path)
+    write_shards(tmp_path / "empty", [])
+    with pytest.raises(ValueError, match="holds no documents"):
+        Corpus(tmp_path / "empty")
+    (tmp_path / "index.json").write_text("{}")
+    with pytest.raises(ValueError, match="not a shard index"):
+        Corpus(tmp_path)
+
+
+def test_truncated_and_missing_shards(tmp_path: Path) -> None:
+    write_shards(tmp_path, [Document(str(n), [Text("x" * 400)]) for n in range(4)], 2)
+    tar = tmp_path / "000001.tar"
+    tar.write_bytes(tar.read_bytes()[:1500])
+    with pytest.raises(ValueError, match=r"1500 bytes, index.json says .* truncated"):
+        Corpus(tmp_path)
+    tar.unlink()
+    with pytest.raises(FileNotFoundError, match=r"000001.tar is listed"):
+        Corpus(tmp_path)
+
+
+def test_offsets_of_another_tar_are_refused(tmp_path: Path) -> None:
+    write_shards(tmp_path, [Document(str(n), [Text("x")]) for n in range(4)], 3)
+    (tmp_path / "000000.tar.idx").write_bytes((tmp_path / "000001.tar.idx").read_bytes())
+    with pytest.raises(ValueError, match="lists 1 samples"):
+        Corpus(tmp_path)[0]
+
+
+def test_a_broken_header_is_a_bad_sample(tmp_path: Path) -> None:
+    write_shards(tmp_path, [Document(str(n), [Text("x")]) for n in range(3)])
+    tar = bytearray((tmp_path / "000000.tar").read_bytes())
+    offset = int.from_bytes((tmp_path / "000000.tar.idx").read_bytes()[8:16], "little")
+    tar[offset + 100] ^= 1
+    (tmp_path / "000000.tar").write_bytes(tar)
+    corpus = Corpus(tmp_path)
+    assert corpus[0].key == "0"
+    assert corpus[2].key == "2"
+    with pytest.raises(BadSample, match="broken tar"):
+        corpus[1]
+
+
+def test_samples_of_other_writers_with_long_names(tmp_path: Path) -> None:
+    import io
+    import tarfile
+
+    name = "folder/" + "k" * 180
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        body = json.dumps({"segments": [{"text": "x"}]}).encode()
+        info = tarfile.TarInfo(name + ".json")
+        info.size = len(body)
+        tar.addfile(info, io.BytesIO(body))
+    key, files = parse_sample(buffer.getvalue())
+    assert (key, files) == (name, {"json": body})
