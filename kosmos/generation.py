@@ -1,16 +1,61 @@
-"""generate(): what images and text spans add to transformers' generation."""
+"""generate(): what images and text spans add to transformers' generation, and its lean decoding step."""
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
+
+from .decode import DecodeStep, GrowingCache, can_step
+
+# The step of the generate() that is running in this thread; assisted generation nests them.
+_STEP: ContextVar[DecodeStep | None] = ContextVar("step", default=None)
 
 
 class KosmosGenerationMixin(GenerationMixin):
     """transformers' generation for prompts whose images and spans are not laid out by row."""
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' ``generate``; single tokens after the prompt go through ``DecodeStep`` where it applies."""
+        decoder = self.model.decoder
+        token = _STEP.set(DecodeStep(decoder) if not self.training and can_step(decoder) else None)
+        try:
+            return super().generate(*args, **kwargs)
+        finally:
+            _STEP.reset(token)
+
+    def _decode_step(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        cache: Cache,
+        options: dict[str, Any],
+    ) -> Tensor | None:
+        """Return logits (B, 1, V) if this forward pass is one decoded token inside ``generate()``, else None."""
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or position_ids is None:
+            return None
+        step = _STEP.get()
+        if step is None or step.decoder is not self.model.decoder:
+            return None
+        if any(value for name, value in options.items() if name not in ("use_cache", "return_dict")):
+            return None
+        hidden_BD = step(step.decoder.embed_tokens(input_ids[:, 0]), position_ids, attention_mask, cache)
+        return self.lm_head(hidden_BD)[:, None]
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict, *args: Any, **kwargs: Any
+    ) -> Any:
+        given = model_kwargs.get("past_key_values")
+        result = super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        made = model_kwargs.get("past_key_values")
+        if given is None and type(made) is DynamicCache and generation_config.cache_implementation != "offloaded":
+            model_kwargs["past_key_values"] = GrowingCache(self.config.get_text_config())
+        return result
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, inputs_embeds: Tensor | None = None, is_first_iteration: bool = False, **kwargs: Any

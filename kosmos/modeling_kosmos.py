@@ -125,6 +125,8 @@ class KosmosModel(KosmosPreTrainedModel):
         """See ``KosmosForConditionalGeneration.forward``."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
+        # a decoded token is what it is: only a prompt's placeholders must be filled
+        fresh = past_key_values is None or input_ids is None or input_ids.shape[1] > 1
         images = spans = None
         if input_ids is not None:
             inputs_embeds, images, spans = self._embed(input_ids)
@@ -136,13 +138,13 @@ class KosmosModel(KosmosPreTrainedModel):
             flat = image_features.flatten(0, 1)
             what = f"{len(image_features)} images of {self.config.num_image_tokens} features"
             inputs_embeds = _write(inputs_embeds, images, flat, what, "pixel_values", self.config.image_token_id)
-        elif images is not None:
+        elif images is not None and fresh:
             _refuse_unfilled(images, "pixel_values", self.config.image_token_id)
         if span_input_ids is not None:
             features = self.get_span_features(span_input_ids, span_attention_mask)
             what = f"{len(features)} span tokens"
             inputs_embeds = _write(inputs_embeds, spans, features, what, "span_input_ids", self.config.span_token_id)
-        elif spans is not None:
+        elif spans is not None and fresh:
             _refuse_unfilled(spans, "span_input_ids", self.config.span_token_id)
         if dummy_image:
             inputs_embeds = inputs_embeds + self._touch(pixel_values is None, span_input_ids is None)
@@ -163,8 +165,8 @@ class KosmosModel(KosmosPreTrainedModel):
         """Look up the embeddings; return them with the places of images and spans, None where the model has none."""
         images = input_ids_BT == self.config.image_token_id if self.config.image_token_id is not None else None
         spans = input_ids_BT == self.config.span_token_id if self.config.span_token_id is not None else None
-        for places in (images, spans):
-            if places is not None:
+        for token, places in ((self.config.image_token_id, images), (self.config.span_token_id, spans)):
+            if places is not None and token >= self.decoder.embed_tokens.num_embeddings:
                 input_ids_BT = input_ids_BT.masked_fill(places, 0)
         self._check_ids(input_ids_BT)
         return self.decoder.embed_tokens(input_ids_BT), images, spans
@@ -295,6 +297,11 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
         Raises:
             ValueError: anything that does not fit, naming both sides.
         """
+        others = (inputs_embeds, pixel_values, span_input_ids, labels, shift_labels)
+        if past_key_values is not None and input_ids is not None and input_ids.shape[1] == 1 and others == (None,) * 5:
+            logits = self._decode_step(input_ids, attention_mask, position_ids, past_key_values, kwargs)
+            if logits is not None:
+                return KosmosOutput(logits=logits, past_key_values=past_key_values)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
