@@ -19,6 +19,7 @@ other uses:
   kosmos eval compare SAMPLES_A SAMPLES_B                                            paired difference of two models
   kosmos eval tasks                                                                  what can be evaluated
   kosmos eval make NAME --out DIR                                                    data of the KOSMOS-1 suite
+  kosmos eval contamination --task T --data DIR --shards CORPUS [CORPUS ...]         test items in the training data?
 """
 
 
@@ -30,6 +31,7 @@ def main(argv: Sequence[str]) -> int:
         "compare": _compare,
         "tasks": _tasks,
         "make": _make,
+        "contamination": _contamination,
     }
     if argv and argv[0] in verbs:
         return verbs[argv[0]](argv[1:])
@@ -155,6 +157,20 @@ def _make(argv: Sequence[str]) -> int:
     count = make(options.name, options.out, options.count, options.seed, options.source)
     sys.stdout.write(f"{options.out / 'test.jsonl'}: {count} items\n")
     return 0
+
+
+def _contamination(argv: Sequence[str]) -> int:
+    from .contamination import check
+
+    parser = argparse.ArgumentParser(
+        prog="kosmos eval contamination",
+        description="Look for a task's test images (bytes) and texts (13-grams) in training shards; prints JSON.",
+    )
+    parser.add_argument("--task", required=True, help="name or YAML path")
+    parser.add_argument("--data", type=Path, required=True, help="folder that the task's paths are relative to")
+    parser.add_argument("--shards", nargs="+", required=True, help="corpus folders, each with index.json")
+    options = parser.parse_args(argv)
+    return _print_json(check(options.task, options.data, options.shards).to_dict())
 
 
 def _print_json(value: object) -> int:

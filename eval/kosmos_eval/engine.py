@@ -22,12 +22,16 @@ from .trie import Trie
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said to prompt number ``index``; for ranking, the candidates' scores in order and the best one."""
+    """What the model said to prompt number ``index``.
+
+    For ranking: the candidates' scores in order, the best one, and which of them greedy decoding would write.
+    """
 
     index: int
     text: str
     scores: tuple[float, ...] = ()
     best: int = -1
+    greedy: tuple[bool, ...] = ()
 
 
 class Engine:
@@ -75,10 +79,11 @@ class Engine:
             for (index, _), raw in zip(batch, per_row, strict=True):
                 scores = tuple(
                     self._normalised(value, text, normalisation, bare)
-                    for value, text in zip(raw, candidates[index], strict=True)
+                    for (value, _), text in zip(raw, candidates[index], strict=True)
                 )
                 best = max(range(len(scores)), key=scores.__getitem__)
-                answers.append(Answer(index, candidates[index][best].strip(), scores, best))
+                greedy = tuple(flag for _, flag in raw)
+                answers.append(Answer(index, candidates[index][best].strip(), scores, best, greedy))
             yield answers
 
     def _normalised(self, value: float, text: str, normalisation: str, bare: dict[str, float]) -> float:
@@ -93,7 +98,7 @@ class Engine:
         texts = list(dict.fromkeys(text for row in candidates for text in row))
         state, logits_BV = self._read([self.runner.stages(Prompt(("Answer:",)))])
         (values,) = self._log_likelihoods(state, logits_BV, [texts])
-        return dict(zip(texts, values, strict=True))
+        return {text: value for text, (value, _) in zip(texts, values, strict=True)}
 
     def _batches(self, prompts: Sequence[Prompt]) -> Iterator[list[tuple[int, list[Stage]]]]:
         """Group prompts that share beginnings, then by length; every batch has the same number of stages."""
@@ -190,15 +195,18 @@ class Engine:
 
     def _log_likelihoods(
         self, state: State, logits_BV: Tensor, candidates: Sequence[Sequence[str]]
-    ) -> list[list[float]]:
-        """Summed log-probability of each row's candidates: all first tokens from one distribution, the rest in one
-        pass."""
+    ) -> list[list[tuple[float, bool]]]:
+        """Summed log-probability of each row's candidates, and whether each is what greedy decoding writes.
+
+        All first tokens come from one distribution, the other tokens from one more pass.
+        """
         ids = [[self.runner.text_ids(text) for text in row] for row in candidates]
         for row, texts in zip(ids, candidates, strict=True):
             if not all(row):
                 raise ValueError(f"a candidate has no token: {texts[[len(one) > 0 for one in row].index(False)]!r}")
-        first_BV = logits_BV.log_softmax(dim=-1)
+        first_BV, best_B = logits_BV.log_softmax(dim=-1), logits_BV.argmax(dim=-1).tolist()
         totals = [[float(first_BV[b, one[0]]) for one in row] for b, row in enumerate(ids)]
+        greedy = [[one[0] == best_B[b] for one in row] for b, row in enumerate(ids)]
         long = [(b, c) for b, row in enumerate(ids) for c, one in enumerate(row) if len(one) > 1]
         for start in range(0, len(long), self.batch_rows):
             chunk = long[start : start + self.batch_rows]
@@ -208,8 +216,10 @@ class Engine:
             logits = self.runner.extend(state.select(parents), stages, keep)[1].log_softmax(dim=-1)
             for (b, c), logits_TV in zip(chunk, logits, strict=True):
                 targets = torch.tensor(ids[b][c][1:], device=logits_TV.device)
-                totals[b][c] += float(logits_TV[keep - len(targets) :].gather(1, targets[:, None]).sum())
-        return totals
+                own_TV = logits_TV[keep - len(targets) :]
+                totals[b][c] += float(own_TV.gather(1, targets[:, None]).sum())
+                greedy[b][c] &= bool((own_TV.argmax(dim=-1) == targets).all())
+        return [list(zip(*row, strict=True)) for row in zip(totals, greedy, strict=True)]
 
     def _beam(
         self, batch: list[tuple[int, list[Stage]]], prompts: Sequence[Prompt], decoding: Decoding, trie: Trie | None

@@ -19,8 +19,8 @@ _COLORS = {
     "banana": "yellow", "lemon": "yellow", "tomato": "red", "strawberry": "red", "blood": "red", "fire engine": "red",
     "grass": "green", "frog": "green", "cucumber": "green", "lime": "green", "clear sky": "blue", "sapphire": "blue",
     "snow": "white", "milk": "white", "swan": "white", "coal": "black", "raven": "black", "orange": "orange",
-    "carrot": "orange", "pumpkin": "orange", "chocolate": "brown", "soil": "brown", "elephant": "gray", "flamingo": "pink",
-    "eggplant": "purple",
+    "carrot": "orange", "pumpkin": "orange", "chocolate": "brown", "soil": "brown", "elephant": "gray",
+    "flamingo": "pink", "eggplant": "purple",
 }  # fmt: skip
 
 

@@ -1,0 +1,73 @@
+"""Kosmos as a model of EleutherAI's lm-evaluation-harness, for the language tasks of KOSMOS-1 and MetaLM.
+
+lm-eval (0.4.13) looks for no plug-ins, so the name ``kosmos`` is known once this module is imported; its own command
+with that done first is
+
+    python -m kosmos_eval.adapters.lm_eval run --model kosmos --model_args pretrained=CHECKPOINT --tasks hellaswag …
+
+HellaSwag, PIQA, BoolQ, COPA, Winogrande, CB, StoryCloze need their data from the hub or local files
+(``--include_path``).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval.api.model import LM
+from lm_eval.api.registry import register_model
+
+from ..prompts import Prompt
+from ..runner import Stage
+from .harness import HarnessModel
+
+
+@register_model("kosmos")
+class KosmosLM(LM):
+    """The text side of a Kosmos checkpoint: ``--model kosmos --model_args pretrained=FOLDER``."""
+
+    def __init__(
+        self, pretrained: str | Path, device: str | None = None, batch_size: int | str | None = None, **_: Any
+    ) -> None:
+        super().__init__()
+        self.harness = HarnessModel(pretrained, device, batch_size)
+        self._name = str(pretrained)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Part of lm-eval's cache keys."""
+        return self._name
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Log-probability of each continuation, and whether it is the greedy one."""
+        return self.harness.log_likelihoods([(_prompt(request.args[0]), request.args[1]) for request in requests])
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Greedy or sampled continuations."""
+        return self.harness.generate([(_prompt(request.args[0]), request.args[1]) for request in requests])
+
+    @torch.no_grad()
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Log-probability of whole texts, in windows without overlap, each after ``<s>``."""
+        runner = self.harness.runner
+        totals = []
+        for request in requests:
+            ids, size, total = runner.text_ids(request.args[0]), runner.max_length - 1, 0.0
+            for start in range(0, len(ids), size):
+                window = ids[start : start + size]
+                logits = runner.extend(None, [Stage((runner.bos, *window[:-1]))], keep=len(window))[1][0]
+                targets = torch.tensor(window, device=logits.device)[:, None]
+                total += float(logits.log_softmax(dim=-1).gather(1, targets).sum())
+            totals.append(total)
+        return totals
+
+
+def _prompt(context: str) -> Prompt:
+    return Prompt((context,)) if context else Prompt(())
+
+
+if __name__ == "__main__":
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()
