@@ -32,6 +32,7 @@ def _make(arguments: argparse.Namespace) -> None:
     from . import recipes
 
     overrides = arguments.overrides + ([] if arguments.seed is None else [f"seed={arguments.seed}"])
+    recipes.find(arguments.recipe)  # before a progress display is opened
     console = Console(stderr=True)
     with Progress(console=console) as progress:
         report = recipes.make(arguments.recipe, arguments.out, overrides, progress)
