@@ -87,10 +87,16 @@ class Job:
 
 def launch(folder: Path, size: int, function: Callable[..., Any], *arguments: Any) -> Job:
     """Call ``function(*arguments)`` on ``size`` ranks of a new process group; it must be importable by its name."""
+    return launch_each(folder, [(function, *arguments)] * size)
+
+
+def launch_each(folder: Path, calls: list[tuple[Any, ...]]) -> Job:
+    """One call, ``(function, *arguments)``, for each rank of a new process group."""
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     processes = [
-        context().Process(target=_run, args=(folder, rank, size, port, function, arguments)) for rank in range(size)
+        context().Process(target=_run, args=(folder, rank, len(calls), port, function, arguments))
+        for rank, (function, *arguments) in enumerate(calls)
     ]
     for process in processes:
         process.start()

@@ -1,0 +1,182 @@
+"""The launchers: torchrun and DeepSpeed's own really start ranks, the Slurm script requeues, Kubernetes would take the
+manifest, and two hosts whose link is cut fail in bounded time and go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jobs
+import pytest
+import yaml
+from forks import free_port, launch_each
+
+from kosmos import settings
+from kosmos_train import TrainConfig, train
+from kosmos_train.runs import read_metrics
+
+ROOT = Path(__file__).parents[2]
+LAUNCH = ROOT / "train" / "launch"
+
+
+@pytest.fixture
+def config(values: dict[str, Any], tmp_path: Path) -> Path:
+    """A YAML of the tiny run."""
+    values["log"] = {"every": 100}
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """Environment of a launcher: this Python, one thread a process, and a folder for stand-ins at the front of PATH."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    path = os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]])
+    return clean | {"PATH": path, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+
+
+def stand_in(environment: dict[str, str], name: str, script: str) -> None:
+    """A program of that name for the launcher to find."""
+    path = Path(environment["PATH"].split(os.pathsep)[0]) / name
+    path.write_text(f"#!/bin/bash\n{script}\n")
+    path.chmod(0o755)
+
+
+def wait_for(path: Path, lines: int, alive: Callable[[], bool], seconds: float = 120.0) -> None:
+    """Until a file has so many lines."""
+    deadline = time.monotonic() + seconds
+    while not path.exists() or len(path.read_text().splitlines()) < lines:
+        assert alive(), "ended too early"
+        assert time.monotonic() < deadline, f"{path} never had {lines} lines"
+        time.sleep(0.02)
+
+
+def test_torchrun_script_says_what_slurm_says(environment: dict[str, str]) -> None:
+    """The plain script starts what the Slurm script (really started below) does."""
+    plain = subprocess.run(
+        [str(LAUNCH / "torchrun.sh"), "CONFIG", "run=DIR"],
+        env=environment | {"PYTHON": "echo", "NODES": "2", "HEAD": "h", "PROCESSES": "8"},
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split()
+    script = (LAUNCH / "slurm.sbatch").read_text().replace("\\\n", " ")
+    slurm = next(line for line in script.splitlines() if line.startswith("srun")).split()
+    fixed = [word for word in slurm if "$" not in word and word not in ("srun", "--resume", "&")]
+    assert set(fixed) <= set(plain)
+    assert plain[-2:] == ["CONFIG", "run=DIR"]
+
+
+@pytest.mark.slow
+def test_deepspeed_launcher(config: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    """The line in the hostfile's comment, for one rank of this host."""
+    command = ["deepspeed", "--num_accelerators", "1", "--master_port", str(free_port()), "--no_local_rank"]
+    command += ["--module", "kosmos_train.pretrain", str(config), f"run={tmp_path / 'run'}", "--resume"]
+    done = subprocess.run(command, env=environment, check=False, timeout=120, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert len(read_metrics(tmp_path / "run")) == 12
+
+
+@pytest.mark.slow
+def test_slurm_script_saves_and_requeues(
+    config: Path, values: dict[str, Any], environment: dict[str, str], tmp_path: Path
+) -> None:
+    """USR1 as before a time limit: a checkpoint of that very step, the job requeued; a resumed run finishes."""
+    config.write_text(yaml.safe_dump(values | {"steps": 60, "checkpoint": {"every": 1000}}))
+    stand_in(environment, "srun", 'exec "$@"')
+    stand_in(environment, "scontrol", f'[ "$1" = show ] && echo localhost || echo "$@" >> {tmp_path}/requeued')
+    environment |= {"SLURM_JOB_ID": "7", "SLURM_NNODES": "1", "SLURM_JOB_NODELIST": "localhost", "GPUS_PER_NODE": "2"}
+    script = (LAUNCH / "slurm.sbatch").read_text().replace(":29500", f":{free_port()}")
+    (tmp_path / "job.sbatch").write_text(script)
+    command = ["bash", str(tmp_path / "job.sbatch"), str(config), f"run={tmp_path / 'run'}"]
+    job = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(tmp_path / "run" / "metrics.jsonl", 5, lambda: job.poll() is None)
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(60) == 0
+    assert (tmp_path / "requeued").read_text() == "requeue 7\n"
+    rows = read_metrics(tmp_path / "run")
+    assert (tmp_path / "run" / "checkpoints" / "latest").read_text() == f"step-{rows[-1]['step']:06d}\n"
+    assert len(rows) < 60
+    train(settings.load(TrainConfig, config), tmp_path / "run", resume=True)
+    assert [row["step"] for row in read_metrics(tmp_path / "run")] == list(range(1, 61))
+    launches = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert [launch["from_step"] for launch in launches] == [0, rows[-1]["step"]]
+
+
+def test_kubernetes_manifest_fits_the_schema() -> None:
+    """Service and Job against Kubernetes' own JSON schema, unknown fields refused; and the two fit each other."""
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json.loads((ROOT / "tests" / "fixtures" / "train" / "kubernetes.json").read_text())
+    service, job = yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text())
+    for manifest, kind in ((service, "io.k8s.api.core.v1.Service"), (job, "io.k8s.api.batch.v1.Job")):
+        jsonschema.validate(manifest, {"$defs": schema["$defs"], "$ref": f"#/$defs/{kind}"})
+    pod = job["spec"]["template"]["spec"]
+    assert pod["subdomain"] == service["metadata"]["name"]
+    assert service["spec"]["selector"].items() <= job["spec"]["template"]["metadata"]["labels"].items()
+    assert job["spec"]["completions"] == job["spec"]["parallelism"]
+    text = pod["containers"][0]["args"][0]
+    assert f"--nnodes {job['spec']['completions']}" in text
+    assert f"{job['metadata']['name']}-0.{service['metadata']['name']}:29500" in text
+
+
+@pytest.fixture
+def two_hosts() -> Iterator[list[str]]:
+    """Two network namespaces with addresses 10.99.0.1 and 10.99.0.2, joined by a cable."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("network namespaces need root and iproute2")
+    names = [f"kosmos-a{os.getpid()}", f"kosmos-b{os.getpid()}"]
+    if subprocess.run(["ip", "netns", "add", names[0]], capture_output=True, check=False).returncode:
+        pytest.skip("this machine allows no network namespaces")
+    run_all(
+        f"ip netns add {names[1]}",
+        f"ip link add eth0 netns {names[0]} type veth peer name eth0 netns {names[1]}",
+        *(f"ip -n {name} addr add 10.99.0.{index + 1}/24 dev eth0" for index, name in enumerate(names)),
+        *(f"ip -n {name} link set {device} up" for name in names for device in ("eth0", "lo")),
+    )
+    yield names
+    run_all(*(f"ip netns del {name}" for name in names))
+
+
+def run_all(*commands: str) -> None:
+    for command in commands:
+        subprocess.run(command.split(), check=True, capture_output=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failure", ["cut", "gone"])
+def test_two_hosts_lose_each_other(
+    failure: str,
+    two_hosts: list[str],
+    values: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    """The cable is cut, or one host dies: the rest ends by itself in bounded time, and the resumed run is the same."""
+    values |= {"steps": 60, "checkpoint": {"every": 5}, "engine": {"timeout_minutes": 0.15}, "log": {"every": 100}}
+    run = tmp_path / "run"
+    calls = [(jobs.run_on_host, host, values, str(run), True) for host in two_hosts]
+    job = launch_each(tmp_path / "first", calls)
+    wait_for(run / "metrics.jsonl", 12, job.alive)
+    if failure == "cut":
+        run_all(f"ip -n {two_hosts[1]} link set eth0 down")
+    else:
+        job.kill(1)
+    began = time.monotonic()
+    codes = job.wait(60)
+    assert all(codes), f"hosts ended with {codes}"
+    assert time.monotonic() - began < 45
+    if failure == "cut":
+        run_all(f"ip -n {two_hosts[1]} link set eth0 up")
+    launch_each(tmp_path / "second", calls).results()
+    assert [row["step"] for row in read_metrics(run)] == list(range(1, 61))
+    assert json.loads((run / "environment.json").read_text())[1]["from_step"] >= 10
