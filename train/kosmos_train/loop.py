@@ -24,6 +24,7 @@ from .log import RunLog
 from .optim import learning_rate
 from .run_dir import RunDir
 from .samples import Sampler
+from .upload import open_uploader
 
 MAX_REWINDS = 3
 
@@ -48,6 +49,7 @@ class Loop:
         self.frozen = state["frozen"]
         self.loader_state: Any = None
         self.saved_step = self.step if "adam_step" in state else -1
+        self.uploader = open_uploader(config.checkpoint.upload, engine.world)
         self.rewinds = 0
         self._rewound_from: int | None = None
         main = engine.world.is_main
@@ -81,6 +83,8 @@ class Loop:
         if hasattr(self.loader, "close"):
             self.loader.close()
         self.engine.close()
+        if self.uploader is not None:
+            self.uploader.close()
 
     def _one_step(self, batches: Iterator[Any], interrupt: Interrupt) -> bool:
         """Read a batch and make the update; True if a rank has received a signal."""
@@ -151,6 +155,8 @@ class Loop:
             return None
         from kosmos_data import merge_states
 
+        if self.uploader is not None and (problem := self.uploader.finish()):
+            self._say(f"[red]{problem}; training goes on with the local checkpoints[/red]")
         states = self.engine.world.gather(self.loader_state)
         state = {
             "loader": merge_states(states),
@@ -163,6 +169,8 @@ class Loop:
         folder = self.run_dir.checkpoints
         path = checkpoint.save(folder, self.step, self.engine, self.processor, state, self.config.checkpoint.keep)
         self.saved_step = self.step
+        if self.uploader is not None:
+            self.uploader.start(path)
         self._say(f"  [dim]checkpoint {path} in {time.perf_counter() - began:.1f}s[/dim]")
         return path
 
