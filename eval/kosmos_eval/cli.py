@@ -82,7 +82,7 @@ def _evaluate(argv: Sequence[str]) -> int:
 
 
 def _score(argv: Sequence[str]) -> int:
-    from .score import score_files
+    from .score import Judges, score_files
 
     parser = argparse.ArgumentParser(prog="kosmos eval score", description="Score published-format files; prints JSON.")
     add = parser.add_argument
@@ -92,9 +92,21 @@ def _score(argv: Sequence[str]) -> int:
     add("--metrics", type=_names, default=[], help="comma-separated; default vqa, or bleu,rouge_l,cider")
     add("--partial", action="store_true", help="VQA: score only the questions that have a prediction")
     add("--seed", type=int, default=0, help="seed of the bootstrap intervals (0)")
+    add("--images", type=Path, help="clipscore: folder of the images")
+    add("--clip", help="clipscore: open_clip folder or name")
+    add("--clip-processor", type=Path, help="clipscore: Kosmos processor folder, for a CLIP of kosmos vision")
+    add("--clip-prefix", default="A photo depicts ", help="clipscore: put before captions ('A photo depicts ')")
+    add("--encoder", type=Path, help="bertscore: folder of a BERT-like encoder")
     options = parser.parse_args(argv)
+    judges = Judges(options.clip, options.clip_processor, options.clip_prefix, options.images, options.encoder)
     report = score_files(
-        options.predictions, options.references, options.questions, options.metrics, options.partial, options.seed
+        options.predictions,
+        options.references,
+        options.questions,
+        options.metrics,
+        options.partial,
+        options.seed,
+        judges,
     )
     return _print_json(report)
 

@@ -4,12 +4,33 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from . import formats, metrics, statistics
 
+MODEL_METRICS = ("clipscore", "refclipscore", "bertscore")
 DEFAULT_METRICS = {"vqa": ("vqa",), "captions": ("bleu", "rouge_l", "cider")}
+
+
+@dataclass(frozen=True)
+class Judges:
+    """What model-based caption metrics need.
+
+    Args:
+        clip: open_clip folder or name, for clipscore and refclipscore.
+        clip_processor: Kosmos processor folder whose tokenizer that CLIP uses; None: open_clip's.
+        clip_prefix: put before every caption.
+        images: folder of the images that the reference file names.
+        encoder: folder of a BERT-like encoder, for bertscore.
+    """
+
+    clip: str | Path | None = None
+    clip_processor: str | Path | None = None
+    clip_prefix: str = "A photo depicts "
+    images: str | Path | None = None
+    encoder: str | Path | None = None
 
 
 def score_files(
@@ -19,6 +40,7 @@ def score_files(
     names: Sequence[str] = (),
     partial: bool = False,
     seed: int = 0,
+    judges: Judges | None = None,
 ) -> dict[str, Any]:
     """Score a COCO-caption or VQAv2 result file against its annotation file.
 
@@ -29,6 +51,7 @@ def score_files(
         names: metrics; default "vqa", or BLEU, ROUGE-L and CIDEr.
         partial: accept a VQA result file that leaves questions out and score only the answered ones.
         seed: of the bootstrap.
+        judges: models for clipscore, refclipscore and bertscore.
 
     Returns:
         ``{"task", "n", METRIC: value, …, "intervals": {METRIC: [low, high]}, …}``; accuracies in 0–1; VQA files also
@@ -38,16 +61,49 @@ def score_files(
         return _score_vqa(predictions, references, questions, names or DEFAULT_METRICS["vqa"], partial, seed)
     if questions is not None:
         raise ValueError(f"{questions}: a question file goes with VQA annotations, but {references} holds captions")
-    return _score_captions(predictions, references, names or DEFAULT_METRICS["captions"], seed)
+    return _score_captions(predictions, references, names or DEFAULT_METRICS["captions"], seed, judges or Judges())
 
 
-def _score_captions(predictions: str | Path, references: str | Path, names: Sequence[str], seed: int) -> dict[str, Any]:
+def _score_captions(
+    predictions: str | Path, references: str | Path, names: Sequence[str], seed: int, judges: Judges
+) -> dict[str, Any]:
     results = formats.read_results(predictions, "image_id", "caption")
-    captions = formats.read_caption_references(references).captions
-    _reject_unknown(predictions, "image_id", results, captions)
-    scores = metrics.compute(names, list(results.values()), [captions[image] for image in results])
+    truth = formats.read_caption_references(references)
+    _reject_unknown(predictions, "image_id", results, truth.captions)
+    captions = [truth.captions[image] for image in results]
+    plain = [name for name in names if name not in MODEL_METRICS]
+    scores = metrics.compute(plain, list(results.values()), captions) if plain else []
+    scores += _judged([name for name in names if name in MODEL_METRICS], results, truth, judges)
     report = _report("captions", scores, list(results), seed)
-    return report | {"references_without_prediction": len(captions) - len(results)}
+    return report | {"references_without_prediction": len(truth.captions) - len(results)}
+
+
+def _judged(
+    names: Sequence[str],
+    results: dict[formats.Identifier, str],
+    truth: formats.CaptionReferences,
+    judges: Judges,
+) -> list[metrics.MetricScore]:
+    if not names:
+        return []
+    from .metrics.model_based import BertScorer, ClipScorer
+
+    candidates, captions = list(results.values()), [truth.captions[image] for image in results]
+    values: dict[str, Any] = {}
+    if "bertscore" in names:
+        if judges.encoder is None:
+            raise ValueError("metric 'bertscore' needs --encoder, the folder of a text encoder")
+        values["bertscore"] = BertScorer(judges.encoder).score(candidates, captions)
+    if set(names) - {"bertscore"}:
+        if judges.clip is None or judges.images is None:
+            raise ValueError("metrics 'clipscore' and 'refclipscore' need --clip and --images")
+        paths = [Path(judges.images) / truth.file_names.get(image, f"{image}.jpg") for image in results]
+        missing = [path for path in paths if not path.is_file()]
+        if missing:
+            raise FileNotFoundError(f"{len(missing)} of {len(paths)} images are missing, first {missing[0]}")
+        scorer = ClipScorer(judges.clip, judges.clip_processor, judges.clip_prefix)
+        values["clipscore"], values["refclipscore"] = scorer.score(paths, candidates, captions)
+    return [metrics.mean_score(name, values[name]) for name in names]
 
 
 def _score_vqa(

@@ -1,0 +1,95 @@
+"""Real processes: killed with SIGKILL and started again, and two ranks as torchrun starts them; the same
+results.json."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kosmos import KosmosForConditionalGeneration, KosmosProcessor
+
+# A pause after every batch, so that the kill falls between the first and the last answer.
+SLOW = """
+import sys, time
+from kosmos_eval.engine import Engine
+from kosmos.cli import main
+generate = Engine.generate
+def slow(self, *arguments):
+    for batch in generate(self, *arguments):
+        yield batch
+        time.sleep(0.4)
+Engine.generate = slow
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(
+    model: KosmosForConditionalGeneration, processor: KosmosProcessor, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp("processes") / "toy"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def start(code: str, checkpoint: Path, data: Path, out: Path, **environment: str) -> subprocess.Popen[bytes]:
+    arguments = ["eval", str(checkpoint), "--tasks", "easy_vqa", "--data", str(data), "--out", str(out)]
+    arguments += ["--shots", "0,2", "--context", "image+text,shuffled", "--batch-size", "3"]
+    variables = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], env=variables, stdout=quiet, stderr=quiet)
+
+
+def rows(out: Path) -> list[Any]:
+    """The result rows but for the commit, which may move on while the test runs in a checkout."""
+    return [{key: value for key, value in row.items() if key != "commit"}
+            for row in json.loads((out / "results.json").read_text())]  # fmt: skip
+
+
+PLAIN = "import sys; from kosmos.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+@pytest.fixture(scope="module")
+def expected(checkpoint: Path, toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    out = tmp_path_factory.mktemp("expected")
+    assert start(PLAIN, checkpoint, toy_data, out).wait(timeout=120) == 0
+    return rows(out)
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_gives_the_same_file(
+    checkpoint: Path, toy_data: Path, tmp_path: Path, expected: str
+) -> None:
+    process = start(SLOW, checkpoint, toy_data, tmp_path)
+    part = tmp_path / "samples/easy_vqa-0shot-image+text.part-0.jsonl"
+    deadline = time.monotonic() + 90
+    while not (part.is_file() and part.stat().st_size > 0) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait(timeout=30)
+    answered = len(part.read_text().splitlines())
+    assert 0 < answered < 24
+    assert not (tmp_path / "results.json").exists()
+    assert start(PLAIN, checkpoint, toy_data, tmp_path).wait(timeout=120) == 0
+    assert rows(tmp_path) == expected
+
+
+@pytest.mark.slow
+def test_two_ranks_give_the_same_file(checkpoint: Path, toy_data: Path, tmp_path: Path, expected: list[Any]) -> None:
+    ranks = [
+        start(PLAIN, checkpoint, toy_data, tmp_path, RANK=str(index), LOCAL_RANK=str(index), WORLD_SIZE="2")
+        for index in range(2)
+    ]
+    assert [rank.wait(timeout=180) for rank in ranks] == [0, 0]
+    assert rows(tmp_path) == expected
+    assert expected[0]["n"] == 24
+    assert len(list((tmp_path / "samples").iterdir())) == 4
