@@ -38,6 +38,7 @@ class Demo:
     out: Path
     console: Console = field(default_factory=Console)
     steps_factor: float = 1.0
+    limit: int | None = None
 
     def path(self, *names: str) -> Path:
         return self.out.joinpath(*names)
@@ -54,15 +55,18 @@ class Demo:
         return settings.from_dict(cls, values, f"{name}.yaml: ")
 
 
-def run_demo(out: str | Path, console: Console | None = None, steps_factor: float = 1.0) -> list[dict[str, Any]]:
+def run_demo(
+    out: str | Path, console: Console | None = None, steps_factor: float = 1.0, limit: int | None = None
+) -> list[dict[str, Any]]:
     """Do all steps in ``out`` and return the rows of its ``results.json``.
 
     Args:
         out: the folder, ``runs/demo`` for the command.
         console: where to speak.
         steps_factor: scales all trainings, for a quick look (0.05) or a better model (2).
+        limit: evaluate on so many questions and images only; None: on all of them.
     """
-    demo = Demo(Path(out), console or Console(), steps_factor)
+    demo = Demo(Path(out), console or Console(), steps_factor, limit)
     demo.out.mkdir(parents=True, exist_ok=True)
     stages: tuple[tuple[str, Callable[[Demo], None]], ...] = (
         ("Corpus: captions, questions, interleaved pages and speeches from two installed packages", make_corpus),
@@ -152,7 +156,7 @@ def evaluate(demo: Demo) -> None:
     common = {"data": data, "out": demo.path("eval"), "console": demo.console}
     tuned, processor = load(demo.path("tune"))
     contexts = ("image+text", "shuffled")
-    rows += evaluate_task(tuned, processor, "easy_vqa", contexts=contexts, name="tuned", **common)
+    rows += evaluate_task(tuned, processor, "easy_vqa", contexts=contexts, limit=demo.limit, name="tuned", **common)
     base, processor = load(demo.path("pretrain"))
     rows += evaluate_task(
         base,
@@ -160,13 +164,14 @@ def evaluate(demo: Demo) -> None:
         "easy_vqa",
         shots=(0, 2, 4, 8),
         contexts=contexts,
-        limit=FEW_SHOT_QUESTIONS,
-        few_shot_limit=FEW_SHOT_QUESTIONS,
+        limit=min(FEW_SHOT_QUESTIONS, demo.limit or FEW_SHOT_QUESTIONS),
         name="pretrained",
         with_baselines=False,
         **common,
     )
-    rows += evaluate_task(base, processor, "easy_vqa_caption", contexts=contexts, name="pretrained", **common)
+    rows += evaluate_task(
+        base, processor, "easy_vqa_caption", contexts=contexts, limit=demo.limit, name="pretrained", **common
+    )
     results.write(rows, demo.path("results.json"))
 
 
@@ -225,5 +230,6 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--out", default=YAML_ROOT, help=f"folder for everything ({YAML_ROOT})")
     parser.add_argument("--steps-factor", type=float, default=1.0, help="scale all trainings: 0.1 for a quick look (1)")
+    parser.add_argument("--limit", type=int, help="evaluate on so many questions only (all)")
     arguments = parser.parse_args(list(argv))
-    run_demo(arguments.out, steps_factor=arguments.steps_factor)
+    run_demo(arguments.out, steps_factor=arguments.steps_factor, limit=arguments.limit)

@@ -65,11 +65,15 @@ def settle(questions: Sequence[tuple[str, str]], values: Sequence[str]) -> str |
         if answer in values:
             possible &= {answer}
         elif (named := set(values) & set(re.findall(r"\w+", question))) and answer in ("yes", "no"):
-            denied = bool(re.search(r"\b(no|not)\b", question))
-            possible = possible & named if (answer == "yes") != denied else possible - named
+            possible = possible & named if (answer == "yes") != is_negated(question) else possible - named
         elif named:  # "what is the red shape?" says that it is red
             possible &= named
     return possible.pop() if len(possible) == 1 else None
+
+
+def is_negated(question: str) -> bool:
+    """True for "is there not a red shape?" and its like, whose answer turns yes and no around."""
+    return bool(re.search(r"\b(no|not)\b", question))
 
 
 def question_type(answer: str) -> str:

@@ -48,6 +48,8 @@ class Options:
         few_shot_documents: interleaved documents of image, question, answer, image, question, answer, …
         contrast_documents: interleaved documents that ask one question about every image; each answer it has is as
             likely as the others, so that only the image can tell (the balanced pairs of VQA v2, arXiv 1612.00837).
+            Only questions without "not": with half of them negated, yes and no would be the parity of two facts, and a
+            small model learns neither. The qa documents ask all of them.
         caption_series_documents: interleaved documents of image, caption, image, caption, …
         min_images: fewest images of an interleaved document.
         max_images: most images of an interleaved document; 9 is one more than eight demonstrations.
@@ -150,11 +152,12 @@ def interleaved(pictures: list[Picture], images: dict[int, bytes], options: Opti
 
 
 def _by_question(pictures: Iterable[Picture]) -> list[tuple[str, dict[str, list[Picture]]]]:
-    """Every question that has different answers, with the pictures of each answer."""
+    """Every question that has different answers and no negation, with the pictures of each answer."""
     asked: dict[str, dict[str, list[Picture]]] = {}
     for picture in pictures:
         for question, answer in picture.questions:
-            asked.setdefault(question, {}).setdefault(answer, []).append(picture)
+            if not easy_vqa.is_negated(question):
+                asked.setdefault(question, {}).setdefault(answer, []).append(picture)
     return sorted((question, answers) for question, answers in asked.items() if len(answers) > 1)
 
 
