@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 from . import objectives
 from .config import DataConfig, SourceConfig
 from .errors import TOO_LONG, BadSample
-from .example import Example
 from .mixing import by_need, head_start, shares
 from .objectives import Objective
-from .order import SourceOrder, mix, name_key
+from .order import SourceOrder, mix
 from .packing import POOL, Entry, Packer, Piece, Row, Space, empty_row, fill_row
 from .reader import Corpus
 
@@ -83,7 +82,7 @@ class SourceStream:
             ordinal = self.cursor
             self.cursor += 1  # a bad sample uses up its ordinal, so a resumed run skips the same ones
             try:
-                self.pool.append(Entry(ordinal, self.example(ordinal)))
+                self.pool.append(self.entry(ordinal))
             except BadSample as error:
                 self.bad[error.reason] += 1
                 self.last_bad = f"{self.source.corpus.shard_of(self.place(ordinal)[1])}: {error}"
@@ -94,23 +93,22 @@ class SourceStream:
         """(epoch, document) at ``ordinal`` of this lane."""
         return self.source.order[self.lane + ordinal * self.lanes]
 
-    def example(self, ordinal: int) -> Example:
+    def entry(self, ordinal: int, offset: int = 0) -> Entry:
         """The example at ``ordinal``; BadSample if its document cannot be used."""
         epoch, index = self.place(ordinal)
         document = self.source.corpus[index]
-        example = self.source.objective(document, mix(self.source.order.key, epoch, index))
+        key = mix(self.source.order.key, epoch, index)
+        example = self.source.objective(document, key)
         if not self.packer.possible(example):
             raise BadSample(TOO_LONG, f"{document.key}: {len(example)} tokens")
-        return example
+        return Entry(ordinal, example, offset, key)
 
-    def take(self, index: int, stop: int) -> Piece:
-        """Move the first part of a pool entry, or all of it, into a row."""
+    def take(self, index: int, stop: int, number: int) -> Piece:
+        """Move the first part of a pool entry, or all of it, into a row; ``number`` is the source's."""
         entry = self.pool[index]
-        piece = Piece(Entry(entry.ordinal, entry.example, entry.offset), 0, entry.offset, stop)
+        piece = entry.take(stop, number)
         if stop == len(entry.example):
             del self.pool[index]
-        else:
-            entry.offset = stop
         self.used += piece.length
         return piece
 
@@ -122,8 +120,7 @@ class SourceStream:
         """Go back to a state; open documents are read again."""
         self.cursor, self.used, *opened = state
         self.pool = [
-            Entry(self.cursor - back, self.example(self.cursor - back), offset)
-            for back, offset in zip(opened[::2], opened[1::2], strict=True)
+            self.entry(self.cursor - back, offset) for back, offset in zip(opened[::2], opened[1::2], strict=True)
         ]
 
 
@@ -170,7 +167,7 @@ class Lane:
         pieces = self._choose_pieces()
         assert pieces, "an empty row takes any example that the packer calls possible"
         fill_row(row, pieces, self.bos, self.config.document_mask)
-        row.order = mix(row.number, *(self._piece_key(piece) for piece in pieces))
+        row.order = mix(row.number, *(n for piece in pieces for n in (piece.key, piece.start, piece.stop)))
         row.documents = len(pieces)
         row.skipped = self._collect_skipped()
         self.rows += 1
@@ -183,7 +180,7 @@ class Lane:
         while space.tokens > 0 and (piece := self._next_piece(space)) is not None:
             pieces.append(piece)
             space.tokens -= piece.length
-            space.images -= piece.entry.images(piece.stop)
+            space.images -= piece.images
         return pieces
 
     def _next_piece(self, space: Space) -> Piece | None:
@@ -195,9 +192,7 @@ class Lane:
             stream = self.streams[source]
             choice = self.packer.choose(pools[source], space)
             if choice is not None:
-                piece = stream.take(*choice)
-                piece.source = source
-                return piece
+                return stream.take(*choice, source)
         return None
 
     def _check_rate(self) -> None:
@@ -217,7 +212,3 @@ class Lane:
             stream.bad.clear()
         self.bad += skipped.total()
         return dict(skipped)
-
-    def _piece_key(self, piece: Piece) -> int:
-        epoch, index = self.streams[piece.source].place(piece.entry.ordinal)
-        return mix(name_key(self.config.sources[piece.source].name), epoch, index, piece.start, piece.stop)

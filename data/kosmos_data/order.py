@@ -42,7 +42,7 @@ def permute(index: int, size: int, key: int) -> int:
     while True:  # cycle walking: the network permutes a power of four, at most four times too large
         left, right = index >> half, index & mask
         for turn in range(_ROUNDS):
-            left, right = right, left ^ (mix(key, turn, right) & mask)
+            left, right = right, left ^ (mix(key ^ (right << 2 | turn)) & mask)
         index = left << half | right
         if index < size:
             return index

