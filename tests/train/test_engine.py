@@ -64,6 +64,48 @@ def test_stages_and_processes_equal_one_big_batch(values: dict[str, Any], tmp_pa
             torch.testing.assert_close(losses[4:, :, 0], expected[:, 0].expand(3, -1), rtol=1e-2, atol=0)
 
 
+def losses_with(values: dict[str, Any], engine: dict[str, Any], model: dict[str, Any], steps: int = 4) -> torch.Tensor:
+    changed = {**values, "model": values["model"] | model}
+    return torch.tensor(jobs.engine_losses(changed, [engine], steps)[0])
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_offload_changes_no_number(values: dict[str, Any], stage: int) -> None:
+    """Optimiser state in CPU memory: the same losses and norms."""
+    plain = losses_with(values, {"zero_stage": stage}, {})
+    offloaded = losses_with(values, {"zero_stage": stage, "offload_optimizer": True}, {})
+    torch.testing.assert_close(offloaded, plain, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_recomputation_changes_no_number(values: dict[str, Any], stage: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Activation checkpointing, with dropout on: blocks run twice, the same losses and norms."""
+    plain = losses_with(values, {"zero_stage": stage}, {})
+    from kosmos.decoder import KosmosFeedForward
+
+    runs, original = [], KosmosFeedForward.forward
+    monkeypatch.setattr(KosmosFeedForward, "forward", lambda *a, **k: runs.append(1) or original(*a, **k))
+    again = losses_with(values, {"zero_stage": stage}, {"activation_checkpointing": True})
+    assert len(runs) == 2 * 4 * 4 * 2  # twice, steps, micro-batches, blocks
+    torch.testing.assert_close(again, plain, rtol=1e-6, atol=1e-6)
+
+
+def test_compiled_blocks_train_alike(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Block-level torch.compile, here only traced (generating code takes minutes): each block once, the same losses."""
+    compiled, original = [], torch.nn.Module.compile
+
+    def trace(module: torch.nn.Module, **options: Any) -> None:
+        compiled.append(module)
+        original(module, backend="eager", **options)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", trace)
+    values = no_dropout(values)
+    plain = losses_with(values, {"zero_stage": 2}, {})
+    again = losses_with(values, {"zero_stage": 2}, {"compile": True})
+    assert len(compiled) == 2
+    torch.testing.assert_close(again, plain, rtol=1e-6, atol=1e-6)
+
+
 def test_gradients_are_those_of_the_weighted_mean(values: dict[str, Any]) -> None:
     """An independent check of the scale: doubling every weight changes nothing, doubling one token's does."""
     engine = jobs.make_engine(no_dropout(values))

@@ -40,7 +40,7 @@ def test_bucket_that_cannot_be_reached(values: dict[str, Any], tmp_path: Path) -
 
 
 def test_bucket_that_fails_later(values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training reaches its end, local checkpoints are whole, the failed copy has no manifest, the run ends in an error."""
+    """Training reaches its end with whole local checkpoints; the failed copy has no manifest; the run ends in error."""
     bucket = fsspec.filesystem("memory")
     original = Uploader._put
 

@@ -152,8 +152,8 @@ def evaluate(demo: Demo) -> None:
 
     if demo.path("results.json").is_file():
         return
-    data, rows = demo.path("corpus", "eval"), []
-    common = {"data": data, "out": demo.path("eval"), "console": demo.console}
+    rows: list[dict[str, Any]] = []
+    common: dict[str, Any] = {"data": demo.path("corpus", "eval"), "out": demo.path("eval"), "console": demo.console}
     tuned, processor = load(demo.path("tune"))
     contexts = ("image+text", "shuffled")
     rows += evaluate_task(tuned, processor, "easy_vqa", contexts=contexts, limit=demo.limit, name="tuned", **common)

@@ -107,6 +107,8 @@ def start(timeout_minutes: float = 30.0) -> World:
 def quiet() -> None:
     """Keep the start-up chatter and progress bars of DeepSpeed, torch and transformers out of the log."""
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    # The new name, activation_checkpointing_enable, is younger than the oldest transformers we allow.
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing_enable. is deprecated.*")
     warnings.filterwarnings("ignore", message=".*(reduce_scatter_tensor|all_gather_into_tensor).*deprecated.*")
     import deepspeed
     import transformers

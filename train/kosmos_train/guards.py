@@ -126,3 +126,4 @@ class Watchdog:
         if self._file is not None:
             faulthandler.cancel_dump_traceback_later()
             self._file.close()
+            self.path.unlink()

@@ -17,12 +17,12 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor, nn
+from torch import Tensor
 
 from kosmos import settings
 from kosmos.processing_kosmos import KosmosProcessor, load_processor
@@ -33,6 +33,9 @@ from kosmos_data.images import decode
 from kosmos_data.reader import Corpus
 
 from .arguments import add_run_arguments, parse_run_arguments, require_run
+
+if TYPE_CHECKING:
+    from open_clip.model import CLIP
 
 
 @dataclass
@@ -142,7 +145,7 @@ def _split(pairs: Pairs, config: VisionConfig) -> tuple[Pairs, Pairs]:
     return tuple(Pairs(pairs.pixels[rows], [pairs.captions[row] for row in rows]) for rows in (kept, held))  # type: ignore[return-value]
 
 
-def _build(config: VisionConfig, processor: KosmosProcessor, captions: Sequence[str]) -> nn.Module:
+def _build(config: VisionConfig, processor: KosmosProcessor, captions: Sequence[str]) -> CLIP:
     from open_clip.model import CLIP
 
     _complete_text_config(config, processor, captions)
@@ -159,9 +162,7 @@ def _complete_text_config(config: VisionConfig, processor: KosmosProcessor, capt
     config.model["vision_cfg"].setdefault("image_size", processor.image_processor.image_size)
 
 
-def _optimise(
-    model: nn.Module, train: Pairs, config: VisionConfig, processor: KosmosProcessor, bars: Progress
-) -> float:
+def _optimise(model: CLIP, train: Pairs, config: VisionConfig, processor: KosmosProcessor, bars: Progress) -> float:
     names = sorted(set(train.captions))
     ids = tokenize(names, processor, model.context_length)
     labels = torch.tensor([names.index(caption) for caption in train.captions])
@@ -184,7 +185,7 @@ def _optimise(
     return average
 
 
-def contrastive_loss(model: nn.Module, pixels: Tensor, ids: Tensor, labels: Tensor) -> Tensor:
+def contrastive_loss(model: CLIP, pixels: Tensor, ids: Tensor, labels: Tensor) -> Tensor:
     """UniCL's symmetric loss (eq. 3): rows of one caption share it; every distinct caption is encoded once."""
     present, column = labels.unique(return_inverse=True)
     image = F.normalize(model.encode_image(pixels), dim=-1)
@@ -210,7 +211,7 @@ def augment(pixels: Tensor, config: VisionConfig, generator: torch.Generator) ->
 
 
 @torch.no_grad()
-def zero_shot_accuracy(model: nn.Module, pairs: Pairs, names: Sequence[str], processor: KosmosProcessor) -> float:
+def zero_shot_accuracy(model: CLIP, pairs: Pairs, names: Sequence[str], processor: KosmosProcessor) -> float:
     """Share of pictures whose own caption is the nearest of all ``names``."""
     model.eval()
     text = F.normalize(model.encode_text(tokenize(names, processor, model.context_length)), dim=-1)
@@ -252,7 +253,7 @@ def _chunks(items: Sequence[str], size: int) -> list[Sequence[str]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def _save(model: nn.Module, config: VisionConfig, processor: KosmosProcessor, folder: Path) -> None:
+def _save(model: CLIP, config: VisionConfig, processor: KosmosProcessor, folder: Path) -> None:
     """The layout that ``open_clip.create_model('local-dir:…')`` reads; written last what marks it complete."""
     from safetensors.torch import save_file
 
