@@ -41,26 +41,44 @@ def make(out: Path, count: int, seed: int, source: Path | None) -> Iterator[dict
         yield {"id": f"{number:05d}", "images": [file], "text": text, "answers": [label]}
 
 
-def render(text: str, size: int = SIZE, font_size: int | None = None) -> Image.Image:
-    """Black text on white, wrapped and as large as fits into ``size`` x ``size`` pixels (Pillow's own font).
+def render(text: str, size: int = SIZE) -> Image.Image:
+    """Black text on white, wrapped and as large as fits into ``size`` x ``size`` pixels; Pillow's own font.
 
     Raises:
         ValueError: the text does not fit even at 8 points.
     """
-    for points in (font_size,) if font_size else range(size // 6, 7, -1):
-        font = ImageFont.load_default(points)
-        columns = max(4, int(size * 0.92 / font.getlength("n")))
-        if max((len(word) for word in text.split()), default=0) > columns:
-            continue
-        wrapped = "\n".join(textwrap.wrap(text, columns))
-        picture = Image.new("RGB", (size, size), "white")
-        pen = ImageDraw.Draw(picture)
-        box = pen.multiline_textbbox((0, 0), wrapped, font=font, spacing=points // 4)
-        if box[2] <= size * 0.96 and box[3] <= size * 0.96:
-            place = ((size - box[2]) / 2, (size - box[3]) / 2)
-            pen.multiline_text(place, wrapped, fill="black", font=font, spacing=points // 4)
-            return picture
-    raise ValueError(f"a text of {len(text)} characters does not fit into {size}x{size} pixels: {text[:40]!r}…")
+    fits, best = range(8, size // 6), None
+    low, high = 0, len(fits)
+    while low < high:  # the largest font that fits; larger ones never do
+        middle = (low + high) // 2
+        picture = _typeset(text, size, fits[middle])
+        if picture is None:
+            high = middle
+        else:
+            low, best = middle + 1, picture
+    if best is None:
+        raise ValueError(f"a text of {len(text)} characters does not fit into {size}x{size} pixels: {text[:40]!r}…")
+    return best
+
+
+def _typeset(text: str, size: int, points: int) -> Image.Image | None:
+    """The picture at one font size, or None if the text does not fit."""
+    font = ImageFont.load_default(points)
+    columns = max(4, int(size * 0.92 / font.getlength("n")))
+    if max((len(word) for word in text.split()), default=0) > columns:
+        return None
+    lines = [part for line in text.splitlines() for part in textwrap.wrap(line, columns)]
+    if len(lines) * points > size:
+        return None
+    picture = Image.new("RGB", (size, size), "white")
+    pen = ImageDraw.Draw(picture)
+    wrapped = "\n".join(lines)
+    _, _, right, bottom = pen.multiline_textbbox((0, 0), wrapped, font=font, spacing=points // 4)
+    if right > size * 0.96 or bottom > size * 0.96:
+        return None
+    place = ((size - right) / 2, (size - bottom) / 2)
+    pen.multiline_text(place, wrapped, fill="black", font=font, spacing=points // 4)
+    return picture
 
 
 def _compose(seed: int) -> Iterator[tuple[str, str]]:

@@ -44,7 +44,7 @@ def make(out: Path, count: int, seed: int, source: Path | None) -> Iterator[dict
         lines = [f"{name}: {value}" for name, value in facts.items()]
         asked = rng.choice(list(_QUESTIONS))
         file = f"{number:05d}.png"
-        render(" ; ".join(lines)).save(out / "images" / file)
+        render("\n".join(lines)).save(out / "images" / file)
         yield {
             "id": f"{number:05d}",
             "images": [file],
