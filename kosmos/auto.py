@@ -1,4 +1,4 @@
-"""Make transformers' Auto classes know Kosmos, whichever of the two packages is imported first, without importing either.
+"""Make transformers' Auto classes know Kosmos, whichever of the two packages is imported first.
 
 ``import kosmos`` must stay cheap, so nothing of transformers is imported here. Each Auto module is extended right after
 it is loaded: at once if transformers is loaded already, else through an import hook that fires for these names only.

@@ -85,8 +85,8 @@ class Conversation:
         return self.processor.apply_chat_template(self.messages)
 
     def _inputs(self, messages: list[dict[str, Any]]) -> dict[str, Any]:
-        inputs = self.processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
-        return {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
+        inputs: Any = self.processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
+        return {name: inputs[name].to(self.model.device) for name in inputs}
 
     def _generate(self, inputs: dict[str, Any]) -> Iterator[str]:
         """Run ``generate()`` in a thread; its errors are raised here."""
@@ -131,7 +131,7 @@ class Conversation:
 
 
 def _image_parts(images: Sequence[Picture] | Picture) -> list[dict[str, Any]]:
-    given = list(images) if isinstance(images, (list, tuple)) else [images]
+    given: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images]
     return [{"type": "image", "image": open_picture(image)} for image in given]
 
 

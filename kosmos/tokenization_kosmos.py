@@ -167,7 +167,7 @@ def _read_sentencepiece(model: bytes | str | Path) -> tuple[bytes, list[tuple[st
         if not Path(model).is_file():
             raise FileNotFoundError(f"{model}: no such SentencePiece model")
         model = Path(model).read_bytes()
-    proto = sentencepiece_model_pb2.ModelProto()
+    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     try:
         proto.ParseFromString(model)
     except DecodeError as error:

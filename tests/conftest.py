@@ -24,7 +24,7 @@ def repository() -> Path:
 
 
 @pytest.fixture(scope="session")
-def processor():  # noqa: ANN201 - importing the class here would cost every test session a second
+def processor():
     """A processor with a vocabulary trained on a few sentences, 4 places an image, 32×32 pixels."""
     from kosmos.image_processing_kosmos import KosmosImageProcessor
     from kosmos.processing_kosmos import KosmosProcessor
@@ -32,7 +32,7 @@ def processor():  # noqa: ANN201 - importing the class here would cost every tes
 
     texts = [
         f"Question: what is the {a} thing? Answer: {b}\nAn image of a {b}"
-        for a in "red blue green".split()
+        for a in ["red", "blue", "green"]
         for b in ("circle", "square")
     ]
     tokenizer = train_tokenizer(texts * 5, vocab_size=200)

@@ -105,7 +105,8 @@ def train_vision(config: VisionConfig, run: str | Path) -> dict[str, float]:
 
 def read_pairs(config: VisionConfig, processor: KosmosProcessor, bars: Progress | None = None) -> Pairs:
     """The first image and the first text of every document; unreadable ones are left out."""
-    pixels, captions = [], []
+    pixels: list[Tensor] = []
+    captions: list[str] = []
     for root in config.shards:
         corpus = Corpus(root)
         task = bars.add_task(f"read {Path(root).name}", total=len(corpus), note="") if bars else None
