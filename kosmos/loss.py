@@ -76,7 +76,11 @@ def check_labels(labels_N: Tensor, vocabulary: int) -> None:
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """Σ weight · NLL with both gradients computed chunk by chunk in the forward pass."""
+    """Σ weight · NLL with both gradients computed chunk by chunk in the forward pass.
+
+    On a CPU these passes over the logits cost as much as the products, hence as few as possible: token weights scale the
+    rows of the (N, D) factors instead.
+    """
 
     @staticmethod
     def forward(
@@ -84,34 +88,28 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         """Return (loss, NLL of each token)."""
         need_hidden, need_weight = ctx.needs_input_grad[:2]
-        if torch.is_autocast_enabled(hidden_ND.device.type):
-            compute = torch.get_autocast_dtype(hidden_ND.device.type)
-        else:
-            compute = hidden_ND.dtype
+        device = hidden_ND.device.type
+        compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
         matrix_VD = weight_VD.to(compute)
         grad_hidden = torch.empty_like(hidden_ND) if need_hidden else None
         grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if need_weight else None
         nll_N = torch.empty(len(labels_N), dtype=torch.float32, device=hidden_ND.device)
-        with torch.autocast(hidden_ND.device.type, enabled=False):
+        shape = (2, min(chunk, len(labels_N)), len(matrix_VD))
+        buffers = torch.empty(shape, dtype=torch.float32, device=hidden_ND.device)
+        with torch.autocast(device, enabled=False):
             for start in range(0, len(labels_N), chunk):
                 part = slice(start, start + chunk)
-                hidden, labels = hidden_ND[part].to(compute), labels_N[part, None]
-                logits = (hidden @ matrix_VD.T).float()
-                normaliser = logits.logsumexp(-1, keepdim=True)
-                nll_N[part] = (normaliser - logits.gather(1, labels)).squeeze(1)
-                if not (need_hidden or need_weight):
-                    continue
-                # in place: from here on `logits` holds the gradient of the loss by the logits
-                weight = weight_N[part, None]
-                logits.sub_(normaliser).exp_().mul_(weight)
-                logits.scatter_add_(1, labels, -weight)
-                gradient = logits.to(compute)
+                hidden, labels, weight = hidden_ND[part].to(compute), labels_N[part, None], weight_N[part, None]
+                logits, gradient = buffers[:, : len(hidden)]
+                nll_N[part] = _softmax_nll(hidden, matrix_VD, labels, logits, gradient)
+                gradient.scatter_add_(1, labels, gradient.new_full((1, 1), -1.0).expand_as(labels))
+                gradient = gradient.to(compute)
                 if grad_hidden is not None:
-                    grad_hidden[part] = (gradient @ matrix_VD).to(hidden_ND.dtype)
+                    grad_hidden[part] = (gradient @ matrix_VD).mul_(weight)
                 if grad_weight is not None and compute == torch.float32:
-                    grad_weight.addmm_(gradient.T, hidden)
+                    grad_weight.addmm_(gradient.T, hidden * weight)
                 elif grad_weight is not None:
-                    grad_weight.add_(gradient.T @ hidden)
+                    grad_weight.add_(gradient.T @ (hidden * weight).to(compute))
         ctx.grad_hidden, ctx.grad_weight, ctx.weight_dtype = grad_hidden, grad_weight, weight_VD.dtype
         ctx.mark_non_differentiable(nll_N)
         return (nll_N * weight_N).sum(), nll_N
@@ -124,3 +122,15 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         weight = None if ctx.grad_weight is None else (ctx.grad_weight.mul_(scale)).to(ctx.weight_dtype)
         ctx.grad_hidden = ctx.grad_weight = None
         return hidden, weight, None, None, None
+
+
+def _softmax_nll(hidden_ND: Tensor, matrix_VD: Tensor, labels_N1: Tensor, logits: Tensor, softmax: Tensor) -> Tensor:
+    """Fill ``logits`` and ``softmax``, both (N, V) fp32; return the NLL (N,)."""
+    if hidden_ND.dtype == torch.float32:
+        torch.mm(hidden_ND, matrix_VD.T, out=logits)
+    else:
+        logits.copy_(hidden_ND @ matrix_VD.T)
+    torch.softmax(logits, dim=-1, out=softmax)
+    # log Σ exp by way of the largest logit, whose probability (at least 1/V) cannot underflow
+    normaliser = logits.amax(-1, keepdim=True) - softmax.amax(-1, keepdim=True).log()
+    return (normaliser - logits.gather(1, labels_N1)).squeeze(1)
