@@ -92,12 +92,14 @@ class Conversation:
         """Run ``generate()`` in a thread; its errors are raised here."""
         from transformers import TextIteratorStreamer
 
-        streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        tokenizer = self.processor.tokenizer
+        streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        ends = {"eos_token_id": self.processor.answer_end_ids(), "pad_token_id": tokenizer.pad_token_id}
         failures: list[BaseException] = []
 
         def generate() -> None:
             try:
-                self.model.generate(**inputs, **self.generation, **self._stops(), streamer=streamer)
+                self.model.generate(**inputs, **ends, **self.generation, streamer=streamer)
             except BaseException as error:
                 failures.append(error)
                 streamer.end()
@@ -114,11 +116,6 @@ class Conversation:
         thread.join()
         if failures:
             raise failures[0]
-
-    def _stops(self) -> dict[str, Any]:
-        tokenizer = self.processor.tokenizer
-        ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("</line>")]
-        return {"eos_token_id": ends, "pad_token_id": tokenizer.pad_token_id}
 
     def _repr_html_(self) -> str:
         rows = []

@@ -16,7 +16,7 @@ from transformers.image_utils import ImageInput
 from transformers.processing_utils import BatchFeature, MultiModalData, ProcessorMixin
 
 from .image_processing_kosmos import KosmosImageProcessor
-from .tokenization_kosmos import IMAGE_BEGIN, IMAGE_END, IMAGE_SLOT, encode_text
+from .tokenization_kosmos import IMAGE_BEGIN, IMAGE_END, IMAGE_SLOT, LINE_END, encode_text
 
 # Question and answer as KOSMOS-1 evaluates them (section 4, "Question: {question} Answer: {answer}"), one turn a line.
 CHAT_TEMPLATE = """\
@@ -83,6 +83,10 @@ class KosmosProcessor(ProcessorMixin):
             *[self.image_slot_id] * self.num_image_tokens,
             self.tokenizer.convert_tokens_to_ids(IMAGE_END),
         ]
+
+    def answer_end_ids(self) -> list[int]:
+        """The tokens that end an answer: ``</s>`` and the end of its line."""
+        return [self.tokenizer.eos_token_id, self.tokenizer.convert_tokens_to_ids(LINE_END)]
 
     def __call__(
         self,
