@@ -69,6 +69,8 @@ def test_tuning_starts_from_a_checkpoint(values: dict[str, Any], tmp_path: Path)
 def test_resume_needs_the_same_run(values: dict[str, Any], tmp_path: Path) -> None:
     """An existing run is not overwritten; resuming with other numbers is refused, with other logging it is fine."""
     run = tmp_path / "run"
+    with pytest.raises(FileNotFoundError, match="/nowhere"):
+        train(config_of(values | {"processor": "/nowhere"}), run)  # never began, so the folder is free
     train(config_of(values), run, resume=True)  # nothing there yet: it starts
     with pytest.raises(ValueError, match=r"already holds a run; add --resume"):
         train(config_of(values), run)

@@ -99,7 +99,9 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 def fingerprint(model: torch.nn.Module) -> dict[str, str]:
     """A hash of every frozen parameter and saved buffer; taken before DeepSpeed partitions them."""
-    tensors = {name: value for name, value in model.named_parameters() if not value.requires_grad}
+    tensors: dict[str, torch.Tensor] = {
+        name: value for name, value in model.named_parameters() if not value.requires_grad
+    }
     saved = model.state_dict().keys()
     tensors |= {name: value for name, value in model.named_buffers() if name in saved}
     return {name: _hash(value) for name, value in tensors.items()}

@@ -55,7 +55,7 @@ class RunDir:
         world.agree(error, f"opening {self.path}")
 
     def _open(self, config: TrainConfig, resume: bool) -> None:
-        if self.config.exists():
+        if self.metrics.exists() and self.metrics.stat().st_size:  # a start that failed before its first step is no run
             if not resume:
                 raise ValueError(f"{self.path} already holds a run; add --resume to go on, or choose another run=DIR")
             _check_same(settings.read_yaml(self.config), settings.to_dict(config), self.path)
