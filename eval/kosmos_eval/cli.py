@@ -146,11 +146,17 @@ def _tasks(argv: Sequence[str]) -> int:
     from . import tasks
 
     argparse.ArgumentParser(prog="kosmos eval tasks", description="List the tasks.").parse_args(argv)
-    table = Table("task", "what", "metrics", "answers by", "file")
-    for name, path in tasks.known().items():
+    table = Table(box=None, pad_edge=False)
+    for heading, fixed in (("task", True), ("what", False), ("metrics", False), ("answers by", True)):
+        table.add_column(heading, no_wrap=fixed)
+    for name in tasks.known():
         task = tasks.load(name)
-        table.add_row(name, task.description, ", ".join(task.metrics), task.decoding.method, str(path))
-    Console().print(table)
+        table.add_row(name, task.description, ", ".join(task.metrics), task.decoding.method)
+    console = Console()
+    console.print(table)
+    console.print(
+        f"\nThe files, with their data and expected numbers: {tasks.known()['easy_vqa'].parent}", soft_wrap=True
+    )
     return 0
 
 

@@ -130,6 +130,39 @@ def _read_karpathy(files: DatasetFiles, data: Path, split: str) -> list[Item]:
     return items
 
 
+def _read_vizwiz(files: DatasetFiles, data: Path, split: str) -> list[Item]:
+    """VizWiz: a list of {image, question, answers: [{answer}]}; published files lack ``answer_id``, which we do not
+    need."""
+    path = _path(data, files.annotations, split)
+    entries = formats.read_json(path)
+    if not isinstance(entries, list):
+        raise ValueError(f"{path}: expected a list of questions, found a {type(entries).__name__}")
+    items = []
+    for number, entry in enumerate(entries):
+        answers = tuple(answer["answer"] for answer in entry.get("answers", []))
+        if not answers:
+            raise ValueError(
+                f"{path}: entry {number} (counting from 0) has no answers; the test answers are not public"
+            )
+        images = _images(files, data, split, file_name=entry["image"])
+        items.append(
+            Item(entry["image"], {"question": entry["question"]}, images, answers, entry.get("answer_type", ""))
+        )
+    return items
+
+
+def _read_parquet(files: DatasetFiles, data: Path, split: str) -> list[Item]:
+    """A table with the columns of the JSON lines."""
+    from pyarrow import parquet
+
+    path = _path(data, files.annotations, split)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    rows = parquet.read_table(path).to_pylist()
+    kept = [{key: value for key, value in row.items() if value is not None} for row in rows]
+    return [_json_item(row, path, number, data, files, split) for number, row in enumerate(kept, start=1)]
+
+
 def _read_jsonl(files: DatasetFiles, data: Path, split: str) -> list[Item]:
     """Lines ``{"id", "images": [...], "answers": [...], "candidates": [...], FIELD: text, …}``; all but answers
     optional."""
@@ -167,7 +200,14 @@ def _json_item(entry: Any, path: Path, number: int, data: Path, files: DatasetFi
     )
 
 
-_READERS = {"vqa": _read_vqa, "captions": _read_captions, "karpathy": _read_karpathy, "jsonl": _read_jsonl}
+_READERS = {
+    "vqa": _read_vqa,
+    "captions": _read_captions,
+    "karpathy": _read_karpathy,
+    "vizwiz": _read_vizwiz,
+    "jsonl": _read_jsonl,
+    "parquet": _read_parquet,
+}
 
 
 def _check_ids(items: Sequence[Item], task: Task, split: str) -> None:

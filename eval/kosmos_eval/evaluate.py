@@ -98,7 +98,7 @@ def evaluate(
         for count in shots:
             for context in contexts:
                 size = few_shot_limit if count and few_shot_limit is not None else limit
-                rows += session.run(Run(task, count, context, subset(session.items, task, size)))
+                rows += session.run(Run(session.task, count, context, subset(session.items, task, size)))
     finally:
         model.train(was_training)
     if session.rank.index > 0:
@@ -146,6 +146,9 @@ class _Session:
         self.folder = Path(out) / "samples" if out is not None else None
         self.items = load_items(task, data, task.split)
         self._data = data
+        if task.decoding.constrained and not task.decoding.candidates:
+            names = sorted({answer for item in self.items for answer in item.answers})
+            self.task = replace(task, decoding=replace(task.decoding, candidates=names))
         self.runner = Runner(model, processor)
         self.engine = Engine(self.runner, batch_rows)
         self.fingerprint = fingerprint(model)

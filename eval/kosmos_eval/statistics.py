@@ -17,6 +17,7 @@ from .metrics import MetricScore
 
 RESAMPLES = 1000
 _LEVELS = (2.5, 97.5)
+_CHUNK = 4_000_000  # draws held in memory at a time
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,7 @@ def interval(score: MetricScore, clusters: Sequence[Hashable] | None = None, see
         clusters: for each item what is drawn as a whole (its image); default every item by itself.
         seed: of the draws; the same seed gives the same interval.
     """
-    sums = _cluster_sums(score, clusters)
-    draws = _draws(len(sums), seed)
-    low, high = np.percentile(score.combine(draws @ sums), _LEVELS)
+    low, high = np.percentile(score.combine(_resampled(_cluster_sums(score, clusters), seed)), _LEVELS)
     return float(low), float(high)
 
 
@@ -64,8 +63,7 @@ def compare(
             "both models must be scored by the same metric on the same items"
         )
     one, two = _cluster_sums(first, clusters), _cluster_sums(second, clusters)
-    draws = _draws(len(one), seed)
-    differences = second.combine(draws @ two) - first.combine(draws @ one)
+    differences = second.combine(_resampled(two, seed)) - first.combine(_resampled(one, seed))
     low, high = np.percentile(differences, _LEVELS)
     tail = min((differences <= 0).mean(), (differences >= 0).mean())
     return Comparison(
@@ -87,7 +85,13 @@ def _cluster_sums(score: MetricScore, clusters: Sequence[Hashable] | None) -> np
     return sums
 
 
-def _draws(clusters: int, seed: int) -> np.ndarray:
-    """How often each cluster is drawn in each resample, (RESAMPLES, C)."""
-    generator = np.random.default_rng(seed)
-    return generator.multinomial(clusters, np.full(clusters, 1 / clusters), size=RESAMPLES).astype(np.float64)
+def _resampled(sums: np.ndarray, seed: int) -> np.ndarray:
+    """Statistics of each resample, (RESAMPLES, K): clusters drawn with replacement, the same for the same seed."""
+    generator, count = np.random.default_rng(seed), len(sums)
+    chunk = max(1, min(RESAMPLES, _CHUNK // count))
+    parts = []
+    for start in range(0, RESAMPLES, chunk):
+        size = min(chunk, RESAMPLES - start)
+        drawn = generator.multinomial(count, np.full(count, 1 / count), size=size)
+        parts.append(drawn.astype(np.float64) @ sums)
+    return np.concatenate(parts)

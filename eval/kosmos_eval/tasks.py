@@ -32,14 +32,15 @@ class DatasetFiles:
 
     Args:
         format: ``vqa`` (VQAv2 questions and annotations), ``captions`` (COCO captions), ``karpathy`` (the split file of
-            Karpathy and Fei-Fei: ``dataset_coco.json``, ``dataset_flickr30k.json``), or ``jsonl`` (one object a line).
+            Karpathy and Fei-Fei: ``dataset_coco.json``, ``dataset_flickr30k.json``), ``vizwiz`` (a list of image,
+            question, answers), ``jsonl`` (one object a line) or ``parquet`` (the same columns; needs pyarrow).
         questions: VQAv2 question file.
         annotations: VQAv2 annotations, COCO captions, the Karpathy file, or the JSON lines.
         images: image path with ``{image_id}`` or ``{file_name}`` (and ``{split}``); empty for tasks without images.
         group: which of VQAv2's two types the scores are split by (VQAv2 has 65 question types and 3 answer types).
     """
 
-    format: Literal["vqa", "captions", "karpathy", "jsonl"]
+    format: Literal["vqa", "captions", "karpathy", "vizwiz", "jsonl", "parquet"]
     annotations: str
     questions: str = ""
     images: str = ""
@@ -92,10 +93,11 @@ class Decoding:
         max_new_tokens: the answer's length at most; it also ends at ``</s>`` or a newline.
         num_beams, length_penalty: for ``beam`` (KOSMOS-1: 5 for captions, 2 for ImageNet).
         temperature, top_p: for ``sample``; the draws depend on the item alone, not on its batch.
-        candidates: for ``rank`` where items bring none of their own.
+        candidates: for ``rank`` where items bring none of their own, and for ``constrained``.
         normalisation: of a candidate's log-likelihood: ``sum``, ``mean`` over its tokens, per ``byte``, or
             ``unconditional`` (minus the log-likelihood after the bare prompt, GPT-3 section 2.4).
-        constrained: for ``beam``: only the candidates can be written (KOSMOS-1's constrained ImageNet).
+        constrained: for ``beam``: only the candidates can be written (KOSMOS-1's constrained ImageNet); without
+            candidates, only answers that occur in the evaluated split (its class names).
     """
 
     method: Literal["greedy", "beam", "sample", "rank"] = "greedy"

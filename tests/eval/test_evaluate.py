@@ -261,3 +261,14 @@ def test_missing_images_are_counted(model: Model, processor: KosmosProcessor, to
     task.dataset.images = "{split}/images/{image_id}.jpg"
     with pytest.raises(FileNotFoundError, match="12 of 12 images are missing"):
         evaluate(model, processor, task, toy_data)
+
+
+def test_constrained_decoding_takes_the_split_s_own_names(
+    model: Model, processor: KosmosProcessor, toy_data: Path, tmp_path: Path
+) -> None:
+    captions = json.loads((toy_data / "test/captions.json").read_text())["annotations"]
+    names = {entry["caption"] for entry in captions}
+    task = tasks.load("easy_vqa_caption", ["decoding.method=beam", "decoding.num_beams=2", "decoding.constrained=true"])
+    evaluate(model, processor, task, toy_data, out=tmp_path)
+    for line in (tmp_path / "samples/easy_vqa_caption-0shot-image+text.jsonl").read_text().splitlines():
+        assert json.loads(line)["prediction"] in names
