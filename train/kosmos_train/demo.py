@@ -20,7 +20,9 @@ from rich.progress import Progress
 
 from kosmos import settings
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "demo"
+_HERE = Path(__file__).resolve().parent
+# Beside the package in the source tree, inside it in an installed wheel.
+CONFIGS = next((p for p in (_HERE.parent / "configs" / "demo", _HERE / "configs" / "demo") if p.is_dir()), _HERE)
 YAML_ROOT = "runs/demo"
 """The folder that the demo's YAMLs name; another ``--out`` takes its place."""
 
