@@ -39,7 +39,7 @@ def test_evaluate_report_and_compare(
     assert (tmp_path / "report/shots.png").stat().st_size > 5000
     capsys.readouterr()
 
-    samples = tmp_path / "samples"
+    samples = tmp_path / "samples/toy"
     files = [str(samples / f"easy_vqa-{k}shot-image+text.jsonl") for k in (0, 2)]
     assert main(["eval", "compare", *files]) == 0
     difference = json.loads(capsys.readouterr().out)

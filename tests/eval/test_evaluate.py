@@ -59,7 +59,7 @@ def test_log_holds_the_exact_prompt(
     model: Model, processor: KosmosProcessor, toy_data: Path, task: Task, tmp_path: Path
 ) -> None:
     evaluate(model, processor, task, toy_data, shots=(2,), out=tmp_path)
-    lines = (tmp_path / "samples/easy_vqa-2shot-image+text.jsonl").read_text().splitlines()
+    lines = (tmp_path / "samples/model/easy_vqa-2shot-image+text.jsonl").read_text().splitlines()
     assert len(lines) == 24
     record = json.loads(lines[0])
     assert record["prompt"].count("<image>Question: ") == 3
@@ -69,7 +69,7 @@ def test_log_holds_the_exact_prompt(
     assert record["images"][-1]["file"] == "100.png"
     assert len(set(record["demonstrations"])) == 2
     assert record["metrics"].keys() == {"vqa"}
-    assert not list((tmp_path / "samples").glob("*part*"))
+    assert not list((tmp_path / "samples/model").glob("*part*"))
 
 
 def test_first_prompt_and_its_ids_are_printed(
@@ -94,7 +94,7 @@ def test_contexts_without_images_never_encode_one(
 ) -> None:
     monkeypatch.setattr(model, "get_image_features", lambda pixels: pytest.fail("an image was encoded"))
     evaluate(model, processor, task, toy_data, shots=(0, 2), contexts=(context,), out=tmp_path)
-    record = json.loads((tmp_path / f"samples/easy_vqa-0shot-{context}.jsonl").read_text().splitlines()[0])
+    record = json.loads((tmp_path / f"samples/model/easy_vqa-0shot-{context}.jsonl").read_text().splitlines()[0])
     question = "what color is it?" if context == "text-only" else ""
     assert record["prompt"] == f"Question: {question} Answer:"
 
@@ -104,7 +104,10 @@ def test_shuffled_gives_every_item_another_image(
 ) -> None:
     evaluate(model, processor, task, toy_data, contexts=("image+text", "shuffled"), out=tmp_path)
     own, other = (
-        [json.loads(line) for line in (tmp_path / f"samples/easy_vqa-0shot-{context}.jsonl").read_text().splitlines()]
+        [
+            json.loads(line)
+            for line in (tmp_path / f"samples/model/easy_vqa-0shot-{context}.jsonl").read_text().splitlines()
+        ]
         for context in ("image+text", "shuffled")
     )
     for first, second in zip(own, other, strict=True):
@@ -123,7 +126,7 @@ def test_resume_answers_only_what_is_open(
     """A log cut in the middle of a line, as kill -9 leaves it: the same rows, and only the lost items are asked
     again."""
     whole = evaluate(model, processor, task, toy_data, out=tmp_path)
-    log = tmp_path / "samples/easy_vqa-0shot-image+text.jsonl"
+    log = tmp_path / "samples/model/easy_vqa-0shot-image+text.jsonl"
     before = log.read_text()
     kept = before.splitlines(keepends=True)[:10]
     log.unlink()
@@ -192,7 +195,7 @@ def test_two_ranks_equal_one(
     assert results[1] == []
     assert strip(results[0]) == strip(single)
     for name in ("easy_vqa-0shot-image+text", "easy_vqa-2shot-shuffled"):
-        one, two = ((tmp_path / folder / f"samples/{name}.jsonl").read_text() for folder in ("one", "two"))
+        one, two = ((tmp_path / folder / f"samples/model/{name}.jsonl").read_text() for folder in ("one", "two"))
         assert one == two
 
 
@@ -201,7 +204,9 @@ def test_the_limit_is_a_fixed_subset(
 ) -> None:
     evaluate(model, processor, task, toy_data, out=tmp_path / "all")
     rows = evaluate(model, processor, task, toy_data, limit=7, out=tmp_path / "few")
-    whole, few = ((tmp_path / name / "samples/easy_vqa-0shot-image+text.jsonl").read_text() for name in ("all", "few"))
+    whole, few = (
+        (tmp_path / name / "samples/model/easy_vqa-0shot-image+text.jsonl").read_text() for name in ("all", "few")
+    )
     assert rows[0]["n"] == 7
     assert set(few.splitlines()) <= set(whole.splitlines())
 
@@ -270,5 +275,5 @@ def test_constrained_decoding_takes_the_split_s_own_names(
     names = {entry["caption"] for entry in captions}
     task = tasks.load("easy_vqa_caption", ["decoding.method=beam", "decoding.num_beams=2", "decoding.constrained=true"])
     evaluate(model, processor, task, toy_data, out=tmp_path)
-    for line in (tmp_path / "samples/easy_vqa_caption-0shot-image+text.jsonl").read_text().splitlines():
+    for line in (tmp_path / "samples/model/easy_vqa_caption-0shot-image+text.jsonl").read_text().splitlines():
         assert json.loads(line)["prediction"] in names

@@ -70,7 +70,7 @@ def test_killed_and_resumed_gives_the_same_file(
     checkpoint: Path, toy_data: Path, tmp_path: Path, expected: str
 ) -> None:
     process = start(SLOW, checkpoint, toy_data, tmp_path)
-    part = tmp_path / "samples/easy_vqa-0shot-image+text.part-0.jsonl"
+    part = tmp_path / "samples/toy/easy_vqa-0shot-image+text.part-0.jsonl"
     deadline = time.monotonic() + 90
     while not (part.is_file() and part.stat().st_size > 0) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -92,4 +92,4 @@ def test_two_ranks_give_the_same_file(checkpoint: Path, toy_data: Path, tmp_path
     assert [rank.wait(timeout=180) for rank in ranks] == [0, 0]
     assert rows(tmp_path) == expected
     assert expected[0]["n"] == 24
-    assert len(list((tmp_path / "samples").iterdir())) == 4
+    assert len(list((tmp_path / "samples/toy").iterdir())) == 4

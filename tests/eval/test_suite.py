@@ -93,7 +93,7 @@ def test_raven_answers_are_the_candidate_with_the_most_likely_yes(
 ) -> None:
     data = made("raven", toy_data, tmp_path, count=3)
     evaluate(model, processor, "raven", data, out=tmp_path / "out")
-    for record in lines(tmp_path / "out/samples/raven-0shot-image+text.jsonl"):
+    for record in lines(tmp_path / "out/samples/model/raven-0shot-image+text.jsonl"):
         assert len(record["scores"]) == 8
         assert record["prediction"] == str(int(np.argmax(record["scores"])) + 1)
         assert record["prompt"].startswith("Here are eight images:" + "<image>" * 8 + "The following image is:<image>")
@@ -126,7 +126,7 @@ def test_chain_of_thought_reads_its_own_rationale(
     data = made("rendered_text", toy_data, tmp_path)
     task = tasks.load("rendered_text_cot", ["rationale_tokens=5"])
     evaluate(model, processor, task, data, out=tmp_path / "out")
-    for record in lines(tmp_path / "out/samples/rendered_text_cot-0shot-image+text.jsonl"):
+    for record in lines(tmp_path / "out/samples/model/rendered_text_cot-0shot-image+text.jsonl"):
         assert (
             record["prompt"] == f"<image>{record['rationale']} Question: what is the sentiment of the opinion? Answer:"
         )
@@ -143,13 +143,13 @@ def test_a_cloze_scores_what_follows_the_candidate(
         decoding=tasks.Decoding("rank"), metrics=["accuracy"], name="cloze",
     )  # fmt: skip
     evaluate(model, processor, task, tmp_path, out=tmp_path / "out")
-    (record,) = lines(tmp_path / "out/samples/cloze-0shot-image+text.jsonl")
+    (record,) = lines(tmp_path / "out/samples/model/cloze-0shot-image+text.jsonl")
     assert record["prediction"] in ("yes", "no")
     words = tasks.Task(
         "words", task.dataset, tasks.Prompt("{premise}"), decoding=task.decoding, metrics=["accuracy"], name="words"
     )
     evaluate(model, processor, words, tmp_path, out=tmp_path / "out")
-    (bare,) = lines(tmp_path / "out/samples/words-0shot-image+text.jsonl")
+    (bare,) = lines(tmp_path / "out/samples/model/words-0shot-image+text.jsonl")
     assert all(full < alone for full, alone in zip(record["scores"], bare["scores"], strict=True))
 
 
