@@ -59,9 +59,9 @@ def collate(rows: Sequence[Row]) -> dict[str, Tensor]:
         batch["block_ids"] = table[BLOCK]
     if bool((table[POSITION_IN_SPAN] != 0).any()):
         batch["position_in_span"] = table[POSITION_IN_SPAN]
-    images = [row.images for row in rows if row.images is not None]
+    images = [image for row in rows for image in row.images]
     if images:
-        batch["pixel_values"] = torch.from_numpy(np.concatenate(images))
+        batch["pixel_values"] = torch.from_numpy(np.stack(images))
     texts = [text for row in rows for text in row.texts]
     if texts:
         batch["span_input_ids"], batch["span_attention_mask"] = _pad(texts)
@@ -80,16 +80,12 @@ def statistics(rows: Sequence[Row], source_names: Sequence[str]) -> dict[str, An
     return {
         "tokens": int(counts.sum()),
         "positions": sources.size,
-        "images": sum(image_count(row) for row in rows),
+        "images": sum(len(row.images) for row in rows),
         "documents": sum(row.documents for row in rows),
         "source_tokens": dict(zip(source_names, counts.tolist(), strict=True)),
         "skipped": dict(skipped),
         "order": f"{order:016x}",
     }
-
-
-def image_count(row: Row) -> int:
-    return 0 if row.images is None else len(row.images)
 
 
 def _pad(texts: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:

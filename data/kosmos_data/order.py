@@ -10,6 +10,8 @@ version of numpy.
 from __future__ import annotations
 
 import hashlib
+import itertools
+from bisect import bisect_right
 from functools import lru_cache
 
 import numpy as np
@@ -39,13 +41,21 @@ def permute(index: int, size: int, key: int) -> int:
     """The image of ``index`` under a pseudo-random permutation of 0 … size − 1."""
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     mask = (1 << half) - 1
+    keys = _round_keys(key)
     while True:  # cycle walking: the network permutes a power of four, at most four times too large
         left, right = index >> half, index & mask
-        for turn in range(_ROUNDS):
-            left, right = right, left ^ (mix(key ^ (right << 2 | turn)) & mask)
+        for round_key in keys:  # mix() by hand: this runs for every document
+            hashed = ((right ^ round_key) * 0xBF58476D1CE4E5B9) & _MASK
+            hashed = ((hashed ^ hashed >> 31) * 0x94D049BB133111EB) & _MASK
+            left, right = right, left ^ (hashed >> 40 & mask)
         index = left << half | right
         if index < size:
             return index
+
+
+@lru_cache(maxsize=64)
+def _round_keys(key: int) -> tuple[int, ...]:
+    return tuple(mix(key, turn) for turn in range(_ROUNDS))
 
 
 class SourceOrder:
@@ -58,9 +68,9 @@ class SourceOrder:
     """
 
     def __init__(self, counts: np.ndarray, seed: int, name: str) -> None:
-        self.counts = counts
-        self.starts = np.concatenate([[0], np.cumsum(counts)])
-        self.total = int(self.starts[-1])
+        self.counts: list[int] = counts.tolist()
+        self.starts = [0, *itertools.accumulate(self.counts)]
+        self.total = self.starts[-1]
         self.key = mix(seed, name_key(name))
         self._plan = lru_cache(maxsize=2)(self._make_plan)  # lanes may stand in two epochs at a time
 
@@ -68,13 +78,13 @@ class SourceOrder:
         """(epoch, index of the document) at place ``ordinal`` of the endless sequence."""
         epoch, place = divmod(ordinal, self.total)
         shards, ends = self._plan(epoch)
-        window = int(np.searchsorted(ends, place, side="right")) // SHARDS_PER_WINDOW
-        first = int(ends[window * SHARDS_PER_WINDOW - 1]) if window else 0
-        last = int(ends[min((window + 1) * SHARDS_PER_WINDOW, len(ends)) - 1])
+        window = bisect_right(ends, place) // SHARDS_PER_WINDOW
+        first = ends[window * SHARDS_PER_WINDOW - 1] if window else 0
+        last = ends[min((window + 1) * SHARDS_PER_WINDOW, len(ends)) - 1]
         shuffled = first + permute(place - first, last - first, mix(self.key, epoch, window))
-        position = int(np.searchsorted(ends, shuffled, side="right"))
-        shard = int(shards[position])
-        return epoch, int(self.starts[shard]) + shuffled - int(ends[position] - self.counts[shard])
+        position = bisect_right(ends, shuffled)
+        shard = shards[position]
+        return epoch, self.starts[shard] + shuffled - (ends[position] - self.counts[shard])
 
     def __getstate__(self) -> dict[str, object]:
         return {name: value for name, value in self.__dict__.items() if name != "_plan"}
@@ -83,7 +93,7 @@ class SourceOrder:
         self.__dict__.update(state)
         self._plan = lru_cache(maxsize=2)(self._make_plan)
 
-    def _make_plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    def _make_plan(self, epoch: int) -> tuple[list[int], list[int]]:
         """Shards in the order of ``epoch``, and the running total of documents at the end of each."""
-        shards = np.array(sorted(range(len(self.counts)), key=lambda shard: mix(self.key, epoch, ~shard & _MASK)))
-        return shards, np.cumsum(self.counts[shards])
+        shards = sorted(range(len(self.counts)), key=lambda shard: mix(self.key, epoch, ~shard & _MASK))
+        return shards, list(itertools.accumulate(self.counts[shard] for shard in shards))

@@ -29,7 +29,7 @@ TOKEN, LABEL, DOCUMENT, BLOCK, POSITION, POSITION_IN_SPAN, SOURCE = range(len(FI
 IGNORED = -100
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Piece:
     """Tokens ``start`` … ``stop`` of an example, placed in a row; ``key`` says of which document."""
 
@@ -160,7 +160,7 @@ class Row:
         number: place of the row in the whole run; it belongs to lane ``number % lanes``.
         fields: int32 (7, T), in the order of :data:`FIELDS`; padding has document −1 and source −1.
         weight: float32 (T,).
-        images: ``uint8`` (I, 3, S, S), or None.
+        images: ``uint8`` (3, S, S) each.
         texts: ids of the text spans for the text encoder.
         order: hash of which pieces of which documents these are.
         lane_state: the lane's state after this row.
@@ -170,7 +170,7 @@ class Row:
     number: int
     fields: np.ndarray
     weight: np.ndarray
-    images: np.ndarray | None
+    images: list[np.ndarray]
     texts: list[np.ndarray]
     order: int
     documents: int
@@ -180,31 +180,32 @@ class Row:
 
 def fill_row(row: Row, pieces: Sequence[Piece], bos: int, document_mask: bool) -> None:
     """Write ``pieces`` one behind the other into the arrays of ``row``."""
-    images: list[np.ndarray] = []
     at = blocks = 0
     for number, piece in enumerate(pieces):
         example, begin = piece.example, at + (piece.start > 0)
         end = begin + piece.stop - piece.start
         part = slice(piece.start, piece.stop)
-        table = row.fields[:, begin:end]
-        table[TOKEN] = example.token[part]
-        table[LABEL] = np.where(example.weight[part] > 0, example.label[part], IGNORED)
-        table[DOCUMENT] = number if document_mask else 0
-        table[BLOCK] = np.where(example.block[part] >= 0, example.block[part] + blocks, -1)
+        fields = row.fields
+        fields[TOKEN, begin:end] = example.token[part]
+        fields[LABEL, begin:end] = example.label[part]
+        fields[DOCUMENT, at:end] = number if document_mask else 0
+        block = example.block[part]
+        if (last_block := int(block.max())) >= 0:
+            fields[BLOCK, begin:end] = np.where(block >= 0, block + blocks, -1)
+            blocks += last_block + 1
         first = (0 if document_mask else at) + (piece.start > 0)
-        table[POSITION] = example.position[part] - (example.position[piece.start] - first)
-        table[POSITION_IN_SPAN] = example.position_in_span[part]
+        fields[POSITION, begin:end] = example.position[part]
+        fields[POSITION, begin:end] += first - int(example.position[piece.start])
+        fields[POSITION_IN_SPAN, begin:end] = example.position_in_span[part]
+        fields[SOURCE, at:end] = piece.source
         row.weight[begin:end] = example.weight[part]
-        row.fields[SOURCE, at:end] = piece.source
         if piece.start > 0:
-            row.fields[:POSITION_IN_SPAN, at] = (bos, IGNORED, table[DOCUMENT, 0], -1, first - 1)
-        spans = [span for span in example.spans if piece.start <= span.start < piece.stop]
-        images += [span.payload for span in spans if span.kind == "image"]
-        row.texts += [span.payload for span in spans if span.kind == "text"]
-        blocks += int(example.block.max(initial=-1)) + 1
+            fields[TOKEN, at], fields[POSITION, at] = bos, first - 1
+        for span in example.spans:
+            if piece.start <= span.start < piece.stop:
+                (row.images if span.kind == "image" else row.texts).append(span.payload)
         at = end
-    if images:
-        row.images = np.stack(images)
+    row.fields[LABEL][row.weight <= 0] = IGNORED
 
 
 def empty_row(number: int, row_tokens: int, pad: int) -> Row:
@@ -213,4 +214,4 @@ def empty_row(number: int, row_tokens: int, pad: int) -> Row:
     fields[TOKEN] = pad
     fields[LABEL] = IGNORED
     fields[[DOCUMENT, BLOCK, SOURCE]] = -1
-    return Row(number, fields, np.zeros(row_tokens, dtype=np.float32), None, [], order=0, documents=0)
+    return Row(number, fields, np.zeros(row_tokens, dtype=np.float32), [], [], order=0, documents=0)

@@ -49,16 +49,16 @@ def test_order_depends_on_seed_name_and_epoch_and_on_nothing_else() -> None:
 def test_order_is_the_same_for_ever() -> None:
     """Golden values: a change here would silently change what a resumed run reads."""
     assert mix(1, 2, 3) == 7702586659592502839
-    assert [permute(n, 10, 7) for n in range(10)] == [0, 4, 2, 3, 5, 6, 7, 1, 9, 8]
+    assert [permute(n, 10, 7) for n in range(10)] == [5, 4, 2, 8, 1, 7, 9, 6, 3, 0]
     assert [SourceOrder(np.array([4, 3]), 0, "s")[n] for n in range(9)] == [
-        (0, 1),
-        (0, 4),
-        (0, 0),
         (0, 6),
+        (0, 5),
+        (0, 4),
         (0, 3),
         (0, 2),
-        (0, 5),
-        (1, 4),
+        (0, 0),
+        (0, 1),
+        (1, 0),
         (1, 3),
     ]
 
