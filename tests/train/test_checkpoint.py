@@ -32,7 +32,8 @@ def train_a_little(
         first = state["step"] + 1
     losses = []
     for step in range(first, first + 2):
-        result = made.step(jobs.step_batch(step, processor, made.world.rank, made.world.size), step, 1e-3, {})
+        batch = jobs.step_batch(step, processor, made.world.rank, made.world.size)
+        result = made.step(batch, step, jobs.rate_of(step), {})
         losses.append([result.loss, result.grad_norm])
     checkpoint.save(Path(folder), first + 1, made, processor, {"frozen": {}}, keep=2)
     made.close()

@@ -32,7 +32,7 @@ def plain_losses(values: dict[str, Any]) -> list[list[float]]:
     processor = build_processor(config)
     model = build_model(config, processor).train()
     optim = config.optim
-    adam = torch.optim.AdamW(parameter_groups(model, optim), lr=1e-3, betas=optim.betas, eps=optim.eps)
+    adam = torch.optim.AdamW(parameter_groups(model, optim), betas=optim.betas, eps=optim.eps)
     losses = []
     for step in range(1, STEPS + 1):
         parts = jobs.step_batch(step, processor, 0, 1).micro_batches
@@ -43,9 +43,11 @@ def plain_losses(values: dict[str, Any]) -> list[list[float]]:
         loss = model(**batch).loss  # its own default normaliser: the sum of weights
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip)
+        for group in adam.param_groups:
+            group["lr"] = jobs.rate_of(step)
         adam.step()
         adam.zero_grad()
-        losses.append([float(loss), float(norm)])
+        losses.append([loss.item(), norm.item()])
     return losses
 
 
@@ -104,6 +106,31 @@ def test_compiled_blocks_train_alike(values: dict[str, Any], monkeypatch: pytest
     again = losses_with(values, {"zero_stage": 2}, {"compile": True})
     assert len(compiled) == 2
     torch.testing.assert_close(again, plain, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_gradient_norms_by_part(values: dict[str, Any], stage: int) -> None:
+    """Against autograd on the bare model; frozen parts have none, and together they are the whole norm."""
+    from kosmos_train.build import build_model
+
+    values = no_dropout(values) | {"engine": {"zero_stage": stage}}
+    values["optim"] = {"clip": 0.1}
+    engine = jobs.make_engine(values)
+    processor = jobs.build_processor_of(engine)
+    batch = jobs.step_batch(1, processor, 0, 1)
+    result = engine.step(batch, 1, 1e-3, {})
+    engine.close()
+    assert set(result.part_norms) == {"decoder", "embeddings", "connector"}
+    assert sum(norm**2 for norm in result.part_norms.values()) ** 0.5 == pytest.approx(result.grad_norm, rel=1e-5)
+    model = build_model(engine.config, processor)
+    total = sum(float(micro["loss_weight"].sum()) for micro in batch.micro_batches)
+    for micro in batch.micro_batches:
+        inputs = {name: value for name, value in micro.items() if name != "source_ids"}
+        if "pixel_values" in inputs:
+            inputs["pixel_values"] = processor.image_processor.normalize(inputs["pixel_values"])
+        model(**inputs, num_items_in_batch=total).loss.backward()
+    connector = [parameter.grad.norm() for parameter in model.model.connector.parameters()]
+    assert result.part_norms["connector"] == pytest.approx(float(torch.stack(connector).norm()), rel=1e-4)
 
 
 def test_gradients_are_those_of_the_weighted_mean(values: dict[str, Any]) -> None:

@@ -111,6 +111,7 @@ def test_run_folder_that_cannot_be_made(values: dict[str, Any], tmp_path: Path) 
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         train(config_of(values), tmp_path / "file" / "run")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
     with pytest.raises(ValueError, match="where to"):
         main([str(tmp_path / "config.yaml")])
 

@@ -18,7 +18,8 @@ import torch
 
 from .config import EngineConfig, TrainConfig
 from .distributed import World
-from .fragments import create_state, load_optimizer, refresh_weights
+from .flops import PARTS, part_of
+from .fragments import create_state, fragments, load_optimizer, refresh_weights
 from .guards import SpikeGuard
 from .optim import VetoAdamW, parameter_groups
 
@@ -47,6 +48,8 @@ class StepResult:
     """Images read."""
     rows: int = 0
     """Rows read."""
+    part_norms: dict[str, float] = field(default_factory=dict)
+    """The same by part of the model; every ``log.every`` steps."""
     votes: dict[str, float] = field(default_factory=dict)
     """The ``votes`` of all ranks, summed."""
 
@@ -102,6 +105,9 @@ class Engine:
         if config.engine.zero_stage:
             self.optimizer.norm_source = lambda: wrapped._global_grad_norm
         create_state(self.deepspeed)
+        for fragment in fragments(self.deepspeed):
+            pieces = self.optimizer.pieces.setdefault(fragment.flat, [])
+            pieces.append((part_of(fragment.name), fragment.offset, fragment.numel))
 
     @property
     def model(self) -> Any:
@@ -136,12 +142,12 @@ class Engine:
             self.deepspeed.backward(output.loss * self.world.size, scale_wrt_gas=False)
             losses += self._losses(output, micro)
         self._fill_losses(result, self.world.sum(losses.tolist()), counts)
-        self._update(result)
+        self._update(result, measured=number % self.config.log.every == 0)
         return result
 
-    def _update(self, result: StepResult) -> None:
+    def _update(self, result: StepResult, measured: bool) -> None:
         bad_loss = self.guard.judge_loss(result.loss)
-        self.optimizer.begin(lambda norm: bad_loss or self.guard.judge_norm(norm))
+        self.optimizer.begin(lambda norm: bad_loss or self.guard.judge_norm(norm), measured)
         self.deepspeed.step()
         norm = self.deepspeed.get_global_grad_norm() if self.config.engine.zero_stage else self.optimizer.norm
         result.grad_norm = float("nan") if norm is None else float(norm)
@@ -149,6 +155,16 @@ class Engine:
         if result.skipped is None and not self.deepspeed.was_step_applied():
             result.skipped = "gradient is not finite"
         self.guard.record(result.loss, result.grad_norm, result.skipped)
+        if measured and result.skipped is None:
+            result.part_norms = self._part_norms(result.grad_norm)
+
+    def _part_norms(self, norm: float) -> dict[str, float]:
+        """Norm of each part's gradient before clipping, over all ranks (under ZeRO-0 each has the whole of it)."""
+        squares = [float(self.optimizer.squares.get(part, 0.0)) for part in PARTS]
+        if self.config.engine.zero_stage:
+            squares = self.world.sum(squares)
+        clipped = max(1.0, norm / self.config.optim.clip) if self.config.optim.clip > 0 else 1.0
+        return {part: clipped * square**0.5 for part, square in zip(PARTS, squares, strict=True) if square}
 
     @torch.no_grad()
     def evaluate(self, batches: list[Any]) -> dict[str, float]:

@@ -16,6 +16,8 @@ import torch
 PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12,
          "L4": 121e12, "A10": 125e12, "RTX 4090": 165e12, "RTX 3090": 71e12}  # fmt: skip
 
+PARTS = ("decoder", "embeddings", "connector", "vision", "spans")
+
 
 @dataclass(frozen=True)
 class ModelCost:
@@ -53,10 +55,10 @@ def device_peak() -> float | None:
 
 def model_cost(model: Any, row_tokens: int) -> ModelCost:
     """Count a model (on any device, meta too) that reads rows of ``row_tokens``."""
-    parts = {"decoder": 0, "embeddings": 0, "connector": 0, "vision": 0, "spans": 0}
+    parts = dict.fromkeys(PARTS, 0)
     frozen = dict.fromkeys(parts, 0)
     for name, parameter in model.named_parameters():
-        part = _part(name)
+        part = part_of(name)
         parts[part] += parameter.numel()
         frozen[part] += 0 if parameter.requires_grad else parameter.numel()
     text = model.config.text_config
@@ -82,7 +84,8 @@ def _image_flops(model: Any, parts: dict[str, int], frozen: dict[str, int]) -> f
     return float(tower + 6 * parts["connector"] * (patches + queries) / 2)
 
 
-def _part(name: str) -> str:
+def part_of(name: str) -> str:
+    """The part of the model that a parameter belongs to, by its name."""
     if "vision_tower" in name:
         return "vision"
     if "span_" in name:

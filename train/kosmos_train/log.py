@@ -60,6 +60,7 @@ class RunLog:
             "images": result.images,
             "lr": rate,
             "grad_norm": result.grad_norm,
+            **({"part_norms": result.part_norms} if result.part_norms else {}),
             "seconds": round(seconds, 5),
             "tokens_per_second": round(result.tokens / max(seconds, 1e-9), 1),
             "data_wait": round(waited / max(seconds, 1e-9), 4),

@@ -32,11 +32,18 @@ class VetoAdamW(torch.optim.AdamW):
         self.norm_source: Callable[[], float] | None = None
         self.norm = math.nan
         self.reason: str | None = None
-        self._decided = False
+        self.pieces: dict[torch.Tensor, list[tuple[str, int, int]]] = {}
+        self.squares: dict[str, torch.Tensor] = {}
+        self._decided = self._measured = False
 
-    def begin(self, veto: Callable[[float], str | None]) -> None:
-        """Say how the coming step is judged; called before DeepSpeed's ``step``."""
+    def begin(self, veto: Callable[[float], str | None], measured: bool = False) -> None:
+        """Say how the coming step is judged; called before DeepSpeed's ``step``.
+
+        ``measured`` collects ``squares``: the sum of squares of this rank's clipped gradient by part of the model.
+        ``pieces`` says what lies where in each tensor of the optimiser: (part, offset, number of elements).
+        """
         self.veto, self._decided, self.reason, self.norm = veto, False, None, math.nan
+        self._measured, self.squares = measured, {}
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -45,8 +52,17 @@ class VetoAdamW(torch.optim.AdamW):
             self.norm = self._clip() if self.norm_source is None else float(self.norm_source())
             self.reason = self.veto(self.norm)
             self._decided = True
-        if self.reason is None:
-            super().step(closure)
+        if self.reason is not None:
+            return
+        if self._measured:
+            self._measure()
+        super().step(closure)
+
+    def _measure(self) -> None:
+        for tensor in (tensor for group in self.param_groups for tensor in group["params"] if tensor.grad is not None):
+            for part, offset, numel in self.pieces[tensor]:
+                square = tensor.grad.view(-1).narrow(0, offset, numel).double().square().sum()
+                self.squares[part] = self.squares.get(part, 0.0) + square
 
     def _clip(self) -> float:
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]

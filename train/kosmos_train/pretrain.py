@@ -96,39 +96,26 @@ def _assemble(config: Any, run: Any, resume: bool, world: Any) -> dict[str, Any]
 
 def main(argv: Sequence[str]) -> int:
     """The command ``kosmos train`` (and ``kosmos tune``)."""
-    arguments = _parse(argv)
+    from .arguments import add_run_arguments, parse_run_arguments, require_run
     from .config import TrainConfig
 
+    parser = argparse.ArgumentParser(
+        prog="kosmos train",
+        description="Pretrain or tune a model. Settings come from a YAML and key=value overrides.",
+        epilog="example: kosmos train train/configs/small.yaml run=runs/small optim.lr=1e-4 --resume",
+    )
+    add_run_arguments(parser)
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of run=DIR, or start")
+    parser.add_argument("--dry-run", action="store_true", help="check all, print size, memory and time; no training")
+    parser.add_argument("--gpus", type=int, default=8, help="devices that --dry-run plans for (8)")
+    arguments, run = parse_run_arguments(parser, argv)
     config = settings.load(TrainConfig, arguments.config, arguments.overrides)
     if arguments.dry_run:
         from .dry_run import dry_run
 
         dry_run(config, arguments.gpus)
         return 0
-    outcome = train(config, arguments.run, arguments.resume)
-    return 0 if outcome.finished else INTERRUPTED
-
-
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="kosmos train",
-        description="Pretrain or tune a model. Settings come from a YAML and key=value overrides.",
-        epilog="example: kosmos train train/configs/small.yaml run=runs/small optim.lr=1e-4 --resume",
-    )
-    parser.add_argument("config", help="YAML of a run, see train/configs/")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="run=DIR, and settings such as optim.lr=1e-4")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of run=DIR, or start")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="check everything and print size, memory, time; no training"
-    )
-    parser.add_argument("--gpus", type=int, default=8, help="devices that --dry-run plans for")
-    arguments = parser.parse_intermixed_args(list(argv))
-    runs = [text.removeprefix("run=") for text in arguments.overrides if text.startswith("run=")]
-    arguments.overrides = [text for text in arguments.overrides if not text.startswith("run=")]
-    if not runs and not arguments.dry_run:
-        raise ValueError("where to? add run=DIR, for example run=runs/first")
-    arguments.run = runs[-1] if runs else None
-    return arguments
+    return 0 if train(config, require_run(run), arguments.resume).finished else INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from rich.markup import escape
 
 from .config import Prompt, SampleConfig
 from .engine import Engine
@@ -56,4 +57,5 @@ class Sampler:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             for row in rows:
                 name = " ".join(Path(image).name for image in row["images"])
-                say(f"  [dim]sample {name}[/dim] {row['prompt']} [green]{row['answer']}[/green]")
+                prompt, answer = (escape(row[key].replace("\n", " ⏎ ")) for key in ("prompt", "answer"))
+                say(f"  [dim]sample {escape(name)}[/dim] {prompt} [green]{answer}[/green]")
