@@ -46,7 +46,7 @@ def no_dropout(values: dict[str, Any]) -> dict[str, Any]:
 
 
 STAGES = [{"zero_stage": stage} for stage in (0, 1, 2, 3)] + [
-    {"zero_stage": stage, "precision": "bf16"} for stage in (1, 2, 3)
+    {"zero_stage": stage, "precision": "bf16"} for stage in (1, 2)
 ]
 
 

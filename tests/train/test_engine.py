@@ -51,6 +51,10 @@ def plain_losses(values: dict[str, Any]) -> list[list[float]]:
     return losses
 
 
+def both_precisions(values: dict[str, Any]) -> list[Any]:
+    return [jobs.engine_losses(values, FP32, STEPS), jobs.engine_losses(values, BF16, STEPS // 3)]
+
+
 @pytest.mark.slow
 def test_stages_and_processes_equal_one_big_batch(values: dict[str, Any], tmp_path: Path) -> None:
     """ZeRO 0/1/2/3 on 1 and 2 processes, text-only micro-batches and a text-only rank: equal to 1e-5 in fp32."""

@@ -57,5 +57,5 @@ class Sampler:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             for row in rows:
                 name = " ".join(Path(image).name for image in row["images"])
-                prompt, answer = (escape(row[key].replace("\n", " ⏎ ")) for key in ("prompt", "answer"))
-                say(f"  [dim]sample {escape(name)}[/dim] {prompt} [green]{answer}[/green]")
+                asked, answered = (escape(row[key].replace("\n", " ⏎ ")) for key in ("prompt", "answer"))
+                say(f"  [dim]sample {escape(name)}[/dim] {asked} [green]{answered}[/green]")
