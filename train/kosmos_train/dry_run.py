@@ -14,6 +14,7 @@ import torch
 from .build import build_config, build_processor
 from .config import TrainConfig
 from .flops import PEAKS, ModelCost, device_peak, model_cost
+from .loading import describe
 from .optim import freeze
 
 PROBE_BATCHES = 2
@@ -126,17 +127,14 @@ def _probe(config: TrainConfig, processor: Any) -> list[Any]:
     """The first batches of the run, read by one process: proof that shards, objective and tokenizer fit."""
     from kosmos_data import build_loader
 
-    loader = build_loader(config.data, processor)
-    too_few = {
-        source.name: len(source.corpus)
-        for source in loader.dataset.sources
-        if len(source.corpus) < config.data.lane_count
-    }
+    lanes = config.data.lane_count
+    counts = {name: found["documents"] for name, found in describe(config.data).items()}
+    too_few = {name: count for name, count in counts.items() if count < lanes}
     if too_few:
         raise ValueError(
-            f"data.lanes={config.data.lane_count} streams cannot share {too_few} documents: "
-            "lower data.lanes or bring more documents"
+            f"data.lanes={lanes} streams cannot share {too_few} documents: lower data.lanes or bring more documents"
         )
+    loader = build_loader(config.data, processor)
     batches = [next(loader) for _ in range(PROBE_BATCHES)]
     loader.close()
     return batches
