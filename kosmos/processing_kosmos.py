@@ -1,22 +1,36 @@
-"""Text with pictures → model inputs: the one place where an image becomes ``<image> slots </image>``.
+"""Text with pictures and spans → model inputs: the one place where an image becomes ``<image> slots </image>``.
 
-Training documents, evaluation prompts and chats all pass here: the loader uses :meth:`KosmosProcessor.encode_text` and
-:meth:`KosmosProcessor.image_token_ids` segment by segment, everyone else calls the processor with ``<image>`` in the
-text. Layout: KOSMOS-1 table 21 and KOSMOS-2 ``laion2b_loader.py``.
+Training documents, evaluation prompts and chats all pass here: the loader uses :meth:`KosmosProcessor.encode_text`,
+:meth:`KosmosProcessor.encode_span` and :meth:`KosmosProcessor.image_token_ids` segment by segment, everyone else calls
+the processor with ``<image>`` and ``<span>…</span>`` in the text. Layout: KOSMOS-1 table 21, KOSMOS-2
+``laion2b_loader.py``; text spans as in MetaLM (arXiv 2206.06336, section 2.3).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerFast
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import BatchFeature, MultiModalData, ProcessorMixin
 
 from .image_processing_kosmos import KosmosImageProcessor
-from .tokenization_kosmos import IMAGE_BEGIN, IMAGE_END, IMAGE_SLOT, LINE_END, encode_text
+from .tokenization_kosmos import (
+    IMAGE_BEGIN,
+    IMAGE_END,
+    IMAGE_SLOT,
+    LINE_END,
+    SPAN_BEGIN,
+    SPAN_END,
+    SPAN_SLOT,
+    encode_text,
+)
+
+SPAN_FOLDER = "span_tokenizer"
 
 # Question and answer as KOSMOS-1 evaluates them (section 4, "Question: {question} Answer: {answer}"), one turn a line.
 CHAT_TEMPLATE = """\
@@ -35,6 +49,7 @@ CHAT_TEMPLATE = """\
     {%- else -%}
       {%- for part in message.content -%}
         {%- if part.type == "image" -%}{{- "<image>" -}}
+        {%- elif part.type == "span" -%}{%- set text.value = text.value ~ "<span>" ~ part.text ~ "</span>" -%}
         {%- else -%}{%- set text.value = text.value ~ part.text -%}{%- endif -%}
       {%- endfor -%}
     {%- endif -%}
@@ -46,14 +61,19 @@ CHAT_TEMPLATE = """\
 
 
 class KosmosProcessor(ProcessorMixin):
-    """Tokenizer and image processor of a Kosmos checkpoint.
+    """Tokenizer and image processor of a Kosmos checkpoint, and the tokenizer of its text encoder where it has one.
+
+    Text between ``<span>`` and ``</span>`` of a prompt goes through the bidirectional text encoder: it takes as many
+    places as it has tokens there. The two marks themselves are not written, as MetaLM puts nothing around a span.
 
     Args:
         image_processor: how pictures are resized and normalised.
         tokenizer: a fast tokenizer in the KOSMOS layout (:mod:`kosmos.tokenization_kosmos`).
         num_image_tokens: Q, the number of places that one image takes in the decoder.
         max_length: longest prompt in tokens; longer ones are refused. None: no limit.
-        chat_template: Jinja template; question and answer, one turn a line, by default.
+        chat_template: Jinja template; question and answer, one turn a line, by default. A part of a message
+            ``{"type": "span", "text": …}`` is read by the text encoder.
+        span_tokenizer: of the bidirectional text encoder; None: it shares ``tokenizer``. Saved in a folder of its own.
     """
 
     def __init__(
@@ -63,8 +83,11 @@ class KosmosProcessor(ProcessorMixin):
         num_image_tokens: int = 64,
         max_length: int | None = None,
         chat_template: str | None = None,
+        span_tokenizer: Any = None,
         **kwargs: Any,
     ) -> None:
+        self.span_tokenizer = span_tokenizer if not isinstance(span_tokenizer, bool) else None
+        self.span_slot_id = tokenizer.convert_tokens_to_ids(SPAN_SLOT)
         self.num_image_tokens = num_image_tokens
         self.max_length = max_length
         self.image_token = IMAGE_BEGIN
@@ -75,6 +98,26 @@ class KosmosProcessor(ProcessorMixin):
     def encode_text(self, text: str) -> list[int]:
         """Ids of one text segment; special tokens spelled out in it stay plain text."""
         return encode_text(self.tokenizer, text)
+
+    def encode_span(self, text: str) -> list[int]:
+        """What the text encoder reads of a span: its begin token, then the text; all but the first take a place."""
+        if self.span_tokenizer is None:
+            return [self.tokenizer.bos_token_id, *self.encode_text(text)]
+        tokenizer = self.span_tokenizer
+        begin = tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id
+        if begin is None:
+            raise ValueError(f"the span tokenizer {type(tokenizer).__name__} has neither a CLS nor a BOS token")
+        # quiet: its own warning about long texts is answered by an error where the encoder's limit is known
+        return [
+            begin,
+            *tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"],
+        ]
+
+    @property
+    def max_span_length(self) -> int | None:
+        """Most tokens of a span that the text encoder reads, its begin token included; None: not known."""
+        limit = getattr(self.span_tokenizer, "model_max_length", None)
+        return limit if limit is not None and limit < 1_000_000 else None
 
     def image_token_ids(self) -> list[int]:
         """The ids of one image's place in a document: ``<image>``, Q slots, ``</image>``."""
@@ -98,17 +141,25 @@ class KosmosProcessor(ProcessorMixin):
 
         Args:
             images: one picture, a list, or a list of lists; in reading order, one for each ``<image>`` of the text.
-            text: one prompt or a batch. ``<s>`` is added in front.
+            text: one prompt or a batch, text spans between ``<span>`` and ``</span>``. ``<s>`` is added in front.
             **kwargs: ``return_tensors="pt"``, ``padding=True`` … as for any processor.
 
         Returns:
-            ``input_ids`` and ``attention_mask`` (B, T), with images ``pixel_values`` (I, 3, S, S).
+            ``input_ids`` and ``attention_mask`` (B, T), with images ``pixel_values`` (I, 3, S, S), with spans
+            ``span_input_ids`` and ``span_attention_mask`` (S, L), row by row.
 
         Raises:
-            ValueError: the number of pictures differs from the number of ``<image>``, or a prompt is longer than
-                ``max_length``.
+            ValueError: the number of pictures differs from the number of ``<image>``, ``<span>`` and ``</span>`` do not
+                alternate, a span is empty or too long for its encoder, or a prompt is longer than ``max_length``.
         """
+        spans: list[list[int]] = []
+        if text is not None:
+            prompts = [text] if isinstance(text, str) else list(text)
+            prompts = [self._take_spans(prompt, spans) for prompt in prompts]
+            text = prompts[0] if isinstance(text, str) else prompts
         features = super().__call__(images=images, text=text, **kwargs)
+        if spans:
+            features.update(_pad(spans))
         if text is not None and self.max_length is not None:
             longest = max((len(ids) for ids in features["input_ids"]), default=0)
             if longest > self.max_length:
@@ -118,6 +169,72 @@ class KosmosProcessor(ProcessorMixin):
                 )
         return features
 
+    def _take_spans(self, prompt: str, spans: list[list[int]]) -> str:
+        """The prompt with slots in the place of its spans, whose ids are appended to ``spans``."""
+        marks = re.findall(f"{SPAN_BEGIN}|{SPAN_END}", prompt)
+        if marks != [SPAN_BEGIN, SPAN_END] * (len(marks) // 2):
+            raise ValueError(
+                f"the prompt has {marks.count(SPAN_BEGIN)} {SPAN_BEGIN} and {marks.count(SPAN_END)} {SPAN_END}; they "
+                "must come in pairs, one span after the other"
+            )
+        if SPAN_SLOT in prompt:
+            raise ValueError(
+                f"the prompt holds {SPAN_SLOT}: write {SPAN_BEGIN}text{SPAN_END}, the processor adds slots"
+            )
+        return re.sub(
+            f"{SPAN_BEGIN}(.*?){SPAN_END}", lambda match: self._slots(match[1], spans), prompt, flags=re.DOTALL
+        )
+
+    def _slots(self, text: str, spans: list[list[int]]) -> str:
+        ids = self.encode_span(text)
+        if len(ids) < 2:
+            raise ValueError(f"the span {text!r} is empty: the text encoder needs at least one token")
+        limit = self.max_span_length
+        if limit is not None and len(ids) > limit:
+            raise ValueError(
+                f"the span {text[:40]!r}… has {len(ids)} tokens, the text encoder reads {limit}; divide it"
+            )
+        spans.append(ids)
+        return SPAN_SLOT * (len(ids) - 1)
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        """The parts that every Kosmos processor has; transformers insists on each of these."""
+        return ["image_processor", "tokenizer"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Settings as saved; of the span tokenizer only whether there is one."""
+        kept, self.span_tokenizer = self.span_tokenizer, None
+        try:
+            settings = super().to_dict()
+        finally:
+            self.span_tokenizer = kept
+        settings.pop("span_tokenizer", None)
+        return settings | ({"span_tokenizer": True} if kept is not None else {})
+
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
+        """As everywhere in transformers; the span tokenizer goes to the folder ``span_tokenizer``."""
+        if self.span_tokenizer is not None:
+            self.span_tokenizer.save_pretrained(Path(save_directory) / SPAN_FOLDER)
+        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    @classmethod
+    def from_args_and_dict(cls, args: list[Any], processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Build from loaded parts; the span tokenizer was put among them by ``_get_arguments_from_pretrained``."""
+        if len(args) > len(cls.get_attributes()):
+            kwargs["span_tokenizer"] = args.pop()
+        return super().from_args_and_dict(args, processor_dict, **kwargs)
+
+    @classmethod
+    def _get_arguments_from_pretrained(
+        cls, pretrained_model_name_or_path: Any, processor_dict: dict[str, Any] | None = None, **kwargs: Any
+    ) -> list[Any]:
+        args = super()._get_arguments_from_pretrained(pretrained_model_name_or_path, processor_dict, **kwargs)
+        if (processor_dict or {}).get("span_tokenizer"):
+            folder = "/".join(filter(None, [kwargs.pop("subfolder", ""), SPAN_FOLDER]))
+            args.append(AutoTokenizer.from_pretrained(pretrained_model_name_or_path, subfolder=folder, **kwargs))
+        return args
+
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
         """What ``<image>`` becomes in the text."""
         return IMAGE_BEGIN + IMAGE_SLOT * self.num_image_tokens + IMAGE_END
@@ -125,6 +242,13 @@ class KosmosProcessor(ProcessorMixin):
     def _get_num_multimodal_tokens(self, image_sizes: list | None = None, **kwargs: Any) -> MultiModalData:
         count = 0 if image_sizes is None else len(image_sizes)
         return MultiModalData(num_image_tokens=[self.num_image_tokens + 2] * count, num_image_patches=[1] * count)
+
+
+def _pad(spans: list[list[int]]) -> dict[str, torch.Tensor]:
+    length = max(len(ids) for ids in spans)
+    rows = [ids + [0] * (length - len(ids)) for ids in spans]
+    mask = [[1] * len(ids) + [0] * (length - len(ids)) for ids in spans]
+    return {"span_input_ids": torch.tensor(rows), "span_attention_mask": torch.tensor(mask)}
 
 
 def load_processor(folder: str | Path) -> KosmosProcessor:

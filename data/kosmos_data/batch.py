@@ -23,7 +23,7 @@ class StepBatch:
         micro_batches: dictionaries of tensors, see :func:`collate`.
         state: the loader's state after this step, of this rank's lanes (:func:`kosmos_data.merge_states` joins ranks).
         stats: ``tokens`` (not padding), ``positions`` (with padding), ``images``, ``documents``, ``source_tokens`` and
-            ``skipped`` by name, and ``order``, a hash of what was read: XOR over ranks, it is the same for any number
+            ``skipped`` by name, ``fallbacks`` (stretches too short for their objective), and ``order``, a hash of what was read: XOR over ranks, it is the same for any number
             of ranks and workers.
         rows: numbers of the rows in the order of the micro-batches.
         images: images per row, in the same order.
@@ -82,6 +82,7 @@ def statistics(rows: Sequence[Row], source_names: Sequence[str]) -> dict[str, An
         "positions": sources.size,
         "images": sum(len(row.images) for row in rows),
         "documents": sum(row.documents for row in rows),
+        "fallbacks": sum(row.fallbacks for row in rows),
         "source_tokens": dict(zip(source_names, counts.tolist(), strict=True)),
         "skipped": dict(skipped),
         "order": f"{order:016x}",

@@ -17,6 +17,7 @@ EMPTY: Final = "empty"
 UNSUPERVISED: Final = "no supervised token"
 TOO_LONG: Final = "longer than a row"
 TOO_MANY_IMAGES: Final = "too many images"
+SPAN_TOO_LONG: Final = "span too long"
 
 
 class BadSample(Exception):  # noqa: N818 - it names the sample, not an error of the program

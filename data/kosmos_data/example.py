@@ -46,6 +46,7 @@ class Example:
         spans: images and text spans in order of their slots.
         cuts: True at t where the example may be cut before token t, for rows that it does not fit into. All False: the
             example is one piece (its parts refer to each other).
+        fallback: so many stretches of the document were too short for the objective and stayed plain causal text.
     """
 
     token: np.ndarray
@@ -57,6 +58,7 @@ class Example:
     position_in_span: np.ndarray
     spans: Sequence[Placed]
     cuts: np.ndarray
+    fallback: int = 0
 
     def __len__(self) -> int:
         return len(self.token)
@@ -100,6 +102,14 @@ class FlatBuilder:
         self.ids += ids
         self.weight += [begin] + [0.0] * (len(ids) - 1)
         self.cuts += [True] + [False] * (len(ids) - 1)
+
+    def add_text_span(self, slot: int, payload: Sequence[int]) -> None:
+        """One slot for every token that the text encoder reads after its BOS, all in one row."""
+        slots = len(payload) - 1
+        self.spans.append(Placed("text", len(self.ids), slots, np.array(payload, dtype=np.int32)))
+        self.ids += [slot] * slots
+        self.weight += [0.0] * slots
+        self.cuts += [True] + [False] * (slots - 1)
 
     def build(self) -> Flat:
         return Flat(

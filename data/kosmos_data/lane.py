@@ -16,6 +16,7 @@ from .config import DataConfig, SourceConfig
 from .errors import TOO_LONG, BadSample
 from .mixing import by_need, head_start, shares
 from .objectives import Objective
+from .objectives.schedule import Schedule
 from .order import SourceOrder, mix
 from .packing import POOL, Entry, Packer, Piece, Row, Space, empty_row, fill_row
 from .reader import Corpus
@@ -51,10 +52,10 @@ class Source:
         self.objective = self._build_objective()  # objectives are closures: made anew in each worker
 
     def _build_objective(self) -> Objective:
-        options = dict(self.config.objective)
-        if "name" not in options:
-            raise ValueError(f"source {self.name!r}: an objective needs a name, got {self.config.objective}")
-        return objectives.get(options.pop("name"), self.processor, **options)
+        try:
+            return objectives.from_settings(self.config.objective, self.processor)
+        except ValueError as error:
+            raise ValueError(f"source {self.name!r}: {error}") from error
 
 
 class SourceStream:
@@ -72,6 +73,7 @@ class SourceStream:
         self.pool_size, self.packer = pool_size, packer
         self.cursor = 0
         self.used = 0
+        self.step = 0
         self.pool: list[Entry] = []
         self.bad: Counter[str] = Counter()
         self.last_bad = ""
@@ -82,7 +84,7 @@ class SourceStream:
             ordinal = self.cursor
             self.cursor += 1  # a bad sample uses up its ordinal, so a resumed run skips the same ones
             try:
-                self.pool.append(self.entry(ordinal))
+                self.pool.append(self.entry(ordinal, self.step))
             except BadSample as error:
                 self.bad[error.reason] += 1
                 self.last_bad = f"{self.source.corpus.shard_of(self.place(ordinal)[1])}: {error}"
@@ -93,15 +95,16 @@ class SourceStream:
         """(epoch, document) at ``ordinal`` of this lane."""
         return self.source.order[self.lane + ordinal * self.lanes]
 
-    def entry(self, ordinal: int, offset: int = 0) -> Entry:
-        """The example at ``ordinal``; BadSample if its document cannot be used."""
+    def entry(self, ordinal: int, step: int, offset: int = 0) -> Entry:
+        """The example at ``ordinal``, read in ``step`` of the run; BadSample if its document cannot be used."""
         epoch, index = self.place(ordinal)
         document = self.source.corpus[index]
         key = mix(self.source.order.key, epoch, index)
-        example = self.source.objective(document, key)
+        objective = self.source.objective
+        example = (objective.at(step) if isinstance(objective, Schedule) else objective)(document, key)
         if not self.packer.possible(example):
             raise BadSample(TOO_LONG, f"{document.key}: {len(example)} tokens")
-        return Entry(ordinal, example, offset, key)
+        return Entry(ordinal, example, offset, key, step)
 
     def take(self, index: int, stop: int, number: int) -> Piece:
         """Move the first part of a pool entry, or all of it, into a row; ``number`` is the source's."""
@@ -113,14 +116,15 @@ class SourceStream:
         return piece
 
     def state(self) -> list[Any]:
-        """[next ordinal, tokens used, then (how far back, offset) of every open document]."""
-        return [self.cursor, self.used, *(n for e in self.pool for n in (self.cursor - e.ordinal, e.offset))]
+        """[next ordinal, tokens used, then (how far back, offset, step read in) of every open document]."""
+        return [self.cursor, self.used, *(n for e in self.pool for n in (self.cursor - e.ordinal, e.offset, e.step))]
 
     def restore(self, state: Sequence[int]) -> None:
         """Go back to a state; open documents are read again."""
         self.cursor, self.used, *opened = state
         self.pool = [
-            self.entry(self.cursor - back, offset) for back, offset in zip(opened[::2], opened[1::2], strict=True)
+            self.entry(self.cursor - back, step, offset)
+            for back, offset, step in zip(opened[::3], opened[1::3], opened[2::3], strict=True)
         ]
 
 
@@ -164,11 +168,14 @@ class Lane:
             ValueError: too many samples cannot be used; names the last one and its shard.
         """
         row = empty_row(self.number + self.rows * self.config.lane_count, self.config.row_tokens, self.pad)
+        for stream in self.streams:
+            stream.step = row.number // self.config.rows_per_step
         pieces = self._choose_pieces()
         assert pieces, "an empty row takes any example that the packer calls possible"
         fill_row(row, pieces, self.bos, self.config.document_mask)
         row.order = mix(row.number, *(n for piece in pieces for n in (piece.key, piece.start, piece.stop)))
         row.documents = len(pieces)
+        row.fallbacks = sum(piece.example.fallback for piece in pieces if piece.start == 0)
         row.skipped = self._collect_skipped()
         self.rows += 1
         row.lane_state = {"rows": self.rows, "bad": self.bad, "sources": [stream.state() for stream in self.streams]}

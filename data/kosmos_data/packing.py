@@ -54,6 +54,7 @@ class Entry:
         example: the whole of it.
         offset: so many tokens of it are already in earlier rows.
         key: hash of epoch and document.
+        step: of the run, in which the document was read.
         length: tokens that the rest takes, with the ``<s>`` that a continued document begins with.
         images: images in the rest.
     """
@@ -62,6 +63,7 @@ class Entry:
     example: Example
     offset: int = 0
     key: int = 0
+    step: int = 0
     length: int = field(init=False)
     images: int = field(init=False)
 
@@ -165,6 +167,7 @@ class Row:
         order: hash of which pieces of which documents these are.
         lane_state: the lane's state after this row.
         skipped: bad samples met while making the row, by reason.
+        fallbacks: stretches that were too short for their objective and stayed plain causal text.
     """
 
     number: int
@@ -176,6 +179,7 @@ class Row:
     documents: int
     lane_state: dict = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
+    fallbacks: int = 0
 
 
 def fill_row(row: Row, pieces: Sequence[Piece], bos: int, document_mask: bool) -> None:

@@ -83,5 +83,14 @@ def test_mistakes_are_named(processor: KosmosProcessor) -> None:
         objectives.get("causal", processor, los="all")
     with pytest.raises(ValueError, match="choose 'all' or 'supervised'"):
         objectives.get("causal", processor, loss="some")
-    with pytest.raises(ValueError, match="text span"):
-        objectives.get("causal", processor)(Document("k", [Span("x")]), 0)
+
+
+def test_a_text_span_is_slots_without_loss(processor: KosmosProcessor) -> None:
+    """MetaLM puts nothing around a span; what follows is predicted at its last slot."""
+    example = objectives.get("causal", processor)(Document("k", [Span("red house"), Text("blue")]), 0)
+    (span,) = example.spans
+    assert span.payload.tolist() == [0, *processor.encode_text("red house")]
+    assert (span.kind, span.start, span.length) == ("text", 1, len(span.payload) - 1)
+    assert (example.token[1 : 1 + span.length] == processor.span_slot_id).all()
+    assert example.weight.tolist() == [0.0] * span.length + [1.0] * (len(example) - span.length)
+    assert example.label[span.length] == processor.encode_text("blue")[0]

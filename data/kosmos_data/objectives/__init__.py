@@ -1,8 +1,10 @@
 """Objectives: document → :class:`~kosmos_data.example.Example`, one module each, found by name.
 
 A module of this folder *is* an objective: it defines ``build(processor, **options)``, which returns a function of
-(document, seed). Adding an objective is adding one file; nothing else lists them. The seed is a pure function of the
-run's seed, the epoch and the document, so an objective that draws at random gives the same example after a resume.
+(document, seed), and in ``TOKENS`` the special tokens that it needs. Adding an objective is adding one file; nothing
+else lists them. The seed is a pure function of the run's seed, the epoch and the document, so an objective that draws
+at random gives the same example after a resume. ``mixture`` draws one of several for each document, ``schedule``
+changes the objective at given steps of the run.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..document import Document
@@ -42,6 +44,33 @@ def get(name: str, processor: KosmosProcessor, **options: Any) -> Objective:
         if option not in known:
             raise ValueError(f"objective {name!r} has no option {option!r}; {_suggest(option, known)}")
     return build(processor, **options)
+
+
+def from_settings(settings: Mapping[str, Any] | str, processor: KosmosProcessor) -> Objective:
+    """The objective that ``{name: …, option: …}`` (or a bare name) of a YAML describes.
+
+    Raises:
+        ValueError: no ``name``, or anything that :func:`get` refuses.
+    """
+    options = {"name": settings} if isinstance(settings, str) else dict(settings)
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        raise ValueError(f"an objective needs a name, got {settings}; {_suggest('', names())}")
+    return get(name, processor, **options)
+
+
+def special_tokens(objectives: Sequence[Mapping[str, Any] | str]) -> list[str]:
+    """All special tokens that these objectives need beyond KOSMOS's own, for ``train_tokenizer(extra_tokens=…)``."""
+    found: list[str] = []
+    for settings in objectives:
+        options = {"name": settings} if isinstance(settings, str) else settings
+        name = options.get("name")
+        if name not in names():
+            raise ValueError(f"no objective {name!r}; {_suggest(str(name), names())}")
+        tokens = getattr(importlib.import_module(f".{name}", __name__), "TOKENS", ())
+        nested = [part for value in options.values() if isinstance(value, list) for part in value]
+        found += [token for token in (*tokens, *special_tokens(nested)) if token not in found]
+    return found
 
 
 def _suggest(word: str, known: list[str]) -> str:

@@ -1,0 +1,193 @@
+"""What the denoising objectives share: eligible tokens, random draws, pieces of a document in a new order, windows.
+
+An objective is a function ``(flat, rng) → Example | None`` of one window of a document; :func:`denoising` does the
+rest. None means "too short for me": the window stays plain causal text and is counted (``Example.fallback``).
+
+A long document is cut into windows, because its parts refer to each other and may not be cut later. The windows of one
+document stand behind each other in one example; the packer may part them, and where it does not, a window also sees
+those before it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from ..document import Document
+from ..example import Example, Flat, Placed, shifted
+from ._flatten import Loss, flatten
+
+if TYPE_CHECKING:
+    from kosmos.processing_kosmos import KosmosProcessor
+
+    from . import Objective
+
+Transform: TypeAlias = Callable[[Flat, np.random.Generator], Example | None]
+
+
+def denoising(
+    processor: KosmosProcessor, loss: Loss, chunk_tokens: int | None, salt: str, transform: Transform
+) -> Objective:
+    """The objective that flattens a document, transforms each window, and joins the results.
+
+    Args:
+        processor: of the run.
+        loss: see :func:`~._flatten.flatten`.
+        chunk_tokens: most tokens in a window; None: the whole document in one.
+        salt: makes the draws of different objectives independent.
+        transform: of one window.
+    """
+    if loss not in ("all", "supervised"):
+        raise ValueError(f"loss={loss!r}: choose 'all' or 'supervised'")
+    if chunk_tokens is not None and chunk_tokens < 8:
+        raise ValueError(f"chunk_tokens={chunk_tokens} must be at least 8")
+    salt_bytes = list(salt.encode())
+
+    def objective(document: Document, seed: int) -> Example:
+        examples = []
+        for number, window in enumerate(windows(flatten(document, processor, loss), chunk_tokens)):
+            example = transform(window, np.random.default_rng([seed, number, *salt_bytes]))
+            examples.append(replace(shifted(window), fallback=1) if example is None else example)
+        return join(examples)
+
+    return objective
+
+
+def maskable(flat: Flat, eos: int) -> np.ndarray:
+    """Which tokens an objective may hide: those that carry loss, that is text, except the final ``</s>``."""
+    free = flat.weight > 0
+    if flat.ids[-1] == eos:
+        free[-1] = False
+    return free
+
+
+def runs(mask: np.ndarray) -> list[tuple[int, int]]:
+    """(start, stop) of the stretches of True in ``mask``."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+
+
+class Arrangement:
+    """Pieces of a flat document, and tokens put between them, one behind the other.
+
+    Each token comes with the weight of predicting *this very* token; :meth:`shifted` turns that into labels.
+    """
+
+    def __init__(self, flat: Flat) -> None:
+        self.flat = flat
+        self.length = 0
+        self._new_place = np.full(len(flat.ids), -1, dtype=np.int64)
+        self._ids: list[np.ndarray] = []
+        self._targets: list[np.ndarray] = []
+        self._weight: list[np.ndarray] = []
+        self._cuts: list[np.ndarray] = []
+        self._spans: list[Placed] = []
+
+    def copy(self, start: int, stop: int, predict: bool = True) -> None:
+        """Tokens ``start`` … ``stop`` of the document, predicted with their own weight or only read."""
+        part = slice(start, stop)
+        self._new_place[part] = np.arange(self.length, self.length + max(0, stop - start))
+        weight = self.flat.weight[part]
+        self._add(self.flat.ids[part], self.flat.ids[part], weight if predict else weight * 0, self.flat.cuts[part])
+
+    def insert(self, token: int, weight: float = 0.0) -> None:
+        """One token that is not the document's."""
+        ids = np.array([token], dtype=np.int32)
+        self._add(ids, ids, np.array([weight], dtype=np.float32), np.zeros(1, dtype=bool))
+
+    def insert_span(self, slot: int, payload: np.ndarray, target: int, weight: float) -> None:
+        """Slots for a text span; at the place of the first one ``target`` must be predicted."""
+        count = len(payload) - 1
+        self._spans.append(Placed("text", self.length, count, payload))
+        ids = np.full(count, slot, dtype=np.int32)
+        targets, weights, cuts = ids.copy(), np.zeros(count, dtype=np.float32), np.zeros(count, dtype=bool)
+        targets[0], weights[0], cuts[0] = target, weight, True
+        self._add(ids, targets, weights, cuts)
+
+    def shifted(self, bidirectional: int = 0, keep_last: bool = False, may_cut: bool = False) -> Example:
+        """The example in which output t predicts token t + 1.
+
+        Args:
+            bidirectional: so many tokens at the beginning see each other.
+            keep_last: also read the last token (a window that does not end its document), which predicts nothing.
+            may_cut: the example may be cut where the document may be.
+        """
+        ids, targets, weight, cuts = (
+            np.concatenate(column) for column in (self._ids, self._targets, self._weight, self._cuts)
+        )
+        length = len(ids) - (not keep_last)
+        return Example(
+            token=ids[:length],
+            label=np.append(targets[1:], 0)[:length].astype(np.int32),
+            weight=np.append(weight[1:], 0)[:length].astype(np.float32),
+            document=np.zeros(length, dtype=np.int32),
+            block=np.where(np.arange(length) < bidirectional, 0, -1).astype(np.int32),
+            position=np.arange(length, dtype=np.int32),
+            position_in_span=np.zeros(length, dtype=np.int32),
+            spans=self.placed(),
+            cuts=cuts[:length] & may_cut,
+        )
+
+    def placed(self) -> list[Placed]:
+        """The document's images and spans at their new places, and the inserted ones, in order."""
+        moved = [replace(span, start=int(self._new_place[span.start])) for span in self.flat.spans]
+        return sorted(moved + self._spans, key=lambda span: span.start)
+
+    def _add(self, ids: np.ndarray, targets: np.ndarray, weight: np.ndarray, cuts: np.ndarray) -> None:
+        self._ids.append(ids)
+        self._targets.append(targets)
+        self._weight.append(weight)
+        self._cuts.append(cuts)
+        self.length += len(ids)
+
+
+def windows(flat: Flat, limit: int | None) -> Iterator[Flat]:
+    """Cut into pieces of about equal length, none longer than ``limit`` unless an image cannot be cut."""
+    count = 1 if limit is None else -(-len(flat.ids) // limit)
+    allowed = np.flatnonzero(flat.cuts)
+    wanted = np.linspace(0, len(flat.ids), count + 1)[1:-1]
+    edges = sorted({0, len(flat.ids), *(int(allowed[allowed <= edge].max(initial=0)) for edge in wanted)})
+    for start, stop in itertools.pairwise(edges):
+        spans = [replace(span, start=span.start - start) for span in flat.spans if start <= span.start < stop]
+        yield Flat(flat.ids[start:stop], flat.weight[start:stop], spans, flat.cuts[start:stop])
+
+
+def join(examples: Sequence[Example]) -> Example:
+    """Put the examples of one document's windows behind each other; cut only between them."""
+    if len(examples) == 1:
+        return examples[0]
+    starts = np.cumsum([0, *(len(example) for example in examples)])[:-1].tolist()
+    blocks = np.cumsum([0, *(example.block.max(initial=-1) + 1 for example in examples)])
+    positions = np.cumsum([0, *(example.position.max(initial=-1) + 1 for example in examples)])
+    cuts = [example.cuts.copy() for example in examples]
+    for cut in cuts[1:]:
+        cut[:1] = True
+    return Example(
+        token=_concatenate(example.token for example in examples),
+        label=_concatenate(example.label for example in examples),
+        weight=_concatenate(example.weight for example in examples),
+        document=_concatenate(example.document for example in examples),
+        block=_concatenate(
+            np.where(example.block >= 0, example.block + int(first), -1).astype(np.int32)
+            for example, first in zip(examples, blocks, strict=False)
+        ),
+        position=_concatenate(
+            example.position + np.int32(first) for example, first in zip(examples, positions, strict=False)
+        ),
+        position_in_span=_concatenate(example.position_in_span for example in examples),
+        spans=[
+            replace(span, start=span.start + start)
+            for example, start in zip(examples, starts, strict=True)
+            for span in example.spans
+        ],
+        cuts=_concatenate(cuts),
+        fallback=sum(example.fallback for example in examples),
+    )
+
+
+def _concatenate(columns: Iterable[np.ndarray]) -> np.ndarray:
+    return np.concatenate(list(columns))

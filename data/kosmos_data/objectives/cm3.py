@@ -1,0 +1,106 @@
+"""CM3, causal masking: hidden stretches move to the end (arXiv 2201.07520; metaseq ``cm3_dataset.py``).
+
+    text    x1 x2 x3 x4 x5        hidden: x2 x3
+    tokens  <s> x1 <X0> x4 x5 <X0> x2 x3 <eos_span> </s>        all causal, loss on all
+
+So a causal model learns to fill gaps with both sides in view. A stretch may hold whole images, which move with it.
+
+Differs from the code: with Poisson 0 the text stays as it is (metaseq raises there), and the document ends with its
+``</s>`` behind the moved stretches.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..example import Example, Flat
+from . import Objective
+from ._arrange import Arrangement, denoising
+from ._flatten import Loss
+from ._tokens import SENTINELS, ids_of
+
+if TYPE_CHECKING:
+    from kosmos.processing_kosmos import KosmosProcessor
+
+SPAN_END = "<eos_span>"
+TOKENS = (*SENTINELS, SPAN_END)
+
+
+def build(
+    processor: KosmosProcessor,
+    spans: int | None = None,
+    poisson: float = 1.0,
+    sentinel_loss: bool = True,
+    loss: Loss = "all",
+    chunk_tokens: int = 512,
+) -> Objective:
+    """The CM3 objective.
+
+    Args:
+        processor: tokenizer (with sentinels and ``<eos_span>``) and image processor of the run.
+        spans: a fixed number of hidden stretches; None draws it.
+        poisson: mean of the drawn number (1: 37 % of the documents stay plain).
+        sentinel_loss: also predict the sentinels themselves (metaseq does, InCoder does not).
+        loss: on any text, or only on ``supervised`` segments.
+        chunk_tokens: longer documents are cut into windows of about equal length.
+
+    Raises:
+        ValueError: a value out of range, or a tokenizer that lacks a token.
+    """
+    if spans is not None and not 0 < spans < len(SENTINELS):
+        raise ValueError(f"spans={spans} must lie between 1 and {len(SENTINELS) - 1}")
+    if poisson <= 0:
+        raise ValueError(f"poisson={poisson} must be above 0")
+    *sentinels, span_end = ids_of(TOKENS, processor, "cm3")
+    eos = processor.tokenizer.eos_token_id
+
+    def transform(flat: Flat, rng: np.random.Generator) -> Example | None:
+        ends = bool(flat.ids[-1] == eos)
+        count = min(int(rng.poisson(poisson)), len(SENTINELS) - 1) if spans is None else spans
+        places = np.append(np.flatnonzero(flat.cuts[1:]) + 1, [] if ends else [len(flat.ids)]).astype(int)
+        if len(places) < 2:
+            return None
+        chosen = draw_intervals(len(places) - 1, count, rng)
+        return move(
+            flat, [(int(places[a]), int(places[b])) for a, b in chosen], sentinels, span_end, eos, sentinel_loss
+        )
+
+    return denoising(processor, loss, chunk_tokens, "cm3", transform)
+
+
+def draw_intervals(length: int, count: int, rng: np.random.Generator) -> list[tuple[int, int]]:
+    """At most ``count`` intervals of 0 … ``length`` that do not touch each other's inside, sorted.
+
+    One: two uniform numbers, the smaller rounded down, the larger up to the nearest. More: count² candidates, kept as
+    long as they meet none kept before.
+    """
+    kept: list[tuple[int, int]] = []
+    for _ in range(count * count):
+        low, high = np.sort(rng.random(2)) * length
+        start, stop = int(np.floor(low)), round(float(high))
+        if start < stop and len(kept) < count and all(stop <= a or b <= start for a, b in kept):
+            kept.append((start, stop))
+    return sorted(kept)
+
+
+def move(
+    flat: Flat, hidden: list[tuple[int, int]], sentinels: list[int], span_end: int, eos: int, sentinel_loss: bool
+) -> Example:
+    """Replace each stretch by a sentinel; write the stretches behind the text."""
+    arrangement = Arrangement(flat)
+    ends = bool(flat.ids[-1] == eos)
+    weight, at = float(sentinel_loss), 0
+    for sentinel, (start, stop) in zip(sentinels, hidden, strict=False):
+        arrangement.copy(at, start)
+        arrangement.insert(sentinel, weight)
+        at = stop
+    arrangement.copy(at, len(flat.ids) - int(ends))
+    for sentinel, (start, stop) in zip(sentinels, hidden, strict=False):
+        arrangement.insert(sentinel, weight)
+        arrangement.copy(start, stop)
+        arrangement.insert(span_end, 1.0)
+    if ends:
+        arrangement.copy(len(flat.ids) - 1, len(flat.ids))
+    return arrangement.shifted(keep_last=not ends)

@@ -1,0 +1,118 @@
+"""Fill in the middle: prefix and suffix are read, the middle is written last (arXiv 2207.14255; BigCode's Megatron-LM).
+
+    PSM  <s> <fim_prefix> prefix <fim_suffix> suffix <fim_middle> middle </s>
+    SPM  <s> <fim_prefix> <fim_suffix> suffix <fim_middle> prefix middle </s>      ("variant 2")
+
+All causal, loss on all. The two cuts are drawn over the *characters*, so that a model also learns to go on within a
+word; each part is tokenised on its own. Images stay where they are between the texts and are never cut.
+
+Differs from the code: nothing is cut off to keep the old length; a document longer than a row is cut by the packer like
+any causal text, its parts then lose sight of each other (as at Megatron's window ends).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .. import errors
+from ..document import Document, Segment, Text
+from ..errors import BadSample
+from ..example import Example, FlatBuilder, shifted
+from . import Objective
+from ._flatten import Loss, add_encoded, flatten
+from ._tokens import ids_of
+
+if TYPE_CHECKING:
+    from kosmos.processing_kosmos import KosmosProcessor
+
+TOKENS = ("<fim_prefix>", "<fim_suffix>", "<fim_middle>")
+
+
+def build(processor: KosmosProcessor, rate: float = 0.5, spm_rate: float = 0.5, loss: Loss = "all") -> Objective:
+    """The FIM objective.
+
+    Args:
+        processor: tokenizer (with ``<fim_prefix> <fim_suffix> <fim_middle>``) and image processor of the run.
+        rate: share of the documents that are rearranged; the others stay as they are.
+        spm_rate: share of these in SPM order.
+        loss: on any text, or only on ``supervised`` segments.
+
+    Raises:
+        ValueError: an unknown ``loss``, a rate outside 0 … 1, or a tokenizer that lacks a token.
+    """
+    if loss not in ("all", "supervised"):
+        raise ValueError(f"loss={loss!r}: choose 'all' or 'supervised'")
+    for name, value in (("rate", rate), ("spm_rate", spm_rate)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name}={value} must lie between 0 and 1")
+    tokens = ids_of(TOKENS, processor, "fim")
+
+    def fim(document: Document, seed: int) -> Example:
+        rng = np.random.default_rng([seed, *b"fim"])
+        texts = [segment for segment in document.segments if isinstance(segment, Text)]
+        characters = sum(len(text.text) for text in texts)
+        if rng.random() >= rate:
+            return shifted(flatten(document, processor, loss))
+        if characters < 2:
+            return replace(shifted(flatten(document, processor, loss)), fallback=1)
+        if loss == "supervised" and not any(text.supervised for text in texts):
+            raise BadSample(errors.UNSUPERVISED, document.key)
+        parts = divide(document.segments, *sorted(rng.integers(0, characters + 1, 2).tolist()))
+        spm = bool(rng.random() < spm_rate)
+        return rearrange(document.key, parts, processor, tokens, spm, loss)
+
+    return fim
+
+
+Part = list[tuple[Segment, bool]]
+"""Segments, each with whether it goes on within a word."""
+
+
+def divide(segments: Sequence[Segment], first: int, second: int) -> tuple[Part, Part, Part]:
+    """Prefix, middle and suffix: cut before the ``first`` and the ``second`` character of the texts."""
+    parts: tuple[Part, Part, Part] = ([], [], [])
+    at = 0
+    for segment in segments:
+        if not isinstance(segment, Text):
+            parts[(at > first) + (at > second)].append((segment, False))
+            continue
+        inside = [min(max(cut - at, 0), len(segment.text)) for cut in (first, second)]
+        for part, begin, end in zip(parts, [0, *inside], [*inside, len(segment.text)], strict=True):
+            if begin < end:
+                goes_on = begin > 0 and not segment.text[begin - 1].isspace() and not segment.text[begin].isspace()
+                part.append((Text(segment.text[begin:end], segment.supervised), goes_on))
+        at += len(segment.text)
+    return parts
+
+
+def rearrange(
+    key: str, parts: tuple[Part, Part, Part], processor: KosmosProcessor, tokens: Sequence[int], spm: bool, loss: Loss
+) -> Example:
+    """Write the three parts in PSM or SPM order."""
+    prefix, middle, suffix = parts
+    pre, suf, mid = tokens
+    order = [(pre, []), (suf, suffix), (mid, prefix + middle)] if spm else [(pre, prefix), (suf, suffix), (mid, middle)]
+    builder = FlatBuilder()
+    builder.add([processor.tokenizer.bos_token_id], 0.0)
+    for special, part in order:
+        builder.add([special], 1.0)
+        for segment, goes_on in part:
+            if not isinstance(segment, Text):
+                add_encoded(builder, segment, processor, key)
+                continue
+            ids = continue_text(processor, segment.text) if goes_on else processor.encode_text(segment.text)
+            builder.add(ids, float(loss == "all" or segment.supervised))
+    builder.add([processor.tokenizer.eos_token_id], 1.0)
+    return shifted(builder.build())
+
+
+def continue_text(processor: KosmosProcessor, text: str) -> list[int]:
+    """Ids of text whose beginning belongs to the word before it: no space is put in front of its first letters."""
+    space = next((at for at, letter in enumerate(text) if letter.isspace()), len(text))
+    backend = processor.tokenizer.backend_tokenizer
+    head = backend.normalizer.normalize_str(text[:space])
+    return [token.id for token in backend.model.tokenize(head)] + processor.encode_text(text[space:])

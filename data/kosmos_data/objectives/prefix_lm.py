@@ -1,0 +1,69 @@
+"""Prefix language modelling: the beginning is read in both directions, the rest is written (T5 paper, §3.2.1).
+
+    tokens  <s> x1 … | xp … xn        block 0 before the bar; loss on what follows it
+
+With ``prefix: input`` the bar stands before the first supervised segment: fine-tuning with a bidirectional question.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from ..example import Example, Flat
+from . import Objective
+from ._arrange import Arrangement, denoising
+from ._flatten import Loss
+
+if TYPE_CHECKING:
+    from kosmos.processing_kosmos import KosmosProcessor
+
+
+def build(
+    processor: KosmosProcessor,
+    prefix: Literal["random", "input"] = "random",
+    loss: Loss = "all",
+    chunk_tokens: int = 512,
+) -> Objective:
+    """The PrefixLM objective.
+
+    Args:
+        processor: tokenizer and image processor of the run.
+        prefix: ``random`` length, uniform as in T5, or the ``input``: all before the first token with loss, which needs
+            ``loss: supervised`` to be more than ``<s>``.
+        loss: ``all`` text behind the prefix, or only its ``supervised`` segments.
+        chunk_tokens: longer documents are cut into windows of about equal length.
+
+    Raises:
+        ValueError: an unknown ``prefix`` or ``loss``.
+    """
+    if prefix not in ("random", "input"):
+        raise ValueError(f"prefix={prefix!r}: choose 'random' or 'input'")
+    bos, eos = processor.tokenizer.bos_token_id, processor.tokenizer.eos_token_id
+
+    def transform(flat: Flat, rng: np.random.Generator) -> Example | None:
+        pivot = draw_pivot(flat, rng) if prefix == "random" else int(np.flatnonzero(flat.weight > 0).min(initial=0))
+        return split_at(flat, pivot, bos, eos) if pivot else None
+
+    return denoising(processor, loss, None if prefix == "input" else chunk_tokens, "prefix_lm", transform)
+
+
+def draw_pivot(flat: Flat, rng: np.random.Generator) -> int:
+    """A place to divide the window, uniform over those that cut no image and leave a loss behind; 0: there is none."""
+    last = int(np.flatnonzero(flat.weight > 0).max(initial=0))
+    places = np.flatnonzero(flat.cuts[1 : last + 1]) + 1
+    return int(rng.choice(places)) if len(places) else 0
+
+
+def split_at(flat: Flat, pivot: int, bos: int, eos: int, mode: int | None = None) -> Example:
+    """Read tokens before ``pivot`` in both directions, predict the others; ``mode`` is put behind the ``<s>``."""
+    arrangement = Arrangement(flat)
+    begin = int(flat.ids[0] == bos)  # a window that does not begin its document has no <s>
+    arrangement.copy(0, begin, predict=False)
+    if mode is not None:
+        arrangement.insert(mode)
+    arrangement.copy(begin, pivot, predict=False)
+    prefix = arrangement.length
+    arrangement.copy(pivot, len(flat.ids))
+    return arrangement.shifted(bidirectional=prefix, keep_last=bool(flat.ids[-1] != eos))

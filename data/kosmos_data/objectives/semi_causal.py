@@ -1,0 +1,180 @@
+"""MetaLM's semi-causal language modelling: an encoder reads sampled spans both ways (arXiv 2206.06336, §2.3).
+
+    text    x1 x2 x3 x4 x5 x6        span: x3 x4
+    tokens  <s> x1 x2 [h3] [h4] x5 x6        [h] = a slot for the encoder's state, all causal
+    labels  x1  x2 x3  –   x5  x6 </s>
+
+Equation (1): trained is every token outside the spans, the *first* token of each span (predicted from what stands
+before it) and the token behind a span (predicted at its last slot); not trained are a span's other tokens. The paper
+prints j < i in the condition, which contradicts its own text; it is read as j ≤ i.
+
+The encoder reads ``<s>`` and the span's tokens. With its own tokenizer (``processor.span_tokenizer``) the span's text
+is tokenised again, so that it may take another number of slots than it has tokens.
+
+Differs from the released code: its loss mask (``lm_loader.py``, ``mask[1:]``) is off by one and trains a target that
+the encoder has just read in every span; ours is the equation.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from ..document import Document, Span, Text
+from ..example import Example, Flat, shifted
+from . import Objective
+from ._arrange import Arrangement, denoising, maskable, runs
+from ._flatten import Loss, flatten
+
+if TYPE_CHECKING:
+    from kosmos.processing_kosmos import KosmosProcessor
+
+Sampler = Literal["paper", "grid", "prefix", "input"]
+SAMPLERS = ("paper", "grid", "prefix", "input")
+LEAST_AFTER_BORDER = 19
+Spans = list[tuple[int, int]]
+
+
+def build(
+    processor: KosmosProcessor,
+    sampler: Sampler = "paper",
+    share: float = 0.25,
+    min_length: int = 64,
+    max_length: int = 128,
+    loss: Loss = "all",
+) -> Objective:
+    """The semi-causal objective.
+
+    Args:
+        processor: tokenizer, optional tokenizer of the text encoder, and image processor of the run.
+        sampler: ``paper``: lengths uniform in ``min_length`` … ``max_length`` until ``share`` of the text is covered;
+            ``grid``: the released algorithm on a grid of ``max_length`` tokens; ``prefix``: one span of random length
+            at the beginning, behind an image that stands there, loss on the rest (section 4, vision-language);
+            ``input``: no sampling, every segment marked ``"supervised": false`` is a span and the others are
+            written, with ``</s>`` after each (section 3.4: fine-tuning, instructions, demonstrations, dialogue).
+        share: of the text, that spans cover.
+        min_length, max_length: of a span in tokens; ``max_length`` also bounds a prefix.
+        loss: on any text, or only on ``supervised`` segments; ``input`` always trains those only.
+
+    Raises:
+        ValueError: an unknown ``sampler``, or values that do not fit together.
+    """
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler={sampler!r}: choose one of {', '.join(SAMPLERS)}")
+    if not 1 <= min_length <= max_length:
+        raise ValueError(f"min_length={min_length}, max_length={max_length}: must be 1 ≤ min_length ≤ max_length")
+    if not 0 < share < 1:
+        raise ValueError(f"share={share} must lie between 0 and 1")
+    if sampler == "input":
+        return encoded_input(processor)
+    eos = processor.tokenizer.eos_token_id
+
+    def transform(flat: Flat, rng: np.random.Generator) -> Example | None:
+        free = maskable(flat, eos)
+        if sampler == "paper":
+            spans = paper_spans(free, share, min_length, max_length, rng)
+        elif sampler == "grid":
+            spans = grid_spans(free, share, max_length, rng)
+        else:
+            spans = prefix_span(free, max_length, rng)
+        return replace_spans(flat, spans, processor, first_tokens=sampler != "prefix") if spans else None
+
+    return denoising(processor, loss, None, "semi_causal", transform)
+
+
+def encoded_input(processor: KosmosProcessor) -> Objective:
+    """What is given goes through the encoder, what is asked for is written: the fine-tuning formats of section 3."""
+
+    def objective(document: Document, seed: int) -> Example:
+        segments = [
+            Span(segment.text) if isinstance(segment, Text) and not segment.supervised else segment
+            for segment in document.segments
+        ]
+        read = Document(document.key, segments, document.meta)
+        return shifted(flatten(read, processor, loss="supervised", end_turns=True))
+
+    return objective
+
+
+def paper_spans(free: np.ndarray, share: float, shortest: int, longest: int, rng: np.random.Generator) -> Spans:
+    """Spans that do not meet, each put at a place drawn evenly from those left, until ``share`` is covered.
+
+    A text shorter than two spans gets shorter ones down to ``shortest``, below that none.
+    """
+    size = int(free.sum())
+    longest = min(longest, size // 2)
+    left, chosen = free.copy(), []
+    covered = 0
+    while shortest <= longest and covered < share * size:
+        length = int(rng.integers(shortest, longest + 1))
+        fitting = [np.arange(start, stop - length + 1) for start, stop in runs(left) if stop - start >= length]
+        if not fitting:
+            break
+        begin = int(rng.choice(np.concatenate(fitting)))
+        chosen.append((begin, begin + length))
+        left[begin : begin + length] = False
+        covered += length
+    return sorted(chosen)
+
+
+def grid_spans(free: np.ndarray, share: float, cell: int, rng: np.random.Generator) -> Spans:
+    """The released algorithm (KOSMOS-2 ``lm_loader.py``, ``_mlm_cut``): spans with one edge on a grid.
+
+    What is not free (an image's tokens, text without loss) counts as the border of a document there: a cell with one
+    such token gives the rest of the cell behind it, a cell with more gives nothing.
+    """
+    starts = np.arange(1, max(1, len(free) - 1.5 * cell), cell, dtype=int)
+    chosen: Spans = []
+    covered = 0
+    for start in rng.permutation(starts).tolist():
+        if covered > share * (len(free) - 1):
+            break
+        borders = start + np.flatnonzero(~free[start : start + cell])
+        if len(borders) == 0:
+            cut = int(rng.integers(0, cell))
+            span = (start, start + cut + 1) if cut >= cell / 2 else (start + cut, start + cell)
+        elif len(borders) == 1 and start + cell - (int(borders[0]) + 1) >= LEAST_AFTER_BORDER:
+            span = (int(borders[0]) + 1, start + cell)
+        else:
+            continue
+        chosen.append(span)
+        covered += span[1] - span[0]
+    return sorted(chosen)
+
+
+def prefix_span(free: np.ndarray, longest: int, rng: np.random.Generator) -> Spans:
+    """The first 1 … ``longest`` tokens of the first stretch of text; at least one token is left to write."""
+    stretches = runs(free)
+    if not stretches:
+        return []
+    start, stop = stretches[0]
+    most = min(longest, stop - start - (len(stretches) == 1))
+    return [(start, start + int(rng.integers(1, most + 1)))] if most >= 1 else []
+
+
+def replace_spans(flat: Flat, spans: Spans, processor: KosmosProcessor, first_tokens: bool = True) -> Example:
+    """Put slots in the place of the spans; ``first_tokens``: the first token of each is still predicted, eq. (1)."""
+    arrangement = Arrangement(flat)
+    at = 0
+    for start, stop in spans:
+        payload = encoder_ids(flat.ids[start:stop], processor)
+        limit = processor.max_span_length
+        while limit is not None and len(payload) > limit:
+            stop = start + (stop - start) // 2
+            payload = encoder_ids(flat.ids[start:stop], processor)
+        if len(payload) < 2:  # nothing but newlines, which the encoder's tokenizer does not know
+            continue
+        arrangement.copy(at, start, predict=first_tokens or at > 0)
+        weight = float(flat.weight[start]) if first_tokens else 0.0
+        arrangement.insert_span(processor.span_slot_id, payload, int(flat.ids[start]), weight)
+        at = stop
+    arrangement.copy(at, len(flat.ids))
+    return arrangement.shifted(may_cut=True)
+
+
+def encoder_ids(ids: np.ndarray, processor: KosmosProcessor) -> np.ndarray:
+    """What the encoder reads of a span: its begin token and the same tokens, or those of its own tokenizer."""
+    if processor.span_tokenizer is None:
+        return np.concatenate([[processor.tokenizer.bos_token_id], ids]).astype(np.int32)
+    return np.array(processor.encode_span(processor.tokenizer.decode(ids.tolist())), dtype=np.int32)

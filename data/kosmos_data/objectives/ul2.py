@@ -1,0 +1,101 @@
+"""UL2: a mixture of denoisers, each announced by a mode token (arXiv 2205.05131, table 1; UL2R, arXiv 2210.11399).
+
+R denoisers hide short stretches sparingly, X denoisers long ones or many (``[NLG]``), S is a prefix language model. The
+mode token stands behind ``<s>``: ``[NLU]`` R, ``[NLG]`` X, ``[S2S]`` S, as in the released checkpoints.
+
+Differs from the paper: the end of an S prefix is drawn uniformly (as Levanter does); T5's noise mask with one stretch,
+which the paper names, would always hide exactly the last quarter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from ..example import Example, Flat
+from . import Objective
+from ._arrange import denoising, maskable
+from ._flatten import Loss
+from ._tokens import SENTINELS, ids_of
+from .prefix_lm import draw_pivot, split_at
+from .span_corruption import check_noise, corrupt, draw_noise
+
+if TYPE_CHECKING:
+    from kosmos.processing_kosmos import KosmosProcessor
+
+MODES = {"R": "[NLU]", "X": "[NLG]", "S": "[S2S]"}
+TOKENS = (*SENTINELS, *MODES.values())
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """One line of the table; an S denoiser has neither density nor length."""
+
+    mode: Literal["R", "S", "X"]
+    share: float
+    density: float = 0.0
+    mean_length: float = 0.0
+
+
+VARIANTS = {
+    "ul2": (
+        Denoiser("R", 1, 0.15, 3),
+        Denoiser("R", 1, 0.15, 8),
+        Denoiser("X", 1, 0.5, 3),
+        Denoiser("X", 1, 0.5, 8),
+        Denoiser("X", 1, 0.15, 64),
+        Denoiser("X", 1, 0.5, 64),
+        Denoiser("S", 1),
+    ),
+    "ul2r": (
+        Denoiser("R", 1, 0.15, 3),
+        Denoiser("X", 0.5, 0.15, 32),
+        Denoiser("X", 0.5, 0.5, 3),
+        Denoiser("S", 2),
+    ),
+}
+
+
+def build(
+    processor: KosmosProcessor,
+    variant: Literal["ul2", "ul2r"] = "ul2",
+    mode_tokens: bool = True,
+    loss: Loss = "all",
+    chunk_tokens: int = 512,
+) -> Objective:
+    """The UL2 mixture.
+
+    Args:
+        processor: tokenizer (with sentinels and mode tokens) and image processor of the run.
+        variant: ``ul2`` draws the seven denoisers evenly, ``ul2r`` half S, a quarter R, a quarter X.
+        mode_tokens: announce the denoiser.
+        loss: hide any text, or only ``supervised`` segments.
+        chunk_tokens: longer documents are cut into windows of about equal length, each with its own denoiser.
+
+    Raises:
+        ValueError: an unknown ``variant``, more stretches than sentinels, or a tokenizer that lacks a token.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"variant={variant!r}: choose one of {', '.join(VARIANTS)}")
+    denoisers = VARIANTS[variant]
+    for denoiser in denoisers:
+        if denoiser.mode != "S":
+            check_noise(denoiser.density, denoiser.mean_length, chunk_tokens)
+    *sentinels, nlu, nlg, s2s = ids_of(TOKENS, processor, "ul2")
+    modes = {"R": nlu, "X": nlg, "S": s2s} if mode_tokens else {"R": None, "X": None, "S": None}
+    shares = np.array([denoiser.share for denoiser in denoisers])
+    shares = shares / shares.sum()
+    bos, eos = processor.tokenizer.bos_token_id, processor.tokenizer.eos_token_id
+
+    def transform(flat: Flat, rng: np.random.Generator) -> Example | None:
+        denoiser = denoisers[rng.choice(len(denoisers), p=shares)]
+        mode = modes[denoiser.mode]
+        if denoiser.mode == "S":
+            pivot = draw_pivot(flat, rng)
+            return split_at(flat, pivot, bos, eos, mode) if pivot else None
+        mask = draw_noise(maskable(flat, eos), denoiser.density, denoiser.mean_length, rng)
+        return None if mask is None else corrupt(flat, mask, sentinels, bos, eos, mode)
+
+    return denoising(processor, loss, chunk_tokens, "ul2", transform)
