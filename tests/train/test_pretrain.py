@@ -9,7 +9,9 @@ from typing import Any
 import jobs
 import pytest
 import tiny
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from kosmos import cli, settings
 from kosmos_train import TrainConfig, train
@@ -114,6 +116,25 @@ def test_run_folder_that_cannot_be_made(values: dict[str, Any], tmp_path: Path) 
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
     with pytest.raises(ValueError, match="where to"):
         main([str(tmp_path / "config.yaml")])
+
+
+def test_text_spans_train(values: dict[str, Any], tmp_path: Path) -> None:
+    """MetaLM's objective: spans go through a bidirectional encoder, whose last block and connector learn."""
+    encoder = {"model_type": "bert", "vocab_size": 1, "hidden_size": 16, "intermediate_size": 32}
+    encoder |= {"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64}
+    sizes = {"model_config": encoder, "train_last_blocks": 1}
+    values["model"]["overrides"] = {"span_encoder_config": sizes, "text_config": {"position_type": "sinusoidal"}}
+    objective = {"name": "semi_causal", "min_length": 2, "max_length": 8}
+    values["data"]["sources"][0] |= {"objective": objective}
+    values |= {"steps": 4, "checkpoint": {"every": 2}, "engine": {"zero_stage": 2}}
+    train(config_of(values), tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    before, after = (load_file(folder / f"step-00000{step}" / "model.safetensors") for step in (2, 4))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any("span_connector" in name for name in changed)
+    assert any("span_encoder" in name and "layer.1." in name for name in changed)
+    assert not any("span_encoder" in name and "layer.0." in name for name in changed)
+    assert not any("vision_tower" in name for name in changed)
 
 
 def test_bf16_and_zero3_train_too(values: dict[str, Any], tmp_path: Path) -> None:

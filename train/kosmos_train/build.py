@@ -36,11 +36,11 @@ def build_config(config: ModelConfig, processor: Any) -> Any:
     if config.checkpoint is not None:
         values = KosmosConfig.from_pretrained(find_checkpoint(config.checkpoint)).to_dict()
     elif Path(str(config.preset)).suffix == ".json":
-        values = json.loads(Path(str(config.preset)).read_text(encoding="utf-8"))
+        values = KosmosConfig(**json.loads(Path(str(config.preset)).read_text(encoding="utf-8"))).to_dict()
     else:
         values = KosmosConfig.preset(str(config.preset)).to_dict()
-    if config.vision_weights is not None:
-        values["vision_config"] |= _vision_fields(Path(config.vision_weights))
+    if config.vision_weights is not None and (fields := _vision_fields(Path(config.vision_weights))):
+        values["vision_config"] = (values["vision_config"] or {}) | fields
     _override(values, config.overrides, "model.overrides.")
     if config.checkpoint is None:
         _fit_processor(values, processor)
@@ -104,6 +104,6 @@ def _fit_processor(values: dict[str, Any], processor: Any) -> None:
     if values.get("connector_config") and values["connector_config"].get("kind") in ("xconnector", "resampler"):
         values["connector_config"]["num_queries"] = processor.num_image_tokens
     if values.get("span_encoder_config"):
-        from kosmos.tokenization_kosmos import SPAN_SLOT
-
-        values["span_token_id"] = tokenizer.convert_tokens_to_ids(SPAN_SLOT)
+        values["span_token_id"] = processor.span_slot_id
+        if processor.span_tokenizer is None:  # the encoder reads the decoder's tokens
+            values["span_encoder_config"]["model_config"]["vocab_size"] = len(tokenizer)
