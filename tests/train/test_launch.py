@@ -114,6 +114,19 @@ def test_slurm_script_saves_and_requeues(
     assert [launch["from_step"] for launch in launches] == [0, rows[-1]["step"]]
 
 
+def train_without_compiler(values: dict[str, Any], run_dir: str, extensions: str) -> dict[str, Any]:
+    os.environ.update(PATH="/nowhere", CXX="/nowhere/c++", TORCH_EXTENSIONS_DIR=extensions)
+    return jobs.run(values, run_dir)
+
+
+def test_no_compiler_is_called(values: dict[str, Any], tmp_path: Path) -> None:
+    """A machine without a C compiler trains; DeepSpeed builds nothing."""
+    job = launch_each(tmp_path, [(train_without_compiler, values, str(tmp_path / "run"), str(tmp_path / "extensions"))])
+    assert job.results() == [{"step": 12, "finished": True}]
+    assert not (tmp_path / "extensions").exists()
+    assert "built" not in job.output()
+
+
 def test_kubernetes_manifest_fits_the_schema() -> None:
     """Service and Job against Kubernetes' own JSON schema, unknown fields refused; and the two fit each other."""
     jsonschema = pytest.importorskip("jsonschema")
