@@ -45,8 +45,8 @@ def start(code: str, checkpoint: Path, data: Path, out: Path, **environment: str
     arguments = ["eval", str(checkpoint), "--tasks", "easy_vqa", "--data", str(data), "--out", str(out)]
     arguments += ["--shots", "0,2", "--context", "image+text,shuffled", "--batch-size", "3"]
     variables = os.environ | {"OMP_NUM_THREADS": "1"} | environment
-    quiet = subprocess.DEVNULL
-    return subprocess.Popen([sys.executable, "-c", code, *arguments], env=variables, stdout=quiet, stderr=quiet)
+    log = (out.parent / f"{out.name}-{environment.get('RANK', 0)}.log").open("wb")
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], env=variables, stdout=log, stderr=log)
 
 
 def rows(out: Path) -> list[Any]:
@@ -89,7 +89,9 @@ def test_two_ranks_give_the_same_file(checkpoint: Path, toy_data: Path, tmp_path
         start(PLAIN, checkpoint, toy_data, tmp_path, RANK=str(index), LOCAL_RANK=str(index), WORLD_SIZE="2")
         for index in range(2)
     ]
-    assert [rank.wait(timeout=180) for rank in ranks] == [0, 0]
+    codes = [rank.wait(timeout=180) for rank in ranks]
+    logs = [(tmp_path.parent / f"{tmp_path.name}-{index}.log").read_text()[-3000:] for index in range(2)]
+    assert codes == [0, 0], logs
     assert rows(tmp_path) == expected
     assert expected[0]["n"] == 24
     assert len(list((tmp_path / "samples/toy").iterdir())) == 4
