@@ -23,8 +23,8 @@ class StepBatch:
         micro_batches: dictionaries of tensors, see :func:`collate`.
         state: the loader's state after this step, of this rank's lanes (:func:`kosmos_data.merge_states` joins ranks).
         stats: ``tokens`` (not padding), ``positions`` (with padding), ``images``, ``documents``, ``source_tokens`` and
-            ``skipped`` by name, ``fallbacks`` (stretches too short for their objective), and ``order``, a hash of what was read: XOR over ranks, it is the same for any number
-            of ranks and workers.
+            ``skipped`` by name, ``fallbacks`` (stretches too short for their objective), and ``order``, a hash of what
+            was read: XOR over ranks, it is the same for any number of ranks and workers.
         rows: numbers of the rows in the order of the micro-batches.
         images: images per row, in the same order.
     """

@@ -128,7 +128,7 @@ class Packer:
 
     def possible(self, example: Example) -> bool:
         """Whether the example can be brought into rows at all: a stretch that may not be cut must fit into one."""
-        if len(example) <= self.row_tokens and len(example.spans) <= self.max_images:
+        if (len(example) <= self.row_tokens and len(example.spans) <= self.max_images) or example.cuts[1:].all():
             return True
         bounds = np.flatnonzero(example.cuts)
         edges = np.concatenate([[0], bounds[bounds > 0], [len(example)]])

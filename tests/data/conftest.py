@@ -86,3 +86,22 @@ def make_config(corpora: Path) -> Callable[..., DataConfig]:
         return DataConfig(sources, **(usual | settings))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def objective_words() -> list[str]:
+    """Eighty words that are one piece each for :func:`objective_processor`."""
+    short, long = ("ka", "mo", "ti", "su", "re", "lo", "na", "pi"), ("band", "cort", "dell", "fim", "gus")
+    return [a + b for a in short for b in long] + [b + a for a in short for b in long]
+
+
+@pytest.fixture(scope="session")
+def objective_processor(objective_words: list[str]) -> KosmosProcessor:
+    """Four slots per image, and the special tokens of every objective."""
+    from kosmos_data import objectives
+
+    rng = random.Random(1)
+    texts = [" ".join(rng.sample(objective_words, 40)) for _ in range(60)]
+    extra = objectives.special_tokens(["ul2", "glm", "fim", "cm3"])
+    tokenizer = train_tokenizer(texts, vocab_size=400, extra_tokens=extra)
+    return KosmosProcessor(KosmosImageProcessor(image_size=8), tokenizer, num_image_tokens=4)

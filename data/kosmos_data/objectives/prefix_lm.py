@@ -43,7 +43,7 @@ def build(
     bos, eos = processor.tokenizer.bos_token_id, processor.tokenizer.eos_token_id
 
     def transform(flat: Flat, rng: np.random.Generator) -> Example | None:
-        pivot = draw_pivot(flat, rng) if prefix == "random" else int(np.flatnonzero(flat.weight > 0).min(initial=0))
+        pivot = draw_pivot(flat, rng) if prefix == "random" else int(np.argmax(flat.weight > 0))
         return split_at(flat, pivot, bos, eos) if pivot else None
 
     return denoising(processor, loss, None if prefix == "input" else chunk_tokens, "prefix_lm", transform)

@@ -54,7 +54,7 @@ def build(
             ``input``: no sampling, every segment marked ``"supervised": false`` is a span and the others are
             written, with ``</s>`` after each (section 3.4: fine-tuning, instructions, demonstrations, dialogue).
         share: of the text, that spans cover.
-        min_length, max_length: of a span in tokens; ``max_length`` also bounds a prefix.
+        min_length, max_length: of a span in tokens; ``grid`` and ``prefix`` have only the upper bound.
         loss: on any text, or only on ``supervised`` segments; ``input`` always trains those only.
 
     Raises:
@@ -62,7 +62,7 @@ def build(
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler={sampler!r}: choose one of {', '.join(SAMPLERS)}")
-    if not 1 <= min_length <= max_length:
+    if not 1 <= (min_length if sampler == "paper" else 1) <= max_length:
         raise ValueError(f"min_length={min_length}, max_length={max_length}: must be 1 ≤ min_length ≤ max_length")
     if not 0 < share < 1:
         raise ValueError(f"share={share} must lie between 0 and 1")
