@@ -42,13 +42,13 @@ def decode(data: bytes, image_processor: KosmosImageProcessor) -> np.ndarray:
 def open_image(data: bytes) -> PIL.Image.Image:
     """Decode the first frame in its own colour mode; BadSample as for :func:`decode`."""
     try:
-        with warnings.catch_warnings():  # Pillow warns at its own limit; ours is checked below
-            warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
+        with warnings.catch_warnings():  # Pillow warns of what is counted here
+            warnings.simplefilter("ignore")
             image = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise BadSample(errors.IMAGE_TOO_LARGE, f"{width}×{height} pixels, the limit is {MAX_PIXELS}")
-        image.load()
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise BadSample(errors.IMAGE_TOO_LARGE, f"{width}×{height} pixels, the limit is {MAX_PIXELS}")
+            image.load()
         return image
     except PIL.Image.DecompressionBombError as error:
         raise BadSample(errors.IMAGE_TOO_LARGE, str(error)) from error
