@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -117,6 +118,8 @@ def _fixed(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 def _commit() -> str | None:
     """The commit of the source tree this package runs from, with ``+changes`` if it differs; None when installed."""
+    if shutil.which("git") is None:
+        return None
     here = Path(__file__).parent
     git = ["git", "-C", str(here)]
     found = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
