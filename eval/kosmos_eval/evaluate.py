@@ -77,11 +77,11 @@ def evaluate(
         model.train(was_training)
     if session.rank.index > 0:
         return []
+    others: list[Row] = []
     if with_baselines:
         others = base.baseline_rows(task, subset(session.items, task, limit), session.train, seed)
-        base.attach(rows, others)
-        rows += others
-    return rows
+    base.attach(rows, others)
+    return rows + others
 
 
 def subset(items: Sequence[Item], task: Task, limit: int | None) -> list[Item]:

@@ -121,7 +121,8 @@ def read(path: str | Path) -> list[Row]:
 
 
 def _key(row: Row) -> tuple[Any, ...]:
-    return tuple(row.get(name) for name in _KEY)
+    """What makes two rows the same run; a baseline also depends on which items it was scored on."""
+    return tuple(row.get(name) for name in (*_KEY, *(("n",) if is_baseline(row) else ())))
 
 
 def overall(rows: Iterable[Row]) -> list[Row]:

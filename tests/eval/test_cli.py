@@ -57,6 +57,13 @@ def test_a_second_evaluation_adds_to_the_results(checkpoint: Path, toy_data: Pat
     assert len(both) == len(first) + 3
     assert main(["eval", *common]) == 0
     assert len(json.loads((tmp_path / "results.json").read_text())) == len(both)
+    assert main(["eval", *common, "--limit", "6"]) == 0  # the model's rows are replaced, baselines on other items added
+    limited = json.loads((tmp_path / "results.json").read_text())
+    assert sorted({row["n"] for row in limited if row["model"] == "majority answer" and not row["question_type"]}) == [
+        6,
+        24,
+    ]
+    assert [row["n"] for row in limited if row["model"] == "toy" and row["context"] == "image+text"][0] == 6
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,6 @@ def evaluate(demo: Demo) -> None:
         contexts=contexts,
         limit=min(FEW_SHOT_QUESTIONS, demo.limit or FEW_SHOT_QUESTIONS),
         name="pretrained",
-        with_baselines=False,
         **common,
     )
     rows += evaluate_task(
