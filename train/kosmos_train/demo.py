@@ -154,25 +154,20 @@ def evaluate(demo: Demo) -> None:
 
     if demo.path("results.json").is_file():
         return
-    rows: list[dict[str, Any]] = []
-    common: dict[str, Any] = {"data": demo.path("corpus", "eval"), "out": demo.path("eval"), "console": demo.console}
+    common: dict[str, Any] = {
+        "data": demo.path("corpus", "eval"),
+        "contexts": ("image+text", "shuffled"),
+        "out": demo.path("eval"),
+        "console": demo.console,
+    }
+    few = min(FEW_SHOT_QUESTIONS, demo.limit or FEW_SHOT_QUESTIONS)
     tuned, processor = load(demo.path("tune"))
-    contexts = ("image+text", "shuffled")
-    rows += evaluate_task(tuned, processor, "easy_vqa", contexts=contexts, limit=demo.limit, name="tuned", **common)
+    rows = evaluate_task(tuned, processor, "easy_vqa", name="tuned", limit=demo.limit, **common)
     base, processor = load(demo.path("pretrain"))
-    rows += evaluate_task(
-        base,
-        processor,
-        "easy_vqa",
-        shots=(0, 2, 4, 8),
-        contexts=contexts,
-        limit=min(FEW_SHOT_QUESTIONS, demo.limit or FEW_SHOT_QUESTIONS),
-        name="pretrained",
-        **common,
-    )
-    rows += evaluate_task(
-        base, processor, "easy_vqa_caption", contexts=contexts, limit=demo.limit, name="pretrained", **common
-    )
+    shots = evaluate_task(base, processor, "easy_vqa", name="pretrained", shots=(0, 2, 4, 8), limit=few, **common)
+    # The baselines of all questions are rows already; here they only stand beside each score.
+    rows += [row for row in shots if not results.is_baseline(row)]
+    rows += evaluate_task(base, processor, "easy_vqa_caption", name="pretrained", limit=demo.limit, **common)
     results.write(rows, demo.path("results.json"))
 
 
