@@ -63,7 +63,8 @@ def test_a_second_evaluation_adds_to_the_results(checkpoint: Path, toy_data: Pat
         6,
         24,
     ]
-    assert [row["n"] for row in limited if row["model"] == "toy" and row["context"] == "image+text"][0] == 6
+    mine = (row for row in limited if row["model"] == "toy" and row["context"] == "image+text")
+    assert next(mine)["n"] == 6
 
 
 @pytest.mark.parametrize(
