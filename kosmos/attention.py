@@ -79,6 +79,11 @@ def plan_attention(
         return AttentionPlan(mask=torch.where(allowed, 0.0, torch.finfo(hidden_BTD.dtype).min)[:, None])
     if hidden_BTD.device.type == "cpu":
         return AttentionPlan(runs=document_runs(document_ids_BT, block_ids_BT))
+    if training and config.attention_dropout:
+        raise ValueError(
+            f"attention_dropout is {config.attention_dropout}, but flex_attention, which packed rows use on a GPU, has "
+            "none; set text_config.attention_dropout=0"
+        )
     return AttentionPlan(block_mask=flex_mask(document_ids_BT, block_ids_BT))
 
 
@@ -119,7 +124,9 @@ def document_runs(document_ids_BT: Tensor, block_ids_BT: Tensor | None) -> list[
     return runs
 
 
-def attend_runs(query_BTHK: Tensor, key_BTHK: Tensor, value_BTHK: Tensor, runs: list[Run], scaling: float) -> Tensor:
+def attend_runs(
+    query_BTHK: Tensor, key_BTHK: Tensor, value_BTHK: Tensor, runs: list[Run], scaling: float, dropout: float = 0.0
+) -> Tensor:
     """Attend inside each run only, (B, T, H, K) in and out; padding gets zeros."""
     lengths = [run.length for run in runs]
     flat = [
@@ -132,7 +139,7 @@ def attend_runs(query_BTHK: Tensor, key_BTHK: Tensor, value_BTHK: Tensor, runs: 
         else:
             parts.append(
                 F.scaled_dot_product_attention(
-                    query, key, value, attn_mask=run.mask, is_causal=run.mask is None, scale=scaling
+                    query, key, value, attn_mask=run.mask, dropout_p=dropout, is_causal=run.mask is None, scale=scaling
                 )
             )
     return torch.cat(parts, dim=2)[0].transpose(0, 1).unflatten(0, query_BTHK.shape[:2])

@@ -68,9 +68,9 @@ class KosmosAttention(nn.Module):
         )
         if rotation is not None:
             query, key = rotate(query, key, rotation)
-        weights = None
+        weights, dropout = None, self.config.attention_dropout if self.training else 0.0
         if plan.runs is not None:
-            attended = attend_runs(query, key, value, plan.runs, self.scaling)
+            attended = attend_runs(query, key, value, plan.runs, self.scaling, dropout)
         elif plan.block_mask is not None:
             attended = attend_flex(query, key, value, plan.block_mask, self.scaling)
         else:
@@ -78,7 +78,6 @@ class KosmosAttention(nn.Module):
             if past_key_values is not None:
                 key, value = past_key_values.update(key, value, self.layer_idx)
             interface = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
-            dropout = self.config.attention_dropout if self.training else 0.0
             attended, weights = interface(
                 self, query, key, value, plan.mask, dropout=dropout, scaling=self.scaling, **kwargs
             )

@@ -11,6 +11,7 @@ last ``train_last_blocks`` blocks receive gradients; with none the tower runs un
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,7 @@ class Encoder(nn.Module):
             yield
 
 
+log = logging.getLogger("kosmos")
 BLOCK_NAMES = ("resblocks", "blocks", "layers", "layer", "stages")
 
 
@@ -263,7 +265,8 @@ def load_encoder_weights(encoder: Encoder, path: str | Path) -> None:
     """Load a vision tower's or text encoder's weights from a local file or folder, strictly.
 
     Accepts safetensors, or ``torch.save`` files read with ``weights_only=True``, of: an open_clip model (whole or its
-    visual tower), a timm state dict, a transformers CLIP or BERT-like checkpoint (whole or the tower).
+    visual tower), a timm state dict, a transformers CLIP or BERT-like checkpoint (whole or the tower). A file whose
+    names are all different is matched by order if every shape agrees, with a warning.
 
     Raises:
         FileNotFoundError: no weights at ``path``.
@@ -274,6 +277,10 @@ def load_encoder_weights(encoder: Encoder, path: str | Path) -> None:
     expected = encoder.encoder.state_dict()
     best = max((_strip(state, prefix) for prefix in PREFIXES), key=lambda kept: len(kept.keys() & expected.keys()))
     missing = sorted(expected.keys() - best.keys())
+    if len(missing) == len(expected) and _same_order(state, expected):
+        # another author's names for the same network, for instance a port of timm's EfficientNets
+        best, missing = dict(zip(expected, state.values(), strict=False)), []
+        log.warning("%s: other tensor names than the encoder's; matched by order and shape", file)
     if missing:
         raise ValueError(
             f"{file} does not fit the encoder: {len(missing)} of its {len(expected)} tensors are missing "
@@ -313,6 +320,12 @@ def read_state(file: Path) -> dict[str, Tensor]:
     state = torch.load(file, map_location="cpu", weights_only=True)
     state = state.get("state_dict", state)
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def _same_order(state: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
+    """Whether the first tensors of ``state`` have the shapes of the encoder's, one by one (a classifier may follow)."""
+    shapes = [tensor.shape for tensor in state.values()]
+    return len(expected) > 1 and shapes[: len(expected)] == [tensor.shape for tensor in expected.values()]
 
 
 def _strip(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

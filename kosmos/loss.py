@@ -29,7 +29,7 @@ def cross_entropy(
     shift_labels_BT: Tensor,
     loss_weight_BT: Tensor | None = None,
     num_items: Tensor | int | float | None = None,
-    chunk: int = 256,
+    chunk: int | None = None,
 ) -> TokenLoss:
     """Return the weighted mean NLL of ``softmax(hidden · weightᵀ)`` and each token's NLL.
 
@@ -39,7 +39,7 @@ def cross_entropy(
         shift_labels_BT: what each output must predict; -100 is ignored.
         loss_weight_BT: weight of each token (1 by default).
         num_items: what the weighted sum is divided by; the sum of the weights by default.
-        chunk: tokens multiplied at a time.
+        chunk: tokens multiplied at a time; by default 128 on a CPU and 1,024 on a GPU.
 
     Raises:
         ValueError: a label outside the vocabulary; or no supervised token and no ``num_items``.
@@ -56,6 +56,7 @@ def cross_entropy(
         num_items = weight_N.sum()
         if not torch.compiler.is_compiling() and float(num_items) == 0:
             raise ValueError("no supervised token in this batch: every label is -100 or has weight 0")
+    chunk = chunk or (1024 if hidden_ND.is_cuda else 128)
     loss, nll_N = ChunkedCrossEntropy.apply(hidden_ND, weight_VD, labels_N, weight_N / num_items, chunk)
     token_loss = torch.zeros(shift_labels_BT.numel(), dtype=torch.float32, device=place.device)
     return TokenLoss(loss, token_loss.index_copy(0, place, nll_N).view_as(shift_labels_BT))
@@ -78,7 +79,7 @@ def check_labels(labels_N: Tensor, vocabulary: int) -> None:
 class ChunkedCrossEntropy(torch.autograd.Function):
     """Σ weight · NLL with both gradients computed chunk by chunk in the forward pass.
 
-    On a CPU these passes over the logits cost as much as the products, hence as few as possible: token weights scale the
+    On a CPU every pass over the logits costs, hence as few as possible: token weights scale the
     rows of the (N, D) factors instead.
     """
 

@@ -77,14 +77,13 @@ class KosmosPositions(nn.Module):
 
 def rotation_rate(config: KosmosTextConfig) -> Tensor:
     """Return the complex log-factor per position for queries and keys, (2, 1, K/2) complex128, on the CPU."""
-    with torch.device("cpu"):
-        head_dim = config.hidden_size // config.num_attention_heads
-        pair = torch.arange(head_dim // 2, dtype=torch.float64)
-        theta = 10000.0 ** (-pair / (head_dim // 2))
-        growth = torch.zeros_like(theta)
-        if config.position_type == "xpos":
-            growth = ((2 * pair + 0.4 * head_dim) / (1.4 * head_dim)).log() / config.xpos_scale_base
-        return torch.stack([torch.complex(growth, theta), torch.complex(-growth, theta)])[:, None]
+    head_dim = config.hidden_size // config.num_attention_heads
+    pair = torch.arange(head_dim // 2, dtype=torch.float64, device="cpu")  # whatever device the model is built on
+    theta = 10000.0 ** (-pair / (head_dim // 2))
+    growth = torch.zeros_like(theta)
+    if config.position_type == "xpos":
+        growth = ((2 * pair + 0.4 * head_dim) / (1.4 * head_dim)).log() / config.xpos_scale_base
+    return torch.stack([torch.complex(growth, theta), torch.complex(-growth, theta)])[:, None]
 
 
 def rotate(query_BTHK: Tensor, key_BTHK: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor]:

