@@ -12,6 +12,7 @@ import jobs
 import pytest
 import torch
 from forks import launch
+from safetensors.torch import load_file
 
 from kosmos_train import checkpoint
 
@@ -83,6 +84,36 @@ def test_resume_is_bit_exact(values: dict[str, Any], tmp_path: Path, stage: int)
     train_a_little(values, str(tmp_path), engine, None)
     second = train_a_little(values, str(tmp_path), engine, str(tmp_path))
     assert second == first[2:]
+
+
+def rewind_in_place(values: dict[str, Any], folder: str) -> list[list[bool]]:
+    """Under every stage: save, train on, restore into the same engine; are weights and later losses those of before?"""
+    outcomes = []
+    for index, variant in enumerate(STAGES):
+        engine = jobs.make_engine({**values, "engine": variant})
+        processor = jobs.build_processor_of(engine)
+
+        def step(number: int, engine: Any = engine, processor: Any = processor) -> float:
+            batch = jobs.step_batch(number, processor, engine.world.rank, engine.world.size)
+            return engine.step(batch, number, jobs.rate_of(number), {}).loss
+
+        step(1)
+        where = Path(folder) / str(index)
+        checkpoint.save(where, 1, engine, processor, {"frozen": {}}, keep=1)
+        first = [step(2), step(3)]
+        latest = where / "step-000001"
+        engine.restore(latest, checkpoint.read_state(latest))
+        weights, saved = checkpoint._full_weights(engine), load_file(latest / "model.safetensors")
+        same = all(torch.equal(weights[name], saved[name]) for name in saved) if weights else True
+        outcomes.append([same, [step(2), step(3)] == first])
+        engine.close()
+    return outcomes
+
+
+def test_restore_in_place(values: dict[str, Any], tmp_path: Path) -> None:
+    """Rewinding takes back weights, moments and step counts under every stage, on two processes, bit for bit."""
+    for outcomes in launch(tmp_path / "j", 2, rewind_in_place, values, str(tmp_path)).results():
+        assert outcomes == [[True, True]] * len(STAGES)
 
 
 def test_opens_with_transformers(values: dict[str, Any], tmp_path: Path) -> None:

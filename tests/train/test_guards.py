@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,36 @@ def test_one_rank_alone_stops_all(values: dict[str, Any], tmp_path: Path) -> Non
     first, second = launch(tmp_path / "j", 2, lonely_error, values, str(tmp_path / "run")).results()
     assert first == "OSError: rank 1 failed opening the corpora: /nowhere: no such folder of shards"
     assert second == "FileNotFoundError: /nowhere: no such folder of shards"
+
+
+def lonely_bad_data(values: dict[str, Any], run_dir: str) -> str:
+    """Rank 1's loader gives up in the middle of the run."""
+    from kosmos_data.loader import Loader
+
+    original = Loader.__next__
+
+    def fail(loader: Any) -> Any:
+        batch = original(loader)
+        if os.environ["RANK"] == "1" and batch.step == 5:
+            raise ValueError("too many bad samples in shard 7")
+        return batch
+
+    Loader.__next__ = fail
+    try:
+        jobs.run(values, run_dir)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def test_bad_data_on_one_rank_stops_all(values: dict[str, Any], tmp_path: Path) -> None:
+    """In the middle of a run, too, every rank says what was wrong and where; none waits for a timeout."""
+    began = time.monotonic()
+    first, second = launch(tmp_path / "j", 2, lonely_bad_data, values, str(tmp_path / "run")).results()
+    assert first == "ValueError: rank 1 failed reading its data: too many bad samples in shard 7"
+    assert second == "ValueError: too many bad samples in shard 7"
+    assert len(read_metrics(tmp_path / "run")) == 5
+    assert time.monotonic() - began < 60
 
 
 @given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=8))

@@ -167,7 +167,7 @@ def _publish(partial: Path, final: Path, keep: int) -> None:
     manifest.write_text(json.dumps(sizes, indent=1))
     for path in [*files, manifest, partial / "trainer", partial]:
         _sync(path)
-    if final.exists():  # a rewound run comes by the same step again
+    if final.exists():  # incomplete, or it would have been the one to resume from
         _remove(final)
     partial.rename(final)
     _sync(final.parent)

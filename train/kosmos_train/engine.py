@@ -114,16 +114,21 @@ class Engine:
         """The bare model."""
         return self.deepspeed.module
 
-    def step(self, batch: Any, number: int, rate: float, votes: dict[str, float]) -> StepResult:
+    def step(
+        self, batch: Any, number: int, rate: float, votes: dict[str, float], error: Exception | None = None
+    ) -> StepResult:
         """Forward, backward and update for one step of all ranks; ``number`` is the 1-based step it completes.
 
         ``votes`` are numbers of this rank (a received signal, unreadable samples) that travel with the counts and come
-        back summed over the ranks: that costs no extra round.
+        back summed over the ranks: that costs no extra round. A rank that could not read its batch gives ``error``
+        instead (``batch`` None), and all ranks raise together.
 
         Raises:
-            ValueError: no token of the whole step is supervised.
+            ValueError: no token of the whole step is supervised; or the error of a rank, see :meth:`World.agree`.
         """
-        counts = self.world.sum([*self._count_local(batch), *votes.values()])
+        counts = self.world.sum([*self._count_local(batch), *votes.values(), float(error is not None)])
+        if counts.pop():
+            self.world.agree(error, "reading its data")
         result = self._result(counts)
         result.votes = dict(zip(votes, counts[len(counts) - len(votes) :], strict=True))
         if counts[0] <= 0:
@@ -219,7 +224,7 @@ class Engine:
         weight = torch.zeros(size, dtype=torch.float64)
         tokens = torch.zeros(size, dtype=torch.float64)
         supervised = images = rows = 0
-        for micro in batch.micro_batches:
+        for micro in batch.micro_batches if batch is not None else ():
             sources = (micro["source_ids"] + 1).flatten()
             weight += torch.bincount(sources, micro["loss_weight"].flatten().double(), minlength=size)
             tokens += torch.bincount(sources, minlength=size)

@@ -141,6 +141,10 @@ def refresh_weights(engine: Any) -> None:
             parameter = engine.module.get_parameter(fragment.name)
             piece = fragment.view("master", engine.basic_optimizer)
             parameter.ds_tensor.data.view(-1)[: fragment.numel].copy_(piece)
+        persistent = engine.optimizer.persistent_parameters  # small ones are kept whole on every rank
+        if persistent:
+            persistent[0].partition(persistent)
+            persistent[0].all_gather(persistent)
 
 
 def _index(trainer: Path) -> dict[tuple[str, str], list[tuple[Path, str, int, int]]]:

@@ -80,8 +80,7 @@ class Loop:
         """Close files, loader workers and DeepSpeed."""
         if self.log is not None:
             self.log.close()
-        if hasattr(self.loader, "close"):
-            self.loader.close()
+        self.loader.close()
         self.engine.close()
         if self.uploader is not None:
             self.uploader.close()
@@ -89,20 +88,34 @@ class Loop:
     def _one_step(self, batches: Iterator[Any], interrupt: Interrupt) -> bool:
         """Read a batch and make the update; True if a rank has received a signal."""
         began = time.perf_counter()
-        batch = next(batches)
-        waited = time.perf_counter() - began
+        batch: Any = None
+        error: Exception | None = None
+        try:
+            batch = next(batches)
+        except Exception as caught:  # told to all ranks with the counts of the step, then raised on each
+            error = caught
         rate = learning_rate(self.step + 1, self.config.optim, self.config.steps)
-        votes = {"interrupted": float(interrupt.received is not None), "positions": float(batch.stats["positions"])}
-        votes["bad_samples"] = float(sum(batch.stats["skipped"].values()))
-        votes |= order_votes(batch.stats["order"])
-        result = self.engine.step(batch, self.step + 1, rate, votes)
+        votes = self._votes(batch, interrupt, time.perf_counter() - began)
+        result = self.engine.step(batch, self.step + 1, rate, votes, error)
         self.step += 1
         self.loader_state = batch.state
         reasons = self._bad_samples(batch, result)
         if self.log is not None:
             seconds = time.perf_counter() - began
+            waited = result.votes["waited"] / self.engine.world.size
             self.log.step(self.step, result, rate, seconds, waited, **self._measures(result, seconds), **reasons)
         return result.votes["interrupted"] > 0
+
+    def _votes(self, batch: Any, interrupt: Interrupt, waited: float) -> dict[str, float]:
+        """What this rank alone knows of the step."""
+        stats: dict[str, Any] = {"positions": 0, "skipped": {}, "order": "0"} if batch is None else batch.stats
+        return {
+            "interrupted": float(interrupt.received is not None),
+            "waited": waited,
+            "positions": float(stats["positions"]),
+            "bad_samples": float(sum(stats["skipped"].values())),
+            **order_votes(stats["order"]),
+        }
 
     def _bad_samples(self, batch: Any, result: StepResult) -> dict[str, Any]:
         """Unreadable samples of this step by reason, over all ranks; nothing is exchanged when there are none."""
