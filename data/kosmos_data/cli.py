@@ -1,4 +1,4 @@
-"""``kosmos data``: make, inspect, check and index corpora; order and replay what a run reads.
+"""``kosmos data``: make, import, inspect, check and index corpora; order and replay what a run reads.
 
 Each verb is a thin door on a function of this package. Mistakes of the user are raised as ValueError or an OSError; the
 ``kosmos`` command shows them as one line.
@@ -66,6 +66,16 @@ def _check(arguments: argparse.Namespace) -> int:
                 table.add_row(f"{folder}/{report.name}", str(report.documents), str(report.images), mark)
     Console().print(table)
     return 2 if bad else 0
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    from .adapters import convert
+
+    shards, skipped = convert(arguments.format, arguments.source, arguments.out, arguments.images)
+    documents, images = sum(shard.documents for shard in shards), sum(shard.images for shard in shards)
+    Console().print(f"{arguments.out}: {documents} documents, {images} images in {len(shards)} shards")
+    for reason, count in skipped.items():
+        Console().print(f"[yellow]skipped {count} × {escape(reason)}[/yellow]")
 
 
 def _index(arguments: argparse.Namespace) -> None:
@@ -143,6 +153,13 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("paths", nargs="+", help="corpus folders, or folders of corpora")
     check.add_argument("--no-images", action="store_true", help="do not decode images")
     check.set_defaults(run=_check)
+
+    imports = verbs.add_parser("import", help="convert a published data set: import FORMAT SOURCE --out DIR")
+    imports.add_argument("format", help="img2dataset, coco-captions, karpathy, vqav2, llava, obelics, mmc4 or text")
+    imports.add_argument("source", help="file or folder in that format")
+    imports.add_argument("--images", help="folder of the picture files; default: the source's folder")
+    imports.add_argument("--out", required=True, help="folder for the shards; new or empty")
+    imports.set_defaults(run=_import)
 
     index = verbs.add_parser("index", help="index a folder of webdataset tars that another program wrote")
     index.add_argument("path", help="folder with .tar files")

@@ -39,6 +39,7 @@ class ShardWriter:
         self.max_documents = max_documents
         self.max_bytes = max_bytes
         self.shards: list[ShardInfo] = []
+        self.documents = 0
         self._open: _OpenShard | None = None
 
     def write(self, document: Document) -> None:
@@ -46,6 +47,7 @@ class ShardWriter:
         if self._open is None:
             self._open = _OpenShard(self.root, f"{len(self.shards):06d}.tar")
         self._open.write(document)
+        self.documents += 1
         if self._open.documents >= self.max_documents or self._open.file.size >= self.max_bytes:
             self._close_shard()
 

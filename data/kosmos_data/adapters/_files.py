@@ -1,0 +1,76 @@
+"""What the adapters share: lines of JSON, and picture files that may be missing."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .. import errors
+from ..document import Image, Text
+
+
+def read_json(path: Path) -> Any:
+    """A whole JSON file; ValueError naming the file if it is malformed."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from error
+
+
+def files(source: Path, *patterns: str) -> list[Path]:
+    """``source`` itself, or the files in it that match; FileNotFoundError if there are none."""
+    found = [source] if source.is_file() else sorted({path for pattern in patterns for path in source.glob(pattern)})
+    if not found:
+        raise FileNotFoundError(f"{source} holds no {' or '.join(patterns)}")
+    return found
+
+
+def records(source: Path, skipped: Counter[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(key, record) of JSONL (also gzipped) and parquet files; broken lines are counted."""
+    for path in files(source, "*.jsonl", "*.jsonl.gz", "*.parquet"):
+        stem = re.sub(r"[^\w-]", "_", path.name.split(".")[0])
+        rows = _parquet(path) if path.suffix == ".parquet" else _lines(path, skipped)
+        for number, row in enumerate(rows):
+            yield f"{stem}-{number:08d}", row
+
+
+def read_image(path: Path, skipped: Counter[str]) -> Image | None:
+    """The bytes of a picture file, or None, counted, if it is missing or empty."""
+    data = path.read_bytes() if path.is_file() else b""
+    if not data:
+        skipped[errors.IMAGE_MISSING] += 1
+        return None
+    return Image(data)
+
+
+def turn(question: str, answer: str, last: bool) -> list[Text]:
+    """A question with its answer in KOSMOS-1's form (section 4.2); only the answer, with its line end, is supervised."""
+    end = "" if last else "\n"
+    return [Text(f"Question: {question.strip()} Answer:", supervised=False), Text(f" {answer.strip()}{end}")]
+
+
+def _lines(path: Path, skipped: Counter[str]) -> Iterator[dict[str, Any]]:
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                skipped[errors.JSON] += 1
+                continue
+            if isinstance(record, dict):
+                yield record
+            else:
+                skipped[errors.JSON] += 1
+
+
+def _parquet(path: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow.parquet  # an extra: only whoever has parquet files needs it
+
+    for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+        yield from batch.to_pylist()

@@ -1,0 +1,60 @@
+"""Image-caption pairs: img2dataset tars, COCO captions, and Karpathy's split files (Flickr30k, COCO)."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from .. import errors
+from ..check import sample_offsets
+from ..document import Document, Text
+from ..document import Image as Picture
+from ..errors import BadSample
+from ..reader import parse_sample
+from ._files import files, read_image, read_json
+
+_PICTURES = ("jpg", "jpeg", "png", "webp")
+
+
+def img2dataset(source: Path, images: Path, skipped: Counter[str]) -> Iterator[Document]:
+    """Tars as ``img2dataset --output_format webdataset`` writes them: ``KEY.jpg``, ``KEY.txt``, ``KEY.json``."""
+    for path in files(source, "*.tar"):
+        with path.open("rb") as file:
+            for start, end in itertools.pairwise(sample_offsets(path)):
+                file.seek(start)
+                try:
+                    key, parts = parse_sample(file.read(end - start))
+                except BadSample as error:
+                    skipped[error.reason] += 1
+                    continue
+                picture = next((parts[kind] for kind in _PICTURES if kind in parts), None)
+                caption = parts.get("txt", b"").decode(errors="replace").strip()
+                if picture is None or not caption:
+                    skipped[errors.IMAGE_MISSING if picture is None else errors.EMPTY] += 1
+                    continue
+                yield Document(f"{path.stem}/{key}", [Picture(picture), Text(caption)])
+
+
+def coco_captions(source: Path, images: Path, skipped: Counter[str]) -> Iterator[Document]:
+    """COCO's ``captions_*.json``; one document per caption."""
+    body = read_json(source)
+    names = {image["id"]: image["file_name"] for image in body["images"]}
+    for annotation in body["annotations"]:
+        picture = read_image(images / names.get(annotation["image_id"], "?"), skipped)
+        if picture is not None:
+            key = f"{annotation['image_id']}-{annotation['id']}"
+            yield Document(key, [picture, Text(annotation["caption"].strip())])
+
+
+def karpathy(source: Path, images: Path, skipped: Counter[str]) -> Iterator[Document]:
+    """``dataset_flickr30k.json`` and its like; only the training split."""
+    for image in read_json(source)["images"]:
+        if image["split"] not in ("train", "restval"):
+            continue
+        picture = read_image(images / image.get("filepath", "") / image["filename"], skipped)
+        if picture is None:
+            continue
+        for number, sentence in enumerate(image["sentences"]):
+            yield Document(f"{Path(image['filename']).stem}-{number}", [picture, Text(sentence["raw"].strip())])
