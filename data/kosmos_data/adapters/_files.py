@@ -49,7 +49,7 @@ def read_image(path: Path, skipped: Counter[str]) -> Image | None:
 
 
 def turn(question: str, answer: str, last: bool) -> list[Text]:
-    """A question with its answer in KOSMOS-1's form (section 4.2); only the answer, with its line end, is supervised."""
+    """A question with its answer as KOSMOS-1 asks (section 4.2); only the answer, with its line end, is supervised."""
     end = "" if last else "\n"
     return [Text(f"Question: {question.strip()} Answer:", supervised=False), Text(f" {answer.strip()}{end}")]
 
