@@ -57,8 +57,12 @@ def plan_attention(
     """Choose the way of attending for one forward pass.
 
     Raises:
-        ValueError: bidirectional blocks with xPos; packed rows with a cache or a padding mask; a document in pieces.
+        ValueError: bidirectional blocks with xPos; packed rows with a cache or a padding mask; a document in pieces;
+            shapes that differ from the input's.
     """
+    for name, ids in (("document_ids", document_ids_BT), ("block_ids", block_ids_BT)):
+        if ids is not None and ids.shape != hidden_BTD.shape[:2]:
+            raise ValueError(f"{name} have shape {tuple(ids.shape)}, the inputs {tuple(hidden_BTD.shape[:2])}")
     if block_ids_BT is not None:
         _refuse_xpos_blocks(config, block_ids_BT)
         if document_ids_BT is None:

@@ -42,8 +42,11 @@ def cross_entropy(
         chunk: tokens multiplied at a time; by default 128 on a CPU and 1,024 on a GPU.
 
     Raises:
-        ValueError: a label outside the vocabulary; or no supervised token and no ``num_items``.
+        ValueError: a label outside the vocabulary; or no supervised token and no ``num_items``; or shapes that differ.
     """
+    for name, tensor in (("labels", shift_labels_BT), ("loss_weight", loss_weight_BT)):
+        if tensor is not None and tensor.shape != hidden_BTD.shape[:2]:
+            raise ValueError(f"{name} have shape {tuple(tensor.shape)}, the inputs {tuple(hidden_BTD.shape[:2])}")
     place = (shift_labels_BT.reshape(-1) != IGNORE).nonzero().squeeze(1)
     labels_N = shift_labels_BT.reshape(-1)[place]
     check_labels(labels_N, weight_VD.shape[0])

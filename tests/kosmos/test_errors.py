@@ -37,6 +37,12 @@ def test_placeholders_without_images(build, ids) -> None:
         build(spans=True)(input_ids=ids)
 
 
+@pytest.mark.parametrize("name", ["labels", "shift_labels", "document_ids", "block_ids"])
+def test_shapes_that_differ(build, ids, name: str) -> None:
+    with pytest.raises(ValueError, match=r"shape \(2, 29\), the inputs \(2, 30\)"):
+        build(images=False, position="rope")(input_ids=ids, **{name: ids[:, :29]})
+
+
 def test_inputs_for_missing_encoders(build, ids) -> None:
     with pytest.raises(ValueError, match="the model has no vision_config"):
         build(images=False)(input_ids=ids, pixel_values=torch.zeros(1, 3, 32, 32))
