@@ -3,6 +3,9 @@
 Layout (KOSMOS-1, section 2.1 and figure 7): ``<s> <image> … </image> Question: … Answer:`` for zero-shot; each
 demonstration is the same with its answer, one a line, before it.
 
+Text between ``<span>`` and ``</span>`` of a template is read by the bidirectional text encoder, as MetaLM does with
+the inputs of its demonstrations (section 3.6: inputs encoded, labels as plain text, separator ``</s>``).
+
 Contexts answer "does the model look?": ``shuffled`` gives every item the image of another one, ``text-only`` leaves
 images out, ``none`` leaves out the item's text as well, which shows the model's prior. Demonstrations keep their own
 images in ``shuffled`` and lose them in ``text-only``.
@@ -10,6 +13,7 @@ images in ``shuffled`` and lose them in ``text-only``.
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +22,23 @@ from pathlib import Path
 from .data import Item, content_hash, stable_hash
 from .tasks import CONTEXTS, IMAGE_MARK, IMAGES_MARK, Task
 
-Segment = str | Path  # text, or an image file
+
+@dataclass(frozen=True)
+class Span:
+    """Text that the bidirectional encoder reads in the decoder's place (MetaLM)."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Token:
+    """A special token by name, such as ``</s>``; text can never spell one."""
+
+    text: str
+
+
+Segment = str | Path | Span | Token  # text, an image file, encoded text, a special token
+_MARKS = re.compile(f"({IMAGE_MARK}|<span>.*?</span>)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -38,7 +58,7 @@ class Prompt:
     @property
     def text(self) -> str:
         """The prompt as one string with ``<image>`` marks, for people and logs."""
-        return "".join(IMAGE_MARK if isinstance(segment, Path) else segment for segment in self.segments)
+        return "".join(_shown(segment) for segment in self.segments)
 
     @property
     def shots(self) -> int:
@@ -74,10 +94,10 @@ def build(
     segments: list[Segment] = []
     for shot in demonstrations:
         segments += _fill(task, shot, task.prompt.template, shot.images, context, {})
-        segments.append(continuation(task, shot, shot.answers[0]) + task.prompt.separator)
+        segments += _end_turn(continuation(task, shot, shot.answers[0]), task.prompt.separator)
     cuts = [len(segments)] if segments else []
     own = _fill(task, item, template or task.prompt.template, images or item.images, context, extra or {})
-    leading = next((i for i, segment in enumerate(own) if isinstance(segment, str)), len(own))
+    leading = next((i for i, segment in enumerate(own) if not isinstance(segment, Path)), len(own))
     if leading:
         cuts.append(len(segments) + leading)
     if item.candidate_images and own:  # the candidates' prompts agree up to the candidate, which is the last image
@@ -106,21 +126,42 @@ def _fill(
     fields = {**item.fields, **extra}
     if context == "none":
         fields = dict.fromkeys(fields, "")
-    pieces = template.replace(IMAGES_MARK, IMAGE_MARK * len(item.images)).split(IMAGE_MARK)
+    template = template.replace(IMAGES_MARK, IMAGE_MARK * len(item.images))
+    marks = template.count(IMAGE_MARK)
     if context in ("text-only", "none"):
-        pieces = ["".join(pieces)]
-    elif len(pieces) - 1 != len(images):
+        template = template.replace(IMAGE_MARK, "")
+    elif marks != len(images):
         raise ValueError(
-            f"task {task.name}: the template {template!r} has {len(pieces) - 1} {IMAGE_MARK} marks, "
+            f"task {task.name}: the template {template!r} has {marks} {IMAGE_MARK} marks, "
             f"item {item.id} has {len(images)} images"
         )
     segments: list[Segment] = []
-    for index, piece in enumerate(pieces):
-        if index:
-            segments.append(images[index - 1])
-        if piece:
+    pictures = iter(images)
+    for piece in _MARKS.split(template):
+        if piece == IMAGE_MARK:
+            segments.append(next(pictures))
+        elif piece.startswith("<span>"):
+            segments.append(Span(_format(task, item, piece[len("<span>") : -len("</span>")], fields)))
+        elif piece:
             segments.append(_format(task, item, piece, fields))
     return segments
+
+
+def _end_turn(answer: str, separator: str) -> list[Segment]:
+    """A demonstration's answer and what separates it from the next; ``</s>`` becomes the token (MetaLM's separator)."""
+    first, *rest = separator.split("</s>")
+    segments: list[Segment] = [answer + first]
+    for text in rest:
+        segments += [Token("</s>"), text] if text else [Token("</s>")]
+    return segments
+
+
+def _shown(segment: Segment) -> str:
+    if isinstance(segment, Path):
+        return IMAGE_MARK
+    if isinstance(segment, Span):
+        return f"<span>{segment.text}</span>"
+    return segment.text if isinstance(segment, Token) else segment
 
 
 def _format(task: Task, item: Item, piece: str, fields: Mapping[str, str]) -> str:

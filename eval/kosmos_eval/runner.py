@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from .data import content_hash
-from .prompts import Prompt
+from .prompts import Prompt, Segment, Token
 from .tasks import Decoding
 
 _IMAGE_BATCH = 64
@@ -27,18 +27,19 @@ _IMAGE_BATCH = 64
 
 @dataclass(frozen=True)
 class Stage:
-    """One part of a prompt: token ids with placeholders, and the images that fill them, in order."""
+    """One part of a prompt: token ids with placeholders, and the images and encoder ids that fill them, in order."""
 
     ids: tuple[int, ...]
     images: tuple[Path, ...] = ()
+    spans: tuple[tuple[int, ...], ...] = ()
 
     def __add__(self, other: Stage) -> Stage:
-        return Stage(self.ids + other.ids, self.images + other.images)
+        return Stage(self.ids + other.ids, self.images + other.images, self.spans + other.spans)
 
     @property
     def key(self) -> tuple[object, ...]:
         """Equal for equal content."""
-        return self.ids, tuple(content_hash(path) for path in self.images)
+        return self.ids, tuple(content_hash(path) for path in self.images), self.spans
 
 
 @dataclass
@@ -98,11 +99,26 @@ class Runner:
             if index in prompt.cuts:
                 stages.append(current)
                 current = Stage(())
-            if isinstance(segment, Path):
-                current += Stage(self._image_ids, (segment,))
-            else:
-                current += Stage(self.text_ids(segment))
+            current += self._stage(segment)
         return [stage for stage in [*stages, current] if stage.ids]
+
+    def _stage(self, segment: Segment) -> Stage:
+        if isinstance(segment, Path):
+            return Stage(self._image_ids, (segment,))
+        if isinstance(segment, Token):
+            return Stage((self.processor.tokenizer.convert_tokens_to_ids(segment.text),))
+        if isinstance(segment, str):
+            return Stage(self.text_ids(segment))
+        if self.model.config.span_token_id is None:
+            raise ValueError(
+                f"the prompt has a <span> ({segment.text[:40]!r}), but the model has no text encoder for it"
+            )
+        ids, limit = tuple(self.processor.encode_span(segment.text)), self.processor.max_span_length
+        if len(ids) < 2 or (limit is not None and len(ids) > limit):
+            raise ValueError(
+                f"the span {segment.text[:40]!r} has {len(ids)} tokens, the text encoder reads 2 to {limit}"
+            )
+        return Stage((self.model.config.span_token_id,) * (len(ids) - 1), (), (ids,))
 
     def length(self, prompt: Prompt) -> int:
         """Tokens of the whole prompt."""
@@ -161,7 +177,7 @@ class Runner:
             places.
         """
         ids_BT, mask_BT = self._pad(stages)
-        embeds_BTD = self._embed(ids_BT, [path for stage in stages for path in stage.images])
+        embeds_BTD = self._embed(ids_BT, stages)
         return self._forward(state, embeds_BTD, mask_BT, keep)
 
     def step(self, state: State, tokens_B: Tensor) -> tuple[State, Tensor]:
@@ -181,8 +197,10 @@ class Runner:
         ids_BT, mask_BT = self._pad(rows)
         images = [path for stage in rows for path in stage.images]
         pixels = torch.stack([self._pixels(path) for path in images]).to(self.device) if images else None
+        spans = [ids for stage in rows for ids in stage.spans]
         length = ids_BT.shape[1]
         output_BT = self.model.generate(
+            **(self._span_inputs(spans) if spans else {}),
             input_ids=ids_BT,
             attention_mask=mask_BT,
             pixel_values=None if pixels is None else self.processor.image_processor.normalize(pixels).to(self.dtype),
@@ -211,13 +229,39 @@ class Runner:
             mask_BT[row, longest - len(stage.ids) :] = 1
         return ids_BT.to(self.device), mask_BT.to(self.device)
 
-    def _embed(self, ids_BT: Tensor, images: Sequence[Path]) -> Tensor:
-        places = ids_BT == self.model.config.image_token_id
-        embeds_BTD = self.model.get_input_embeddings()(ids_BT.masked_fill(places, self.pad))
-        if images:
+    def _embed(self, ids_BT: Tensor, stages: Sequence[Stage]) -> Tensor:
+        """Embeddings (B, T, D) with the features of images and spans in their places."""
+        images = [path for stage in stages for path in stage.images]
+        spans = [ids for stage in stages for ids in stage.spans]
+        image_BT = ids_BT == self._place(self.model.config.image_token_id)
+        span_BT = ids_BT == self._place(self.model.config.span_token_id)
+        embeds_BTD = self.model.get_input_embeddings()(ids_BT.masked_fill(image_BT | span_BT, self.pad))
+        if images or spans:
             embeds_BTD = embeds_BTD.clone()
-            embeds_BTD[places] = self.image_features(images).flatten(0, 1).to(embeds_BTD.dtype)
+        if images:
+            embeds_BTD[image_BT] = self.image_features(images).flatten(0, 1).to(embeds_BTD.dtype)
+        if spans:
+            embeds_BTD[span_BT] = self._span_features(spans).to(embeds_BTD.dtype)
         return embeds_BTD
+
+    @staticmethod
+    def _place(token: int | None) -> int:
+        return -1 if token is None else token
+
+    def _span_features(self, spans: Sequence[tuple[int, ...]]) -> Tensor:
+        """Features of all spans in order, (N, D); equal spans of a batch are encoded once."""
+        unique = list(dict.fromkeys(spans))
+        features_ND = self.model.model.get_span_features(**self._span_inputs(unique))
+        by_span = dict(zip(unique, features_ND.split([len(ids) - 1 for ids in unique]), strict=True))
+        return torch.cat([by_span[ids] for ids in spans])
+
+    def _span_inputs(self, spans: Sequence[tuple[int, ...]]) -> dict[str, Tensor]:
+        """Right-padded encoder input (S, L) and its mask."""
+        rows = [torch.tensor(ids) for ids in spans]
+        ids_SL = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        lengths_S = torch.tensor([len(ids) for ids in spans])
+        mask_SL = (torch.arange(ids_SL.shape[1])[None] < lengths_S[:, None]).long()
+        return {"span_input_ids": ids_SL.to(self.device), "span_attention_mask": mask_SL.to(self.device)}
 
     def _forward(self, state: State | None, embeds_BTD: Tensor, mask_BT: Tensor, keep: int) -> tuple[State, Tensor]:
         if state is None:

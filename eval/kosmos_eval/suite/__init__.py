@@ -1,8 +1,8 @@
 """Parts of the KOSMOS-1 suite whose data can be made here: ``kosmos eval make NAME --out DIR``.
 
-Each maker writes ``DIR/test.jsonl`` (and images) deterministically, in the layout that its task YAML reads. The
-published sets (IQ50, Rendered SST-2, WebSRC, CUB, MemoryColor …) fit the same tasks once they are brought into that
-layout.
+Each maker writes ``DIR/test.jsonl`` (and images, some a ``train.jsonl``) deterministically, in the layout that its
+task YAML reads. The published sets (IQ50, Rendered SST-2, WebSRC, CUB, MemoryColor …) fit the same tasks once they
+are brought into that layout.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from . import commonsense, described, raven, rendered, webpages
 
-# name → function(out, count, seed, source) → JSON lines
+# name → function(out, count, seed, source) → JSON lines, those with "split" for another file than test.jsonl
 MAKERS: dict[str, Callable[[Path, int, int, Path | None], Iterable[dict[str, Any]]]] = {
     "raven": raven.make,
     "rendered_text": rendered.make,
@@ -52,5 +52,10 @@ def make(name: str, out: str | Path, count: int = 200, seed: int = 0, source: st
         raise ValueError(f"{target} exists; give a new folder or remove it")
     (out / "images").mkdir(parents=True, exist_ok=True)
     items = list(MAKERS[name](out, count, seed, Path(source) if source is not None else None))
-    target.write_text("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items), encoding="utf-8")
-    return len(items)
+    splits: dict[str, list[str]] = {"test": []}
+    for item in items:
+        split = item.pop("split", "test")
+        splits.setdefault(split, []).append(json.dumps(item, ensure_ascii=False) + "\n")
+    for split, lines in splits.items():
+        (out / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+    return len(splits["test"])

@@ -25,14 +25,16 @@ _COLORS = {
 
 
 def make_sizes(out: Path, count: int, seed: int, source: Path | None) -> Iterator[dict[str, Any]]:
-    """Every ordered pair of things: is the first larger than the second?"""
+    """Ordered pairs of things: is the first larger than the second? A quarter are demonstrations."""
     _no_source(source)
     things = _BY_SIZE.split(", ")
     pairs = list(itertools.permutations(range(len(things)), 2))
     random.Random(f"sizes {seed}").shuffle(pairs)
-    for first, second in pairs[:count]:
-        fields = {"first": things[first], "second": things[second]}
-        yield {"id": f"{first}-{second}", **fields, "answers": ["Yes" if first > second else "No"]}
+    for number, (first, second) in enumerate(pairs):
+        split = "train" if number % 4 == 0 else "test"
+        if split == "train" or number < count:
+            fields = {"first": things[first], "second": things[second]}
+            yield {"id": f"{first}-{second}", "split": split, **fields, "answers": ["Yes" if first > second else "No"]}
 
 
 def make_colors(out: Path, count: int, seed: int, source: Path | None) -> Iterator[dict[str, Any]]:

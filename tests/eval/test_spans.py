@@ -1,0 +1,96 @@
+"""Prompts whose inputs go through the text encoder (MetaLM): the same answers as the model called on one prompt
+alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from kosmos import KosmosConfig, KosmosForConditionalGeneration, KosmosImageProcessor, KosmosProcessor, train_tokenizer
+from kosmos_eval import prompts, suite, tasks
+from kosmos_eval.data import Item
+from kosmos_eval.engine import Engine
+from kosmos_eval.evaluate import evaluate
+from kosmos_eval.prompts import Prompt, Span, Token
+from kosmos_eval.runner import Runner
+from kosmos_eval.tasks import Decoding
+
+
+@pytest.fixture(scope="module")
+def parts() -> tuple[KosmosForConditionalGeneration, KosmosProcessor]:
+    """A text-only model with a BERT of two layers that shares the decoder's tokenizer."""
+    tokenizer = train_tokenizer(
+        ["Is ant larger than house? Yes No egg apple cat chair horse car bus mountain"] * 3, 120
+    )
+    processor = KosmosProcessor(KosmosImageProcessor(image_size=16), tokenizer, num_image_tokens=4, max_length=512)
+    bert = {"model_type": "bert", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    bert |= {"num_attention_heads": 2, "vocab_size": len(tokenizer)}
+    text = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    text |= {"num_attention_heads": 2, "max_position_embeddings": 512, "position_type": "sinusoidal"}
+    torch.manual_seed(0)
+    config = KosmosConfig(
+        text_config=text, vision_config=None, image_token_id=None, span_encoder_config={"model_config": bert},
+        span_token_id=processor.span_slot_id,
+    )  # fmt: skip
+    model = KosmosForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model, processor
+
+
+def test_layout_of_encoded_demonstrations() -> None:
+    task = tasks.load("relative_size_encoded")
+    shot = Item("d", {"first": "bus", "second": "egg"}, (), ("Yes",))
+    prompt = prompts.build(task, Item("q", {"first": "ant", "second": "house"}, (), ("No",)), [shot])
+    assert prompt.segments == (
+        Span("Is bus larger than egg?"), " Yes", Token("</s>"), Span("Is ant larger than house?")
+    )  # fmt: skip
+    assert prompt.text == "<span>Is bus larger than egg?</span> Yes</s><span>Is ant larger than house?</span>"
+
+
+@pytest.mark.parametrize("method", ["greedy", "beam"])
+def test_batched_equals_generate_one_by_one(
+    parts: tuple[KosmosForConditionalGeneration, KosmosProcessor], method: str
+) -> None:
+    model, processor = parts
+    shared = (Span("Is bus larger than egg?"), " Yes", Token("</s>"))
+    asked = [
+        Prompt((*shared, Span(f"Is {a} larger than {b}?")), (3,))
+        for a, b in [("ant", "house"), ("cat", "big mountain")]
+    ]
+    asked += [Prompt((Span("egg"), " is")), Prompt(("Is ant larger?",))]
+    decoding = Decoding(method, 5, num_beams=2 if method == "beam" else 1)
+    answers = [
+        answer for batch in Engine(Runner(model, processor)).generate(asked, decoding, [0] * 4) for answer in batch
+    ]
+    for answer in answers:
+        inputs = processor(text=asked[answer.index].text, return_tensors="pt")
+        ids = model.generate(
+            **inputs, do_sample=False, max_new_tokens=5, num_beams=decoding.num_beams, pad_token_id=1,
+            eos_token_id=processor.answer_end_ids(), suppress_tokens=[processor.span_slot_id],
+        )  # fmt: skip
+        text = processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+        assert answer.text == text
+
+
+def test_the_task_runs_and_encoded_inputs_matter(
+    parts: tuple[KosmosForConditionalGeneration, KosmosProcessor], tmp_path: Path
+) -> None:
+    model, processor = parts
+    suite.make("relative_size", tmp_path / "sizes", 20)
+    rows = evaluate(model, processor, "relative_size_encoded", tmp_path / "sizes", shots=(0, 2), out=tmp_path / "out")
+    assert rows[0]["n"] == 15
+    lines = (tmp_path / "out/samples/model/relative_size_encoded-2shot-image+text.jsonl").read_text().splitlines()
+    scores = {tuple(json.loads(line)["scores"]) for line in lines}
+    assert len(scores) == len(lines)
+
+
+def test_a_model_without_text_encoder_refuses_spans(
+    model: KosmosForConditionalGeneration, processor: KosmosProcessor
+) -> None:
+    with pytest.raises(ValueError, match="no text encoder"):
+        Runner(model, processor).stages(Prompt((Span("red"),)))
