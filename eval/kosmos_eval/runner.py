@@ -146,9 +146,13 @@ class Runner:
 
     @torch.no_grad()
     def image_embeddings(self, paths: Sequence[Path]) -> Tensor:
-        """One vector an image, (N, D): the mean of its features, for finding similar images."""
-        chunks = [paths[i : i + _IMAGE_BATCH] for i in range(0, len(paths), _IMAGE_BATCH)]
-        return torch.cat([self.image_features(chunk).mean(dim=1).float().cpu() for chunk in chunks])
+        """One vector an image, (N, W): the mean of the vision tower's tokens, for finding similar images."""
+        vectors = []
+        for start in range(0, len(paths), _IMAGE_BATCH):
+            pixels = torch.stack([self._pixels(path) for path in paths[start : start + _IMAGE_BATCH]]).to(self.device)
+            normalised = self.processor.image_processor.normalize(pixels).to(self.dtype)
+            vectors.append(self.model.model.vision_tower(normalised).float().mean(dim=1).cpu())
+        return torch.cat(vectors)
 
     def _pixels(self, path: Path) -> Tensor:
         try:

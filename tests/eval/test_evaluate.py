@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 
 from kosmos import KosmosForConditionalGeneration, KosmosProcessor
@@ -277,3 +278,24 @@ def test_constrained_decoding_takes_the_split_s_own_names(
     evaluate(model, processor, task, toy_data, out=tmp_path)
     for line in (tmp_path / "samples/model/easy_vqa_caption-0shot-image+text.jsonl").read_text().splitlines():
         assert json.loads(line)["prediction"] in names
+
+
+@torch.no_grad()
+def test_rices_takes_the_images_nearest_by_the_vision_tower(
+    model: Model, processor: KosmosProcessor, toy_data: Path, tmp_path: Path
+) -> None:
+    task = tasks.load("easy_vqa", ["demonstrations.method=rices"])
+    evaluate(model, processor, task, toy_data, shots=(1,), out=tmp_path)
+
+    def vector(path: Path) -> torch.Tensor:
+        pixels = processor(images=Image.open(path), text="<image>", return_tensors="pt")["pixel_values"]
+        mean = model.model.vision_tower(pixels)[0].mean(0)
+        return mean / mean.norm()
+
+    train = {path.name: vector(path) for path in sorted((toy_data / "train/images").iterdir())}
+    lines = (tmp_path / "samples/model/easy_vqa-1shot-image+text.jsonl").read_text().splitlines()
+    for line in lines:
+        shown, own = (image["file"] for image in json.loads(line)["images"])
+        query = vector(toy_data / "test/images" / own)
+        similarity = {name: float(query @ other) for name, other in train.items()}
+        assert similarity[shown] == pytest.approx(max(similarity.values()), abs=1e-5)

@@ -24,6 +24,12 @@ def test_every_task_loads_and_says_how_to_run_it(name: str) -> None:
     assert any("command" in line and "kosmos eval" in line for line in head), name
 
 
+def test_the_readme_s_example_is_a_task(repository: Path, tmp_path: Path) -> None:
+    text = (repository / "eval/README.md").read_text().split("```yaml\n")[1].split("```")[0]
+    (tmp_path / "my_task.yaml").write_text(text)
+    assert tasks.load(tmp_path / "my_task.yaml").name == "my_task"
+
+
 def test_unknown_task_and_key_get_suggestions(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="did you mean 'easy_vqa'"):
         tasks.load("easy_vqas")
