@@ -98,7 +98,9 @@ def test_lmms_eval_adapter_answers_about_images(checkpoint: Path, toy_data: Path
     from kosmos_eval.engine import Engine
     from kosmos_eval.tasks import Decoding
 
-    assert manifest.model_id == "kosmos"
+    registry = ModelRegistryV2()
+    registry.register_manifest(manifest)
+    assert registry.get_model_class("kosmos") is KosmosLmms
     images = sorted((toy_data / "test/images").glob("*.png"))[:3]
     adapter = KosmosLmms(str(checkpoint), device="cpu")
     adapter.task_dict = {"toy": {"test": images}}
