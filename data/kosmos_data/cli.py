@@ -45,7 +45,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
     processor = _load_processor(arguments.processor) if arguments.processor else None
     try:
-        inspect(arguments.path, Console(), arguments.objective, processor)
+        inspect(arguments.path, Console(), arguments.objective, processor, arguments.masks, arguments.objective_seed)
     except BadSample as error:
         raise ValueError(f"{arguments.path}: {error}; kosmos data check lists all such samples") from error
 
@@ -145,8 +145,10 @@ def _parser() -> argparse.ArgumentParser:
 
     inspect = verbs.add_parser("inspect", help="print one document of each kind")
     inspect.add_argument("path", help="a shard, a corpus folder, or a folder of corpora")
-    inspect.add_argument("--objective", help="also print, token by token, what this objective makes of it")
+    inspect.add_argument("--objective", help="also show what it makes of it: a name, or '{name: ul2, variant: ul2r}'")
     inspect.add_argument("--processor", help="folder with tokenizer and image processor, for --objective")
+    inspect.add_argument("--masks", help="folder to write the attention masks to, as PNG")
+    inspect.add_argument("--objective-seed", type=int, default=0, help="of the objective's draws")
     inspect.set_defaults(run=_inspect)
 
     check = verbs.add_parser("check", help="read every byte and say what is wrong; exit code 2 if anything is")

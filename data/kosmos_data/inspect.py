@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
-from . import objectives
+from . import objectives, objectives_view
 from .document import Document, Image, Span
 from .example import Example
 from .images import open_image
@@ -90,9 +91,22 @@ def show_example(console: Console, example: Example, processor: KosmosProcessor,
 
 
 def inspect(
-    path: str, console: Console, objective: str | None = None, processor: KosmosProcessor | None = None
+    path: str,
+    console: Console,
+    objective: str | None = None,
+    processor: KosmosProcessor | None = None,
+    masks: str | None = None,
+    seed: int = 0,
 ) -> None:
     """Print one document of each kind below ``path``; with an objective also what it makes of it.
+
+    Args:
+        path: a shard, a corpus, or a folder of corpora.
+        console: where to print.
+        objective: name of an objective, or its settings as in a run's YAML: ``{name: ul2, variant: ul2r}``.
+        processor: tokenizer and image processor for the objective.
+        masks: folder for a PNG of each attention mask.
+        seed: of the objective's draws.
 
     Raises:
         ValueError: an objective without a processor, or an unknown one.
@@ -101,7 +115,9 @@ def inspect(
     """
     if objective is not None and processor is None:
         raise ValueError("--objective needs --processor FOLDER: it works on token ids")
-    make = objectives.get(objective, processor) if objective is not None and processor is not None else None
+    make = None
+    if objective is not None and processor is not None:
+        make = objectives.from_settings(yaml.safe_load(objective), processor)
     for corpus in corpora_below(path):
         images = sum(shard.images for shard in corpus.shards)
         console.print(
@@ -110,4 +126,7 @@ def inspect(
         for kind, document in kinds(corpus):
             show_document(console, f"{kind}: {document.key}", document)
             if make is not None and processor is not None:
-                show_example(console, make(document, 0), processor)
+                example = make(document, seed)
+                show_example(console, example, processor)
+                picture = Path(masks) / f"{kind}-{document.key.replace('/', '-')}.png" if masks is not None else None
+                objectives_view.show(console, example, processor, picture)

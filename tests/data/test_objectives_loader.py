@@ -240,3 +240,39 @@ def _runs(mask: torch.Tensor) -> list[list[int]]:
         else:
             runs.append([at])
     return runs
+
+
+def test_inspect_shows_and_draws_the_mask(
+    corpus: str, objective_processor: KosmosProcessor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command prints tokens, loss exposure and the mask, and writes it as a PNG."""
+    from PIL import Image as Pictures
+
+    from kosmos_data.cli import main
+
+    objective_processor.save_pretrained(tmp_path / "processor")
+    settings = ["--processor", str(tmp_path / "processor"), "--masks", str(tmp_path / "masks")]
+    main(["inspect", corpus, "--objective", "{name: prefix_lm, chunk_tokens: 64}", *settings])
+    shown = capsys.readouterr().out
+    assert "loss exposure" in shown
+    assert "█" in shown
+    assert "▒" in shown
+    (picture,) = (tmp_path / "masks").iterdir()
+    assert Pictures.open(picture).size[0] > Pictures.open(picture).size[1]
+
+
+def test_views_agree_with_the_model(objective_processor: KosmosProcessor, objective_words: list[str]) -> None:
+    """The mask that is drawn is the model's, and the exposure counts the outputs with loss."""
+    from kosmos.attention import document_mask
+    from kosmos_data.objectives_view import attention_mask, colour_tokens, loss_exposure, mask_art
+
+    document = Document("k", [Text(" ".join(objective_words[:20]))])
+    for name in ("causal", "prefix_lm", "glm", "span_corruption", "mlm"):
+        example = objectives.get(name, objective_processor)(document, 1)
+        columns = [torch.from_numpy(column)[None].long() for column in (example.document, example.block)]
+        assert (attention_mask(example) == document_mask(*columns)[0].numpy()).all()
+        assert loss_exposure(example) == pytest.approx((example.weight > 0).sum() / len(example))
+        assert mask_art(example).count("◀") == int((example.weight > 0).sum())
+        styles = [str(part.style) for part in colour_tokens(example, objective_processor).spans]
+        assert sum("red" in style for style in styles) > 0
+        assert ("on blue" in " ".join(styles)) == bool((example.block >= 0).any())

@@ -114,6 +114,7 @@ class Loop:
             "waited": waited,
             "positions": float(stats["positions"]),
             "bad_samples": float(sum(stats["skipped"].values())),
+            "fallbacks": float(stats["fallbacks"]),
             **order_votes(stats["order"]),
         }
 
@@ -134,6 +135,8 @@ class Loop:
             "packed": round(result.tokens / result.votes["positions"], 4),
             "order": joint_order(result.votes),
         }
+        if result.votes["fallbacks"]:  # too short for their objective: they stayed plain causal text
+            measures["fallbacks"] = int(result.votes["fallbacks"])
         utilisation = self.cost.utilisation(result.tokens, result.images, seconds, self.engine.world.size)
         if utilisation is not None:
             measures["mfu"] = round(utilisation, 4)

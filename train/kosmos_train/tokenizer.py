@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
@@ -19,6 +20,7 @@ from kosmos.processing_kosmos import KosmosProcessor
 from kosmos.tokenization_kosmos import encode_text, train_tokenizer
 from kosmos_data.document import Image
 from kosmos_data.errors import BadSample
+from kosmos_data.objectives import special_tokens
 from kosmos_data.reader import Corpus
 
 from .arguments import add_run_arguments, parse_run_arguments, require_run
@@ -43,7 +45,11 @@ class TokenizerConfig:
     max_length: int | None = 2048
     """Longest prompt in tokens; None: no limit."""
     extra_tokens: list[str] = field(default_factory=list)
-    """Special tokens appended last, for example an objective's sentinels."""
+    """Special tokens appended last."""
+    objectives: list[str] = field(default_factory=list)
+    """Objectives of the runs to come (``ul2``, ``glm`` …): their special tokens are appended as well."""
+    span_tokenizer: str | None = None
+    """Folder with the tokenizer of the text encoder (BERT …); None: it shares this one."""
 
 
 def make_processor(config: TokenizerConfig, folder: str | Path, progress: Progress | None = None) -> KosmosProcessor:
@@ -51,13 +57,31 @@ def make_processor(config: TokenizerConfig, folder: str | Path, progress: Progre
 
     Raises:
         FileNotFoundError: a corpus is missing.
-        ValueError: the corpora hold no text.
+        ValueError: the corpora hold no text, an unknown objective, or no tokenizer in ``span_tokenizer``.
     """
-    tokenizer = train_tokenizer(texts(config, progress), config.vocab_size, config.extra_tokens)
+    extra = [token for token in special_tokens(config.objectives) if token not in config.extra_tokens]
+    span_tokenizer = load_span_tokenizer(config.span_tokenizer) if config.span_tokenizer else None
+    tokenizer = train_tokenizer(texts(config, progress), config.vocab_size, config.extra_tokens + extra)
     image_processor = KosmosImageProcessor(image_size=config.image_size, crop=config.crop)
-    processor = KosmosProcessor(image_processor, tokenizer, config.num_image_tokens, config.max_length)
+    processor = KosmosProcessor(
+        image_processor, tokenizer, config.num_image_tokens, config.max_length, span_tokenizer=span_tokenizer
+    )
     processor.save_pretrained(folder)
     return processor
+
+
+def load_span_tokenizer(folder: str) -> Any:
+    """The text encoder's own tokenizer from a local folder.
+
+    Raises:
+        ValueError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"span_tokenizer={folder}: no tokenizer here (tokenizer.json or vocab.txt)") from error
 
 
 def texts(config: TokenizerConfig, progress: Progress | None = None) -> Iterator[str]:
