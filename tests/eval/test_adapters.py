@@ -92,6 +92,7 @@ def test_lm_eval_rolling_log_likelihood(
 
 def test_lmms_eval_adapter_answers_about_images(checkpoint: Path, toy_data: Path) -> None:
     pytest.importorskip("lmms_eval")
+    from lmms_eval.models.registry_v2 import ModelRegistryV2
     from PIL import Image
 
     from kosmos_eval.adapters.lmms_eval import KosmosLmms, manifest
