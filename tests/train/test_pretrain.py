@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,25 @@ def test_a_run_leaves_what_it_promises(values: dict[str, Any], tmp_path: Path) -
         *("config.yaml", "environment.json", "metrics.jsonl", "samples.jsonl", "checkpoints")
     }
     assert plot([run], tmp_path / "loss.png").stat().st_size > 10_000
+
+
+def test_trackers_write_under_the_run(values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorBoard and trackio get the numbers of every step, nested ones by path; a missing package says its name."""
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    pytest.importorskip("trackio")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "run" / "trackio"))
+    values |= {"steps": 4, "log": {"tracking": ["tensorboard", "trackio"]}}
+    train(config_of(values), tmp_path / "run")
+    events = event_accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    rows = read_metrics(tmp_path / "run")
+    assert [event.value for event in events.Scalars("source_loss/pairs")] == pytest.approx(
+        [row["source_loss"]["pairs"] for row in rows]
+    )
+    assert list((tmp_path / "run" / "trackio").glob("*.db"))
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ModuleNotFoundError, match="wandb"):
+        train(config_of(values | {"log": {"tracking": ["wandb"]}}), tmp_path / "other")
 
 
 def test_tuning_starts_from_a_checkpoint(values: dict[str, Any], tmp_path: Path) -> None:

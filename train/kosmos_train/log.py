@@ -82,8 +82,9 @@ class RunLog:
         self._file.flush()
         if self.trackers:
             numbers = {name: value for name, value in _flatten(row).items() if isinstance(value, (int, float))}
+            step = int(numbers.pop("step"))
             for tracker in self.trackers:
-                tracker.log(int(row["step"]), numbers)
+                tracker.log(step, numbers)
 
     def rewind(self, step: int) -> None:
         """Drop the rows of later steps: they are made again, from other batches."""
