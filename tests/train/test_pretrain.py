@@ -62,8 +62,8 @@ def test_a_run_leaves_what_it_promises(values: dict[str, Any], tmp_path: Path) -
 def test_trackers_write_under_the_run(values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """TensorBoard and trackio get the numbers of every step, nested ones by path; a missing package says its name."""
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "run" / "trackio"))  # it looks once, when it is imported
     pytest.importorskip("trackio")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "run" / "trackio"))
     values |= {"steps": 4, "log": {"tracking": ["tensorboard", "trackio"]}}
     train(config_of(values), tmp_path / "run")
     events = event_accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
