@@ -1,0 +1,137 @@
+"""GLM's classification by filling a blank: a pattern with ``<mask>``, and a wording for each class (section 2.3).
+
+    pattern  "{sentence} It was <mask> ."        verbalizers {positive: "good", negative: "very bad"}
+
+The score of a class is the log-probability of writing its words (and ``<eop>``) in the blank; fine-tuning minimises the
+cross-entropy over these scores (``tasks/data_utils.py``, ``downstream.py`` of THUDM/GLM). Where every class is a single
+token, one pass gives all scores: the logits behind ``<sop>``, of those tokens only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .example import Example, FlatBuilder
+from .objectives._tokens import ids_of
+from .objectives.glm import PIECE_BEGIN, PIECE_END, infill
+
+if TYPE_CHECKING:
+    from kosmos.processing_kosmos import KosmosProcessor
+
+MASK = "<mask>"
+
+
+class Cloze:
+    """A task of filling one blank.
+
+    Args:
+        processor: tokenizer with ``<sop>`` and ``<eop>``.
+        verbalizers: class → its wording.
+        two_positions: GLM's pair of positions, for ``position_type: learned_2d``.
+        length_penalty: a score is divided by (tokens of the wording) to this power; 0: plain sum.
+
+    Raises:
+        ValueError: fewer than two classes, a wording that is empty, shared, or has a token outside the vocabulary.
+    """
+
+    def __init__(
+        self,
+        processor: KosmosProcessor,
+        verbalizers: Mapping[str, str],
+        two_positions: bool = True,
+        length_penalty: float = 0.0,
+    ) -> None:
+        self.processor, self.two_positions, self.length_penalty = processor, two_positions, length_penalty
+        self.mask = processor.tokenizer.mask_token_id
+        self.begin, self.end = ids_of((PIECE_BEGIN, PIECE_END), processor, "glm")
+        self.classes = list(verbalizers)
+        self.wordings = [self._ids(name, text) for name, text in verbalizers.items()]
+        if len(self.classes) < 2:
+            raise ValueError(f"verbalizers {dict(verbalizers)}: a classification needs at least two classes")
+        if len({tuple(ids) for ids in self.wordings}) < len(self.wordings):
+            raise ValueError(f"verbalizers {dict(verbalizers)}: two classes have the same wording")
+
+    @property
+    def single_token(self) -> bool:
+        """Whether every wording is one token."""
+        return all(len(ids) == 1 for ids in self.wordings)
+
+    def example(self, text: str, wording: Sequence[int]) -> Example:
+        """The filled pattern: the text with its mask, then ``<sop>`` and the words of one class.
+
+        Raises:
+            ValueError: the text has not exactly one ``<mask>``.
+        """
+        parts = text.split(MASK)
+        if len(parts) != 2:
+            raise ValueError(f"the pattern {text!r} has {len(parts) - 1} {MASK}; it needs exactly one")
+        tokenizer = self.processor.tokenizer
+        builder = FlatBuilder()
+        builder.add([tokenizer.bos_token_id, *self.processor.encode_text(parts[0])], 0.0)
+        start = len(builder.ids)
+        builder.add(wording, 1.0)
+        builder.add([*self.processor.encode_text(parts[1]), tokenizer.eos_token_id], 0.0)
+        span = (start, start + len(wording))
+        eos = tokenizer.eos_token_id
+        return infill(builder.build(), [span], [0], self.mask, self.begin, self.end, eos, self.two_positions)
+
+    def scores(self, model: Any, texts: Sequence[str]) -> Tensor:
+        """Log-probability of each class in the blank of each text, (N, C); gradients flow where they are on."""
+        if self.single_token:
+            examples = [self.example(text, self.wordings[0]) for text in texts]
+            logits_NTV = model(**pad(examples, self.processor, model.device, self.two_positions)).logits
+            outputs = torch.tensor([int(np.argmax(one.weight > 0)) for one in examples], device=model.device)
+            choices = torch.tensor([ids[0] for ids in self.wordings], device=model.device)
+            at_blank_NV = logits_NTV[torch.arange(len(examples), device=model.device), outputs].float()
+            return at_blank_NV.log_softmax(-1)[:, choices]
+        examples = [self.example(text, wording) for text in texts for wording in self.wordings]
+        inputs = pad(examples, self.processor, model.device, self.two_positions)
+        width = inputs["input_ids"].shape[1]
+        label_NT = torch.from_numpy(_stack([one.label for one in examples], width, 0)).to(model.device)
+        weight_NT = torch.from_numpy(_stack([one.weight for one in examples], width, 0)).to(model.device)
+        log_probability_NT = (
+            model(**inputs).logits.float().log_softmax(-1).gather(-1, label_NT.long()[..., None])[..., 0]
+        )
+        lengths = torch.tensor([len(ids) for ids in self.wordings], device=model.device)
+        summed = (log_probability_NT * weight_NT).sum(1).view(len(texts), len(self.wordings))
+        return summed / lengths**self.length_penalty
+
+    def loss(self, model: Any, texts: Sequence[str], classes: Sequence[str]) -> Tensor:
+        """Mean cross-entropy of the right classes over the scores."""
+        wanted = torch.tensor([self.classes.index(name) for name in classes], device=model.device)
+        return torch.nn.functional.cross_entropy(self.scores(model, texts), wanted)
+
+    def _ids(self, name: str, text: str) -> list[int]:
+        ids = self.processor.encode_text(text)
+        if not ids:
+            raise ValueError(f"verbalizer of class {name!r} is empty: {text!r}")
+        if self.processor.tokenizer.unk_token_id in ids:
+            raise ValueError(
+                f"verbalizer {text!r} of class {name!r} has a token outside the vocabulary; choose other words"
+            )
+        return ids
+
+
+def pad(examples: Sequence[Example], processor: KosmosProcessor, device: Any, two_positions: bool) -> dict[str, Tensor]:
+    """Examples as rows of one batch, padded on the right."""
+    width = max(map(len, examples))
+    columns = {
+        "input_ids": ([one.token for one in examples], processor.tokenizer.pad_token_id),
+        "document_ids": ([one.document for one in examples], -1),
+        "block_ids": ([one.block for one in examples], -1),
+        "position_ids": ([one.position for one in examples], 0),
+        **({"position_in_span": ([one.position_in_span for one in examples], 0)} if two_positions else {}),
+    }
+    return {
+        name: torch.from_numpy(_stack(rows, width, filler)).long().to(device)
+        for name, (rows, filler) in columns.items()
+    }
+
+
+def _stack(rows: Sequence[np.ndarray], width: int, filler: int) -> np.ndarray:
+    return np.stack([np.pad(row, (0, width - len(row)), constant_values=filler) for row in rows])
