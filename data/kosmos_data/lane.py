@@ -193,13 +193,14 @@ class Lane:
     def _next_piece(self, space: Space) -> Piece | None:
         """From the source that is furthest behind its share; from another when nothing of it fits."""
         used = [stream.used + ahead for stream, ahead in zip(self.streams, self.head_start, strict=True)]
-        pools = [stream.fill(self._check_rate) for stream in self.streams]
-        coming = [min(pool[0].length, self.config.row_tokens) for pool in pools]
+        choices = [self.packer.choose(stream.fill(self._check_rate), space) for stream in self.streams]
+        coming = [
+            0 if choice is None else choice[1] - stream.pool[choice[0]].offset
+            for stream, choice in zip(self.streams, choices, strict=True)
+        ]
         for source in by_need(self.share, used, coming):
-            stream = self.streams[source]
-            choice = self.packer.choose(pools[source], space)
-            if choice is not None:
-                return stream.take(*choice, source)
+            if (choice := choices[source]) is not None:
+                return self.streams[source].take(*choice, source)
         return None
 
     def _check_rate(self) -> None:
