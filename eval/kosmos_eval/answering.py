@@ -75,6 +75,8 @@ def _rationales(engine: Engine, run: Run, chosen: Sequence[Prompt]) -> list[str]
 def _answers(engine: Engine, run: Run, chosen: Sequence[Prompt], items: Sequence[Item]) -> Iterator[list[Answer]]:
     if any(item.candidate_images for item in items):
         return _rank_images(engine, run.task, chosen, items)
+    if run.task.decoding.method == "likelihood":
+        return engine.likelihood([item.answers[0] for item in items])
     if run.task.decoding.method == "rank":
         return _rank(engine, run.task, chosen, items)
     seeds = [stable_hash("sample", run.seed, run.task.name, item.id) for item in items]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -167,23 +167,12 @@ def _read_jsonl(files: DatasetFiles, data: Path, split: str) -> list[Item]:
     """Lines ``{"id", "images": [...], "answers": [...], "candidates": [...], FIELD: text, …}``; all but answers
     optional."""
     path = _path(data, files.annotations, split)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    items = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number}: not valid JSON ({error})") from error
-        items.append(_json_item(entry, path, number, data, files, split))
-    return items
+    return [_json_item(entry, path, number, data, files, split) for number, entry in _json_lines(path, "answers")]
 
 
-def _json_item(entry: Any, path: Path, number: int, data: Path, files: DatasetFiles, split: str) -> Item:
-    if not isinstance(entry, dict) or not entry.get("answers"):
-        raise ValueError(f'{path}:{number}: expected an object with a non-empty list "answers"')
+def _json_item(entry: dict[str, Any], path: Path, number: int, data: Path, files: DatasetFiles, split: str) -> Item:
+    if not entry.get("answers") or not isinstance(entry["answers"], list):
+        raise ValueError(f'{path}:{number}: "answers" must be a list with at least one answer')
 
     def image(name: str) -> Path:
         return _path(data, files.images or "{file_name}", split, file_name=name)
@@ -200,6 +189,31 @@ def _json_item(entry: Any, path: Path, number: int, data: Path, files: DatasetFi
     )
 
 
+def _read_text(files: DatasetFiles, data: Path, split: str) -> list[Item]:
+    """Lines ``{"id", "text"}`` whose likelihood is measured."""
+    path = _path(data, files.annotations, split)
+    return [
+        Item(str(entry.get("id", number)), {}, (), (str(entry["text"]),), str(entry.get("group", "")))
+        for number, entry in _json_lines(path, "text")
+    ]
+
+
+def _json_lines(path: Path, key: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line numbers and objects of a JSON lines file, each with something under ``key``."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}:{number}: not valid JSON ({error})") from error
+        if not isinstance(entry, dict) or not entry.get(key):
+            raise ValueError(f'{path}:{number}: expected an object with something under "{key}"')
+        yield number, entry
+
+
 _READERS = {
     "vqa": _read_vqa,
     "captions": _read_captions,
@@ -207,6 +221,7 @@ _READERS = {
     "vizwiz": _read_vizwiz,
     "jsonl": _read_jsonl,
     "parquet": _read_parquet,
+    "text": _read_text,
 }
 
 

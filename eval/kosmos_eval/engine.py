@@ -86,6 +86,33 @@ class Engine:
                 answers.append(Answer(index, candidates[index][best].strip(), scores, best, greedy))
             yield answers
 
+    @torch.no_grad()
+    def likelihood(self, texts: Sequence[str]) -> Iterator[list[Answer]]:
+        """The log-probability of each text, in ``scores``; longer ones than the model reads in windows without
+        overlap."""
+        size = self.runner.max_length - 1
+        totals = [0.0] * len(texts)
+        batch: list[tuple[int, tuple[int, ...]]] = []
+        started = 0
+        for index, text in enumerate(texts):
+            ids = self.runner.text_ids(text)
+            for start in range(0, len(ids), size):
+                window = ids[start : start + size]
+                longest = max(len(window), *(len(other) for _, other in batch), 0)
+                if batch and (len(batch) == self.batch_rows or (len(batch) + 1) * longest > self.batch_tokens):
+                    self._add_likelihoods(batch, totals)
+                    batch = []
+                    yield [Answer(i, "", (totals[i],)) for i in range(started, index)]
+                    started = index
+                batch.append((index, window))
+        if batch:
+            self._add_likelihoods(batch, totals)
+        yield [Answer(i, "", (totals[i],)) for i in range(started, len(texts))]
+
+    def _add_likelihoods(self, batch: Sequence[tuple[int, tuple[int, ...]]], totals: list[float]) -> None:
+        for (index, _), value in zip(batch, self.runner.log_likelihoods([window for _, window in batch]), strict=True):
+            totals[index] += value
+
     def _normalised(self, value: float, text: str, normalisation: str, bare: dict[str, float]) -> float:
         if normalisation == "mean":
             return value / len(self.runner.text_ids(text))

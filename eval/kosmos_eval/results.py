@@ -28,15 +28,21 @@ _KEY = ("task", "model", "shots", "context", "metric", "split", "seed")
 
 
 def make_rows(
-    task: Task, items: Sequence[Item], predictions: Sequence[str], labels: Mapping[str, Any], seed: int
+    task: Task,
+    items: Sequence[Item],
+    predictions: Sequence[str],
+    labels: Mapping[str, Any],
+    seed: int,
+    likelihoods: Sequence[float] | None = None,
 ) -> tuple[list[Row], dict[str, list[float]]]:
     """Rows of all metrics, overall and by question type, and the per-item values of each metric.
 
     Args:
         labels: ``model``, ``shots``, ``context`` and whatever else every row shall say.
         seed: of the bootstrap.
+        likelihoods: log-probability of each item's text, for tasks that measure it.
     """
-    scores = metrics.compute(task.metrics, predictions, [item.answers for item in items])
+    scores = metrics.compute(task.metrics, predictions, [item.answers for item in items], likelihoods)
     clusters = [item.cluster for item in items]
     common = {"task": task.name, **labels, "split": task.split, "seed": seed, **_provenance(task)}
     rows = [_row(score, clusters, common, seed) for score in scores]

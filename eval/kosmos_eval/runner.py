@@ -190,6 +190,18 @@ class Runner:
         state, logits = self._forward(state, embeds_B1D, torch.ones_like(tokens_B)[:, None], keep=1)
         return state, logits[:, -1]
 
+    def log_likelihoods(self, windows: Sequence[Sequence[int]]) -> list[float]:
+        """Log-probability (nats) of each run of token ids after ``<s>``; no logits are kept."""
+        ids_BT, mask_BT = self._pad([Stage((self.bos, *window[:-1])) for window in windows])
+        labels_BT = torch.full_like(ids_BT, -100)
+        for row, window in enumerate(windows):
+            labels_BT[row, labels_BT.shape[1] - len(window) :] = torch.tensor(window, device=self.device)
+        positions_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)
+        output = self.model(
+            input_ids=ids_BT, attention_mask=mask_BT, position_ids=positions_BT, shift_labels=labels_BT, use_cache=False
+        )
+        return [-float(total) for total in output.token_loss.double().sum(dim=1)]
+
     def beam(
         self, rows: Sequence[Stage], decoding: Decoding, allowed: Callable[[list[int]], list[int]] | None
     ) -> list[list[int]]:

@@ -112,7 +112,9 @@ class Session:
         if run.shots:
             labels |= {"demonstration_seed": run.task.demonstrations.seed, "items_with_fewer_shots": reduced}
         predictions = [record["prediction"] for record in records]
-        rows, values = results.make_rows(run.task, run.items, predictions, labels, self.seed)
+        is_text = run.task.decoding.method == "likelihood"
+        likelihoods = [record["scores"][0] for record in records] if is_text else None
+        rows, values = results.make_rows(run.task, run.items, predictions, labels, self.seed, likelihoods)
         for place, record in enumerate(records):
             record["metrics"] = {metric: column[place] for metric, column in values.items()}
         log.publish(records)

@@ -17,7 +17,7 @@ from typing import Literal
 
 from kosmos import settings
 
-from .metrics import resolve
+from .metrics import LIKELIHOOD_METRICS, resolve
 
 IMAGE_MARK = "<image>"
 IMAGES_MARK = "<images>"  # as many marks as the item has images
@@ -33,14 +33,15 @@ class DatasetFiles:
     Args:
         format: ``vqa`` (VQAv2 questions and annotations), ``captions`` (COCO captions), ``karpathy`` (the split file of
             Karpathy and Fei-Fei: ``dataset_coco.json``, ``dataset_flickr30k.json``), ``vizwiz`` (a list of image,
-            question, answers), ``jsonl`` (one object a line) or ``parquet`` (the same columns; needs pyarrow).
+            question, answers), ``jsonl`` (one object a line) or ``parquet`` (the same columns; needs pyarrow),
+            or ``text`` (lines with ``text``).
         questions: VQAv2 question file.
         annotations: VQAv2 annotations, COCO captions, the Karpathy file, or the JSON lines.
         images: image path with ``{image_id}`` or ``{file_name}`` (and ``{split}``); empty for tasks without images.
         group: which of VQAv2's two types the scores are split by (VQAv2 has 65 question types and 3 answer types).
     """
 
-    format: Literal["vqa", "captions", "karpathy", "vizwiz", "jsonl", "parquet"]
+    format: Literal["vqa", "captions", "karpathy", "vizwiz", "jsonl", "parquet", "text"]
     annotations: str
     questions: str = ""
     images: str = ""
@@ -89,18 +90,18 @@ class Decoding:
     """How the answer is obtained.
 
     Args:
-        method: ``greedy``, ``beam``, ``sample``, or ``rank`` (the candidate with the highest likelihood).
-        max_new_tokens: the answer's length at most; it also ends at ``</s>`` or a newline.
-        num_beams, length_penalty: for ``beam`` (KOSMOS-1: 5 for captions, 2 for ImageNet).
-        temperature, top_p: for ``sample``; the draws depend on the item alone, not on its batch.
-        candidates: for ``rank`` where items bring none of their own, and for ``constrained``.
-        normalisation: of a candidate's log-likelihood: ``sum``, ``mean`` over its tokens, per ``byte``, or
-            ``unconditional`` (minus the log-likelihood after the bare prompt, GPT-3 section 2.4).
-        constrained: for ``beam``: only the candidates can be written (KOSMOS-1's constrained ImageNet); without
-            candidates, only answers that occur in the evaluated split (its class names).
+        method: ``greedy``, ``beam``, ``sample``, ``rank`` (the candidate with the highest likelihood), or
+            ``likelihood`` (nothing is written: how probable is the item's text?). max_new_tokens: the answer's length
+            at most; it also ends at ``</s>`` or a newline. num_beams, length_penalty: for ``beam`` (KOSMOS-1: 5 for
+            captions, 2 for ImageNet). temperature, top_p: for ``sample``; the draws depend on the item alone, not on
+            its batch. candidates: for ``rank`` where items bring none of their own, and for ``constrained``.
+            normalisation: of a candidate's log-likelihood: ``sum``, ``mean`` over its tokens, per ``byte``, or
+            ``unconditional`` (minus the log-likelihood after the bare prompt, GPT-3 section 2.4). constrained: for
+            ``beam``: only the candidates can be written (KOSMOS-1's constrained ImageNet); without candidates, only
+            answers that occur in the evaluated split (its class names).
     """
 
-    method: Literal["greedy", "beam", "sample", "rank"] = "greedy"
+    method: Literal["greedy", "beam", "sample", "rank", "likelihood"] = "greedy"
     max_new_tokens: int = 10
     num_beams: int = 1
     length_penalty: float = 1.0
@@ -147,6 +148,10 @@ class Task:
         _check_template(self.prompt.template)
         if "{answer}" not in self.prompt.answer:
             raise ValueError(f"prompt.answer {self.prompt.answer!r} must hold {{answer}}")
+        if (self.decoding.method == "likelihood") != (set(self.metrics) <= set(LIKELIHOOD_METRICS)):
+            raise ValueError(
+                f"metrics {self.metrics} do not go with method {self.decoding.method}; bits_per_byte goes with likelihood"
+            )
         if self.demonstrations.split and self.demonstrations.split == self.split:
             raise ValueError(f"demonstrations.split is {self.split!r}, the evaluated split; draw them from another one")
         if self.decoding.constrained and self.decoding.method != "beam":

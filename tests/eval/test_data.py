@@ -78,7 +78,8 @@ def test_parquet_has_the_columns_of_json_lines(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ("{broken", "test.jsonl:2: not valid JSON"),
-        ('{"question": "q"}', 'non-empty list "answers"'),
+        ('{"question": "q"}', 'something under "answers"'),
+        ('{"answers": "x"}', "must be a list"),
         ('{"id": "1", "answers": ["x"]}', "item id 1 occurs twice"),
     ],
 )

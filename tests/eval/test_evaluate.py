@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from pathlib import Path
 from typing import Any
@@ -299,3 +300,25 @@ def test_rices_takes_the_images_nearest_by_the_vision_tower(
         query = vector(toy_data / "test/images" / own)
         similarity = {name: float(query @ other) for name, other in train.items()}
         assert similarity[shown] == pytest.approx(max(similarity.values()), abs=1e-5)
+
+
+@torch.no_grad()
+def test_bits_per_byte_equal_a_plain_sum(model: Model, processor: KosmosProcessor, tmp_path: Path) -> None:
+    """Texts shorter and longer than the model reads, batched; against one forward pass a window."""
+    texts = ["a red circle", "is it blue?", "a green square is red " * 60]
+    (tmp_path / "test").mkdir()
+    lines = [json.dumps({"id": str(i), "text": text}) for i, text in enumerate(texts)]
+    (tmp_path / "test/text.jsonl").write_text("\n".join(lines))
+    (row,) = evaluate(model, processor, "starter_text", tmp_path, out=tmp_path / "out")
+    nats = 0.0
+    for text in texts:
+        ids = processor.encode_text(text)
+        for start in range(0, len(ids), 255):
+            window = torch.tensor([[0, *ids[start : start + 255]]])
+            logits = model(input_ids=window).logits[0, :-1].log_softmax(-1)
+            nats -= float(logits.gather(1, window[0, 1:, None]).sum())
+    expected = nats / math.log(2) / sum(len(text.encode()) for text in texts)
+    assert row["value"] == pytest.approx(expected, rel=1e-5)
+    assert row["low"] <= row["value"] <= row["high"]
+    with pytest.raises(ValueError, match="do not go with method"):
+        tasks.load("starter_text", ["metrics=[vqa]"])

@@ -14,12 +14,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
 from ..prompts import Prompt
-from ..runner import Stage
 from .harness import HarnessModel
 
 
@@ -47,20 +45,10 @@ class KosmosLM(LM):
         """Greedy or sampled continuations."""
         return self.harness.generate([(_prompt(request.args[0]), request.args[1]) for request in requests])
 
-    @torch.no_grad()
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-probability of whole texts, in windows without overlap, each after ``<s>``."""
-        runner = self.harness.runner
-        totals = []
-        for request in requests:
-            ids, size, total = runner.text_ids(request.args[0]), runner.max_length - 1, 0.0
-            for start in range(0, len(ids), size):
-                window = ids[start : start + size]
-                logits = runner.extend(None, [Stage((runner.bos, *window[:-1]))], keep=len(window))[1][0]
-                targets = torch.tensor(window, device=logits.device)[:, None]
-                total += float(logits.log_softmax(dim=-1).gather(1, targets).sum())
-            totals.append(total)
-        return totals
+        answers = self.harness.engine.likelihood([request.args[0] for request in requests])
+        return [answer.scores[0] for batch in answers for answer in batch]
 
 
 def _prompt(context: str) -> Prompt:

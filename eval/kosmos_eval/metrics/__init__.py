@@ -7,6 +7,7 @@ the corpus value, the per-item values and the bootstrap of every metric without 
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -62,7 +63,8 @@ _PER_ANSWER: dict[str, Callable[[str, Sequence[str]], float]] = {
 _BLEU = [f"bleu_{n}" for n in range(1, captions.MAX_ORDER + 1)]
 _JAVA = ("meteor", "spice")
 CAPTION_METRICS = (*_BLEU, "rouge_l", "cider", *_JAVA)
-NAMES = (*_PER_ANSWER, *CAPTION_METRICS)
+LIKELIHOOD_METRICS = ("bits_per_byte",)
+NAMES = (*_PER_ANSWER, *CAPTION_METRICS, *LIKELIHOOD_METRICS)
 
 
 def resolve(names: Sequence[str]) -> list[str]:
@@ -84,13 +86,19 @@ def resolve(names: Sequence[str]) -> list[str]:
     return resolved
 
 
-def compute(names: Sequence[str], predictions: Sequence[str], references: References) -> list[MetricScore]:
+def compute(
+    names: Sequence[str],
+    predictions: Sequence[str],
+    references: References,
+    likelihoods: Sequence[float] | None = None,
+) -> list[MetricScore]:
     """Score predictions against their references under each metric.
 
     Args:
         names: metric names; "bleu" stands for bleu_1 to bleu_4.
         predictions: N raw strings.
         references: for each prediction its answers or captions, raw.
+        likelihoods: for bits_per_byte, the log-probability (nats) of each first reference.
 
     Raises:
         ValueError: nothing to score, an item without references, an unknown metric, or METEOR/SPICE without Java.
@@ -104,10 +112,23 @@ def compute(names: Sequence[str], predictions: Sequence[str], references: Refere
     scores = {
         name: mean_score(name, _per_answer(name, predictions, references)) for name in names if name in _PER_ANSWER
     }
+    if set(names) & set(LIKELIHOOD_METRICS):
+        scores["bits_per_byte"] = _bits_per_byte(references, likelihoods)
     wanted = [name for name in names if name in CAPTION_METRICS]
     if wanted:
         scores |= _caption_scores(wanted, predictions, references)
     return [scores[name] for name in names]
+
+
+def _bits_per_byte(references: References, likelihoods: Sequence[float] | None) -> MetricScore:
+    """Information of all texts over their UTF-8 bytes: it compares models with different tokenizers."""
+    if likelihoods is None:
+        raise ValueError(
+            "metric 'bits_per_byte' needs the likelihood of texts: use it in a task with method likelihood"
+        )
+    bits = [-value / math.log(2) for value in likelihoods]
+    sizes = [len(texts[0].encode()) for texts in references]
+    return MetricScore("bits_per_byte", np.array([bits, sizes], dtype=np.float64).T, _mean)
 
 
 def _per_answer(name: str, predictions: Sequence[str], references: References) -> list[float]:
