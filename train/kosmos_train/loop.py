@@ -108,7 +108,8 @@ class Loop:
 
     def _votes(self, batch: Any, interrupt: Interrupt, waited: float) -> dict[str, float]:
         """What this rank alone knows of the step."""
-        stats: dict[str, Any] = {"positions": 0, "skipped": {}, "order": "0"} if batch is None else batch.stats
+        nothing: dict[str, Any] = {"positions": 0, "skipped": {}, "fallbacks": 0, "order": "0"}
+        stats = nothing if batch is None else batch.stats
         return {
             "interrupted": float(interrupt.received is not None),
             "waited": waited,
