@@ -148,9 +148,11 @@ class Task:
         _check_template(self.prompt.template)
         if "{answer}" not in self.prompt.answer:
             raise ValueError(f"prompt.answer {self.prompt.answer!r} must hold {{answer}}")
-        if (self.decoding.method == "likelihood") != (set(self.metrics) <= set(LIKELIHOOD_METRICS)):
+        is_likelihood = self.decoding.method == "likelihood"
+        if any((metric in LIKELIHOOD_METRICS) != is_likelihood for metric in self.metrics):
             raise ValueError(
-                f"metrics {self.metrics} do not go with method {self.decoding.method}; bits_per_byte goes with likelihood"
+                f"metrics {self.metrics} do not go with method {self.decoding.method}: "
+                f"{', '.join(LIKELIHOOD_METRICS)} and method likelihood belong together"
             )
         if self.demonstrations.split and self.demonstrations.split == self.split:
             raise ValueError(f"demonstrations.split is {self.split!r}, the evaluated split; draw them from another one")

@@ -322,3 +322,5 @@ def test_bits_per_byte_equal_a_plain_sum(model: Model, processor: KosmosProcesso
     assert row["low"] <= row["value"] <= row["high"]
     with pytest.raises(ValueError, match="do not go with method"):
         tasks.load("starter_text", ["metrics=[vqa]"])
+    with pytest.raises(ValueError, match="belong together"):
+        tasks.load("easy_vqa", ["metrics=[vqa, bits_per_byte]"])
