@@ -49,6 +49,7 @@ def plan(config: TrainConfig, gpus: int) -> Plan:
         from kosmos import KosmosForConditionalGeneration
 
         model = KosmosForConditionalGeneration(build_config(config.model, processor))
+    refuse_misfits(model.config, batches)
     freeze(model, config.model.freeze)
     cost = model_cost(model, config.data.row_tokens)
     tokens = sum(batch.stats["tokens"] for batch in batches) / len(batches)
@@ -62,6 +63,28 @@ def plan(config: TrainConfig, gpus: int) -> Plan:
         memory=memory(config, cost, model.config, gpus),
         flops_per_step=tokens * cost.token_flops + images * cost.image_flops,
     )
+
+
+def refuse_misfits(config: Any, batches: list[Any]) -> None:
+    """Batches that ask for what the model cannot do: it would refuse them itself, but only at the first step.
+
+    Raises:
+        ValueError: bidirectional blocks with xPos, GLM's second position without its table, spans without an encoder.
+    """
+    asked = {name for batch in batches for micro in batch.micro_batches for name in micro}
+    position = config.text_config.position_type
+    if "block_ids" in asked and position == "xpos":
+        raise ValueError(
+            "the objective makes bidirectional blocks, but text_config.position_type is 'xpos', which amplifies keys "
+            "to the right of the query; set model.overrides.text_config.position_type to 'rope' or 'learned_2d'"
+        )
+    if "position_in_span" in asked and position != "learned_2d":
+        raise ValueError(
+            f"the objective has two positions a token (glm), but text_config.position_type is {position!r}; set it to "
+            "'learned_2d', or the objective's two_positions to false"
+        )
+    if "span_input_ids" in asked and config.span_encoder_config is None:
+        raise ValueError("the data holds text spans, but the model has no span_encoder_config to read them with")
 
 
 def memory(config: TrainConfig, cost: ModelCost, model_config: Any, gpus: int) -> dict[str, float]:
