@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
-from . import prompts, results, tasks
+from . import metrics, prompts, results, tasks
 from .answering import Run, answer_run, continuations
 from .data import Item, content_hash, load_items
 from .demonstrations import DemonstrationPool
@@ -67,6 +67,8 @@ class Session:
         return load_items(self.task, data, split)
 
     def check(self, shots: Sequence[int], contexts: Sequence[str]) -> None:
+        """Refuse what cannot work before anything is computed."""
+        metrics.check_available(self.task.metrics)
         for context in contexts:
             if context not in tasks.CONTEXTS:
                 raise ValueError(f"unknown context {context!r}; choose from {', '.join(tasks.CONTEXTS)}")

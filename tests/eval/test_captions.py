@@ -117,7 +117,9 @@ def test_meteor_equals_official(coco_sample: dict[str, Any]) -> None:
 
 
 @pytest.mark.skipif(coco_java.available(), reason="Java and pycocoevalcap are here")
-def test_meteor_without_java_says_what_it_needs() -> None:
+def test_meteor_without_java_says_what_it_needs_before_a_run() -> None:
+    with pytest.raises(ValueError, match="pycocoevalcap"):
+        metrics.check_available(["cider", "meteor"])
     with pytest.raises(ValueError, match="pycocoevalcap"):
         metrics.compute(["meteor"], ["a cat", "a dog"], [["a cat"], ["a dog"]])
 

@@ -86,6 +86,13 @@ def resolve(names: Sequence[str]) -> list[str]:
     return resolved
 
 
+def check_available(names: Sequence[str]) -> None:
+    """Raise ValueError now for a metric that could not be computed after a long run."""
+    for name in names:
+        if name in _JAVA:
+            coco_java.require(name)
+
+
 def compute(
     names: Sequence[str],
     predictions: Sequence[str],

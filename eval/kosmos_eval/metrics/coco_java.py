@@ -60,14 +60,19 @@ def spice_per_item(predictions: Sequence[str], references: Sequence[Sequence[str
     return [float(score["All"]["f"]) for score in scores]
 
 
-def _tokenized(
-    name: str, predictions: Sequence[str], references: Sequence[Sequence[str]]
-) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
+def require(name: str) -> None:
+    """ValueError, saying what is missing, unless METEOR and SPICE can run here."""
     if not available():
         raise ValueError(
             f"metric {name!r} is a Java program: it needs `java` on the PATH and `pip install pycocoevalcap`; "
             "bleu, rouge_l and cider need neither"
         )
+
+
+def _tokenized(
+    name: str, predictions: Sequence[str], references: Sequence[Sequence[str]]
+) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
+    require(name)
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
     tokenizer = PTBTokenizer()
