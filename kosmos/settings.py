@@ -7,6 +7,7 @@ suggestion, check types, and name the file in the error. jsonargparse does the p
 from __future__ import annotations
 
 import copy
+import contextlib
 import dataclasses
 import difflib
 import types
@@ -93,10 +94,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     except yaml.YAMLError as error:
         raise ValueError(f"override {override!r}: the value is not valid YAML") from error
     if isinstance(values[last], str):  # YAML 1.1 reads 2e-4 as a string; users mean a number
-        try:
+        with contextlib.suppress(ValueError):  # any other text stays as YAML read it, without its quotes
             values[last] = float(values[last])
-        except ValueError:
-            values[last] = text
 
 
 def _reject_unknown_keys(cls: Any, values: Any, where: str, prefix: str = "") -> None:
