@@ -6,8 +6,8 @@ suggestion, check types, and name the file in the error. jsonargparse does the p
 
 from __future__ import annotations
 
-import copy
 import contextlib
+import copy
 import dataclasses
 import difflib
 import types
