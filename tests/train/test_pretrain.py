@@ -15,6 +15,7 @@ import pytest
 import tiny
 import torch
 import yaml
+from forks import launch
 from safetensors.torch import load_file
 
 from kosmos import cli, settings
@@ -212,14 +213,22 @@ def test_disk_that_fills_up(values: dict[str, Any], small_disk: Path, tmp_path: 
     assert train(config_of(values), tmp_path / "run", resume=True).step == 12
 
 
-def test_bf16_and_zero3_train_too(values: dict[str, Any], tmp_path: Path) -> None:
-    """The whole loop under the other engine settings, with samples, and resumed once."""
-    prompts = [{"text": "the fish"}]
+@pytest.mark.parametrize("stage", [2, 3])
+def test_bf16_on_two_ranks(values: dict[str, Any], tmp_path: Path, stage: int) -> None:
+    """The whole loop with samples and held-out loss when weights are spread over two ranks; resumed bit for bit."""
+    prompts = [{"text": "the fish"}, {"text": "a calm sea while seven birds"}]
     values |= {
-        "engine": {"zero_stage": 3, "precision": "bf16"},
+        "engine": {"zero_stage": stage, "precision": "bf16", "timeout_minutes": 1},
         "steps": 4,
         "samples": {"every": 2, "prompts": prompts},
+        "eval": {"every": 2, "batches": 1, "data": values["data"]},
+        "checkpoint": {"every": 2},
     }
-    values["checkpoint"] = {"every": 2}
-    assert jobs.run(values, str(tmp_path / "run"))["finished"]
-    assert len(read_metrics(tmp_path / "run")) == 4
+    job = launch(tmp_path / "j", 2, jobs.run, values, str(tmp_path / "run"))
+    assert job.results() == [{"step": 4, "finished": True}] * 2
+    rows = read_metrics(tmp_path / "run")
+    assert [row["step"] for row in rows if "eval_loss" in row] == [2, 4]
+    assert len((tmp_path / "run" / "samples.jsonl").read_text().splitlines()) == 4
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-000004")
+    launch(tmp_path / "again", 2, jobs.run, values, str(tmp_path / "run"), True).results()
+    assert [row["loss"] for row in read_metrics(tmp_path / "run")] == [row["loss"] for row in rows]
