@@ -41,7 +41,7 @@ def test_unknown_task_and_key_get_suggestions(tmp_path: Path) -> None:
 
 def test_a_blank_at_the_end_of_the_prompt_is_refused() -> None:
     with pytest.raises(ValueError, match="ends in white space"):
-        dataclasses.replace(tasks.load("easy_vqa"), prompt=tasks.Prompt("Question: {question} Answer: "))
+        tasks.load("easy_vqa", ["prompt.template='Question: {question} Answer: '"])
 
 
 def test_demonstrations_of_the_evaluated_split_are_refused() -> None:
