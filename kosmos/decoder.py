@@ -90,6 +90,7 @@ class KosmosFeedForward(nn.Module):
     def __init__(self, config: KosmosTextConfig) -> None:
         super().__init__()
         self.activation = ACT2FN[config.hidden_act]
+        self.is_gelu = config.hidden_act == "gelu"
         self.activation_dropout = config.activation_dropout
         scaled = partial(init_projection, config=config, scaled=True)
         self.fc1 = linear(config.hidden_size, config.intermediate_size, scaled)
@@ -98,10 +99,46 @@ class KosmosFeedForward(nn.Module):
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D)."""
-        inner = self.activation(self.fc1(hidden_BTD))
+        inner = self.fc1(hidden_BTD)
+        if self._recomputes(inner):
+            norm = self.ffn_layernorm
+            return self.fc2(GeluNorm.apply(inner, norm.weight, norm.bias, norm.eps))
+        inner = self.activation(inner)
         if self.activation_dropout:
             inner = F.dropout(inner, p=self.activation_dropout, training=self.training)
         return self.fc2(self.ffn_layernorm(inner))
+
+    def _recomputes(self, inner: Tensor) -> bool:
+        """Whether ``GeluNorm`` may stand for activation and norm: nothing between them, no hook, no compiler."""
+        norm = self.ffn_layernorm
+        plain = self.is_gelu and type(norm) is nn.LayerNorm and not (norm._forward_hooks or norm._forward_pre_hooks)
+        if not plain or self.activation_dropout or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return False
+        return inner.dtype == norm.weight.dtype and not torch.is_autocast_enabled(inner.device.type)
+
+
+class GeluNorm(torch.autograd.Function):
+    """LN(gelu(x)) that keeps x only and computes gelu again for the gradient.
+
+    The FFN is 4 d wide, so this drops 4 of about 21 values a token, layer and unit of width for one cheap extra pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, inner: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        """(…, F) to (…, F)."""
+        out, mean, scale = torch.native_layer_norm(F.gelu(inner), inner.shape[-1:], weight, bias, eps)
+        ctx.save_for_backward(inner, mean, scale, weight, bias)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x, weight and bias."""
+        inner, mean, scale, weight, bias = ctx.saved_tensors
+        needed = [True, ctx.needs_input_grad[1], ctx.needs_input_grad[2]]
+        grad, grad_weight, grad_bias = torch.ops.aten.native_layer_norm_backward(
+            grads[0], F.gelu(inner), inner.shape[-1:], mean, scale, weight, bias, needed
+        )
+        return torch.ops.aten.gelu_backward(grad, inner), grad_weight, grad_bias, None
 
 
 class KosmosBlock(GradientCheckpointingLayer):

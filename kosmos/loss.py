@@ -98,16 +98,16 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden_ND) if need_hidden else None
         grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if need_weight else None
         nll_N = torch.empty(len(labels_N), dtype=torch.float32, device=hidden_ND.device)
-        shape = (2, min(chunk, len(labels_N)), len(matrix_VD))
-        buffers = torch.empty(shape, dtype=torch.float32, device=hidden_ND.device)
+        buffer = torch.empty(min(chunk, len(labels_N)), len(matrix_VD), dtype=torch.float32, device=hidden_ND.device)
         with torch.autocast(device, enabled=False):
             for start in range(0, len(labels_N), chunk):
                 part = slice(start, start + chunk)
                 hidden, labels, weight = hidden_ND[part].to(compute), labels_N[part, None], weight_N[part, None]
-                logits, gradient = buffers[:, : len(hidden)]
-                nll_N[part] = _softmax_nll(hidden, matrix_VD, labels, logits, gradient)
-                gradient.scatter_add_(1, labels, gradient.new_full((1, 1), -1.0).expand_as(labels))
-                gradient = gradient.to(compute)
+                gradient = buffer[: len(hidden)]
+                nll_N[part], total = _exponentials(hidden, matrix_VD, labels, gradient)
+                # softmax minus one-hot, times the token's weight, is (exponentials - total · one-hot) · weight / total
+                gradient.scatter_add_(1, labels, -total)
+                gradient, weight = gradient.to(compute), weight / total
                 if grad_hidden is not None:
                     grad_hidden[part] = (gradient @ matrix_VD).mul_(weight)
                 if grad_weight is not None and compute == torch.float32:
@@ -128,13 +128,12 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         return hidden, weight, None, None, None
 
 
-def _softmax_nll(hidden_ND: Tensor, matrix_VD: Tensor, labels_N1: Tensor, logits: Tensor, softmax: Tensor) -> Tensor:
-    """Fill ``logits`` and ``softmax``, both (N, V) fp32; return the NLL (N,)."""
+def _exponentials(hidden_ND: Tensor, matrix_VD: Tensor, labels_N1: Tensor, buffer_NV: Tensor) -> tuple[Tensor, Tensor]:
+    """Fill ``buffer_NV`` with exp(logit - largest); return the NLL (N,) and each row's sum (N, 1)."""
     if hidden_ND.dtype == torch.float32:
-        torch.mm(hidden_ND, matrix_VD.T, out=logits)
+        torch.mm(hidden_ND, matrix_VD.T, out=buffer_NV)
     else:
-        logits.copy_(hidden_ND @ matrix_VD.T)
-    torch.softmax(logits, dim=-1, out=softmax)
-    # log Σ exp by way of the largest logit, whose probability (at least 1/V) cannot underflow
-    normaliser = logits.amax(-1, keepdim=True) - softmax.amax(-1, keepdim=True).log()
-    return (normaliser - logits.gather(1, labels_N1)).squeeze(1)
+        buffer_NV.copy_(hidden_ND @ matrix_VD.T)
+    label_logit, largest = buffer_NV.gather(1, labels_N1), buffer_NV.amax(-1, keepdim=True)
+    total = buffer_NV.sub_(largest).exp_().sum(-1, keepdim=True)
+    return (largest + total.log() - label_logit).squeeze(1), total

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from transformers import DynamicCache, StaticCache
 
 from kosmos import KosmosConfig, KosmosForConditionalGeneration
+from kosmos.decoder import GeluNorm
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "kosmos" / "torchscale" / "subln_xpos"
 POSITIONS = ("xpos", "rope", "sinusoidal", "learned_2d")
@@ -118,6 +120,22 @@ def test_gradient_checkpointing_gives_the_same_gradients(build, ids) -> None:
         gradients.append([parameter.grad for parameter in model.parameters()])
     for a, b in zip(*gradients, strict=True):
         close(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_recomputed_gelu_equals_the_plain_one(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    inner = torch.randn(3, 5, 16, dtype=dtype, requires_grad=True)
+    norm = torch.nn.LayerNorm(16, dtype=dtype)
+    with torch.no_grad():
+        norm.weight.add_(0.3 * torch.randn(16))
+        norm.bias.add_(0.3 * torch.randn(16))
+    leaves, weight = (inner, norm.weight, norm.bias), torch.randn(3, 5, 16, dtype=dtype)
+    plain, ours = norm(F.gelu(inner)), GeluNorm.apply(inner, norm.weight, norm.bias, norm.eps)
+    assert torch.equal(ours, plain)
+    expected = torch.autograd.grad((plain * weight).sum(), leaves)
+    for a, b in zip(torch.autograd.grad((ours * weight).sum(), leaves), expected, strict=True):
+        assert torch.equal(a, b)
 
 
 def test_hidden_states_and_attentions_are_recorded(build, ids) -> None:

@@ -40,7 +40,7 @@ def test_equals_torch(tokens: int, chunk: int, weighted: bool, normalised: bool,
 
 
 def test_never_holds_all_logits() -> None:
-    """The largest tensor made is the chunk's logits and softmax; the gradient of the matrix is smaller here."""
+    """The largest tensor made is a chunk's logits; the gradient of the matrix is smaller here."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Largest(TorchDispatchMode):
@@ -55,7 +55,7 @@ def test_never_holds_all_logits() -> None:
     hidden, matrix = torch.randn(1, 512, 8, requires_grad=True), torch.randn(1000, 8, requires_grad=True)
     with Largest() as largest:
         cross_entropy(hidden, matrix, torch.randint(0, 1000, (1, 512)), chunk=32).loss.backward()
-    assert largest.numel <= 2 * 32 * 1000
+    assert largest.numel <= 32 * 1000
 
 
 def test_bf16_loss_is_fp32_and_close() -> None:
