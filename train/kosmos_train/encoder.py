@@ -1,0 +1,173 @@
+"""``python -m kosmos_train.encoder CONFIG run=DIR``: pretrain a bidirectional text encoder, by masked modelling.
+
+BERT's objective (arXiv 1810.04805, section 3.1), for a language or a domain without a public encoder. The result is a
+transformers checkpoint that ``model.span_weights`` reads; its vocabulary is the decoder's, as in MetaLM (section 3.2).
+
+Differs from BERT: no next-sentence prediction (RoBERTa, arXiv 1907.11692, section 4.2, is better without), and from
+MetaLM, whose encoder comes from replaced-token detection. One process; for encoders of real size use transformers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from kosmos import settings
+from kosmos.processing_kosmos import KosmosProcessor, load_processor
+from kosmos_data import objectives
+from kosmos_data.errors import BadSample
+from kosmos_data.order import SourceOrder, mix
+from kosmos_data.reader import Corpus
+
+from .arguments import add_run_arguments, parse_run_arguments, require_run
+
+
+@dataclass
+class EncoderConfig:
+    """A masked-language-modelling run on one process."""
+
+    model: dict[str, Any] = field(default_factory=dict)
+    """Fields of the transformers config with its ``model_type`` (``bert``, ``roberta``, …); ids are filled in."""
+    processor: str = ""
+    """Folder of the Kosmos processor whose tokenizer the encoder shares."""
+    shards: list[str] = field(default_factory=list)
+    """Corpora of text."""
+    window: int = 512
+    """Longest input in tokens; longer documents are divided."""
+    density: float = 0.15
+    """Share of the tokens that are asked for."""
+    steps: int = 10_000
+    """Updates."""
+    batch_size: int = 64
+    """Windows per update."""
+    lr: float = 1e-3
+    """Peak learning rate of AdamW; linear to 0."""
+    warmup: int = 100
+    """Updates of linear warm-up."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay."""
+    seed: int = 0
+    """Of the weights, the order and the masks."""
+
+
+def train_encoder(config: EncoderConfig, run: str | Path) -> list[float]:
+    """Train, write the checkpoint folder ``run``, and return the loss of every step, in nats.
+
+    Raises:
+        FileNotFoundError: the processor or a corpus is missing.
+        ValueError: no corpus, an unknown model type, or a window that the encoder cannot read.
+    """
+    torch.manual_seed(config.seed)
+    processor = load_processor(config.processor)
+    model = build(config, processor)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config))
+    inputs = batches(config, processor)
+    losses: list[float] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
+    with Progress(*columns) as bars:
+        task = bars.add_task("masked language modelling", total=config.steps, note="")
+        for _ in range(config.steps):
+            ids, mask, labels = next(inputs)
+            logits = model(input_ids=ids, attention_mask=mask).logits
+            loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            rate.step()
+            losses.append(float(loss))
+            bars.update(task, advance=1, note=f"loss {losses[-1]:.3f}")
+    model.save_pretrained(run)
+    processor.tokenizer.save_pretrained(run)
+    return losses
+
+
+def build(config: EncoderConfig, processor: KosmosProcessor) -> Any:
+    """The encoder with its output layer, random weights."""
+    from transformers import AutoModelForMaskedLM
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    fields = dict(config.model)
+    model_type = fields.pop("model_type", None)
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(f"model.model_type={model_type!r}: transformers knows no such model; try bert or roberta")
+    fields.setdefault("vocab_size", len(processor.tokenizer))
+    fields.setdefault("pad_token_id", processor.tokenizer.pad_token_id)
+    settings_of_model = CONFIG_MAPPING[model_type](**fields)
+    limit = getattr(settings_of_model, "max_position_embeddings", None)
+    if limit is not None and config.window > limit:
+        raise ValueError(f"window={config.window} is longer than model.max_position_embeddings={limit}")
+    return AutoModelForMaskedLM.from_config(settings_of_model).train()
+
+
+def batches(config: EncoderConfig, processor: KosmosProcessor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Endless (ids, attention mask, labels), each (B, L) int64; labels are −100 where nothing is asked."""
+    pad = processor.tokenizer.pad_token_id
+    source = windows(config, processor)
+    while True:
+        rows = [next(source) for _ in range(config.batch_size)]
+        width = max(len(token) for token, _ in rows)
+        ids, labels = np.full((len(rows), width), pad), np.full((len(rows), width), -100)
+        mask = np.zeros((len(rows), width), dtype=np.int64)
+        for row, (token, label) in enumerate(rows):
+            ids[row, : len(token)], labels[row, : len(token)], mask[row, : len(token)] = token, label, 1
+        yield torch.from_numpy(ids).long(), torch.from_numpy(mask), torch.from_numpy(labels).long()
+
+
+def windows(config: EncoderConfig, processor: KosmosProcessor) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Endless (tokens, labels) of windows, documents in a new order each epoch; what cannot be used is passed over."""
+    if not config.shards:
+        raise ValueError("no shards given: name at least one corpus folder to train the encoder on")
+    make = objectives.get("mlm", processor, density=config.density, chunk_tokens=config.window)
+    corpora = [Corpus(root) for root in config.shards]
+    counts = np.concatenate([corpus.counts for corpus in corpora])
+    order = SourceOrder(counts, config.seed, "encoder")
+    starts = np.cumsum([0, *(len(corpus) for corpus in corpora)])
+    found = False
+    for ordinal in itertools.count():
+        if ordinal == order.total and not found:
+            raise ValueError(f"{', '.join(config.shards)}: no document has text to train on")
+        epoch, index = order[ordinal]
+        which = int(np.searchsorted(starts, index, side="right")) - 1
+        try:
+            example = make(corpora[which][index - int(starts[which])], mix(config.seed, epoch, index))
+        except BadSample:
+            continue
+        bounds = [0, *np.flatnonzero(example.cuts).tolist(), len(example)]
+        for start, stop in itertools.pairwise(bounds):
+            asked = example.weight[start:stop] > 0
+            if asked.any() and not example.fallback:
+                found = True
+                yield example.token[start:stop], np.where(asked, example.label[start:stop], -100)
+
+
+def _rate(step: int, config: EncoderConfig) -> float:
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    return max(0.0, (config.steps - step) / max(1, config.steps - config.warmup))
+
+
+def main(argv: Sequence[str]) -> None:
+    """``python -m kosmos_train.encoder CONFIG run=DIR [key=value …]``."""
+    parser = argparse.ArgumentParser(prog="python -m kosmos_train.encoder", description="Pretrain a text encoder.")
+    add_run_arguments(parser)
+    arguments, folder = parse_run_arguments(parser, argv)
+    config = settings.load(EncoderConfig, arguments.config, arguments.overrides)
+    losses = train_encoder(config, require_run(folder))
+    print(f"{folder}: masked loss {losses[0]:.3f} → {np.mean(losses[-20:]):.3f} nats in {len(losses)} steps")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
