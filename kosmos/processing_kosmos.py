@@ -87,7 +87,7 @@ class KosmosProcessor(ProcessorMixin):
         **kwargs: Any,
     ) -> None:
         self.span_tokenizer = span_tokenizer if not isinstance(span_tokenizer, bool) else None
-        self.span_slot_id = tokenizer.convert_tokens_to_ids(SPAN_SLOT)
+        self.span_slot_id: int = tokenizer.convert_tokens_to_ids(SPAN_SLOT)
         self.num_image_tokens = num_image_tokens
         self.max_length = max_length
         self.image_token = IMAGE_BEGIN

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from .. import errors
-from ..document import Document, Image, Span
+from ..document import Document, Image, Span, Text
 from ..errors import BadSample
 from ..example import Flat, FlatBuilder
 from ..images import decode
@@ -46,11 +46,11 @@ def flatten(
     builder.add([tokenizer.bos_token_id], 0.0)
     weight, after_text = 0.0, False
     for segment in document.segments:
-        is_text = not isinstance(segment, (Image, Span))
+        is_text = isinstance(segment, Text)
         if end_turns and after_text and not is_text:
             builder.add([tokenizer.eos_token_id], weight)
         after_text = is_text
-        weight = float(loss == "all" or (is_text and segment.supervised))
+        weight = float(loss == "all" or (isinstance(segment, Text) and segment.supervised))
         if isinstance(segment, (Image, Span)):
             add_encoded(builder, segment, processor, document.key, predict_image)
         else:

@@ -56,14 +56,15 @@ def build(processor: KosmosProcessor, stages: Sequence[Mapping[str, Any]]) -> Sc
     """
     if not stages:
         raise ValueError("schedule: stages is empty: name at least one objective")
-    ends = [stage.get("until") for stage in stages]
-    if ends[-1] is not None or not all(isinstance(end, int) and end > 0 for end in ends[:-1]):
-        raise ValueError(f"schedule: every stage but the last needs 'until', a step above 0; got {ends}")
-    if sorted(set(ends[:-1])) != ends[:-1]:
-        raise ValueError(f"schedule: the steps of 'until' must rise, got {ends[:-1]}")
+    given = [stage.get("until") for stage in stages]
+    ends = [end for end in given[:-1] if isinstance(end, int) and end > 0]
+    if given[-1] is not None or len(ends) < len(stages) - 1:
+        raise ValueError(f"schedule: every stage but the last needs 'until', a step above 0; got {given}")
+    if sorted(set(ends)) != ends:
+        raise ValueError(f"schedule: the steps of 'until' must rise, got {ends}")
     made = [
         from_settings({key: value for key, value in stage.items() if key != "until"}, processor) for stage in stages
     ]
     if any(isinstance(stage, Schedule) for stage in made):
         raise ValueError("schedule: a schedule cannot be a stage of another; list all stages in one")
-    return Schedule(tuple(end for end in ends[:-1] if end is not None), tuple(made))
+    return Schedule(tuple(ends), tuple(made))
