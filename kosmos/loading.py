@@ -50,6 +50,7 @@ def load(
     import json
 
     import torch
+    from transformers.utils import logging
 
     from .modeling_kosmos import KosmosForConditionalGeneration
     from .processing_kosmos import load_processor
@@ -62,7 +63,13 @@ def load(
     if kind != "kosmos":
         raise ValueError(f"{folder} holds a model of type {kind!r}, not 'kosmos'; see kosmos convert --help")
     processor = load_processor(folder)
-    model = KosmosForConditionalGeneration.from_pretrained(folder, dtype=dtype)
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # a bar for reading one file is noise in a chat
+    try:
+        model = KosmosForConditionalGeneration.from_pretrained(folder, dtype=dtype)
+    finally:
+        if shown:
+            logging.enable_progress_bar()
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.eval().to(device), processor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -175,7 +176,9 @@ class Session:
     def _show_first(self, prompt: Prompt) -> None:
         ids = [token for stage in self.runner.stages(prompt) for token in stage.ids]
         self.console.print(f"  first prompt: {escape(repr(prompt.text))}", soft_wrap=True)
-        self.console.print(f"  its token ids: {ids}", soft_wrap=True, highlight=False)
+        runs = [(token, len(list(same))) for token, same in itertools.groupby(ids)]
+        shown = " ".join(f"{token}" if count == 1 else f"{token}×{count}" for token, count in runs)
+        self.console.print(f"  its token ids: {shown}", soft_wrap=True, highlight=False)
 
 
 def fingerprint(model: Any) -> str:
