@@ -81,7 +81,8 @@ def test_first_prompt_and_its_ids_are_printed(
     evaluate(model, processor, task, toy_data, console=console)
     text = console.export_text()
     assert "'<image>Question: what color is it? Answer:'" in text
-    assert str([0, *processor.image_token_ids()])[:-1] in text
+    begin, slot, *_, end = processor.image_token_ids()
+    assert f"0 {begin} {slot}×{processor.num_image_tokens} {end} " in text
 
 
 @pytest.mark.parametrize("context", ["text-only", "none"])
