@@ -71,7 +71,7 @@ class Runner:
         self.dtype = model.get_input_embeddings().weight.dtype
         tokenizer = processor.tokenizer
         self.bos, self.pad, self.eos = tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id
-        self.stop_ids = frozenset([self.eos, *processor.encode_text("\n")])
+        self.stop_ids = frozenset(processor.answer_end_ids())
         config, vocabulary = model.config, model.config.text_config.vocab_size
         # A placeholder stands for an encoder's output and has no meaning as a written token.
         self.never = [i for i in (config.image_token_id, config.span_token_id) if i is not None and i < vocabulary]

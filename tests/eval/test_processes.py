@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from kosmos import KosmosForConditionalGeneration, KosmosProcessor
+from kosmos.cli import main
 
 # A pause after every batch, so that the kill falls between the first and the last answer.
 SLOW = """
@@ -41,12 +42,17 @@ def checkpoint(
     return folder
 
 
+def arguments(checkpoint: Path, data: Path, out: Path) -> list[str]:
+    where = ["eval", str(checkpoint), "--tasks", "easy_vqa", "--data", str(data), "--out", str(out)]
+    return [*where, "--shots", "0,2", "--context", "image+text,shuffled", "--batch-size", "3"]
+
+
 def start(code: str, checkpoint: Path, data: Path, out: Path, **environment: str) -> subprocess.Popen[bytes]:
-    arguments = ["eval", str(checkpoint), "--tasks", "easy_vqa", "--data", str(data), "--out", str(out)]
-    arguments += ["--shots", "0,2", "--context", "image+text,shuffled", "--batch-size", "3"]
     variables = os.environ | {"OMP_NUM_THREADS": "1"} | environment
     log = (out.parent / f"{out.name}-{environment.get('RANK', 0)}.log").open("wb")
-    return subprocess.Popen([sys.executable, "-c", code, *arguments], env=variables, stdout=log, stderr=log)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments(checkpoint, data, out)], env=variables, stdout=log, stderr=log
+    )
 
 
 def rows(out: Path) -> list[Any]:
@@ -61,7 +67,7 @@ PLAIN = "import sys; from kosmos.cli import main; sys.exit(main(sys.argv[1:]))"
 @pytest.fixture(scope="module")
 def expected(checkpoint: Path, toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     out = tmp_path_factory.mktemp("expected")
-    assert start(PLAIN, checkpoint, toy_data, out).wait(timeout=120) == 0
+    assert main(arguments(checkpoint, toy_data, out)) == 0
     return rows(out)
 
 
