@@ -63,6 +63,7 @@ class KosmosModel(KosmosPreTrainedModel):
     config_class = KosmosConfig
     config: KosmosConfig
     input_modalities = ("image", "text")
+    _keys_to_ignore_on_load_unexpected = ["lm_head.weight"]  # a language model's checkpoint is a model's too
 
     def __init__(self, config: KosmosConfig) -> None:
         super().__init__(config)

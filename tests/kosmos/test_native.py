@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
+from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, pipeline
 
 from kosmos import KosmosForConditionalGeneration
 
@@ -75,6 +75,18 @@ def test_pipeline(folder, model, processor, pictures) -> None:
     inputs = chat(processor, pictures)
     ids = model.generate(**inputs, max_new_tokens=5, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     assert out[0]["generated_text"].strip() == processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def test_the_model_without_output_matrix(build, tmp_path, ids) -> None:
+    """AutoModel reads a language model's checkpoint, tied or not."""
+    for tied in (True, False):
+        model = build(images=False, text={"tie_word_embeddings": tied}, tie_word_embeddings=tied)
+        model.save_pretrained(tmp_path / str(tied))
+        inner = AutoModel.from_pretrained(tmp_path / str(tied))
+        expected = model.model(input_ids=ids).last_hidden_state
+        torch.testing.assert_close(inner(input_ids=ids).last_hidden_state, expected)
+        again = KosmosForConditionalGeneration.from_pretrained(tmp_path / str(tied))
+        torch.testing.assert_close(again(input_ids=ids).logits, model(input_ids=ids).logits)
 
 
 def test_bf16_is_kept(model, tmp_path) -> None:
