@@ -39,7 +39,8 @@ class DataConfig:
         document_mask: tokens see only their own document, and positions begin anew with each. KOSMOS-1 does neither:
             False.
         max_images_per_row: most images in a row, a bound on the memory of the vision encoder.
-        workers: loader processes per rank; 0 loads in the training process.
+        workers: loader processes per rank; 0 loads in the training process. A script of your own that uses them needs
+            the usual ``if __name__ == "__main__":`` around its main program.
         seed: of the order of documents and of every draw of an objective.
         temperature: sharpens (<1) or flattens (>1) the weights: share ∝ weight^(1/temperature).
         max_bad_rate: the run stops when more than this share of a lane's samples cannot be used.
