@@ -23,13 +23,19 @@ def _register_config(auto: ModuleType) -> None:
 
 
 def _register_model(auto: ModuleType) -> None:
+    if _is_being_imported():
+        return  # one of our modules asked for the Auto classes; modeling_kosmos registers itself at its end
     from . import modeling_kosmos as modeling
 
-    if not hasattr(modeling, "KosmosForConditionalGeneration"):
-        return  # it is being imported at this moment, and registers itself at its end
-    auto.AutoModel.register(modeling.KosmosConfig, modeling.KosmosModel, exist_ok=True)
     classes = modeling.KosmosForConditionalGeneration
+    auto.AutoModel.register(modeling.KosmosConfig, modeling.KosmosModel, exist_ok=True)
     auto.AutoModelForImageTextToText.register(modeling.KosmosConfig, classes, exist_ok=True)
+
+
+def _is_being_imported() -> bool:
+    """True while a module of this package is half-way through its import, so that importing others would be circular."""
+    ours = [module for name, module in sys.modules.items() if name.startswith(f"{__package__}.")]
+    return any(getattr(module.__spec__, "_initializing", False) for module in ours if module is not None)
 
 
 def _register_image_processor(auto: ModuleType) -> None:

@@ -54,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return getattr(importlib.import_module(module), function)(rest) or 0
     except KeyboardInterrupt:
         return _complain("interrupted", code=130)
+    except BrokenPipeError:  # the reader of our output, `head` for instance, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except USER_ERRORS as error:
         if debug:
             raise
