@@ -33,7 +33,7 @@ def _register_model(auto: ModuleType) -> None:
 
 
 def _is_being_imported() -> bool:
-    """True while a module of this package is half-way through its import, so that importing others would be circular."""
+    """True while a module of this package is half-way through its import: importing others would be circular."""
     ours = [module for name, module in sys.modules.items() if name.startswith(f"{__package__}.")]
     return any(getattr(module.__spec__, "_initializing", False) for module in ours if module is not None)
 

@@ -94,12 +94,16 @@ class Conversation:
 
         tokenizer = self.processor.tokenizer
         streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        ends = {"eos_token_id": self.processor.answer_end_ids(), "pad_token_id": tokenizer.pad_token_id}
+        rules = {
+            "eos_token_id": self.processor.answer_end_ids(),
+            "pad_token_id": tokenizer.pad_token_id,
+            "suppress_tokens": self.processor.placeholder_ids(),
+        }
         failures: list[BaseException] = []
 
         def generate() -> None:
             try:
-                self.model.generate(**inputs, **ends, **self.generation, streamer=streamer)
+                self.model.generate(**inputs, **rules, **self.generation, streamer=streamer)
             except BaseException as error:
                 failures.append(error)
                 streamer.end()

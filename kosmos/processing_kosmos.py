@@ -127,6 +127,10 @@ class KosmosProcessor(ProcessorMixin):
             self.tokenizer.convert_tokens_to_ids(IMAGE_END),
         ]
 
+    def placeholder_ids(self) -> list[int]:
+        """The slots of images and spans: places for features, which a model must not write."""
+        return [self.image_slot_id, self.span_slot_id]
+
     def answer_end_ids(self) -> list[int]:
         """The tokens that end an answer: ``</s>`` and the end of its line."""
         return [self.tokenizer.eos_token_id, self.tokenizer.convert_tokens_to_ids(LINE_END)]

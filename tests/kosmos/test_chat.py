@@ -43,7 +43,14 @@ def test_answers_equal_generate_on_the_written_prompt(model, processor) -> None:
     prompt = f"<image>Question: what is it? Answer: {first_answer}\n<image>Question: and this? Answer:"
     inputs = processor(images=[RED, BLUE], text=prompt, return_tensors="pt")
     ends = [2, processor.tokenizer.convert_tokens_to_ids("</line>")]
-    ids = model.generate(**inputs, max_new_tokens=6, do_sample=False, eos_token_id=ends, pad_token_id=1)
+    ids = model.generate(
+        **inputs,
+        max_new_tokens=6,
+        do_sample=False,
+        eos_token_id=ends,
+        pad_token_id=1,
+        suppress_tokens=[processor.image_slot_id, processor.span_slot_id],
+    )
     tail = ids[0, inputs["input_ids"].shape[1] :]
     assert second == processor.tokenizer.decode(tail, skip_special_tokens=True).replace("\n", "").lstrip()
 
