@@ -304,30 +304,30 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
             if logits is not None:
                 return KosmosOutput(logits=logits, past_key_values=past_key_values)
         outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            pixel_values=pixel_values,
-            span_input_ids=span_input_ids,
-            span_attention_mask=span_attention_mask,
-            **kwargs,
-        )
-        hidden_BTD = outputs.last_hidden_state
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, pixel_values, span_input_ids,
+            span_attention_mask, **kwargs,
+        )  # fmt: skip
+        targets = shift(labels) if shift_labels is None and labels is not None else shift_labels
+        if skip_logits is None:
+            skip_logits = shift_labels is not None or (labels is not None and self.training)
         loss = TokenLoss(None, None)
-        if labels is not None or shift_labels is not None:
-            if skip_logits is None:
-                skip_logits = shift_labels is not None or self.training
-            targets = shift(labels) if shift_labels is None else shift_labels
-            loss = cross_entropy(hidden_BTD, self.lm_head.weight, targets, loss_weight, num_items_in_batch)
+        if targets is not None:
+            weight = self.lm_head.weight
+            loss = cross_entropy(outputs.last_hidden_state, weight, targets, loss_weight, num_items_in_batch)
+        return self._output(outputs, loss, None if skip_logits else logits_to_keep)
+
+    def _output(self, outputs: KosmosModelOutput, loss: TokenLoss, logits_to_keep: int | Tensor | None) -> KosmosOutput:
+        """Assemble the output; ``logits_to_keep`` None means no logits, 0 all."""
+        logits, hidden_BTD = None, outputs.last_hidden_state
         if isinstance(logits_to_keep, int) and logits_to_keep:
             hidden_BTD = hidden_BTD[:, -logits_to_keep:]
         elif isinstance(logits_to_keep, Tensor):
             hidden_BTD = hidden_BTD[:, logits_to_keep]
+        if logits_to_keep is not None:
+            logits = self.lm_head(hidden_BTD)
         return KosmosOutput(
             loss=loss.loss,
-            logits=None if skip_logits else self.lm_head(hidden_BTD),
+            logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
