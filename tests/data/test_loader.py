@@ -43,16 +43,16 @@ def hashes(config: DataConfig, processor: KosmosProcessor, ranks: int, steps: in
 
 
 @pytest.mark.parametrize("packing", ["concat", "best_fit"])
-@pytest.mark.parametrize("lanes", [2, 4, 8, 24])
+@pytest.mark.parametrize("lanes", [2, 8, 24])
 @pytest.mark.parametrize("mask", [True, False])
 def test_ranks_do_not_change_what_is_read(
     make_config: MakeConfig, processor: KosmosProcessor, packing: str, lanes: int, mask: bool
 ) -> None:
     config = make_config(packing=packing, lanes=lanes, document_mask=mask)
-    whole, _ = hashes(config, processor, 1, 12)
-    first, state = hashes(config, processor, 2, 7)
-    second, _ = hashes(config, processor, 1, 5, state)
-    assert len(set(whole)) == 12
+    whole, _ = hashes(config, processor, 1, 7)
+    first, state = hashes(config, processor, 2, 4)
+    second, _ = hashes(config, processor, 1, 3, state)
+    assert len(set(whole)) == 7
     assert whole == first + second
 
 
