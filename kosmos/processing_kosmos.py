@@ -92,7 +92,7 @@ class KosmosProcessor(ProcessorMixin):
         self.max_length = max_length
         self.image_token = IMAGE_BEGIN
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_BEGIN)
-        self.image_slot_id = tokenizer.convert_tokens_to_ids(IMAGE_SLOT)
+        self.image_slot_id: int = tokenizer.convert_tokens_to_ids(IMAGE_SLOT)
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
 
     def encode_text(self, text: str) -> list[int]:
@@ -104,7 +104,7 @@ class KosmosProcessor(ProcessorMixin):
         if self.span_tokenizer is None:
             return [self.tokenizer.bos_token_id, *self.encode_text(text)]
         tokenizer = self.span_tokenizer
-        begin = tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id
+        begin: int | None = tokenizer.bos_token_id if tokenizer.cls_token_id is None else tokenizer.cls_token_id
         if begin is None:
             raise ValueError(f"the span tokenizer {type(tokenizer).__name__} has neither a CLS nor a BOS token")
         # quiet: its own warning about long texts is answered by an error where the encoder's limit is known
