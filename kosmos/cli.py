@@ -15,7 +15,7 @@ from . import __version__
 
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("kosmos_train.demo:main", "corpus, training, evaluation and a chat on real images, in minutes on a CPU"),
-    "data": ("kosmos_data.cli:main", "make, inspect, check and replay corpora of interleaved text and images"),
+    "data": ("kosmos_data.cli:main", "make, import, inspect, check, order and replay corpora of text and images"),
     "tokenizer": ("kosmos_train.tokenizer:main", "train a vocabulary on a corpus and write the processor of a run"),
     "train": ("kosmos_train.pretrain:main", "pretrain from a YAML: train CONFIG run=DIR [key=value …] [--resume]"),
     "tune": ("kosmos_train.pretrain:main", "instruction-tune a checkpoint: the same engine, another YAML"),

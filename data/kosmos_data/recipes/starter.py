@@ -61,9 +61,9 @@ class Options:
     seed: int = 0
     captions_per_image: int = 2
     max_questions: int = 4
-    few_shot_documents: int = 2000
+    few_shot_documents: int = 3000
     contrast_documents: int = 4000
-    caption_series_documents: int = 800
+    caption_series_documents: int = 1000
     min_images: int = 2
     max_images: int = 9
     text_characters: int = 2000
