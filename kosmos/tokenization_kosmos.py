@@ -9,7 +9,7 @@ A newline of the text is the token ``</line>``; other runs of white space count 
 segment. So tokenising the segments of a document one by one equals tokenising the joined text.
 
 Differs from the release: ``<image_slot>`` stands where an image's features go (the release repeats ``<image>``), and
-``<span> <span_slot> </span>`` do the same for text spans.
+``<span_slot>`` where a text span's go; ``<span>text</span>`` is how a prompt writes a span.
 """
 
 from __future__ import annotations
