@@ -6,6 +6,7 @@ The folder holds tokenizer, image size, places per image and chat template; ever
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,7 +86,7 @@ def load_span_tokenizer(folder: str) -> Any:
 
 
 def texts(config: TokenizerConfig, progress: Progress | None = None) -> Iterator[str]:
-    """The text of the sampled documents, one string a segment; unreadable documents are passed over."""
+    """The text of the sampled documents, one string a segment; unreadable documents are counted in a warning."""
     if not config.shards:
         raise ValueError("no shards given: name at least one corpus folder to train the tokenizer on")
     for root in config.shards:
@@ -93,12 +94,16 @@ def texts(config: TokenizerConfig, progress: Progress | None = None) -> Iterator
         step = max(1, -(-len(corpus) // config.documents_per_corpus))
         indices: Sequence[int] = range(0, len(corpus), step)
         tracked = progress.track(indices, description=f"text of {Path(root).name}") if progress else indices
+        unreadable = 0
         for index in tracked:
             try:
                 segments = corpus[index].segments
             except BadSample:
+                unreadable += 1
                 continue
             yield from (segment.text for segment in segments if not isinstance(segment, Image))
+        if unreadable:
+            logging.getLogger(__name__).warning("%s: %d unreadable documents left out", root, unreadable)
 
 
 def main(argv: Sequence[str]) -> None:
