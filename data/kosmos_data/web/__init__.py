@@ -1,0 +1,1 @@
+"""From web pages to interleaved documents: WARC → HTML → nodes in order → filters → near-duplicates → shards."""
