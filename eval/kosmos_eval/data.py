@@ -198,6 +198,12 @@ def _read_text(files: DatasetFiles, data: Path, split: str) -> list[Item]:
     ]
 
 
+def _read_shards(files: DatasetFiles, data: Path, split: str) -> list[Item]:
+    from . import shards
+
+    return shards.read(_path(data, files.annotations, split), files.lead)
+
+
 def _json_lines(path: Path, key: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line numbers and objects of a JSON lines file, each with something under ``key``."""
     if not path.is_file():
@@ -222,6 +228,7 @@ _READERS = {
     "jsonl": _read_jsonl,
     "parquet": _read_parquet,
     "text": _read_text,
+    "shards": _read_shards,
 }
 
 

@@ -53,8 +53,12 @@ class Session:
             self.task = replace(task, decoding=replace(task.decoding, candidates=names))
         self.runner = Runner(model, processor)
         self.engine = Engine(self.runner, batch_rows)
-        self.fingerprint = fingerprint(model)
         self._pool: DemonstrationPool | None = None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the weights that answer."""
+        return fingerprint(self.runner.model)
 
     @cached_property
     def train(self) -> list[Item]:
@@ -62,7 +66,9 @@ class Session:
         split, data = self.task.demonstrations.split, self._data
         if not split:
             return []
-        if not (data / self.task.dataset.annotations.format(split=split)).is_file():
+        files = self.task.dataset
+        own, other = (files.annotations.format(split=name) for name in (self.task.split, split))
+        if not (data / other).exists() or (own == other and files.format != "karpathy"):  # one file holds all splits
             self.console.print(f"{self.task.name}: no {split!r} split here, so no baselines and no demonstrations")
             return []
         return load_items(self.task, data, split)

@@ -34,18 +34,20 @@ class DatasetFiles:
         format: ``vqa`` (VQAv2 questions and annotations), ``captions`` (COCO captions), ``karpathy`` (the split file of
             Karpathy and Fei-Fei: ``dataset_coco.json``, ``dataset_flickr30k.json``), ``vizwiz`` (a list of image,
             question, answers), ``jsonl`` (one object a line) or ``parquet`` (the same columns; needs pyarrow),
-            or ``text`` (lines with ``text``).
+            ``text`` (lines with ``text``), or ``shards`` (a corpus folder as made for training).
         questions: VQAv2 question file.
-        annotations: VQAv2 annotations, COCO captions, the Karpathy file, or the JSON lines.
+        annotations: VQAv2 annotations, COCO captions, the Karpathy file, the JSON lines, or the corpus folder.
         images: image path with ``{image_id}`` or ``{file_name}`` (and ``{split}``); empty for tasks without images.
         group: which of VQAv2's two types the scores are split by (VQAv2 has 65 question types and 3 answer types).
+        lead: of ``shards``: only captions that begin with these words, which the prompt says, are taken.
     """
 
-    format: Literal["vqa", "captions", "karpathy", "vizwiz", "jsonl", "parquet", "text"]
+    format: Literal["vqa", "captions", "karpathy", "vizwiz", "jsonl", "parquet", "text", "shards"]
     annotations: str
     questions: str = ""
     images: str = ""
     group: Literal["question_type", "answer_type"] = "question_type"
+    lead: str = ""
 
 
 @dataclass
