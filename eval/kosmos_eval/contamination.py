@@ -9,20 +9,15 @@ finds copies, not re-encoded or cropped pictures; near-duplicates are the busine
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kosmos_data import BadSample, Corpus
+from kosmos_data import BadSample, Corpus, overlap
 
 from . import tasks
 from .data import Item, content_hash, load_items
-
-NGRAM = 13
-SHORTEST = 8
-_WORD = re.compile(r"\w+")
 
 
 @dataclass
@@ -67,7 +62,7 @@ def check(task: str | Path, data: str | Path, shards: Sequence[str | Path]) -> C
             images.setdefault(content_hash(path), []).append(item.id)
         for gram in item_grams(item):
             grams.setdefault(gram, []).append(item.id)
-    lengths = sorted({NGRAM, *range(SHORTEST, NGRAM)} if grams else set())
+    lengths = overlap.LENGTHS if grams else ()
     for folder in shards:
         corpus = Corpus(folder)
         for index in range(len(corpus)):
@@ -81,7 +76,7 @@ def check(task: str | Path, data: str | Path, shards: Sequence[str | Path]) -> C
             for image in document.images:
                 for owner in images.get(hashlib.sha256(image.data).hexdigest(), ()):
                     report.images.setdefault(owner, place)
-            for gram in _grams(_WORD.findall(document.text.lower()), lengths):
+            for gram in overlap.grams(overlap.words(document.text), lengths):
                 for owner in grams.get(gram, ()):
                     report.texts.setdefault(owner, place)
     return report
@@ -90,16 +85,4 @@ def check(task: str | Path, data: str | Path, shards: Sequence[str | Path]) -> C
 def item_grams(item: Item) -> set[int]:
     """Hashes of the item's 13-grams; of the whole text if it is shorter; none below eight words."""
     texts = [" ".join([*item.fields.values(), answer]) for answer in dict.fromkeys(item.answers)]
-    found: set[int] = set()
-    for text in texts:
-        words = _WORD.findall(text.lower())
-        if len(words) >= SHORTEST:
-            found.update(_grams(words, [min(len(words), NGRAM)]))
-    return found
-
-
-def _grams(words: Sequence[str], lengths: Iterable[int]) -> Iterator[int]:
-    """Hashes of all runs of the given lengths; Python's hash, so they hold within this process only."""
-    for length in lengths:
-        for start in range(len(words) - length + 1):
-            yield hash((length, *words[start : start + length]))
+    return set().union(*(overlap.text_grams(text) for text in texts))

@@ -1,0 +1,94 @@
+"""Evaluation texts and images that must not get into a corpus, in a form in which pages can be checked against them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import BadSample
+from ..overlap import LENGTHS, grams, text_grams, words
+from .draft import Draft, look_at
+from .near import hamming
+from .page import ImageReference
+from .rules import HeldOut
+
+_PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+
+
+class HeldOutIndex:
+    """The n-grams and image hashes of evaluation data.
+
+    Raises:
+        FileNotFoundError: a file or folder does not exist.
+        ValueError: a text file of unknown kind or malformed JSON, or a folder without pictures.
+    """
+
+    def __init__(self, held_out: HeldOut) -> None:
+        self.image_bits = held_out.image_bits
+        self.grams = {gram for path in held_out.texts for text in _texts(Path(path)) for gram in text_grams(text)}
+        self.sha256: set[str] = set()
+        phashes: set[int] = set()
+        for folder in held_out.images:
+            phashes |= self._add_images(Path(folder))
+        self.phashes = np.array(sorted(phashes), dtype=np.uint64)
+
+    def reason(self, draft: Draft) -> str | None:
+        """Why the page must not be kept, or None."""
+        if self.grams and not self.grams.isdisjoint(grams(words(draft.text), LENGTHS)):
+            return "shares 13 words with an evaluation text"
+        for picture in draft.pictures if self.sha256 else ():
+            if picture.sha256 in self.sha256 or self._near(picture.phash):
+                return "shows an evaluation image"
+        return None
+
+    def _near(self, phash: int) -> bool:
+        return bool((hamming(self.phashes, np.uint64(phash)) <= self.image_bits).any())
+
+    def _add_images(self, folder: Path) -> set[int]:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: no such folder of held-out images")
+        before, phashes = len(self.sha256), set()
+        for path in folder.rglob("*"):
+            if path.suffix.lower() in _PICTURES:
+                data = path.read_bytes()
+                self.sha256.add(hashlib.sha256(data).hexdigest()[:32])
+                try:
+                    phashes.add(look_at(ImageReference(str(path)), data).phash)
+                except BadSample:  # equal bytes are still recognised
+                    continue
+        if len(self.sha256) == before:
+            raise ValueError(f"{folder} holds no picture ({', '.join(sorted(_PICTURES))})")
+        return phashes
+
+
+def _texts(path: Path) -> Iterator[str]:
+    try:
+        content = path.read_text(encoding="utf-8")
+        match path.suffix:
+            case ".txt":
+                yield from content.splitlines()
+            case ".jsonl":
+                for line in content.splitlines():
+                    yield from _strings(json.loads(line) if line.strip() else None)
+            case ".json":
+                yield from _strings(json.loads(content))
+            case _:
+                raise ValueError("held-out texts are .txt, .json or .jsonl files")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)
