@@ -58,7 +58,6 @@ def measure(steps: int, stage: int) -> dict[str, float]:
     from kosmos_train.distributed import start
     from kosmos_train.engine import Engine
     from kosmos_train.flops import model_cost
-    from kosmos_train.guards import Interrupt
     from kosmos_train.loading import open_loader
     from kosmos_train.loop import Loop
     from kosmos_train.run_dir import RunDir
@@ -77,10 +76,10 @@ def measure(steps: int, stage: int) -> dict[str, float]:
         seconds: dict[str, list[float]] = {"ours": [], "bare": []}
         processor_seconds: dict[str, list[float]] = {"ours": [], "bare": []}
         source = iter(batches)
-        with Interrupt() as interrupt:
+        with loop.interrupt:
             for index, batch in enumerate(batches):
                 turns = [
-                    ("ours", lambda: our_step(loop, source, interrupt)),
+                    ("ours", lambda: our_step(loop, source)),
                     ("bare", lambda b=batch: bare_step(bare, b)),
                 ]
                 for name, turn in turns if index % 2 else turns[::-1]:
@@ -105,9 +104,9 @@ def measure(steps: int, stage: int) -> dict[str, float]:
     }
 
 
-def our_step(loop: Any, source: Any, interrupt: Any) -> None:
+def our_step(loop: Any, source: Any) -> None:
     """One turn of Loop.run, without the checkpoint."""
-    loop._between_steps(loop._one_step(source, interrupt))
+    loop._between_steps(loop._one_step(source))
 
 
 def main() -> None:

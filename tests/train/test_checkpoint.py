@@ -103,7 +103,7 @@ def rewind_in_place(values: dict[str, Any], folder: str) -> list[list[bool]]:
         first = [step(2), step(3)]
         latest = where / "step-000001"
         engine.restore(latest, checkpoint.read_state(latest))
-        weights, saved = checkpoint._full_weights(engine), load_file(latest / "model.safetensors")
+        weights, saved = engine.full_weights(engine.world.is_main), load_file(latest / "model.safetensors")
         same = all(torch.equal(weights[name], saved[name]) for name in saved) if weights else True
         outcomes.append([same, [step(2), step(3)] == first])
         engine.close()

@@ -47,7 +47,7 @@ def save(folder: Path, step: int, engine: Engine, processor: Any, state: dict[st
     """
     world = engine.world
     final, partial = folder / step_name(step), folder / f".{step_name(step)}.partial"
-    weights = _full_weights(engine)
+    weights = engine.full_weights(world.is_main)
     phases = (
         lambda: _make_empty(partial) if world.is_main else None,
         lambda: _write_parts(partial, step, engine, processor, weights, state),
@@ -142,21 +142,6 @@ def _write_parts(
         processor.save_pretrained(partial)
         complete = {"format": FORMAT, "step": step, "adam_step": get_step(engine.deepspeed), "world_size": world.size}
         (partial / "trainer" / "state.json").write_text(json.dumps({**complete, **state}))
-
-
-def _full_weights(engine: Engine) -> dict[str, torch.Tensor]:
-    """The whole state dict in CPU memory of rank 0 (empty elsewhere), tied weights still tied; all ranks take part."""
-    import deepspeed
-
-    copies: dict[int, torch.Tensor] = {}
-    weights = {}
-    for name, value in engine.model.state_dict(keep_vars=True).items():
-        with deepspeed.zero.GatheredParameters(value, enabled=hasattr(value, "ds_id")):
-            if engine.world.is_main:
-                if id(value) not in copies:
-                    copies[id(value)] = value.detach().cpu().clone()
-                weights[name] = copies[id(value)]
-    return weights
 
 
 def _publish(partial: Path, final: Path, keep: int) -> None:

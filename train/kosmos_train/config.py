@@ -113,15 +113,37 @@ class SampleConfig:
 
 
 @dataclass
+class EvalTask:
+    """One task of ``kosmos eval``, answered during training."""
+
+    task: str
+    """Its name (``kosmos eval tasks`` lists them) or the path of its YAML."""
+    data: str
+    """Folder that the task's paths are relative to."""
+    shots: list[int] = field(default_factory=lambda: [0])
+    """Numbers of demonstrations."""
+    contexts: list[str] = field(default_factory=lambda: ["image+text"])
+    """What the prompt contains: ``image+text``, ``shuffled``, ``text-only``, ``none``."""
+    limit: int | None = None
+    """So many items, the same ones every time; None: all."""
+
+
+@dataclass
 class EvalConfig:
-    """Held-out loss during training."""
+    """Held-out loss and task scores during training; both are also taken at the last step."""
 
     every: int = 0
-    """Steps between evaluations; 0: never."""
+    """Steps between measurements of the held-out loss; 0: never."""
     batches: int = 8
     """How many of its steps' batches; the same ones every time, kept in memory."""
     data: DataConfig | None = None
     """The held-out corpora."""
+    tasks_every: int = 0
+    """Steps between evaluations on ``tasks``; 0: never."""
+    tasks: list[EvalTask] = field(default_factory=list)
+    """What is evaluated then; all ranks share the items. Per-sample logs go to ``RUN/eval/``."""
+    batch_rows: int = 32
+    """Prompts in a batch at most; the optimiser's state leaves less memory than ``kosmos eval`` alone has."""
 
 
 @dataclass
@@ -173,7 +195,7 @@ class TrainConfig:
     samples: SampleConfig = field(default_factory=SampleConfig)
     """Generations on fixed prompts."""
     eval: EvalConfig = field(default_factory=EvalConfig)
-    """Held-out loss."""
+    """Held-out loss and task scores."""
     guard: GuardConfig = field(default_factory=GuardConfig)
     """Guards."""
     log: LogConfig = field(default_factory=LogConfig)
@@ -208,5 +230,7 @@ class TrainConfig:
             raise ValueError(f"optim.warmup={self.optim.warmup} must lie between 0 and steps={self.steps}")
         if self.eval.every and self.eval.data is None:
             raise ValueError("eval.every is set without eval.data")
+        if self.eval.tasks_every and not self.eval.tasks:
+            raise ValueError("eval.tasks_every is set without eval.tasks")
         if self.samples.every and not self.samples.prompts:
             raise ValueError("samples.every is set without samples.prompts")

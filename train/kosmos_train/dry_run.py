@@ -50,6 +50,10 @@ def plan(config: TrainConfig, gpus: int) -> Plan:
 
         model = KosmosForConditionalGeneration(build_config(config.model, processor))
     refuse_misfits(model.config, batches)
+    if config.eval.tasks_every:
+        from .evaluation import check_tasks
+
+        check_tasks(config.eval, processor, model)
     freeze(model, config.model.freeze)
     cost = model_cost(model, config.data.row_tokens)
     tokens = sum(batch.stats["tokens"] for batch in batches) / len(batches)

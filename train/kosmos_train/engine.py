@@ -10,6 +10,7 @@ Differs from the paper: KOSMOS-1 was trained with data parallelism in fp16; here
 from __future__ import annotations
 
 import zlib
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,27 @@ class Engine:
             raise ValueError("eval.data: no supervised token in the held-out batches")
         named = zip(["loss", *self.sources], losses_by, weights_by, strict=True)
         return {name: loss / weight for name, loss, weight in named if weight > 0}
+
+    def full_weights(self, wanted: bool) -> dict[str, torch.Tensor]:
+        """The whole state dict in CPU memory of each rank that wants it (empty elsewhere); all ranks take part.
+
+        Tied weights are still tied.
+        """
+        import deepspeed
+
+        copies: dict[int, torch.Tensor] = {}
+        weights = {}
+        for name, value in self.model.state_dict(keep_vars=True).items():
+            with deepspeed.zero.GatheredParameters(value, enabled=hasattr(value, "ds_id")):
+                if wanted:
+                    if id(value) not in copies:
+                        copies[id(value)] = value.detach().cpu().clone()
+                    weights[name] = copies[id(value)]
+        return weights
+
+    def uncompiled(self) -> AbstractContextManager[Any]:
+        """Run compiled blocks as they are written: prompts of any length would compile them again and again."""
+        return torch.compiler.set_stance("force_eager") if self.config.model.compile else nullcontext()
 
     def restore(self, folder: Path, state: dict[str, Any]) -> None:
         """Take master weights and optimiser state from a checkpoint, and the weights that follow from them."""

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from .config import LogConfig
 from .engine import StepResult
+from .runs import flatten
 
 
 class Tracker(Protocol):
@@ -81,7 +82,7 @@ class RunLog:
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         if self.trackers:
-            numbers = {name: value for name, value in _flatten(row).items() if isinstance(value, (int, float))}
+            numbers = {name: value for name, value in flatten(row).items() if isinstance(value, (int, float))}
             step = int(numbers.pop("step"))
             for tracker in self.trackers:
                 tracker.log(step, numbers)
@@ -174,13 +175,6 @@ def open_tracker(name: str, folder: Path, run_name: str) -> Tracker:
     from . import trackers
 
     return trackers.open_tracker(name, folder, run_name)
-
-
-def _flatten(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in row.items():
-        flat.update(_flatten(value, f"{prefix}{name}/") if isinstance(value, dict) else {f"{prefix}{name}": value})
-    return flat
 
 
 def _short(number: float) -> str:

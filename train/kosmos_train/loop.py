@@ -53,6 +53,9 @@ class Loop:
         self.rewinds = 0
         self._rewound_from: int | None = None
         main = engine.world.is_main
+        self.interrupt = Interrupt()
+        self.watchdog = Watchdog(config.guard.hang_minutes, run.path / f"stacks-rank{engine.world.rank}.txt")
+        self.evaluator = self._open_evaluator() if config.eval.tasks_every else None
         self.sampler = Sampler(config.samples, processor, run.samples, self.step, main)
         name = run.path.resolve().name
         self.log = RunLog(run.metrics, config.log, config.steps, name, self.step) if main else None
@@ -62,17 +65,15 @@ class Loop:
     def run(self) -> bool:
         """Train; True when the last step is done, False when a signal ended the run early (resume it later)."""
         batches = iter(self.loader)
-        stacks = self.run_dir.path / f"stacks-rank{self.engine.world.rank}.txt"
-        with Interrupt() as interrupt, Watchdog(self.config.guard.hang_minutes, stacks) as watchdog:
+        with self.interrupt, self.watchdog:
             while self.step < self.config.steps:
-                interrupted = self._one_step(batches, interrupt)
-                watchdog.beat()
+                interrupted = self._one_step(batches)
+                self.watchdog.beat()
                 self._between_steps(interrupted)
-                watchdog.beat()
+                self.watchdog.beat()
                 if interrupted and self.step < self.config.steps:
-                    self._say(
-                        f"signal {interrupt.received or 'on another rank'}: saved step {self.step}; go on with --resume"
-                    )
+                    heard = self.interrupt.received or "on another rank"
+                    self._say(f"signal {heard}: saved step {self.step}; go on with --resume")
                     return False
         return True
 
@@ -85,7 +86,7 @@ class Loop:
         if self.uploader is not None:
             self.uploader.close()
 
-    def _one_step(self, batches: Iterator[Any], interrupt: Interrupt) -> bool:
+    def _one_step(self, batches: Iterator[Any]) -> bool:
         """Read a batch and make the update; True if a rank has received a signal."""
         began = time.perf_counter()
         batch: Any = None
@@ -95,7 +96,7 @@ class Loop:
         except Exception as caught:  # told to all ranks with the counts of the step, then raised on each
             error = caught
         rate = learning_rate(self.step + 1, self.config.optim, self.config.steps)
-        votes = self._votes(batch, interrupt, time.perf_counter() - began)
+        votes = self._votes(batch, time.perf_counter() - began)
         result = self.engine.step(batch, self.step + 1, rate, votes, error)
         self.step += 1
         self.loader_state = batch.state
@@ -106,12 +107,12 @@ class Loop:
             self.log.step(self.step, result, rate, seconds, waited, **self._measures(result, seconds), **reasons)
         return result.votes["interrupted"] > 0
 
-    def _votes(self, batch: Any, interrupt: Interrupt, waited: float) -> dict[str, float]:
+    def _votes(self, batch: Any, waited: float) -> dict[str, float]:
         """What this rank alone knows of the step."""
         nothing: dict[str, Any] = {"positions": 0, "skipped": {}, "fallbacks": 0, "order": "0"}
         stats = nothing if batch is None else batch.stats
         return {
-            "interrupted": float(interrupt.received is not None),
+            "interrupted": float(self.interrupt.received is not None),
             "waited": waited,
             "positions": float(stats["positions"]),
             "bad_samples": float(sum(stats["skipped"].values())),
@@ -146,22 +147,44 @@ class Loop:
         return measures
 
     def _between_steps(self, interrupted: bool) -> None:
-        config, step = self.config, self.step
-        last = step == config.steps
-        if config.samples.every and (step % config.samples.every == 0 or last):
-            self.sampler.run(step, self.engine, self._say)
-        held_out = {}
-        if config.eval.every and (step % config.eval.every == 0 or last):
-            held_out = {"eval_loss": self._evaluate()}
+        last = self.step == self.config.steps
+        # A preempted job may be killed in a minute: its checkpoint comes first.
+        found = self._look(last) if last or not interrupted else {}
         if self.log is not None:
-            self.log.commit(**held_out)
-        due = step % config.checkpoint.every == 0 and not self.engine.guard.skipped_in_row  # never amid trouble
+            self.log.commit(**found)
+        due = self._due(self.config.checkpoint.every) and not self.engine.guard.skipped_in_row  # never amid trouble
         if interrupted or last or due:
             self.save()
         elif self.engine.guard.exhausted:
             self._trouble()
 
-    def _evaluate(self) -> dict[str, float]:
+    def _due(self, every: int) -> bool:
+        return bool(every) and self.step % every == 0
+
+    def _look(self, last: bool) -> dict[str, Any]:
+        """Samples, held-out loss and task scores, where they are due; what of it belongs into ``metrics.jsonl``."""
+        samples, measured = self.config.samples.every, self.config.eval
+        found: dict[str, Any] = {}
+        if samples and (self._due(samples) or last):
+            self.sampler.run(self.step, self.engine, self._say)
+        if measured.every and (self._due(measured.every) or last):
+            found["eval_loss"] = self._held_out_loss()
+        if self.evaluator is not None and (self._due(measured.tasks_every) or last):
+            found["eval_tasks"] = self.evaluator.run(self.step, self.engine, self._say, self._go_on)
+        return found
+
+    def _go_on(self) -> bool:
+        """False on all ranks if a signal has come to one; asked between the parts of something long."""
+        self.watchdog.beat()
+        return not self.engine.world.any(self.interrupt.received is not None)
+
+    def _open_evaluator(self) -> Any:
+        from .evaluation import TaskEvaluator  # with it comes all of kosmos_eval
+
+        engine = self.engine
+        return TaskEvaluator(self.config.eval, self.processor, self.run_dir.evaluation, engine.model, engine.world)
+
+    def _held_out_loss(self) -> dict[str, float]:
         losses = self.engine.evaluate(self.held_out)
         self._say("  [cyan]held-out[/cyan] " + "  ".join(f"{name} {loss:.4g}" for name, loss in losses.items()))
         return losses

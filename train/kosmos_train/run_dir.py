@@ -1,6 +1,7 @@
 """The run directory: everything a run leaves behind, and nothing outside it.
 
 config.yaml  environment.json  metrics.jsonl  samples.jsonl  checkpoints/step-000100/  checkpoints/latest
+eval/step-000100/
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class RunDir:
         self.environment = self.path / "environment.json"
         self.metrics = self.path / "metrics.jsonl"
         self.samples = self.path / "samples.jsonl"
+        self.evaluation = self.path / "eval"
 
     def open(self, config: TrainConfig, resume: bool, world: World) -> None:
         """Create the folder, or check that it may be continued, and write the resolved config.

@@ -2,6 +2,7 @@
 
 kosmos runs plot runs/a runs/b --out loss.png
 kosmos runs list runs/*
+kosmos runs scores runs/a runs/b
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+TASKS = "eval_tasks"
 
 
 def read_metrics(run: str | Path) -> list[dict[str, Any]]:
@@ -30,6 +33,17 @@ def read_metrics(run: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
+def flatten(row: dict[str, Any], prefix: str = "", separator: str = "/") -> dict[str, Any]:
+    """Nested dictionaries as one, names joined."""
+    flat: dict[str, Any] = {}
+    for name, value in row.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{name}{separator}", separator))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
 def smooth(values: Sequence[float], window: int) -> list[float]:
     """Mean of the last ``window`` finite values at each point (fewer at the start)."""
     recent: list[float] = []
@@ -42,7 +56,7 @@ def smooth(values: Sequence[float], window: int) -> list[float]:
 
 
 def plot(runs: Sequence[str | Path], out: str | Path, against: str = "step", window: int = 20) -> Path:
-    """Draw the loss of one or more runs to a PNG: total on the left, by source on the right.
+    """Draw one or more runs to a PNG: the loss, the loss by source and, where tasks were evaluated, their scores.
 
     Args:
         against: horizontal axis, ``step`` or ``tokens``.
@@ -53,22 +67,19 @@ def plot(runs: Sequence[str | Path], out: str | Path, against: str = "step", win
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.5), sharex=True)
-    for run in runs:
-        rows = read_metrics(run)
-        name, axis = Path(run).resolve().name, [row[against] for row in rows]
-        losses = [row["loss"] for row in rows]
-        (line,) = left.plot(axis, smooth(losses, window), label=name)
-        left.plot(axis, losses, color=line.get_color(), alpha=0.2, linewidth=0.7)
-        held_out = [(row[against], row["eval_loss"]["loss"]) for row in rows if "eval_loss" in row]
-        if held_out:
-            left.plot(*zip(*held_out, strict=True), "o", color=line.get_color(), label=f"{name}, held out")
-        for source in sorted({source for row in rows for source in row["source_loss"]}):
-            points = [(row[against], row["source_loss"][source]) for row in rows if source in row["source_loss"]]
-            places, values = zip(*points, strict=True)
-            label = source if len(runs) == 1 else f"{name}: {source}"
-            right.plot(places, smooth(values, window), label=label)
-    for axes, title in ((left, "loss (nats a token)"), (right, "loss by source")):
+    metrics = {Path(run).resolve().name: read_metrics(run) for run in runs}
+    titles = ["loss (nats a token)", "loss by source"]
+    if any(TASKS in row for rows in metrics.values() for row in rows):
+        titles.append("task scores")
+    figure, panels = pyplot.subplots(1, len(titles), figsize=(6 * len(titles), 4.5), sharex=True)
+    for name, rows in metrics.items():
+        _draw_loss(panels[0], rows, name, against, window)
+        prefix = "" if len(metrics) == 1 else f"{name}: "
+        for source, points in _series(rows, "source_loss", against).items():
+            panels[1].plot(*_smoothed(points, window), label=prefix + source)
+        for score, points in _series(rows, TASKS, against).items():
+            panels[2].plot(*zip(*points, strict=True), "o-", label=prefix + score)
+    for axes, title in zip(panels, titles, strict=True):
         axes.set_title(title)
         axes.set_xlabel(against)
         axes.grid(alpha=0.3)
@@ -79,6 +90,51 @@ def plot(runs: Sequence[str | Path], out: str | Path, against: str = "step", win
     figure.savefig(out, dpi=120)
     pyplot.close(figure)
     return out
+
+
+def _draw_loss(axes: Any, rows: list[dict[str, Any]], name: str, against: str, window: int) -> None:
+    places, losses = [row[against] for row in rows], [row["loss"] for row in rows]
+    (line,) = axes.plot(places, smooth(losses, window), label=name)
+    axes.plot(places, losses, color=line.get_color(), alpha=0.2, linewidth=0.7)
+    held_out = [(row[against], row["eval_loss"]["loss"]) for row in rows if "eval_loss" in row]
+    if held_out:
+        axes.plot(*zip(*held_out, strict=True), "o", color=line.get_color(), label=f"{name}, held out")
+
+
+def _series(rows: list[dict[str, Any]], key: str, against: str) -> dict[str, list[tuple[float, float]]]:
+    """The numbers below ``key``, nested or not, as name → points, names in order."""
+    series: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        for name, value in flatten(row.get(key, {}), separator=" ").items():
+            series.setdefault(name, []).append((row[against], value))
+    return dict(sorted(series.items()))
+
+
+def _smoothed(points: list[tuple[float, float]], window: int) -> tuple[list[float], list[float]]:
+    return [place for place, _ in points], smooth([value for _, value in points], window)
+
+
+def score_table(runs: Sequence[str | Path]) -> Any:
+    """One line an evaluation: run, step, and the score of every task and metric.
+
+    Raises:
+        ValueError: no run was evaluated on tasks.
+    """
+    from rich.table import Table
+
+    lines = [
+        (Path(run).resolve().name, row["step"], flatten(row[TASKS], separator=" "))
+        for run in runs
+        for row in read_metrics(run)
+        if row.get(TASKS)
+    ]
+    if not lines:
+        raise ValueError(f"no task scores in {', '.join(map(str, runs))}; set eval.tasks and eval.tasks_every")
+    names = sorted({name for _, _, scores in lines for name in scores})
+    shown = Table("run", "step", *names)
+    for run, step, scores in lines:
+        shown.add_row(run, str(step), *(f"{scores[name]:.4f}" if name in scores else "–" for name in names))
+    return shown
 
 
 def table(runs: Sequence[str | Path]) -> Any:
@@ -111,18 +167,20 @@ def main(argv: Sequence[str]) -> int:
 
     parser = argparse.ArgumentParser(prog="kosmos runs", description="Compare training runs by their metrics.jsonl.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    draw = verbs.add_parser("plot", help="loss curves of one or more runs as a PNG")
+    draw = verbs.add_parser("plot", help="losses and task scores of one or more runs as a PNG")
     draw.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
     draw.add_argument("--out", default="loss.png", help="PNG to write")
     draw.add_argument("--against", choices=("step", "tokens"), default="step", help="horizontal axis")
     draw.add_argument("--window", type=int, default=20, help="steps in the moving mean")
     show = verbs.add_parser("list", help="one line a run")
     show.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
+    scores = verbs.add_parser("scores", help="task scores measured during training, one line an evaluation")
+    scores.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
     arguments = parser.parse_args(list(argv))
     console = Console()
     if arguments.verb == "plot":
         out = plot(arguments.runs, arguments.out, arguments.against, arguments.window)
         console.print(f"wrote {out}")
     else:
-        console.print(table(arguments.runs))
+        console.print((table if arguments.verb == "list" else score_table)(arguments.runs))
     return 0

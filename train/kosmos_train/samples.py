@@ -40,15 +40,16 @@ class Sampler:
             moved = {name: tensor.to(world.device) for name, tensor in inputs.items()}
             if "pixel_values" in moved:
                 moved["pixel_values"] = moved["pixel_values"].to(engine.dtype)
-            output = model.generate(
-                **moved,
-                max_new_tokens=self.config.max_new_tokens,
-                do_sample=False,
-                eos_token_id=self.processor.answer_end_ids(),
-                suppress_tokens=self.processor.placeholder_ids(),
-                pad_token_id=self.processor.tokenizer.pad_token_id,
-                synced_gpus=engine.config.engine.zero_stage == 3 and world.size > 1,
-            )
+            with engine.uncompiled():
+                output = model.generate(
+                    **moved,
+                    max_new_tokens=self.config.max_new_tokens,
+                    do_sample=False,
+                    eos_token_id=self.processor.answer_end_ids(),
+                    suppress_tokens=self.processor.placeholder_ids(),
+                    pad_token_id=self.processor.tokenizer.pad_token_id,
+                    synced_gpus=engine.config.engine.zero_stage == 3 and world.size > 1,
+                )
             new = output[0, moved["input_ids"].shape[1] :]
             answer = self.processor.decode(new, skip_special_tokens=True).strip()
             rows.append({"step": step, "images": prompt.images, "prompt": prompt.text, "answer": answer})
