@@ -1,18 +1,21 @@
 #!/usr/bin/env bash
-# Build the image with whichever builder is installed. BASE and EXTRAS are passed on as build arguments.
+# Build the image with whichever builder is installed:
+#   docker/build.sh                   the image, tagged kosmos
+#   docker/build.sh --target test     the same with the demo's tests run inside; fails if they do
+# IMAGE is the tag; BASE, TORCH and EXTRAS are passed on as build arguments, see the Dockerfile.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 arguments=(-f docker/Dockerfile -t "${IMAGE:-kosmos}")
-for name in BASE EXTRAS; do
-  [ -n "${!name:-}" ] && arguments+=(--build-arg "$name=${!name}")
+for name in BASE TORCH EXTRAS; do
+  [ -n "${!name+set}" ] && arguments+=(--build-arg "$name=${!name}")
 done
 if docker info >/dev/null 2>&1; then
-  exec docker build "${arguments[@]}" .
+  exec docker build "${arguments[@]}" "$@" .
 elif command -v podman >/dev/null; then
-  exec podman build "${arguments[@]}" .
+  exec podman build "${arguments[@]}" "$@" .
 elif command -v buildah >/dev/null; then
   # chroot isolation needs no user namespaces, so it also works inside a container
-  exec buildah build --isolation chroot "${arguments[@]}" .
+  exec buildah build --isolation chroot "${arguments[@]}" "$@" .
 fi
 echo "make image needs docker, podman or buildah; none is installed or running" >&2
 exit 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -141,6 +142,22 @@ def test_kubernetes_manifest_fits_the_schema() -> None:
     text = pod["containers"][0]["args"][0]
     assert f"--nnodes {job['spec']['completions']}" in text
     assert f"{job['metadata']['name']}-0.{service['metadata']['name']}:29500" in text
+
+
+def test_compose_file_fits_the_schema() -> None:
+    """Against the Compose Specification's own schema; what it builds from and mounts is there."""
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json.loads((ROOT / "tests" / "fixtures" / "train" / "compose.json").read_text())
+    compose = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
+    jsonschema.validate(compose, schema)
+    for service in compose["services"].values():
+        context = (ROOT / "docker" / service["build"]["context"]).resolve()
+        assert (context / service["build"]["dockerfile"]).is_file()
+        arguments = re.findall(r"^ARG (\w+)", (ROOT / "docker" / "Dockerfile").read_text(), flags=re.MULTILINE)
+        assert service["build"]["args"].keys() <= set(arguments)
+    notebook = compose["services"]["notebook"]
+    assert (ROOT / notebook["entrypoint"][-1]).is_file()
+    assert "notebook" in notebook["build"]["args"]["EXTRAS"]
 
 
 @pytest.fixture
