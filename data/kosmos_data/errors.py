@@ -18,6 +18,10 @@ UNSUPERVISED: Final = "no supervised token"
 TOO_LONG: Final = "longer than a row"
 TOO_MANY_IMAGES: Final = "too many images"
 SPAN_TOO_LONG: Final = "span too long"
+NOT_HTML: Final = "not HTML"
+PAGE_TOO_LARGE: Final = "page too large"
+PAGE_TOO_DEEP: Final = "page nested too deep"
+PAGE_WITHOUT_TEXT: Final = "page without text"
 
 
 class BadSample(Exception):  # noqa: N818 - it names the sample, not an error of the program
