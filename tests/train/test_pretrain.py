@@ -64,22 +64,45 @@ def test_a_run_leaves_what_it_promises(values: dict[str, Any], tmp_path: Path) -
 
 
 def test_trackers_write_under_the_run(values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """TensorBoard and trackio get the numbers of every step, nested ones by path; a missing package says its name."""
+    """TensorBoard, trackio and W&B get the numbers of every step, nested ones by path; a missing package has a name."""
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "run" / "trackio"))  # it looks once, when it is imported
-    pytest.importorskip("trackio")
-    values |= {"steps": 4, "log": {"tracking": ["tensorboard", "trackio"]}}
+    for package in ("trackio", "wandb"):
+        pytest.importorskip(package)
+    values |= {"steps": 4, "log": {"tracking": ["tensorboard", "trackio", "wandb"]}}
     train(config_of(values), tmp_path / "run")
+    rows = read_metrics(tmp_path / "run")
+    expected = [row["source_loss"]["pairs"] for row in rows]
     events = event_accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
-    rows = read_metrics(tmp_path / "run")
-    assert [event.value for event in events.Scalars("source_loss/pairs")] == pytest.approx(
-        [row["source_loss"]["pairs"] for row in rows]
-    )
+    assert [event.value for event in events.Scalars("source_loss/pairs")] == pytest.approx(expected)
     assert list((tmp_path / "run" / "trackio").glob("*.db"))
+    (logged,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
+    history = wandb_history(logged)
+    assert [row["source_loss/pairs"] for row in history] == pytest.approx(expected)
+    assert [row["_step"] for row in history] == [1, 2, 3, 4]
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ModuleNotFoundError, match="wandb"):
+    with pytest.raises(ValueError, match=r"log.tracking: wandb needs a package that is missing .*pip install"):
         train(config_of(values | {"log": {"tracking": ["wandb"]}}), tmp_path / "other")
+
+
+def wandb_history(path: Path) -> list[dict[str, float]]:
+    """The rows of W&B's offline file: after a header of 7 bytes, LevelDB's log of protobuf records."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    raw, place, rows, whole = path.read_bytes(), 7, [], b""
+    while place + 7 <= len(raw):
+        if 32768 - place % 32768 < 7:  # the rest of a block has no room for a chunk's head
+            place += 32768 - place % 32768
+            continue
+        length, kind = int.from_bytes(raw[place + 4 : place + 6], "little"), raw[place + 6]
+        whole += raw[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last chunk of several
+            record, whole = Record.FromString(whole), b""
+            if record.WhichOneof("record_type") == "history":
+                rows.append({"/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item})
+    return rows
 
 
 def test_tuning_starts_from_a_checkpoint(values: dict[str, Any], tmp_path: Path) -> None:

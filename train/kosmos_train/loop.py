@@ -57,10 +57,28 @@ class Loop:
         self.watchdog = Watchdog(config.guard.hang_minutes, run.path / f"stacks-rank{engine.world.rank}.txt")
         self.evaluator = self._open_evaluator() if config.eval.tasks_every else None
         self.sampler = Sampler(config.samples, processor, run.samples, self.step, main)
-        name = run.path.resolve().name
-        self.log = RunLog(run.metrics, config.log, config.steps, name, self.step) if main else None
+        self.log = self._open_log()
         if "guard" in state:
             engine.guard.load(state["guard"])
+
+    def _open_log(self) -> RunLog | None:
+        """The log of rank 0, None elsewhere; all ranks fail together."""
+        world, run = self.engine.world, self.run_dir
+        error: Exception | None = None
+        log = None
+        if world.is_main:
+            try:
+                log = RunLog(run.metrics, self.config.log, self.config.steps, run.path.resolve().name, self.step)
+            except (OSError, ValueError) as caught:
+                error = caught
+        world.agree(error, "opening the log")
+        return log
+
+    def _open_evaluator(self) -> Any:
+        from .evaluation import TaskEvaluator  # with it comes all of kosmos_eval
+
+        engine = self.engine
+        return TaskEvaluator(self.config.eval, self.processor, self.run_dir.evaluation, engine.model, engine.world)
 
     def run(self) -> bool:
         """Train; True when the last step is done, False when a signal ended the run early (resume it later)."""
@@ -177,12 +195,6 @@ class Loop:
         """False on all ranks if a signal has come to one; asked between the parts of something long."""
         self.watchdog.beat()
         return not self.engine.world.any(self.interrupt.received is not None)
-
-    def _open_evaluator(self) -> Any:
-        from .evaluation import TaskEvaluator  # with it comes all of kosmos_eval
-
-        engine = self.engine
-        return TaskEvaluator(self.config.eval, self.processor, self.run_dir.evaluation, engine.model, engine.world)
 
     def _held_out_loss(self) -> dict[str, float]:
         losses = self.engine.evaluate(self.held_out)

@@ -1,4 +1,7 @@
-"""Optional back ends for scalars; each writes under the run folder and needs its own package."""
+"""Optional back ends for scalars; each writes under the run folder and needs its own package.
+
+After a rewind W&B keeps the first numbers of the steps that are made again; ``metrics.jsonl`` has the last ones.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ class WandbLike:
 
     def __init__(self, module: Any, folder: Path, run_name: str, **options: Any) -> None:
         self._module = module
-        module.init(project=folder.parent.name or "kosmos", name=run_name, **options)
+        module.init(project=folder.resolve().parent.name or "kosmos", name=run_name, **options)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Record the values of a step."""
@@ -45,7 +48,20 @@ class WandbLike:
 
 
 def open_tracker(name: str, folder: Path, run_name: str) -> Tracker:
-    """Open one back end by name; ModuleNotFoundError if its package is missing."""
+    """Open one back end by name.
+
+    Raises:
+        ValueError: its package is missing, or there is no such back end.
+    """
+    try:
+        return _open(name, folder, run_name)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"log.tracking: {name} needs a package that is missing ({error}); pip install 'kosmos-metalm[tracking]'"
+        ) from error
+
+
+def _open(name: str, folder: Path, run_name: str) -> Tracker:
     if name == "tensorboard":
         return TensorBoard(folder)
     if name == "trackio":
@@ -56,5 +72,6 @@ def open_tracker(name: str, folder: Path, run_name: str) -> Tracker:
     if name == "wandb":
         import wandb
 
-        return WandbLike(wandb, folder, run_name, dir=str(folder), mode="offline")
+        options = {"dir": str(folder), "mode": "offline", "settings": wandb.Settings(quiet=True)}
+        return WandbLike(wandb, folder, run_name, **options)  # `wandb sync RUN/wandb/offline-*` sends it
     raise ValueError(f"log.tracking: unknown back end {name!r}; choose tensorboard, trackio or wandb")
