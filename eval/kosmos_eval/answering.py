@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from . import prompts
+from . import blanks, prompts
 from .data import Item, content_hash, stable_hash
 from .engine import Answer, Engine
 from .prompts import Prompt
 from .store import Record
-from .tasks import Decoding, Task
+from .tasks import CANDIDATE, Decoding, Task
 
-# How many items with candidate images are ranked between two writes of the log.
-_ITEMS_OF_IMAGES = 32
+# How many items with a prompt for each candidate are ranked between two writes of the log.
+_ITEMS_OF_PROMPTS = 32
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,10 @@ def _rationales(engine: Engine, run: Run, chosen: Sequence[Prompt]) -> list[str]
 
 
 def _answers(engine: Engine, run: Run, chosen: Sequence[Prompt], items: Sequence[Item]) -> Iterator[list[Answer]]:
-    if any(item.candidate_images for item in items):
-        return _rank_images(engine, run.task, chosen, items)
+    if any(item.candidate_images for item in items) or CANDIDATE in run.task.prompt.template:
+        return _rank_prompts(engine, run.task, chosen, items)
+    if run.task.decoding.method == "cloze":
+        return _fill_blanks(engine, run.task, chosen, items)
     if run.task.decoding.method == "likelihood":
         return engine.likelihood([item.answers[0] for item in items])
     if run.task.decoding.method == "rank":
@@ -87,25 +89,44 @@ def _rank(engine: Engine, task: Task, chosen: Sequence[Prompt], items: Sequence[
     """Likelihood ranking; the answer is the candidate itself, without what a cloze puts after it."""
     texts = [continuations(task, item) for item in items]
     for batch in engine.rank(chosen, texts, task.decoding.normalisation):
-        yield [replace(answer, text=_candidates(task, items[answer.index])[answer.best]) for answer in batch]
+        yield [replace(answer, text=candidates(task, items[answer.index])[answer.best]) for answer in batch]
 
 
-def _rank_images(engine: Engine, task: Task, chosen: Sequence[Prompt], items: Sequence[Item]) -> Iterator[list[Answer]]:
-    """One prompt a candidate image; the answer is the number, from 1, of the one most likely followed by "Yes"."""
-    for start in range(0, len(items), _ITEMS_OF_IMAGES):
+def _rank_prompts(
+    engine: Engine, task: Task, chosen: Sequence[Prompt], items: Sequence[Item]
+) -> Iterator[list[Answer]]:
+    """One prompt a candidate, which is an image or words within the prompt; the one that makes the same continuation
+    likeliest wins. The answer is the image's number, from 1, or the candidate."""
+    for start in range(0, len(items), _ITEMS_OF_PROMPTS):
         expanded, owners = [], []
-        for index in range(start, min(start + _ITEMS_OF_IMAGES, len(items))):
-            for image in items[index].candidate_images:
-                expanded.append(prompts.with_last_image(chosen[index], image))
-                owners.append((index, continuations(task, items[index])[:1]))
+        for index in range(start, min(start + _ITEMS_OF_PROMPTS, len(items))):
+            variants = _variants(task, chosen[index], items[index])
+            expanded += variants
+            owners += [(index, continuations(task, items[index])[:1])] * len(variants)
         scores: dict[int, list[float]] = {index: [] for index, _ in owners}
-        ranked = engine.rank(expanded, [yes for _, yes in owners])
+        ranked = engine.rank(expanded, [same for _, same in owners])
         for answer in sorted((answer for batch in ranked for answer in batch), key=lambda answer: answer.index):
             scores[owners[answer.index][0]].append(answer.scores[0])
-        yield [
-            Answer(index, str(max(range(len(row)), key=row.__getitem__) + 1), tuple(row))
-            for index, row in scores.items()
-        ]
+        yield [_best(task, items[index], index, row) for index, row in scores.items()]
+
+
+def _variants(task: Task, prompt: Prompt, item: Item) -> list[Prompt]:
+    if item.candidate_images:
+        return [prompts.with_last_image(prompt, image) for image in item.candidate_images]
+    words = [prompts.wording(task, candidate) for candidate in candidates(task, item)]
+    return [prompts.with_candidate(prompt, text) for text in words]
+
+
+def _best(task: Task, item: Item, index: int, scores: Sequence[float]) -> Answer:
+    best = max(range(len(scores)), key=scores.__getitem__)
+    text = str(best + 1) if item.candidate_images else candidates(task, item)[best]
+    return Answer(index, text, tuple(scores), best)
+
+
+def _fill_blanks(engine: Engine, task: Task, chosen: Sequence[Prompt], items: Sequence[Item]) -> Iterator[list[Answer]]:
+    words = [[text.strip() for text in continuations(task, item)] for item in items]
+    for batch in blanks.fill(engine.runner, chosen, words, engine.batch_rows):
+        yield [replace(answer, text=candidates(task, items[answer.index])[answer.best]) for answer in batch]
 
 
 def continuations(task: Task, item: Item) -> list[str]:
@@ -114,14 +135,21 @@ def continuations(task: Task, item: Item) -> list[str]:
     Raises:
         ValueError: neither the item nor the task has candidates.
     """
-    return [prompts.continuation(task, item, text) for text in _candidates(task, item)]
+    return [prompts.continuation(task, item, text) for text in candidates(task, item)]
 
 
-def _candidates(task: Task, item: Item) -> Sequence[str]:
-    candidates = item.candidates or task.decoding.candidates
-    if not candidates:
-        raise ValueError(f"task {task.name}, item {item.id}: method rank needs candidates in the item or the task")
-    return candidates
+def candidates(task: Task, item: Item) -> Sequence[str]:
+    """The answers to choose from, the item's own or the task's.
+
+    Raises:
+        ValueError: neither has any.
+    """
+    found = item.candidates or task.decoding.candidates
+    if not found:
+        raise ValueError(
+            f"task {task.name}, item {item.id}: method {task.decoding.method} needs candidates in the item or the task"
+        )
+    return found
 
 
 def _record(item: Item, prompt: Prompt, request: str, answer: Answer) -> Record:

@@ -22,7 +22,7 @@ MAJORITY, QUESTION_ONLY, CHANCE, SHUFFLED = "majority answer", "question only", 
 def baseline_rows(task: Task, items: Sequence[Item], train: Sequence[Item], seed: int) -> list[Row]:
     """Rows of the baselines on the evaluated items; ``train`` may be empty, then only chance is known."""
     rows: list[Row] = []
-    if train:
+    if train and not any(item.candidates for item in items):  # an answer of another item is none of the choices
         said = [_common(item.answers) for item in train]
         majority = _common(said)
         rows += _rows(task, items, [majority] * len(items), MAJORITY, "none", seed)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .metrics import mean_score
+from .metrics import MetricScore, mean_score, roc_auc
 from .statistics import Comparison, compare
 
 
@@ -22,16 +22,18 @@ def compare_samples(first: str | Path, second: str | Path, metric: str | None = 
         only = sorted(set(one) ^ set(two))
         raise ValueError(f"{first} and {second} hold different items: {len(only)} are in one only (first: {only[0]})")
     name = metric or next(iter(next(iter(one.values()))["metrics"]))
-    values = [[_value(record, name, path) for record in records.values()]
-              for records, path in ((one, first), ({key: two[key] for key in one}, second))]  # fmt: skip
+    scores = [_score(one, name, first), _score({key: two[key] for key in one}, name, second)]
     clusters = ["|".join(image["sha256"] for image in record["images"]) or key for key, record in one.items()]
-    return compare(mean_score(name, values[0]), mean_score(name, values[1]), clusters, seed)
+    return compare(scores[0], scores[1], clusters, seed)
 
 
-def _value(record: dict[str, Any], metric: str, path: str | Path) -> float:
-    if metric not in record["metrics"]:
-        raise ValueError(f"{path}: no metric {metric!r}; it holds {', '.join(record['metrics'])}")
-    return float(record["metrics"][metric])
+def _score(records: dict[str, dict[str, Any]], metric: str, path: str | Path) -> MetricScore:
+    for record in records.values():
+        if metric not in record["metrics"]:
+            raise ValueError(f"{path}: no metric {metric!r}; it holds {', '.join(record['metrics'])}")
+    if metric == "roc_auc":
+        return roc_auc(*([record[key] for record in records.values()] for key in ("confidence", "positive")))
+    return mean_score(metric, [float(record["metrics"][metric]) for record in records.values()])
 
 
 def _read(path: str | Path) -> dict[str, dict[str, Any]]:

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from . import formats
+from . import formats, published
 from .tasks import DatasetFiles, Task
 
 
@@ -189,6 +189,11 @@ def _json_item(entry: dict[str, Any], path: Path, number: int, data: Path, files
     )
 
 
+def _read_published(files: DatasetFiles, data: Path, split: str) -> list[Item]:
+    path = _path(data, files.annotations, split)
+    return [_json_item(entry, path, number, data, files, split) for number, entry in published.read(files.format, path)]
+
+
 def _read_text(files: DatasetFiles, data: Path, split: str) -> list[Item]:
     """Lines ``{"id", "text"}`` whose likelihood is measured."""
     path = _path(data, files.annotations, split)
@@ -229,6 +234,7 @@ _READERS = {
     "parquet": _read_parquet,
     "text": _read_text,
     "shards": _read_shards,
+    **dict.fromkeys(published.FORMATS, _read_published),
 }
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .data import Item, content_hash, stable_hash
-from .tasks import CONTEXTS, IMAGE_MARK, IMAGES_MARK, Task
+from .tasks import CANDIDATE, CONTEXTS, IMAGE_MARK, IMAGES_MARK, Task
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,12 @@ def build(
         raise ValueError(f"unknown context {context!r}; choose from {', '.join(CONTEXTS)}")
     segments: list[Segment] = []
     for shot in demonstrations:
-        segments += _fill(task, shot, task.prompt.template, shot.images, context, {})
+        right = {"candidate": wording(task, shot.answers[0])}
+        segments += _fill(task, shot, task.prompt.template, shot.images, context, right)
         segments += _end_turn(continuation(task, shot, shot.answers[0]), task.prompt.separator)
     cuts = [len(segments)] if segments else []
-    own = _fill(task, item, template or task.prompt.template, images or item.images, context, extra or {})
+    open_place = {"candidate": CANDIDATE} | dict(extra or {})
+    own = _fill(task, item, template or task.prompt.template, images or item.images, context, open_place)
     leading = next((i for i, segment in enumerate(own) if not isinstance(segment, Path)), len(own))
     if leading:
         cuts.append(len(segments) + leading)
@@ -115,9 +117,24 @@ def with_last_image(prompt: Prompt, image: Path) -> Prompt:
     return replace(prompt, segments=segments)
 
 
+def with_candidate(prompt: Prompt, words: str) -> Prompt:
+    """The same prompt with a candidate's words in the place that the template leaves for them."""
+    return replace(
+        prompt,
+        segments=tuple(
+            segment.replace(CANDIDATE, words) if isinstance(segment, str) else segment for segment in prompt.segments
+        ),
+    )
+
+
+def wording(task: Task, answer: str) -> str:
+    """The words that stand for an answer: its verbalizer, or itself."""
+    return task.decoding.verbalizers.get(answer, answer)
+
+
 def continuation(task: Task, item: Item, answer: str) -> str:
     """How an answer (or candidate) goes on after the prompt; it may be followed by more of the item's text (cloze)."""
-    return task.prompt.answer.format_map({**item.fields, "answer": answer})
+    return task.prompt.answer.format_map({**item.fields, "answer": wording(task, answer)})
 
 
 def _fill(
@@ -125,7 +142,7 @@ def _fill(
 ) -> list[Segment]:
     fields = {**item.fields, **extra}
     if context == "none":
-        fields = dict.fromkeys(fields, "")
+        fields = dict.fromkeys(fields, "") | {"candidate": fields["candidate"]}
     template = template.replace(IMAGES_MARK, IMAGE_MARK * len(item.images))
     marks = template.count(IMAGE_MARK)
     if context in ("text-only", "none"):
@@ -170,7 +187,7 @@ def _format(task: Task, item: Item, piece: str, fields: Mapping[str, str]) -> st
     if absent:
         raise ValueError(
             f"task {task.name}: the template names {{{absent[0]}}}, but item {item.id} has "
-            f"{', '.join(fields) or 'no fields'}"
+            f"{', '.join(name for name in fields if name != 'candidate') or 'no fields'}"
         )
     return piece.format_map(fields)
 

@@ -34,6 +34,7 @@ def make_rows(
     labels: Mapping[str, Any],
     seed: int,
     likelihoods: Sequence[float] | None = None,
+    confidences: Sequence[float] | None = None,
 ) -> tuple[list[Row], dict[str, list[float]]]:
     """Rows of all metrics, overall and by question type, and the per-item values of each metric.
 
@@ -41,19 +42,31 @@ def make_rows(
         labels: ``model``, ``shots``, ``context`` and whatever else every row shall say.
         seed: of the bootstrap.
         likelihoods: log-probability of each item's text, for tasks that measure it.
+        confidences: for roc_auc, of the first candidate; None: 1 where it is the prediction, else 0.
     """
-    scores = metrics.compute(task.metrics, predictions, [item.answers for item in items], likelihoods)
+    positive = None
+    if set(task.metrics) & set(metrics.CONFIDENCE_METRICS):
+        positive = [is_positive(task, item) for item in items]
+        if confidences is None:
+            confidences = [float(prediction == task.decoding.candidates[0]) for prediction in predictions]
+    answers = [item.answers for item in items]
+    scores = metrics.compute(task.metrics, predictions, answers, likelihoods, confidences, positive)
     clusters = [item.cluster for item in items]
     common = {"task": task.name, **labels, "split": task.split, "seed": seed, **_provenance(task)}
     rows = [_row(score, clusters, common, seed) for score in scores]
     groups = sorted({item.group for item in items} - {""})
-    if len(groups) > 1:
+    if len(groups) > 1 and scores[0].divisible:
         for group in groups:
             places = [i for i, item in enumerate(items) if item.group == group]
             part = metrics.MetricScore(scores[0].name, scores[0].statistics[places], scores[0].combine)
             row = _row(part, [clusters[i] for i in places], common, seed)
             rows.append(row | {"metric": f"{part.name}:{group}", "question_type": group})
     return rows, {score.name: [float(value) for value in score.per_item] for score in scores}
+
+
+def is_positive(task: Task, item: Item) -> bool:
+    """Whether the right answer is the first candidate, the class whose confidence roc_auc looks at."""
+    return task.decoding.candidates[0] in item.answers
 
 
 def _row(score: metrics.MetricScore, clusters: Sequence[str], common: Mapping[str, Any], seed: int) -> Row:
@@ -76,6 +89,8 @@ def _provenance(task: Task) -> dict[str, Any]:
         how = f"sample, temperature {decoding.temperature:g}, top-p {decoding.top_p:g}"
     elif how == "rank":
         how = f"rank by {decoding.normalisation} log-likelihood"
+    elif how == "cloze":
+        how = "likeliest words in the blank"
     return {
         "prompt": task.prompt.template + task.prompt.answer,
         "decoding": how,

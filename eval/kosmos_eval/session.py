@@ -15,10 +15,11 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from . import metrics, prompts, results, tasks
-from .answering import Run, answer_run, continuations
+from .answering import Run, answer_run, candidates, continuations
 from .data import Item, content_hash, load_items
 from .demonstrations import DemonstrationPool
 from .engine import Engine
+from .metrics import auc
 from .prompts import Prompt
 from .results import Row
 from .runner import Runner
@@ -84,6 +85,8 @@ class Session:
         for count in shots:
             if count < 0:
                 raise ValueError(f"{count} shots: the number of demonstrations cannot be negative")
+            if count and self.task.decoding.method == "cloze":
+                raise ValueError(f"task {self.task.name}: method cloze fills one blank; it takes no demonstrations")
             if count and not self.train:
                 raise ValueError(f"task {self.task.name}: {count} shots need a demonstrations.split with data")
 
@@ -95,6 +98,8 @@ class Session:
 
     def run(self, run: Run) -> list[Row]:
         """Answer, log and score one run."""
+        if set(run.task.metrics) & set(metrics.CONFIDENCE_METRICS):
+            auc.check_classes([results.is_positive(run.task, item) for item in run.items])
         self.console.print(f"[bold]{run.name}[/]: {len(run.items)} of {len(self.items)} items")
         built = self._prompts(run)
         requests = {item.id: self._request(run, item, prompt) for item, prompt in zip(run.items, built, strict=True)}
@@ -123,7 +128,12 @@ class Session:
         predictions = [record["prediction"] for record in records]
         is_text = run.task.decoding.method == "likelihood"
         likelihoods = [record["scores"][0] for record in records] if is_text else None
-        rows, values = results.make_rows(run.task, run.items, predictions, labels, self.seed, likelihoods)
+        confidences = None
+        if set(run.task.metrics) & set(metrics.CONFIDENCE_METRICS):
+            confidences = [record["scores"][0] - record["scores"][1] for record in records]
+            for record, item, value in zip(records, run.items, confidences, strict=True):
+                record |= {"confidence": value, "positive": results.is_positive(run.task, item)}
+        rows, values = results.make_rows(run.task, run.items, predictions, labels, self.seed, likelihoods, confidences)
         for place, record in enumerate(records):
             record["metrics"] = {metric: column[place] for metric, column in values.items()}
         log.publish(records)
@@ -164,9 +174,12 @@ class Session:
 
     def _answer_room(self, run: Run) -> int:
         room = run.task.decoding.max_new_tokens
-        if run.task.decoding.method == "rank":
+        if run.task.decoding.method in ("rank", "cloze"):
             texts = {text for item in run.items for text in continuations(run.task, item)}
             room = max((len(self.runner.text_ids(text)) for text in texts), default=0)
+        if tasks.CANDIDATE in run.task.prompt.template:
+            words = {prompts.wording(run.task, text) for item in run.items for text in candidates(run.task, item)}
+            room += max(len(self.runner.text_ids(text)) for text in words)
         return room + (run.task.rationale_tokens if run.task.rationale else 0)
 
     def _request(self, run: Run, item: Item, prompt: Prompt) -> str:

@@ -17,10 +17,12 @@ from typing import Literal
 
 from kosmos import settings
 
-from .metrics import LIKELIHOOD_METRICS, resolve
+from .metrics import CONFIDENCE_METRICS, LIKELIHOOD_METRICS, resolve
 
 IMAGE_MARK = "<image>"
 IMAGES_MARK = "<images>"  # as many marks as the item has images
+CANDIDATE = "{candidate}"  # where each candidate is put in turn
+BLANK = "<mask>"  # what method cloze fills
 CONTEXTS = ("image+text", "shuffled", "text-only", "none")
 # In a checkout the YAML files lie in eval/tasks; a wheel carries them beside this module.
 _FOLDERS = (Path(__file__).parents[1] / "tasks", Path(__file__).parent / "tasks")
@@ -34,7 +36,9 @@ class DatasetFiles:
         format: ``vqa`` (VQAv2 questions and annotations), ``captions`` (COCO captions), ``karpathy`` (the split file of
             Karpathy and Fei-Fei: ``dataset_coco.json``, ``dataset_flickr30k.json``), ``vizwiz`` (a list of image,
             question, answers), ``jsonl`` (one object a line) or ``parquet`` (the same columns; needs pyarrow),
-            ``text`` (lines with ``text``), or ``shards`` (a corpus folder as made for training).
+            ``text`` (lines with ``text``), ``shards`` (a corpus folder as made for training), or a classification set
+            in its published files: ``boolq``, ``cb``, ``rte``, ``copa``, ``wic``, ``wsc`` (SuperGLUE), ``piqa``,
+            ``hellaswag``, ``winogrande``, ``winograd``, ``storycloze``, ``hateful_memes``.
         questions: VQAv2 question file.
         annotations: VQAv2 annotations, COCO captions, the Karpathy file, the JSON lines, or the corpus folder.
         images: image path with ``{image_id}`` or ``{file_name}`` (and ``{split}``); empty for tasks without images.
@@ -42,7 +46,10 @@ class DatasetFiles:
         lead: of ``shards``: only captions that begin with these words, which the prompt says, are taken.
     """
 
-    format: Literal["vqa", "captions", "karpathy", "vizwiz", "jsonl", "parquet", "text", "shards"]
+    format: Literal[
+        "vqa", "captions", "karpathy", "vizwiz", "jsonl", "parquet", "text", "shards", "boolq", "cb", "rte", "copa",
+        "wic", "wsc", "piqa", "hellaswag", "winogrande", "winograd", "storycloze", "hateful_memes",
+    ]  # fmt: skip
     annotations: str
     questions: str = ""
     images: str = ""
@@ -57,7 +64,8 @@ class Prompt:
     Args:
         template: text with ``<image>`` marks and ``{field}`` names, for example
             ``<image>Question: {question} Answer:``; ``<images>`` stands for all images of an item. No blank at its end:
-            the answer brings its own.
+            the answer brings its own. ``{candidate}``: each candidate is put here, and the same ``answer`` is scored
+            after each (Winogrande's partial evaluation). ``<mask>``: the blank of method ``cloze``.
         answer: how an answer continues it; ``{answer}`` is the reference answer of a demonstration or a candidate. Text
             and fields after it are scored with a candidate, which makes a cloze: ``" {answer}, because {reason}"``.
         separator: between demonstrations. The model's newline token ends an answer, so demonstrations show where to
@@ -92,26 +100,39 @@ class Decoding:
     """How the answer is obtained.
 
     Args:
-        method: ``greedy``, ``beam``, ``sample``, ``rank`` (the candidate with the highest likelihood), or
-            ``likelihood`` (nothing is written: how probable is the item's text?). max_new_tokens: the answer's length
+        method: ``greedy``, ``beam``, ``sample``, ``rank`` (the candidate with the highest likelihood), ``cloze`` (the
+            likeliest candidate in the template's ``<mask>``, for models trained to fill blanks), or ``likelihood``
+            (nothing is written: how probable is the item's text?). max_new_tokens: the answer's length
             at most; it also ends at ``</s>`` or a newline. num_beams, length_penalty: for ``beam`` (KOSMOS-1: 5 for
             captions, 2 for ImageNet). temperature, top_p: for ``sample``; the draws depend on the item alone, not on
-            its batch. candidates: for ``rank`` where items bring none of their own, and for ``constrained``.
+            its batch. candidates: for ``rank`` and ``cloze`` where items bring none of their own, and for
+            ``constrained``. verbalizers: the words that stand for a class of the data, ``{entailment: "Yes"}``; its
+            classes are then the candidates.
             normalisation: of a candidate's log-likelihood: ``sum``, ``mean`` over its tokens, per ``byte``, or
             ``unconditional`` (minus the log-likelihood after the bare prompt, GPT-3 section 2.4). constrained: for
             ``beam``: only the candidates can be written (KOSMOS-1's constrained ImageNet); without candidates, only
             answers that occur in the evaluated split (its class names).
     """
 
-    method: Literal["greedy", "beam", "sample", "rank", "likelihood"] = "greedy"
+    method: Literal["greedy", "beam", "sample", "rank", "cloze", "likelihood"] = "greedy"
     max_new_tokens: int = 10
     num_beams: int = 1
     length_penalty: float = 1.0
     temperature: float = 1.0
     top_p: float = 1.0
     candidates: list[str] = field(default_factory=list)
+    verbalizers: dict[str, str] = field(default_factory=dict)
     normalisation: Literal["sum", "mean", "byte", "unconditional"] = "sum"
     constrained: bool = False
+
+    def __post_init__(self) -> None:
+        if self.verbalizers and not self.candidates:
+            self.candidates = list(self.verbalizers)
+        strange = sorted(set(self.verbalizers) - set(self.candidates))
+        if strange:
+            raise ValueError(
+                f"decoding.verbalizers has {strange[0]!r}, which is none of the candidates {self.candidates}"
+            )
 
 
 @dataclass
@@ -148,8 +169,7 @@ class Task:
     def __post_init__(self) -> None:
         self.metrics = resolve(self.metrics)
         _check_template(self.prompt.template)
-        if "{answer}" not in self.prompt.answer:
-            raise ValueError(f"prompt.answer {self.prompt.answer!r} must hold {{answer}}")
+        self._check_answers()
         is_likelihood = self.decoding.method == "likelihood"
         if any((metric in LIKELIHOOD_METRICS) != is_likelihood for metric in self.metrics):
             raise ValueError(
@@ -161,6 +181,22 @@ class Task:
         if self.decoding.constrained and self.decoding.method != "beam":
             raise ValueError(
                 f"decoding.constrained needs method beam, not {self.decoding.method}; to rank, use method rank"
+            )
+
+    def _check_answers(self) -> None:
+        """Template, answer, method and candidates must go together."""
+        template, method, candidates = self.prompt.template, self.decoding.method, self.decoding.candidates
+        if CANDIDATE not in template and "{answer}" not in self.prompt.answer:
+            raise ValueError(f"prompt.answer {self.prompt.answer!r} must hold {{answer}}")
+        if CANDIDATE in template and method != "rank":
+            raise ValueError(f"prompt.template holds {CANDIDATE}, which needs method rank, not {method}")
+        if method == "cloze" and template.count(BLANK) != 1:
+            raise ValueError(f"prompt.template {template!r}: method cloze needs exactly one {BLANK} in it")
+        is_choice = method in ("rank", "cloze") and len(candidates) == 2
+        if set(self.metrics) & set(CONFIDENCE_METRICS) and not is_choice:
+            raise ValueError(
+                f"metrics {self.metrics}: roc_auc needs decoding.method rank and two candidates, the positive first; "
+                f"this task has method {method} and {len(candidates)} candidates"
             )
 
 

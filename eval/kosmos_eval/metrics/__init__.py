@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import captions, coco_java, ptb, text, vqa
+from . import auc, captions, coco_java, ptb, text, vqa
 
 References = Sequence[Sequence[str]]
 
@@ -23,11 +23,13 @@ class MetricScore:
     """One metric over N items.
 
     statistics: (N, K) float64; ``combine`` maps summed statistics of shape (..., K) to scores of shape (...).
+    divisible: whether a part of the items has a score of its own by summing theirs.
     """
 
     name: str
     statistics: np.ndarray
     combine: Callable[[np.ndarray], np.ndarray]
+    divisible: bool = True
 
     @property
     def value(self) -> float:
@@ -52,6 +54,19 @@ def _mean(sums: np.ndarray) -> np.ndarray:
     return sums[..., 0] / sums[..., 1]
 
 
+def roc_auc(confidences: Sequence[float], positive: Sequence[bool]) -> MetricScore:
+    """Area under the ROC curve; the per-item values are placement values (see auc.py).
+
+    Raises:
+        ValueError: all items are of one class.
+    """
+    values = auc.placements(confidences, positive)
+    area = float(values[np.asarray(positive, dtype=bool)].mean())
+    return MetricScore(
+        "roc_auc", auc.statistics(values, positive), lambda sums: auc.combine(sums, area), divisible=False
+    )
+
+
 _PER_ANSWER: dict[str, Callable[[str, Sequence[str]], float]] = {
     "vqa": vqa.vqa_accuracy,
     "vqa_lenient": lambda prediction, answers: vqa.vqa_accuracy(prediction, answers, rule="lenient"),
@@ -64,7 +79,8 @@ _BLEU = [f"bleu_{n}" for n in range(1, captions.MAX_ORDER + 1)]
 _JAVA = ("meteor", "spice")
 CAPTION_METRICS = (*_BLEU, "rouge_l", "cider", *_JAVA)
 LIKELIHOOD_METRICS = ("bits_per_byte",)
-NAMES = (*_PER_ANSWER, *CAPTION_METRICS, *LIKELIHOOD_METRICS)
+CONFIDENCE_METRICS = ("roc_auc",)
+NAMES = (*_PER_ANSWER, *CAPTION_METRICS, *LIKELIHOOD_METRICS, *CONFIDENCE_METRICS)
 
 
 def resolve(names: Sequence[str]) -> list[str]:
@@ -98,6 +114,8 @@ def compute(
     predictions: Sequence[str],
     references: References,
     likelihoods: Sequence[float] | None = None,
+    confidences: Sequence[float] | None = None,
+    positive: Sequence[bool] | None = None,
 ) -> list[MetricScore]:
     """Score predictions against their references under each metric.
 
@@ -106,6 +124,7 @@ def compute(
         predictions: N raw strings.
         references: for each prediction its answers or captions, raw.
         likelihoods: for bits_per_byte, the log-probability (nats) of each first reference.
+        confidences, positive: for roc_auc, how sure the model is of the positive class, and whether that is right.
 
     Raises:
         ValueError: nothing to score, an item without references, an unknown metric, or METEOR/SPICE without Java.
@@ -121,6 +140,10 @@ def compute(
     }
     if set(names) & set(LIKELIHOOD_METRICS):
         scores["bits_per_byte"] = _bits_per_byte(references, likelihoods)
+    if set(names) & set(CONFIDENCE_METRICS):
+        if confidences is None or positive is None:
+            raise ValueError("metric 'roc_auc' needs confidences: use it in a task with method rank and two candidates")
+        scores["roc_auc"] = roc_auc(confidences, positive)
     wanted = [name for name in names if name in CAPTION_METRICS]
     if wanted:
         scores |= _caption_scores(wanted, predictions, references)

@@ -1,0 +1,184 @@
+"""Readers of classification sets in the files in which they are published: SuperGLUE, PIQA, HellaSwag, Winogrande,
+Winograd, StoryCloze, HatefulMemes.
+
+Each reader turns a published file into entries of our JSON lines (``id``, ``answers``, ``candidates``, fields), whose
+wording the task's YAML then decides. What the field does to the texts before asking (GPT-3, appendix G; lm-eval's
+HellaSwag clean-up) is done here, because no template can. Labels that are not public are an error, not a guess.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+Entry = dict[str, Any]
+
+
+def read(kind: str, path: Path) -> Iterator[tuple[int, Entry]]:
+    """Line numbers and entries of a published file.
+
+    Args:
+        kind: a key of ``FORMATS``.
+
+    Raises:
+        FileNotFoundError: no such file. ValueError: an entry lacks a column or its label.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    rows, convert = FORMATS[kind]
+    for number, row in rows(path):
+        try:
+            entry = convert(row)
+        except KeyError as error:
+            hint = "; the labels of the test split are not public" if error.args[0] in ("label", "answer") else ""
+            raise ValueError(f"{path}:{number}: no {error} here, which format {kind} has{hint}") from error
+        except (IndexError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}:{number}: not an entry of format {kind}: {error}") from error
+        yield number, {"id": number, **entry}
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, Entry]]:
+    """Objects of a JSON lines file; a file NAME-labels.lst beside it (PIQA, Winogrande) brings the labels."""
+    labels = path.with_name(f"{path.stem}-labels.lst")
+    answers = labels.read_text(encoding="utf-8").split() if labels.is_file() else None
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if answers is not None and len(answers) != len(lines):
+        raise ValueError(f"{labels}: {len(answers)} labels for {len(lines)} entries of {path.name}")
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}:{number}: not valid JSON ({error})") from error
+        yield number, row if answers is None else {"label": answers[number - 1], **row}
+
+
+def _csv(path: Path) -> Iterator[tuple[int, Entry]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        yield from enumerate(csv.DictReader(file), start=1)
+
+
+def _xml(path: Path) -> Iterator[tuple[int, Entry]]:
+    """The schemas of ``WSCollection.xml``: text before and after the pronoun, two answers, the right one."""
+    try:
+        root = ElementTree.parse(path).getroot()
+    except ElementTree.ParseError as error:
+        raise ValueError(f"{path}: not valid XML ({error})") from error
+    for number, schema in enumerate(root.iter("schema"), start=1):
+        parts = {name: " ".join((schema.findtext(f"text/{name}") or "").split()) for name in ("txt1", "pron", "txt2")}
+        answers = [" ".join((answer.text or "").split()) for answer in schema.iter("answer")]
+        yield number, parts | {"answers": answers, "label": (schema.findtext("correctAnswer") or "").strip(" .")}
+
+
+def _yes_no(label: Any) -> list[str]:
+    if not isinstance(label, bool):
+        raise ValueError(f"label {label!r} is neither true nor false")
+    return ["yes" if label else "no"]
+
+
+def _chosen(candidates: list[str], place: int) -> Entry:
+    if not 0 <= place < len(candidates):
+        raise ValueError(f"the label names candidate {place + 1} of {len(candidates)}")
+    return {"candidates": candidates, "answers": [candidates[place]]}
+
+
+def _boolq(row: Entry) -> Entry:
+    return {"passage": row["passage"], "question": row["question"].rstrip("?"), "answers": _yes_no(row["label"])}
+
+
+def _entailment(row: Entry) -> Entry:
+    """CommitmentBank and RTE; the classes are the published labels."""
+    return {"premise": row["premise"], "hypothesis": row["hypothesis"].rstrip(), "answers": [row["label"]]}
+
+
+def _copa(row: Entry) -> Entry:
+    """Choices begin in lower case and lose their full stop, for they go on a sentence."""
+    connective, joint = {"cause": ("because", " because"), "effect": ("so", ", so")}[row["question"]]
+    choices = [_lower_first(row[name]).rstrip(".") for name in ("choice1", "choice2")]
+    fields = {"premise": row["premise"].strip().rstrip("."), "connective": connective, "joint": joint}
+    return fields | {"choice1": choices[0], "choice2": choices[1]} | _chosen(choices, int(row["label"]))
+
+
+def _wic(row: Entry) -> Entry:
+    return {name: row[name] for name in ("word", "sentence1", "sentence2")} | {"answers": _yes_no(row["label"])}
+
+
+def _wsc(row: Entry) -> Entry:
+    """The pronoun is marked in the text, as GPT-3 and T5 do."""
+    target, words = row["target"], row["text"].split()
+    place, length = int(target["span2_index"]), len(target["span2_text"].split())
+    words[place] = "*" + words[place]
+    words[place + length - 1] += "*"
+    spans = {"noun": target["span1_text"], "pronoun": target["span2_text"]}
+    return {"text": " ".join(words), **spans, "answers": _yes_no(row["label"])}
+
+
+def _piqa(row: Entry) -> Entry:
+    return {"goal": row["goal"]} | _chosen([row["sol1"], row["sol2"]], int(row["label"]))
+
+
+def _hellaswag(row: Entry) -> Entry:
+    begun = f"{row['ctx_a']} {row['ctx_b'].capitalize()}" if row["ctx_b"] else row["ctx_a"]
+    context = _without_marks(f"{row['activity_label']}: {begun}")
+    return {"context": context} | _chosen([_without_marks(text) for text in row["endings"]], int(row["label"]))
+
+
+def _winogrande(row: Entry) -> Entry:
+    before, after = row["sentence"].split("_")
+    label = row["answer"] or row["label"]
+    return {"before": before.strip(), "after": after.strip()} | _chosen(
+        [row["option1"], row["option2"]], int(label) - 1
+    )
+
+
+def _winograd(row: Entry) -> Entry:
+    options = [_lower_article(text) if row["txt1"] else text for text in row["answers"]]
+    return {"before": row["txt1"], "after": row["txt2"]} | _chosen(options, "AB".index(row["label"]))
+
+
+def _story_cloze(row: Entry) -> Entry:
+    story = " ".join(row[f"InputSentence{i}"] for i in range(1, 5))
+    endings = [row[f"RandomFifthSentenceQuiz{i}"] for i in (1, 2)]
+    return {"id": row["InputStoryid"], "story": story} | _chosen(endings, int(row["AnswerRightEnding"]) - 1)
+
+
+def _hateful_memes(row: Entry) -> Entry:
+    return {"id": row["id"], "images": [row["img"]], "text": row["text"], "answers": _yes_no(bool(int(row["label"])))}
+
+
+def _without_marks(text: str) -> str:
+    """HellaSwag's WikiHow texts carry marks in square brackets."""
+    return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ").strip()
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:].strip()
+
+
+def _lower_article(text: str) -> str:
+    """ "The trophy" in the middle of a sentence; names keep their capital."""
+    first, _, rest = text.partition(" ")
+    lowered = first.lower() if first.lower() in ("the", "a", "an", "my", "his", "her", "their", "our") else first
+    return f"{lowered} {rest}".strip()
+
+
+Rows = Callable[[Path], Iterator[tuple[int, Entry]]]
+# format → how its files are read, what makes an entry of a row
+FORMATS: dict[str, tuple[Rows, Callable[[Entry], Entry]]] = {
+    "boolq": (_json_lines, _boolq),
+    "cb": (_json_lines, _entailment),
+    "rte": (_json_lines, _entailment),
+    "copa": (_json_lines, _copa),
+    "wic": (_json_lines, _wic),
+    "wsc": (_json_lines, _wsc),
+    "piqa": (_json_lines, _piqa),
+    "hellaswag": (_json_lines, _hellaswag),
+    "winogrande": (_json_lines, _winogrande),
+    "winograd": (_xml, _winograd),
+    "storycloze": (_csv, _story_cloze),
+    "hateful_memes": (_json_lines, _hateful_memes),
+}

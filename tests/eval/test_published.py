@@ -1,0 +1,227 @@
+"""Classification sets in their published files: a hand-made sample of each, the prompt it becomes, and a run."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from kosmos import KosmosConfig, KosmosForConditionalGeneration, KosmosImageProcessor, KosmosProcessor, train_tokenizer
+from kosmos_eval import answering, prompts, tasks
+from kosmos_eval.data import Item, load_items
+from kosmos_eval.evaluate import evaluate
+
+NLI = {"premise": "It is a cat.", "hypothesis": "It is an animal.", "idx": 0}
+COPA = {"premise": "The man got wet.", "choice1": "It rained.", "choice2": "He slept.", "question": "cause", "idx": 0}
+WIC = {"word": "bank", "sentence1": "The bank is shut.", "sentence2": "A bank of sand.", "idx": 0}
+WSC = {
+    "text": "Mark told Pete many lies, which he should have told the truth.",
+    "target": {"span1_text": "Mark", "span1_index": 0, "span2_text": "he", "span2_index": 6},
+}
+HELLA = {
+    "ind": 4, "activity_label": "Removing ice", "ctx_a": "A man stands.", "ctx_b": "then he", "ctx": "",
+    "endings": ["sits. [title] Well", "[step] runs.", "eats.", "sings."], "split_type": "indomain",
+}  # fmt: skip
+PIQA = {"goal": "Cool the soup.", "sol1": "Blow on it.", "sol2": "Heat it."}
+GRANDE = {"qID": "3", "sentence": "Sarah was better than Maria so _ got the hard cases.", "option1": "Sarah",
+          "option2": "Maria", "answer": "1"}  # fmt: skip
+STORY = {"InputStoryid": "a1", "InputSentence1": "One.", "InputSentence2": "Two.", "InputSentence3": "Three.",
+         "InputSentence4": "Four.", "RandomFifthSentenceQuiz1": "Bad end.", "RandomFifthSentenceQuiz2": "Good end.",
+         "AnswerRightEnding": "2"}  # fmt: skip
+SCHEMA = """<?xml version="1.0"?><collection><schema><text><txt1>The trophy does not fit because</txt1>
+<pron>it</pron><txt2>is too\n large.</txt2></text><answers><answer>The trophy</answer><answer>Ann</answer></answers>
+<correctAnswer> A. </correctAnswer></schema></collection>"""
+
+# task → file, content, prompt of the right candidate with its continuation
+SAMPLES: dict[str, tuple[str, Any, str]] = {
+    "boolq": ("BoolQ/val.jsonl", [{"question": "is it a cat", "passage": "It is.", "idx": 0, "label": True}],
+              "It is.\nQuestion: is it a cat?\nAnswer:| yes"),
+    "cb": ("CB/val.jsonl", [NLI | {"label": "neutral"}],
+           "It is a cat.\nQuestion: It is an animal. True, False, or Neither?\nAnswer:| Neither"),
+    "rte": ("RTE/val.jsonl", [NLI | {"label": "not_entailment"}],
+            "It is a cat.\nQuestion: It is an animal. True or False?\nAnswer:| False"),
+    "copa": ("COPA/val.jsonl", [COPA | {"label": 0}], "The man got wet because| it rained."),
+    "wic": ("WiC/val.jsonl", [WIC | {"label": False}],
+            "The bank is shut.\nA bank of sand.\nQuestion: Is the word 'bank' used in the same way in the two "
+            "sentences above?\nAnswer:| no"),
+    "wsc": ("WSC/val.jsonl", [WSC | {"label": True}],
+            "Passage: Mark told Pete many lies, which *he* should have told the truth.\nQuestion: In the passage "
+            "above, does the pronoun '*he*' refer to 'Mark'?\nAnswer:| yes"),
+    "piqa": ("valid.jsonl", [PIQA], "Question: Cool the soup.\nAnswer:| Blow on it."),
+    "hellaswag": ("hellaswag_val.jsonl", [HELLA | {"label": 1}], "Removing ice: A man stands. Then he| runs."),
+    "winogrande": ("dev.jsonl", [GRANDE], "Sarah was better than Maria so Sarah| got the hard cases."),
+    "winograd": ("WSCollection.xml", SCHEMA, "The trophy does not fit because the trophy| is too large."),
+    "storycloze": ("cloze_test_test__spring2016.csv", [STORY], "One. Two. Three. Four.| Good end."),
+    "hateful_memes": ("dev_seen.jsonl", [{"id": 42, "img": "img/42.png", "label": 0, "text": "words"}],
+                      "<image>Question: does this picture contain real hate speech? Answer:| no"),
+    "glm_boolq": ("BoolQ/val.jsonl", [{"question": "is it?", "passage": "It is.", "label": False}],
+                  "It is. Question: is it? Answer: <mask>.|No"),
+    "glm_cb": ("CB/val.jsonl", [NLI | {"label": "neutral"}], '"It is an animal." ? <mask>, "It is a cat."|Maybe'),
+    "glm_rte": ("RTE/val.jsonl", [NLI | {"label": "entailment"}], '"It is an animal." ? <mask>, "It is a cat."|Yes'),
+    "glm_copa": ("COPA/val.jsonl", [COPA | {"label": 1, "question": "effect"}],
+                 '"it rained" or "he slept"? The man got wet, so <mask>.|he slept'),
+    "glm_wic": ("WiC/val.jsonl", [WIC | {"label": True}],
+                '"The bank is shut." / "A bank of sand." Similar sense of "bank"? <mask>.|Yes'),
+}  # fmt: skip
+
+
+def write(folder: Path, name: str, repeat: int = 1) -> tasks.Task:
+    file, content, _ = SAMPLES[name]
+    path = folder / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if file.endswith(".xml"):
+        path.write_text(content)
+    elif file.endswith(".csv"):
+        with path.open("w", newline="") as opened:
+            writer = csv.DictWriter(opened, content[0])
+            writer.writeheader()
+            writer.writerows(content)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in content * repeat))
+    if name == "piqa":
+        (folder / "valid-labels.lst").write_text("0\n" * repeat)
+    if name == "hateful_memes":
+        (folder / "img").mkdir()
+        Image.new("RGB", (16, 16), "red").save(folder / "img/42.png")
+    return tasks.load(name)
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLES))
+def test_prompt_of_each_published_file(name: str, tmp_path: Path) -> None:
+    task = write(tmp_path, name)
+    (item,) = load_items(task, tmp_path, task.split)
+    (answer,) = item.answers
+    assert answer in answering.candidates(task, item)
+    assert task.chance == pytest.approx(1 / len(answering.candidates(task, item)), abs=1e-3)
+    prompt = prompts.with_candidate(prompts.build(task, item), prompts.wording(task, answer))
+    assert prompt.text + "|" + prompts.continuation(task, item, answer) == SAMPLES[name][2]
+
+
+@pytest.mark.parametrize("name", sorted(name for name in SAMPLES if not name.startswith("glm_")))
+def test_each_runs_and_prints_its_chance(
+    name: str, model: KosmosForConditionalGeneration, processor: KosmosProcessor, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(processor, "max_length", 1024)
+    task = write(tmp_path, name)
+    if name == "hateful_memes":  # both classes
+        more = {"id": 43, "img": "img/42.png", "label": 1, "text": "other"}
+        (tmp_path / "dev_seen.jsonl").write_text(
+            "".join(map("{}\n".format, map(json.dumps, [*SAMPLES[name][1], more])))
+        )
+    rows = evaluate(model, processor, task, tmp_path)
+    assert rows[0]["metric"] == task.metrics[0]
+    assert rows[0]["baselines"] == {"chance": task.chance}
+
+
+def test_candidates_inside_the_prompt_are_compared_by_what_follows(
+    model: KosmosForConditionalGeneration, processor: KosmosProcessor, tmp_path: Path
+) -> None:
+    """Winogrande's partial evaluation against the model called on each whole sentence."""
+    from kosmos_eval.engine import Engine
+    from kosmos_eval.prompts import Prompt
+    from kosmos_eval.runner import Runner
+
+    rows = [{"sentence": "is it a _ red circle", "option1": "blue", "option2": "green square", "answer": "2"}]
+    (tmp_path / "dev.jsonl").write_text(json.dumps(rows[0]))
+    (tmp_path / "train_xl.jsonl").write_text(json.dumps(rows[0] | {"sentence": "no it is _ yes it is"}))
+    evaluate(model, processor, "winogrande", tmp_path, shots=(1,), out=tmp_path / "out")
+    (line,) = (tmp_path / "out/samples/model/winogrande-1shot-image+text.jsonl").read_text().splitlines()
+    record, engine = json.loads(line), Engine(Runner(model, processor))
+    assert record["prompt"] == "no it is green square yes it is\nis it a {candidate}"
+    for score, words in zip(record["scores"], ("blue", "green square"), strict=True):
+        text = f"no it is green square yes it is\nis it a {words}"
+        ((answer,),) = engine.rank([Prompt((text,))], [[" red circle"]])
+        assert score == pytest.approx(answer.scores[0], abs=1e-4)
+    assert record["prediction"] == ("blue", "green square")[record["scores"].index(max(record["scores"]))]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "name", "message"),
+    [
+        ("BoolQ/val.jsonl", '{"question": "q", "passage": "p"}', "boolq", "labels of the test split are not public"),
+        ("BoolQ/val.jsonl", '{"question": "q", "passage": "p", "label": 2}', "boolq", "neither true nor false"),
+        ("BoolQ/val.jsonl", '{"question": "q", "label": true}', "boolq", "no 'passage' here"),
+        ("BoolQ/val.jsonl", "{", "boolq", "val.jsonl:1: not valid JSON"),
+        ("dev.jsonl", json.dumps(GRANDE | {"sentence": "no blank"}), "winogrande", "not an entry of format winogrande"),
+        ("dev.jsonl", json.dumps(GRANDE | {"answer": ""}), "winogrande", "not public"),
+        ("WSCollection.xml", "<collection>", "winograd", "not valid XML"),
+        ("hellaswag_val.jsonl", json.dumps(HELLA | {"label": 4}), "hellaswag", "names candidate 5 of 4"),
+    ],
+)
+def test_bad_entries_are_named(file: str, content: str, name: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_items(tasks.load(name), tmp_path, tasks.load(name).split)
+
+
+def test_label_file_must_fit_and_files_must_exist(tmp_path: Path) -> None:
+    write(tmp_path, "piqa", repeat=2)
+    (tmp_path / "valid-labels.lst").write_text("0\n")
+    with pytest.raises(ValueError, match="1 labels for 2 entries"):
+        load_items(tasks.load("piqa"), tmp_path, "valid")
+    with pytest.raises(FileNotFoundError, match=r"val\.jsonl: no such file"):
+        load_items(tasks.load("boolq"), tmp_path, "val")
+
+
+@pytest.fixture(scope="module")
+def blank_filler() -> tuple[KosmosForConditionalGeneration, KosmosProcessor]:
+    import torch
+
+    from kosmos_data import objectives
+
+    words = [line for _, _, line in SAMPLES.values()] + ["Yes No Maybe it rained he slept"] * 3
+    tokenizer = train_tokenizer(words, 200, extra_tokens=objectives.special_tokens(["glm"]))
+    processor = KosmosProcessor(KosmosImageProcessor(image_size=16), tokenizer, num_image_tokens=4, max_length=128)
+    text = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "max_position_embeddings": 128, "position_type": "learned_2d"}  # fmt: skip
+    torch.manual_seed(0)
+    config = KosmosConfig(text_config=text, vision_config=None, image_token_id=None)
+    return KosmosForConditionalGeneration(config).eval(), processor
+
+
+@pytest.mark.parametrize("name", sorted(name for name in SAMPLES if name.startswith("glm_")))
+def test_cloze_tasks_run_on_a_blank_filling_model(
+    name: str, blank_filler: tuple[KosmosForConditionalGeneration, KosmosProcessor], tmp_path: Path
+) -> None:
+    """Scores are those of the cloze that fine-tuning trains, for one-token and longer wordings."""
+    from kosmos_data.cloze import Cloze
+
+    model, processor = blank_filler
+    task = write(tmp_path, name)
+    rows = evaluate(model, processor, task, tmp_path, out=tmp_path / "out")
+    assert rows[0]["baselines"] == {"chance": task.chance}
+    (line,) = (tmp_path / f"out/samples/model/{name}-0shot-image+text.jsonl").read_text().splitlines()
+    record = json.loads(line)
+    (item,) = load_items(task, tmp_path, task.split)
+    words = {one: prompts.wording(task, one) for one in answering.candidates(task, item)}
+    expected = Cloze(processor, words).scores(model, [record["prompt"]])[0].tolist()
+    assert record["scores"] == pytest.approx(expected, abs=1e-5)
+    assert record["prediction"] == list(words)[expected.index(max(expected))]
+
+
+def test_cloze_refuses_other_models_and_demonstrations(
+    model: KosmosForConditionalGeneration, processor: KosmosProcessor, tmp_path: Path
+) -> None:
+    task = write(tmp_path, "glm_boolq")
+    with pytest.raises(ValueError, match="special tokens that the tokenizer lacks"):
+        evaluate(model, processor, task, tmp_path)
+    with pytest.raises(ValueError, match="takes no demonstrations"):
+        evaluate(model, processor, task, tmp_path, shots=(1,))
+    with pytest.raises(ValueError, match="exactly one <mask>"):
+        tasks.load("glm_boolq", ["prompt.template=no blank here"])
+    with pytest.raises(ValueError, match="needs method rank"):
+        tasks.load("winogrande", ["decoding.method=greedy", "metrics=[exact_match]"])
+    with pytest.raises(ValueError, match="none of the candidates"):
+        tasks.load("cb", ["decoding.candidates=[neutral]"])
+
+
+def test_items_keep_their_own_class_names() -> None:
+    task = tasks.load("cb")
+    assert task.decoding.candidates == ["entailment", "contradiction", "neutral"]
+    assert prompts.continuation(task, Item("1", {}, (), ("entailment",)), "entailment") == " True"
