@@ -1,9 +1,9 @@
 """HTML to text and images in reading order: a walk over the parsed page that keeps what a reader would read.
 
 KOSMOS-1 (section 3.1) takes "text and images from the HTML of each selected web page" and says no more; its tools were
-not released. The walk follows OBELICS (arXiv 2306.16527, appendix A.1): the DOM in document order, boilerplate removed by
-rules (``html_rules.py``), then a list of paragraphs and images. What it does beyond text extractors, which all the rest
-rests on: it keeps images where they stand, with their real address (``html_images.py``) and their caption behind them.
+not released. The walk follows OBELICS (arXiv 2306.16527, appendix A.1): the DOM in document order, boilerplate removed
+by rules (``html_rules.py``), then a list of paragraphs and images. Where it goes beyond extractors of text: it keeps
+images where they stand, with their real address (``html_images.py``) and their caption behind them.
 
 - Navigation, footers, asides, forms, scripts and hidden elements are left out, by tag, role, style, class and id, and
   blocks that are links for the most part. With one ``<main>`` in the page only that is read.

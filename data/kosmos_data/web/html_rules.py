@@ -20,17 +20,22 @@ MAX_BYTES = 5 << 20
 MAX_DEPTH = 512
 """Open elements at one time: browsers stop nesting at 512, and a parser's time grows with the square of the depth."""
 
-DROPPED = frozenset(
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+DROPPED = _words(
     "script style head template nav footer svg canvas iframe frameset noframes embed audio video map dialog menu "
     "button input select textarea datalist label legend meter progress output annotation annotation-xml rp area "
-    "title link meta base source track param portal".split()  # noqa: SIM905 - easier to read
+    "title link meta base source track param portal"
 )
 """Elements whose content is never text of the page."""
 
-BLOCKS = frozenset(
+BLOCKS = _words(
     "address article aside blockquote body caption center dd details dir div dl dt fieldset figcaption figure footer "
     "form h1 h2 h3 h4 h5 h6 header hgroup hr html legend li main ol optgroup option p pre search section summary table "
-    "tbody td tfoot th thead tr ul xmp listing".split()  # noqa: SIM905
+    "tbody td tfoot th thead tr ul xmp listing"
 )
 """Elements before and behind which a paragraph ends."""
 
