@@ -61,6 +61,21 @@ def write_captions(folder: Path, pictures: Iterable[Picture]) -> int:
     return len(known)
 
 
+def write_coco(path: Path, description: str, pictures: Sequence[tuple[str, tuple[int, int], Sequence[str]]]) -> None:
+    """Write COCO caption annotations for (file name, (width, height), captions) rows, numbered from 1."""
+    images = [
+        {"id": number, "file_name": name, "width": size[0], "height": size[1]}
+        for number, (name, size, _) in enumerate(pictures, start=1)
+    ]
+    captions = [(number, caption) for number, row in enumerate(pictures, start=1) for caption in row[2]]
+    annotations = [
+        {"id": number, "image_id": image, "caption": caption}
+        for number, (image, caption) in enumerate(captions, start=1)
+    ]
+    info = {"description": description}
+    _write(path, {"info": info, "images": images, "annotations": annotations, "type": "captions"})
+
+
 def write_text(folder: Path, texts: dict[str, str]) -> int:
     """Write ``text.jsonl``: one ``{"id": …, "text": …}`` a line; return the number of lines."""
     return write_lines(folder / "text.jsonl", [{"id": name, "text": text} for name, text in texts.items()])

@@ -1,0 +1,181 @@
+"""Recipe pictures: what each collection calls its pictures, why others are left out, and a split by base name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.progress import Progress
+
+from kosmos_data import Corpus, recipes
+from kosmos_data.recipes import picture_sources, pictures
+from kosmos_data.recipes.picture_sources import Collections, Named
+
+Png = Callable[..., bytes]
+
+WORK = """<svg xmlns="http://www.w3.org/2000/svg"><title>of the drawing</title><metadata><rdf:RDF>
+<{cc}Work rdf:about=""><dc:title>{title}</dc:title><dc:description>x</dc:description><dc:subject><rdf:Bag>
+<rdf:li>big_cat</rdf:li><rdf:li>HASH(0x1)</rdf:li><rdf:li>hash</rdf:li><rdf:li></rdf:li><rdf:li>fur</rdf:li>
+</rdf:Bag></dc:subject><dc:creator><cc:Agent><dc:title>A. Nother</dc:title></cc:Agent></dc:creator></{cc}Work>
+</rdf:RDF></metadata></svg>"""
+
+
+def test_emoji_have_names_and_keywords(tmp_path: Path) -> None:
+    for name in ("1f600", "1f441-fe0f", "1f44b-1f3fb", "1f1e9-1f1ea", "0023-fe0f-20e3", "23-20e3", "e000"):
+        (tmp_path / f"{name}.webp").write_bytes(b"")
+    names = {"1f600": "grinning face", "1f441": "eye", "1f1e9-1f1ea": "flag Germany", "0023-20e3": "keycap #"}
+    table = {code: {"name": name, "group": "Flags" if "flag" in name else "x"} for code, name in names.items()}
+    skipped: Counter[str] = Counter()
+    words = {"1f600": ["grinning_face", "smile", ":D", "very_happy"], "1f441": ["see"]}
+    found = {named.key: named for named in picture_sources.emoji(tmp_path, table, words, skipped)}
+    assert set(found) == {"emoji/1f600", "emoji/1f441", "emoji/0023-20e3"}
+    assert (found["emoji/1f600"].phrase, found["emoji/1f600"].keywords) == ("grinning face", ("smile", "very happy"))
+    assert skipped == {"skin tone": 1, "flag": 1, "another file of one emoji": 1, "no name": 1}
+
+
+def test_stamps_have_captions_in_many_languages(tmp_path: Path) -> None:
+    captions = {
+        "dog.1": "A basset hound dog.\nde.utf8=Ein Basset.\nfr.utf8=\npt_BR.utf8=Um  cão.",
+        "knight": "Knight. The only piece that can jump over others.",
+        "six": "6.",
+        "vector": "A vector.",
+    }
+    for name, text in captions.items():
+        (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")
+        if name != "vector":
+            (tmp_path / f"{name}.png").write_bytes(b"")
+    skipped: Counter[str] = Counter()
+    dog, knight = picture_sources.stamps(tmp_path, skipped)
+    assert (dog.key, dog.phrase, dog.caption) == ("stamps/dog_1", "a basset hound dog", "A basset hound dog.")
+    assert dog.translations == {"de": "Ein Basset.", "pt_BR": "Um cão."}
+    assert (knight.phrase, knight.caption) == ("Knight", captions["knight"])
+    assert skipped == {"no name": 1, "only as SVG": 1}
+
+
+def test_clip_art_titles_must_name_the_picture(tmp_path: Path) -> None:
+    titles = {
+        "cats/a": "Sleeping Cat 01",
+        "cats/eiffel": "Eiffel_Tower (black &amp; white)",
+        "cats/b": "Gatto",
+        "cats/own": "Clipart by Some Body - own",
+        "cats/copied": "Clipart by Some Body - own",
+        "flags/ireland": "cat",
+        "cats/c": "",
+        "cats/d": "http://example.com cat",
+        "cats/nopng": "cat",
+    } | {f"icons/{number}": "Cat Theme" for number in range(6)}
+    for name, title in titles.items():
+        for kind in ("svg", "png"):
+            (tmp_path / kind / name).parent.mkdir(parents=True, exist_ok=True)
+        cc = "cc:" if name < "cats/c" else ""
+        (tmp_path / f"svg/{name}.svg").write_text(WORK.format(title=title, cc=cc))
+        if name != "cats/nopng":
+            (tmp_path / f"png/{name}.png").write_bytes(b"")
+    skipped: Counter[str] = Counter()
+    words = {"sleep", "cat", "Eiffel", "tower", "theme", "own"}
+    found = list(picture_sources.clipart(tmp_path / "svg", tmp_path / "png", words, skipped))
+    assert {named.key: named.phrase for named in found} == {
+        "clipart/cats/a": "Sleeping cat",
+        "clipart/cats/eiffel": "Eiffel tower",
+        "clipart/cats/own": "own",
+    }
+    assert found[0].caption == "Sleeping Cat"
+    assert found[0].keywords == ("big cat", "fur")
+    assert skipped == {
+        "title of a collection": 6,
+        "title not in English words": 1,
+        "title of another picture": 1,
+        "flag": 1,
+        "no title": 1,
+        "title is no name": 1,
+        "no PNG": 1,
+    }
+
+
+def test_variants_of_a_thing_share_their_base_name() -> None:
+    names = ["woman walking", "man walking", "person walking", "Walking 02", "a walking man"]
+    assert {Named("k", Path(), name, name).base_name for name in names} == {"walking"}
+    assert Named("k", Path(), "the 12", "x").base_name == "the 12"
+
+
+def by_hand(folder: Path, make_png: Png) -> list[Named]:
+    """Forty things with a picture each, ten of them twice under other names; a dull, a small and a broken picture."""
+    contents = {f"thing {chr(97 + n // 26)}{chr(97 + n % 26)}": make_png(n, (40, 36)) for n in range(40)}
+    contents |= {f"a {name} 2": make_png(50 + n, (40, 36)) for n, name in enumerate(list(contents)[:10])}
+    contents |= {"small": make_png(99, (8, 40)), "broken": b"x", "again": next(iter(contents.values()))}
+    named = []
+    for name, data in contents.items():
+        path = folder / f"{name}.png"
+        path.write_bytes(data)
+        named.append(Named(f"x/{name}", path, name, f"{name}.", ("one", "two"), {"de": f"{name} auf Deutsch"}))
+    return named
+
+
+def test_the_split_is_by_base_name(tmp_path: Path, make_png: Png, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in").mkdir()
+    things = by_hand(tmp_path / "in", make_png)
+    monkeypatch.setattr(Collections, "read", lambda self, name, skipped: iter(things))
+    settings = ["collections=[x]", "languages=[de,fr]", "held_out_every=3", "demonstrations=5"]
+    reports = [recipes.make("pictures", tmp_path / name, settings, Progress(disable=True)) for name in ("out", "again")]
+    files = [sorted(path for path in (tmp_path / name).rglob("*") if path.is_file()) for name in ("out", "again")]
+    assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
+    assert reports[0]["left_out"] == {
+        "x": {"smaller than 32 pixels": 1, "image broken": 1, "same picture again": 1},
+    }
+    out = tmp_path / "out"
+    trained = {hashlib.sha256(image.data).digest() for document in Corpus(out / "pairs") for image in document.images}
+    tested = {hashlib.sha256(path.read_bytes()).digest() for path in (out / "eval/test/images").iterdir()}
+    shown = {hashlib.sha256(path.read_bytes()).digest() for path in (out / "eval/train/images").iterdir()}
+    assert len(trained | tested) == 50
+    assert not trained & tested
+    assert shown < trained
+    assert len(shown) == 5
+    keys = Counter(document.key.rpartition("-")[2] for document in Corpus(out / "pairs"))
+    assert keys == dict.fromkeys(("0", "1", "de"), len(trained))
+    assert {document.segments[1].text for document in Corpus(out / "keywords")} == {"Keywords: one, two"}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("pictures")
+    try:
+        recipes.make("pictures", root / "out", ["collections=[emoji]", "demonstrations=20", f"cache={root / 'cache'}"])
+    except OSError as error:
+        pytest.skip(f"no registry: {error}")
+    return root / "out"
+
+
+def test_the_real_emoji(built: Path) -> None:
+    report = json.loads((built / "report.json").read_text())
+    assert report["pictures"] == {"emoji": 1598}
+    assert report["left_out"]["emoji"] == {
+        "flag": 253,
+        "skin tone": 1520,
+        "no name": 3,
+        "another file of one emoji": 16,
+        "same picture again": 1,
+    }
+    documents = {document.key: document for document in Corpus(built / "pairs")}
+    assert len(documents) == report["documents"]["pairs"]
+    assert documents["emoji/1f402-0"].segments[1].text == "An image of ox"
+    trained = {document.segments[1].text for document in documents.values()}
+    captions = json.loads((built / "eval/test/captions.json").read_text())
+    assert not {annotation["caption"] for annotation in captions["annotations"]} & trained
+
+
+def test_kosmos_eval_reads_the_captions(built: Path) -> None:
+    tasks, data = pytest.importorskip("kosmos_eval.tasks"), pytest.importorskip("kosmos_eval.data")
+    task = tasks.load("easy_vqa_caption")
+    for split, count in (("test", len(list((built / "eval/test/images").iterdir()))), ("train", 20)):
+        items = data.load_items(task, built / "eval", split)
+        assert len(items) == count
+        assert all(item.images[0].is_file() and item.answers for item in items)
+
+
+def test_mistakes_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no picture collection 'emojis'; known: emoji, stamps, clipart"):
+        pictures.build(tmp_path, pictures.Options(collections=["emojis"]), Progress(disable=True))
