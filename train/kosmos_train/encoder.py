@@ -12,8 +12,9 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,34 +32,23 @@ from kosmos_data.order import SourceOrder, mix
 from kosmos_data.reader import Corpus
 
 from .arguments import add_run_arguments, parse_run_arguments, require_run
+from .config import OptimConfig
+from .optim import learning_rate
+from .parts import PartConfig, warn_left_out
 
 
 @dataclass
-class EncoderConfig:
-    """A masked-language-modelling run on one process."""
+class EncoderConfig(PartConfig):
+    """A masked-language-modelling run on text, in batches of windows.
 
-    model: dict[str, Any] = field(default_factory=dict)
-    """Fields of the transformers config with its ``model_type`` (``bert``, ``roberta``, …); ids are filled in."""
-    processor: str = ""
-    """Folder of the Kosmos processor whose tokenizer the encoder shares."""
-    shards: list[str] = field(default_factory=list)
-    """Corpora of text."""
+    ``model`` holds the fields of the transformers config with its ``model_type`` (``bert``, ``roberta``, …); ids are
+    filled in. The learning rate falls linearly.
+    """
+
     window: int = 512
     """Longest input in tokens; longer documents are divided."""
     density: float = 0.15
     """Share of the tokens that are asked for."""
-    steps: int = 10_000
-    """Updates."""
-    batch_size: int = 64
-    """Windows per update."""
-    lr: float = 1e-3
-    """Peak learning rate of AdamW; linear to 0."""
-    warmup: int = 100
-    """Updates of linear warm-up."""
-    weight_decay: float = 0.01
-    """Decoupled weight decay."""
-    seed: int = 0
-    """Of the weights, the order and the masks."""
 
 
 def train_encoder(config: EncoderConfig, run: str | Path) -> list[float]:
@@ -72,8 +62,10 @@ def train_encoder(config: EncoderConfig, run: str | Path) -> list[float]:
     processor = load_processor(config.processor)
     model = build(config, processor)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config))
-    inputs = batches(config, processor)
+    schedule = OptimConfig(lr=1.0, warmup=config.warmup)
+    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step + 1, schedule, config.steps))
+    left_out: Counter[str] = Counter()
+    inputs = batches(config, processor, left_out)
     losses: list[float] = []
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
     with Progress(*columns) as bars:
@@ -87,8 +79,9 @@ def train_encoder(config: EncoderConfig, run: str | Path) -> list[float]:
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             rate.step()
-            losses.append(float(loss))
+            losses.append(loss.item())
             bars.update(task, advance=1, note=f"loss {losses[-1]:.3f}")
+    warn_left_out(", ".join(config.shards), left_out)
     model.save_pretrained(run)
     processor.tokenizer.save_pretrained(run)
     return losses
@@ -112,10 +105,15 @@ def build(config: EncoderConfig, processor: KosmosProcessor) -> Any:
     return AutoModelForMaskedLM.from_config(settings_of_model).train()
 
 
-def batches(config: EncoderConfig, processor: KosmosProcessor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Endless (ids, attention mask, labels), each (B, L) int64; labels are −100 where nothing is asked."""
+def batches(
+    config: EncoderConfig, processor: KosmosProcessor, left_out: Counter[str] | None = None
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Endless (ids, attention mask, labels), each (B, L) int64; labels are −100 where nothing is asked.
+
+    ``left_out`` counts the unreadable documents by reason, each once.
+    """
     pad = processor.tokenizer.pad_token_id
-    source = windows(config, processor)
+    source = windows(config, processor, Counter() if left_out is None else left_out)
     while True:
         rows = [next(source) for _ in range(config.batch_size)]
         width = max(len(token) for token, _ in rows)
@@ -126,8 +124,10 @@ def batches(config: EncoderConfig, processor: KosmosProcessor) -> Iterator[tuple
         yield torch.from_numpy(ids).long(), torch.from_numpy(mask), torch.from_numpy(labels).long()
 
 
-def windows(config: EncoderConfig, processor: KosmosProcessor) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Endless (tokens, labels) of windows, documents in a new order each epoch; what cannot be used is passed over."""
+def windows(
+    config: EncoderConfig, processor: KosmosProcessor, left_out: Counter[str]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Endless (tokens, labels) of windows, documents in a new order each epoch; see :func:`batches`."""
     if not config.shards:
         raise ValueError("no shards given: name at least one corpus folder to train the encoder on")
     make = objectives.get("mlm", processor, density=config.density, chunk_tokens=config.window)
@@ -143,7 +143,8 @@ def windows(config: EncoderConfig, processor: KosmosProcessor) -> Iterator[tuple
         which = int(np.searchsorted(starts, index, side="right")) - 1
         try:
             example = make(corpora[which][index - int(starts[which])], mix(config.seed, epoch, index))
-        except BadSample:
+        except BadSample as error:
+            left_out[error.reason] += epoch == 0
             continue
         bounds = [0, *np.flatnonzero(example.cuts).tolist(), len(example)]
         for start, stop in itertools.pairwise(bounds):
@@ -151,12 +152,6 @@ def windows(config: EncoderConfig, processor: KosmosProcessor) -> Iterator[tuple
             if asked.any() and not example.fallback:
                 found = True
                 yield example.token[start:stop], np.where(asked, example.label[start:stop], -100)
-
-
-def _rate(step: int, config: EncoderConfig) -> float:
-    if step < config.warmup:
-        return (step + 1) / config.warmup
-    return max(0.0, (config.steps - step) / max(1, config.steps - config.warmup))
 
 
 def main(argv: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ The folder holds tokenizer, image size, places per image and chat template; ever
 from __future__ import annotations
 
 import argparse
-import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ from kosmos_data.objectives import special_tokens
 from kosmos_data.reader import Corpus
 
 from .arguments import add_run_arguments, parse_run_arguments, require_run
+from .parts import warn_left_out
 
 
 @dataclass
@@ -94,16 +95,15 @@ def texts(config: TokenizerConfig, progress: Progress | None = None) -> Iterator
         step = max(1, -(-len(corpus) // config.documents_per_corpus))
         indices: Sequence[int] = range(0, len(corpus), step)
         tracked = progress.track(indices, description=f"text of {Path(root).name}") if progress else indices
-        unreadable = 0
+        left_out: Counter[str] = Counter()
         for index in tracked:
             try:
                 segments = corpus[index].segments
-            except BadSample:
-                unreadable += 1
+            except BadSample as error:
+                left_out[error.reason] += 1
                 continue
             yield from (segment.text for segment in segments if not isinstance(segment, Image))
-        if unreadable:
-            logging.getLogger(__name__).warning("%s: %d unreadable documents left out", root, unreadable)
+        warn_left_out(root, left_out)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -14,10 +14,11 @@ import argparse
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -33,33 +34,27 @@ from kosmos_data.images import decode
 from kosmos_data.reader import Corpus
 
 from .arguments import add_run_arguments, parse_run_arguments, require_run
+from .parts import PartConfig, warn_left_out
 
 if TYPE_CHECKING:
     from open_clip.model import CLIP
 
 
 @dataclass
-class VisionConfig:
-    """A contrastive run on one process."""
+class VisionConfig(PartConfig):
+    """A contrastive run on pairs; of each document the first image and the first text are used.
 
-    model: dict[str, Any] = field(default_factory=dict)
-    """open_clip's model JSON: ``embed_dim``, ``vision_cfg``, ``text_cfg``; the tokenizer's ids are filled in."""
-    processor: str = ""
-    """Folder of the Kosmos processor: its tokenizer reads the captions, its image processor the pictures."""
-    shards: list[str] = field(default_factory=list)
-    """Corpora of pairs; of each document the first image and the first text are used."""
+    ``model`` is open_clip's model JSON: ``embed_dim``, ``vision_cfg``, ``text_cfg``; the tokenizer's ids are filled in.
+    The learning rate falls along a cosine.
+    """
+
+    steps: int = 600
+    batch_size: int = 128
+    lr: float = 2e-3
+    warmup: int = 30
+    weight_decay: float = 0.05
     caption_prefix: str = ""
     """Use only captions that begin so, without it: other wordings of one caption would be false negatives."""
-    steps: int = 600
-    """Updates."""
-    batch_size: int = 128
-    """Pairs per update."""
-    lr: float = 2e-3
-    """Peak learning rate of AdamW; cosine to 0."""
-    warmup: int = 30
-    """Updates of linear warm-up."""
-    weight_decay: float = 0.05
-    """Decoupled weight decay."""
     shift: int = 4
     """Augmentation: random shift by up to so many pixels, borders repeated."""
     flip: bool = True
@@ -68,8 +63,6 @@ class VisionConfig:
     """Pairs kept from training, for the accuracy that is printed."""
     max_pairs: int = 100_000
     """Pictures are kept in memory; more than this are left unread."""
-    seed: int = 0
-    """Of the weights, the order and the augmentation."""
 
 
 @dataclass
@@ -104,21 +97,26 @@ def train_vision(config: VisionConfig, run: str | Path) -> dict[str, float]:
 
 
 def read_pairs(config: VisionConfig, processor: KosmosProcessor, bars: Progress | None = None) -> Pairs:
-    """The first image and the first text of every document; unreadable ones are left out."""
+    """The first image and the first text of every document; unreadable ones are left out, with a warning by reason."""
     pixels: list[Tensor] = []
     captions: list[str] = []
     for root in config.shards:
-        corpus = Corpus(root)
+        corpus, left_out = Corpus(root), Counter[str]()
         task = bars.add_task(f"read {Path(root).name}", total=len(corpus), note="") if bars else None
         for index in range(len(corpus)):
             if bars and task is not None:
                 bars.update(task, completed=index + 1, note=f"{len(captions)} pairs")
             if len(captions) >= config.max_pairs:
                 break
-            pair = _read_pair(corpus, index, config.caption_prefix, processor)
+            try:
+                pair = _read_pair(corpus, index, config.caption_prefix, processor)
+            except BadSample as error:
+                left_out[error.reason] += 1
+                continue
             if pair is not None:
                 pixels.append(pair[0])
                 captions.append(pair[1])
+        warn_left_out(root, left_out)
     if len(captions) <= config.held_out + config.batch_size:
         prefix = f" whose caption begins with {config.caption_prefix!r}" if config.caption_prefix else ""
         raise ValueError(
@@ -129,15 +127,13 @@ def read_pairs(config: VisionConfig, processor: KosmosProcessor, bars: Progress 
 
 
 def _read_pair(corpus: Corpus, index: int, prefix: str, processor: KosmosProcessor) -> tuple[Tensor, str] | None:
-    try:
-        segments = corpus[index].segments
-        image = next((segment for segment in segments if isinstance(segment, Image)), None)
-        text = next((segment.text for segment in segments if isinstance(segment, Text)), "").strip()
-        if image is None or not text.startswith(prefix):
-            return None
-        return torch.from_numpy(decode(image.data, processor.image_processor)), text.removeprefix(prefix).strip()
-    except BadSample:
+    """None for a document that is no pair, or whose caption begins otherwise."""
+    segments = corpus[index].segments
+    image = next((segment for segment in segments if isinstance(segment, Image)), None)
+    text = next((segment.text for segment in segments if isinstance(segment, Text)), "").strip()
+    if image is None or not text.startswith(prefix):
         return None
+    return torch.from_numpy(decode(image.data, processor.image_processor)), text.removeprefix(prefix).strip()
 
 
 def _split(pairs: Pairs, config: VisionConfig) -> tuple[Pairs, Pairs]:

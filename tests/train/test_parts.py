@@ -1,0 +1,98 @@
+"""What makes the parts of a model (small CLIP, text encoder, vocabulary) counts the documents it cannot read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from kosmos.processing_kosmos import load_processor
+from kosmos_data import Document, Image, Text, write_shards
+from kosmos_train.encoder import EncoderConfig, train_encoder
+from kosmos_train.parts import PartConfig
+from kosmos_train.tokenizer import TokenizerConfig, make_processor
+from kosmos_train.vision import VisionConfig, read_pairs, train_vision
+
+CLIP = {"embed_dim": 16, "vision_cfg": {"width": 32, "layers": 1, "head_width": 16, "patch_size": 8}}
+CLIP |= {"text_cfg": {"width": 16, "heads": 2, "layers": 1}}
+BERT = {"model_type": "bert", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+BERT |= {"num_attention_heads": 2, "max_position_embeddings": 64}
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> str:
+    """80 pairs, of which three have a truncated picture and two a broken JSON."""
+    documents = []
+    for index in range(80):
+        colour = tiny.COLOURS[index % 4]
+        picture = tiny.picture(colour)[: 40 if index in (3, 5, 7) else None]
+        sea = "BREAK HERE" if index in (11, 12) else "calm sea"
+        documents.append(Document(f"p{index}", [Image(picture), Text(f"An image of a {colour} fish over a {sea}")]))
+    write_shards(tmp_path / "corpus", documents, max_documents=40)
+    (shard, *_) = sorted((tmp_path / "corpus").glob("*.tar"))
+    shard.write_bytes(shard.read_bytes().replace(b"BREAK HERE", b'BREAK"HERE'))
+    return str(tmp_path / "corpus")
+
+
+def vision(values: dict[str, Any], corpus: str, out: Path) -> None:
+    config = VisionConfig(dict(CLIP), values["processor"], [corpus], steps=1, batch_size=8, held_out=8)
+    train_vision(config, out)
+    assert json.loads((out / "open_clip_config.json").read_text())["model_cfg"]["embed_dim"] == 16
+
+
+def encoder(values: dict[str, Any], corpus: str, out: Path) -> None:
+    """Four epochs: each document is counted once."""
+    train_encoder(EncoderConfig(BERT, values["processor"], [corpus], window=48, steps=40, batch_size=8), out)
+
+
+def tokenizer(values: dict[str, Any], corpus: str, out: Path) -> None:
+    make_processor(TokenizerConfig([corpus], vocab_size=100, image_size=16), out)
+
+
+@pytest.mark.parametrize(
+    ("make", "counts"),
+    [
+        (vision, "2 × broken json, 3 × image broken"),
+        (encoder, "2 × broken json, 3 × image broken"),
+        (tokenizer, "2 × broken json"),
+    ],
+)
+def test_unreadable_documents_are_counted(
+    make: Callable[..., None],
+    counts: str,
+    values: dict[str, Any],
+    corpus: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """By reason, once, in a warning that names the corpus; the part is made from the rest."""
+    make(values, corpus, tmp_path / "out")
+    assert [record.getMessage() for record in caplog.records if "left out" in record.getMessage()] == [
+        f"{corpus}: documents left out: {counts}"
+    ]
+
+
+def test_pairs_with_the_wanted_caption(values: dict[str, Any], corpus: str) -> None:
+    """The prefix chooses and is cut off; too few pairs are refused with both numbers."""
+    processor = load_processor(values["processor"])
+    config = VisionConfig(dict(CLIP), values["processor"], [corpus], batch_size=4, held_out=4)
+    config.caption_prefix = "An image of a red"
+    pairs = read_pairs(config, processor)
+    assert set(pairs.captions) == {"fish over a calm sea"}
+    assert len(pairs.captions) == len(pairs.pixels) == 20 - 1  # p12
+    assert torch.equal(pairs.pixels[0, :, 0, 0], torch.tensor([255, 0, 0], dtype=torch.uint8))
+    config.caption_prefix, config.batch_size = "A photo of", 128
+    with pytest.raises(ValueError, match=r"0 pairs whose caption begins with 'A photo of' .* 132"):
+        read_pairs(config, processor)
+
+
+def test_both_trainings_have_the_same_settings() -> None:
+    """One definition; each has its own defaults and says what it trains."""
+    assert issubclass(VisionConfig, PartConfig)
+    assert issubclass(EncoderConfig, PartConfig)
+    assert (VisionConfig().steps, EncoderConfig().steps) == (600, 10_000)
