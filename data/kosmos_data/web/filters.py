@@ -2,7 +2,7 @@
 
 A filter is a small function that looks and says why not: of a page, of a paragraph, of a picture. :class:`Filters` runs
 them in the order of their price, shortens the page, and writes every verdict into a ledger. What needs the whole corpus
-(duplicates, boilerplate images, five images a document, half of the one-image documents) is in ``select.py``.
+(duplicates, boilerplate images, five images a document, half of the one-image documents) is in ``selection.py``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..errors import BadSample
 from . import missing
 from .draft import Draft, Picture, image_example, look_at
 from .held_out import HeldOutIndex
-from .ledger import IMAGES, PAGES, PARAGRAPHS, Ledger
+from .ledger import IMAGES, PAGES, PARAGRAPHS, WITH_PAGE, Ledger
 from .page import ImageReference
 from .rules import HeldOut, ImageRules, TextRules
 
@@ -158,8 +158,8 @@ def picture(found: Picture, rules: ImageRules) -> str | None:
 def drop_page(draft: Draft, ledger: Ledger, stage: str, reason: str) -> None:
     """Count a page, and the images and paragraphs that it still had, as dropped."""
     ledger.drop(PAGES, stage, reason, draft.url, draft.example)
-    ledger.drop_with_page(IMAGES, len(draft.images), stage)
-    ledger.drop_with_page(PARAGRAPHS, len(draft.paragraphs), stage)
+    ledger.drop_many(IMAGES, stage, WITH_PAGE, len(draft.images))
+    ledger.drop_many(PARAGRAPHS, stage, WITH_PAGE, len(draft.paragraphs))
 
 
 def _is_symbols(word: str) -> bool:

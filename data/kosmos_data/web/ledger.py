@@ -1,6 +1,6 @@
 """The ledger: what every filter dropped, with examples, so that a person can see whether a rule does what it says.
 
-Three kinds of things are counted: pages, images and paragraphs. Of each kind, what came in is what came out plus what
+Records of WARC files, pages, images and paragraphs are counted. Of each kind, what came in is what came out plus what
 was dropped, summed over the rules; :meth:`Ledger.check` says so if it is not. A rule's examples are those with the
 smallest hash, hence a uniform sample that does not depend on order, tasks or executor, and ledgers of parts merge into
 the ledger of the whole. KOSMOS-1 names its filters (section 3.1, appendix) and gives no counts.
@@ -16,15 +16,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+RECORDS: Final = "records"
 PAGES: Final = "pages"
 IMAGES: Final = "images"
 PARAGRAPHS: Final = "paragraphs"
-KINDS: Final = (PAGES, IMAGES, PARAGRAPHS)
+KINDS: Final = (RECORDS, PAGES, IMAGES, PARAGRAPHS)
 
 WITH_PAGE: Final = "its page was dropped"
 """The rule under which the images and paragraphs of a dropped page are counted."""
 
-STAGES: Final = ("extraction", "paragraphs", "language", "text", "held out", "images", "duplicates", "selection")
+STAGES: Final = (
+    *("reading", "extraction", "paragraphs", "language", "text", "images", "held out"),
+    *("duplicates", "selection"),
+)
 """In the order in which a page passes through them."""
 
 LEDGER_NAME: Final = "ledger.json"
@@ -83,10 +87,10 @@ class Ledger:
         if len(rule.examples) < self.examples or digest <= rule.examples[-1][0]:
             self._add_examples(rule, [(digest, example())])
 
-    def drop_with_page(self, kind: str, count: int, stage: str = "extraction") -> None:
-        """Count the images or paragraphs that a dropped page had left."""
+    def drop_many(self, kind: str, stage: str, reason: str, count: int) -> None:
+        """Count things dropped of which no example is kept."""
         if count:
-            self._rule(kind, stage, WITH_PAGE).count += count
+            self._rule(kind, stage, reason).count += count
 
     def merge(self, other: Ledger) -> None:
         """Add the counts and examples of another part of the same corpus."""

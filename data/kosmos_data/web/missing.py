@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def hint(extra: str = "web") -> Iterator[None]:
+def hint(package: str = "kosmos-metalm[web]") -> Iterator[None]:
     """Around an import: a missing package becomes an error that names the command which installs it.
 
     Raises:
@@ -16,5 +16,5 @@ def hint(extra: str = "web") -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        message = f'{error.name} is not installed; run: pip install "kosmos-metalm[{extra}]"'
+        message = f'{error.name} is not installed; run: pip install "{package}"'
         raise ModuleNotFoundError(message, name=error.name) from error

@@ -174,6 +174,19 @@ def _next_start(file: BinaryIO, position: int) -> int | None:
     return None
 
 
+def image_at(path: str, position: int, url: str) -> bytes | None:
+    """The bytes of the image at ``url``, whose record is at ``position`` of a WARC file; None if it is not."""
+    with fsspec.open(path, "rb") as file:
+        # A file compressed as a whole has no place to start from but its beginning.
+        for start in (position, 0):
+            for response in _read_from(file, start, Counter()):
+                if absolute(response.url, "") == url:
+                    return response.body
+                if start:
+                    break
+    return None
+
+
 class WarcImages:
     """The images in WARC files by their address; only where they lie is kept in memory.
 
@@ -197,18 +210,7 @@ class WarcImages:
 
     def get(self, url: str) -> bytes | None:
         """The bytes of the image at ``url``, or None if it is not there."""
-        if url not in self._places:
-            return None
-        path, position = self._places[url]
-        with fsspec.open(path, "rb") as file:
-            # A file compressed as a whole has no place to start from but its beginning.
-            for start in (position, 0):
-                for response in _read_from(file, start, Counter()):
-                    if absolute(response.url, "") == url:
-                        return response.body
-                    if start:
-                        break
-        return None
+        return image_at(*self._places[url], url) if url in self._places else None
 
 
 class WarcWriter:

@@ -1,0 +1,211 @@
+"""Stages on datatrove's executors: local processes, Slurm job arrays, or Ray. Imported only when a pipeline runs.
+
+A stage is a list of datatrove steps and a number of tasks. A task that is done leaves a mark in the stage's log folder
+and is not done again; one that was killed runs again from its beginning. datatrove goes on when tasks failed, and a
+later stage then reads half an input without a word (datatrove#157); here every stage begins with :class:`AllDone`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import shlex
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from copy import deepcopy
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from datatrove.executor.base import PipelineExecutor
+from datatrove.executor.local import LocalPipelineExecutor
+from datatrove.executor.ray import RayPipelineExecutor
+from datatrove.executor.slurm import SlurmPipelineExecutor
+from rich.progress import Progress
+
+from . import missing
+from .options import Execution
+
+_PRELOADED = ["kosmos_data.web.engine", "kosmos_data.web.stages", "kosmos_data.web.quality", "kosmos_data.shards"]
+_DEATHS = 3  # worker pools that may break without a task being finished in between
+
+
+@dataclass
+class Stage:
+    """Steps that run in order in each of ``tasks`` tasks; ``name`` is also its log folder's."""
+
+    name: str
+    steps: list[Any]
+    tasks: int
+
+
+@dataclass
+class AllDone:
+    """The first step of a stage: RuntimeError unless every task of the stage before has left its mark."""
+
+    folder: str
+    tasks: int
+
+    def __call__(self, data: None, rank: int, world_size: int) -> None:
+        if undone := undone_tasks(Path(self.folder), self.tasks):
+            raise RuntimeError(f"{len(undone)} of {self.tasks} tasks of {self.folder} are not done: {undone[:10]}")
+
+
+def run_stages(stages: list[Stage], work: Path, execution: Execution, progress: Progress) -> bool:
+    """Run all stages in order, each task that is not done yet.
+
+    Args:
+        stages: in order.
+        work: folder for logs; shared by all machines that take part.
+        execution: the executor and its width.
+        progress: gets a bar per stage.
+
+    Returns:
+        Whether everything is done; False when it was handed to Slurm.
+
+    Raises:
+        RuntimeError: tasks failed; the message names their log.
+        ModuleNotFoundError: Ray is not installed.
+    """
+    for before, stage in pairwise(stages):
+        stage.steps.insert(0, AllDone(str(_logs(work, before)), before.tasks))
+    if execution.executor == "slurm":
+        return _submit(stages, work, execution)
+    for stage in stages:
+        with _shown(progress, stage, _logs(work, stage)):
+            try:
+                _executor(stage, work, execution).run()
+            except Exception as error:
+                raise RuntimeError(f"stage {stage.name} failed: {error} (logs: {_logs(work, stage)}/logs)") from error
+            AllDone(str(_logs(work, stage)), stage.tasks)(None, 0, 1)
+    return True
+
+
+def is_done(stage: Stage, work: Path) -> bool:
+    """Whether every task of the stage has left its mark."""
+    return not undone_tasks(_logs(work, stage), stage.tasks)
+
+
+def undone_tasks(folder: Path, tasks: int) -> list[int]:
+    """Numbers of the tasks without a completion mark."""
+    done = {path.name for path in (folder / "completions").glob("*")}
+    return [task for task in range(tasks) if f"{task:05d}" not in done]
+
+
+class LocalExecutor(LocalPipelineExecutor):
+    """datatrove's local executor on a pool that notices the death of a worker.
+
+    ``multiprocessing.Pool``, which datatrove uses, waits for ever for the task of a killed worker. Here the pool
+    breaks, and the tasks that are not done run in a new one. Workers end with their parent, whatever ended it.
+    """
+
+    def run(self) -> None:
+        deaths, before = 0, -1
+        while ranks := self.get_incomplete_ranks():
+            deaths = deaths + 1 if len(ranks) == before else 0
+            before = len(ranks)
+            try:
+                self._run(ranks)
+            except BrokenProcessPool as error:
+                if deaths >= _DEATHS:
+                    message = f"workers died {deaths + 1} times on tasks {ranks[: self.workers]}: out of memory?"
+                    raise RuntimeError(message) from error
+
+    def _run(self, ranks: list[int]) -> None:
+        workers = min(self.workers, len(ranks))
+        if workers == 1:
+            pipeline = self.pipeline
+            for rank in ranks:
+                self.pipeline = deepcopy(pipeline)  # steps count in themselves
+                self._run_for_rank(rank, local_rank=1)  # other than 0: no log on the terminal
+            return
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(_PRELOADED)
+        with ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
+            futures = [pool.submit(self._run_for_rank, rank, 1) for rank in ranks]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+
+def _executor(stage: Stage, work: Path, execution: Execution, **further: Any) -> PipelineExecutor:
+    shared = {"pipeline": stage.steps, "tasks": stage.tasks, "logging_dir": str(_logs(work, stage)), **further}
+    if execution.executor == "local":
+        workers = execution.workers or os.cpu_count() or 1
+        return LocalExecutor(**shared, workers=min(workers, stage.tasks))
+    workers = execution.workers or -1
+    if execution.executor == "ray":
+        with missing.hint("ray>=2.50"):
+            import ray
+        if not ray.is_initialized():
+            ray.init()
+        return RayPipelineExecutor(**shared, workers=workers, mem_per_cpu_gb=execution.ray_memory_gb)
+    slurm = execution.slurm
+    if not slurm.partition:
+        raise ValueError("executor slurm needs execution.slurm.partition=NAME")
+    return SlurmPipelineExecutor(
+        **shared,
+        workers=workers,
+        time=slurm.time,
+        partition=slurm.partition,
+        mem_per_cpu_gb=slurm.memory_gb,
+        tasks_per_job=slurm.tasks_per_job,
+        job_name=f"kosmos-{stage.name}",
+        qos="",
+        env_command=f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH",
+        sbatch_args=dict(slurm.sbatch),
+    )
+
+
+def _submit(stages: list[Stage], work: Path, execution: Execution) -> bool:
+    """Hand every stage that is not done to Slurm, each to start when the one before has succeeded."""
+    before = None
+    for stage in stages:
+        before = _executor(stage, work, execution, depends=before)
+    before.run()
+    return is_done(stages[-1], work)  # only where sbatch runs the jobs at once
+
+
+def _logs(work: Path, stage: Stage) -> Path:
+    return work / "logs" / stage.name
+
+
+@contextlib.contextmanager
+def _shown(progress: Progress, stage: Stage, logs: Path) -> Iterator[None]:
+    """A bar that follows the completion marks, which every executor leaves."""
+    bar = progress.add_task(stage.name, total=stage.tasks)
+    over = threading.Event()
+
+    def follow() -> None:
+        while not over.wait(0.5):
+            progress.update(bar, completed=stage.tasks - len(undone_tasks(logs, stage.tasks)))
+
+    watcher = threading.Thread(target=follow, daemon=True)
+    watcher.start()
+    try:
+        yield
+        progress.update(bar, completed=stage.tasks)
+    finally:
+        over.set()
+        watcher.join()
+
+
+def _end_with_parent() -> None:
+    """In a worker: leave at once when the parent is gone, so that no orphan writes beside a second run."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

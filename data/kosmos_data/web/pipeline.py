@@ -1,0 +1,99 @@
+"""``kosmos data web``: WARC files → filtered, deduplicated, interleaved documents in shards.
+
+Six stages on a datatrove executor: find the images in the WARC files; extract and filter their pages; match minhash
+buckets; select what stays; write the shards; finish. The shards are the same byte for byte for any number of tasks and
+workers, any executor and after any kill: documents are ordered by the hash of their address, and every choice between
+duplicates is a function of their content (``selection.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress
+
+from . import missing
+from .ledger import PAGES, Ledger, read_ledger
+from .options import WebOptions
+from .work import Job, open_work
+
+
+def run(
+    warcs: Sequence[str | Path], out: str | Path, options: WebOptions | None = None, progress: Progress | None = None
+) -> Ledger | None:
+    """Make a corpus of web pages, or go on with one that was interrupted.
+
+    Args:
+        warcs: WARC files (``.warc`` or ``.warc.gz``); their order does not matter.
+        out: folder for the shards, the ledger, and a folder ``work`` that may be deleted afterwards.
+        options: thresholds and execution.
+        progress: gets a bar per stage.
+
+    Returns:
+        The ledger; None when the work was handed to Slurm and is not finished.
+
+    Raises:
+        FileNotFoundError: a WARC file or the image folder does not exist.
+        ValueError: no file given, or twice the same; ``out`` holds something else; no page was left.
+        RuntimeError: tasks failed; the message names their logs.
+        ModuleNotFoundError: the packages of the extra ``web`` are missing.
+    """
+    options = options or WebOptions()
+    job = _job(warcs, options)
+    with missing.hint():
+        from . import engine
+    out = Path(out).resolve()
+    work = open_work(out, job)
+    stages = _stages(work, out, job)
+    progress = progress or Progress(disable=True)
+    if not engine.is_done(stages[-1], work) and not engine.run_stages(stages, work, options.execution, progress):
+        return None
+    ledger = read_ledger(out)
+    if not ledger.kept[PAGES]:
+        raise ValueError(f"no page of {ledger.entered[PAGES]} was left; see: kosmos data report {out}")
+    return ledger
+
+
+def _job(warcs: Sequence[str | Path], options: WebOptions) -> Job:
+    # By name, so that a run given the same files in another order goes on.
+    paths = sorted(str(Path(warc).resolve()) for warc in warcs)
+    if not paths:
+        raise ValueError("no WARC file given")
+    if len(set(paths)) < len(paths):
+        raise ValueError(f"{next(a for a, b in pairwise(paths) if a == b)} is given twice")
+    for path in (*paths, *([options.image_folder] if options.image_folder else [])):
+        if not Path(path).exists():
+            raise FileNotFoundError(f"{path}: no such file or folder")
+    return Job(paths, [Path(path).stat().st_size for path in paths], options, options.tasks or len(paths))
+
+
+def _stages(work: Path, out: Path, job: Job) -> list[Any]:
+    from datatrove.pipeline.dedup import MinhashDedupBuckets, MinhashDedupCluster, MinhashDedupSignature
+    from datatrove.pipeline.dedup.minhash import MinhashConfig
+    from datatrove.utils.hashing import HashConfig
+
+    from .engine import Stage
+    from .quality import Words
+    from .sources import IndexImages
+    from .stages import Extract, Finish, Quiet, Select, WriteShards
+
+    rules = job.options.duplicates
+    # sha1 is in every Python; datatrove's default hands text to xxhash, which since its version 4 wants bytes.
+    hashing = HashConfig(precision=64, hash_fc="sha1")
+    config = MinhashConfig(rules.ngram, rules.buckets, rules.hashes_per_bucket, hash_config=hashing)
+    signatures, matches, clusters = (str(work / "minhash" / name) for name in ("signatures", "matches", "clusters"))
+    # The fourth stage of datatrove's minhash keeps whichever document has the lower number. Ours, in Select, keeps the
+    # same one whatever the numbers.
+    cluster = MinhashDedupCluster(matches, clusters, config, save_cluster_id=True)
+    here = str(work)
+    return [
+        Stage("1-index", [IndexImages(here)], job.tasks),
+        Stage("2-extract", [Extract(here), MinhashDedupSignature(signatures, config, Words())], job.tasks),
+        Stage("3-match", [MinhashDedupBuckets(signatures, matches, config=config)], rules.buckets),
+        Stage("4-select", [Quiet(cluster), Select(here, clusters)], 1),
+        Stage("5-shards", [WriteShards(here, str(out))], job.tasks),
+        Stage("6-finish", [Finish(here, str(out))], 1),
+    ]

@@ -1,0 +1,245 @@
+"""The steps of the web pipeline, as datatrove runs them: extract, select, write the shards, finish.
+
+Between the first two, datatrove's minhash makes signatures, matches and clusters. Every step takes what it needs from
+the work folder (``work.py``) and writes whole files or none, so that a task can be killed and run again at any point.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..document import Document, Image, Segment, Text, to_files
+from ..errors import BadSample
+from ..index import ShardInfo, write_index
+from ..reader import Corpus
+from ..shards import ShardWriter
+from .accounting import account
+from .draft import Draft, page_example
+from .filters import Filters
+from .ledger import PAGES, RECORDS, Ledger, read_ledger
+from .selection import DOCUMENT_DTYPE, PICTURE_DTYPE, Selection, select
+from .sources import ImageFiles, pages
+from .work import read_job, selection_folder, task_folder, whole_folder, write_atomically
+
+_MANIFEST = "manifest.npz"
+_PLAN_DTYPE = np.dtype([("task", "<i4"), ("index", "<i4"), ("images", "<u8")])  # images: one bit for each that stays
+_LARGE = 1 << 60
+
+
+@dataclass
+class Extract:
+    """Pages of this task's WARC files → filtered documents in ``documents/TASK``; yields their text for minhash."""
+
+    work: str
+
+    def __call__(self, data: None, rank: int, world_size: int) -> Iterator[Any]:
+        from datatrove.data import Document as PlainText
+
+        job = read_job(Path(self.work))
+        options, ledger = job.options, Ledger(job.options.examples)
+        manifest = _Manifest(rank)
+        with (
+            whole_folder(task_folder(self.work, rank)) as folder,
+            ShardWriter(folder, max_documents=_LARGE, max_bytes=_LARGE) as writer,
+        ):
+            source = ImageFiles(self.work, options.image_folder)
+            filters = Filters(options.text, options.images, options.held_out, source)
+            for draft in _drafts(job.warcs[rank :: job.tasks], ledger):
+                if filters.run(draft, ledger):
+                    document = draft.document()
+                    writer.write(document)
+                    manifest.add(document, draft)
+                    yield PlainText(document.text, document.key)
+            manifest.write(folder)
+            ledger.write(folder)
+
+
+@dataclass
+class Quiet:
+    """A step of datatrove without its progress bar, which would write into ours."""
+
+    step: Any
+
+    def __call__(self, data: None, rank: int, world_size: int) -> Any:
+        with contextlib.redirect_stderr(io.StringIO()):
+            return self.step(data, rank, world_size)
+
+
+@dataclass
+class Select:
+    """All manifests and clusters → ``selection/``: the documents that stay, in final order, and the merged ledger."""
+
+    work: str
+    clusters: str
+
+    def __call__(self, data: None, rank: int, world_size: int) -> None:
+        job = read_job(Path(self.work))
+        documents, pictures = _read_manifests(self.work, job.tasks)
+        clusters = _read_clusters(Path(self.clusters), documents)
+        chosen = select(documents, pictures, clusters, job.options.images, job.options.duplicates)
+        ledger = Ledger(job.options.examples)
+        for task in range(job.tasks):
+            ledger.merge(read_ledger(task_folder(self.work, task)))
+        account(ledger, self.work, documents, pictures, chosen)
+        plan, cuts = _plan(documents, pictures, chosen, job.options.documents_per_shard, job.options.bytes_per_shard)
+        with whole_folder(selection_folder(self.work)) as folder:
+            np.save(folder / "plan.npy", plan)
+            (folder / "cuts.json").write_text(json.dumps(cuts))
+            ledger.write(folder)
+
+
+@dataclass
+class WriteShards:
+    """Every ``tasks``-th shard of the plan → ``NNNNNN.tar`` and its offsets in the corpus folder."""
+
+    work: str
+    out: str
+
+    def __call__(self, data: None, rank: int, world_size: int) -> None:
+        plan = np.load(selection_folder(self.work) / "plan.npy")
+        cuts = json.loads((selection_folder(self.work) / "cuts.json").read_text())
+        corpora: dict[int, Corpus] = {}
+        for shard in range(rank, len(cuts) - 1, world_size):
+            name = f"{shard:06d}.tar"
+            folder = Path(self.work) / "shards" / f"{shard:06d}"
+            shutil.rmtree(folder, ignore_errors=True)
+            with ShardWriter(folder, max_documents=_LARGE, max_bytes=_LARGE) as writer:
+                for row in plan[cuts[shard] : cuts[shard + 1]]:
+                    task = int(row["task"])
+                    if task not in corpora:
+                        corpora[task] = Corpus(task_folder(self.work, task))
+                    writer.write(with_images(corpora[task][int(row["index"])], int(row["images"])))
+            (folder / "000000.tar.idx").replace(Path(self.out) / f"{name}.idx")
+            (folder / "000000.tar").replace(Path(self.out) / name)
+            shutil.rmtree(folder)
+            write_atomically(folder.with_suffix(".json"), json.dumps(asdict(writer.shards[0]) | {"name": name}))
+
+
+@dataclass
+class Finish:
+    """``ledger.json`` and ``index.json`` of the whole corpus; then the large parts of the work folder go."""
+
+    work: str
+    out: str
+
+    def __call__(self, data: None, rank: int, world_size: int) -> None:
+        work = Path(self.work)
+        ledger = read_ledger(selection_folder(self.work))
+        ledger.check()
+        ledger.write(self.out)
+        infos = [json.loads(path.read_text()) for path in sorted((work / "shards").glob("*.json"))]
+        write_index(Path(self.out), [ShardInfo(**info) for info in infos])
+        for name in ("documents", "minhash"):
+            shutil.rmtree(work / name, ignore_errors=True)
+
+
+def with_images(document: Document, mask: int) -> Document:
+    """The document with those of its images whose bit is set; texts that become neighbours are joined by a newline."""
+    segments: list[Segment] = []
+    number = 0
+    for segment in document.segments:
+        if isinstance(segment, Image):
+            if mask >> number & 1:
+                segments.append(segment)
+            number += 1
+        elif segments and isinstance(segments[-1], Text) and isinstance(segment, Text):
+            segments[-1] = Text(f"{segments[-1].text}\n{segment.text}")
+        else:
+            segments.append(segment)
+    images = [image for number, image in enumerate(document.meta["images"]) if mask >> number & 1]
+    return Document(document.key, segments, {**document.meta, "images": images})
+
+
+class _Manifest:
+    """The numbers of a task's documents that the selection needs."""
+
+    def __init__(self, task: int) -> None:
+        self.task = task
+        self.documents: list[tuple[Any, ...]] = []
+        self.pictures: list[tuple[Any, ...]] = []
+
+    def add(self, document: Document, draft: Draft) -> None:
+        files = to_files(document)
+        digest = hashlib.sha256(b"".join(hashlib.sha256(files[name]).digest() for name in sorted(files))).hexdigest()
+        size = sum(512 + -(-len(content) // 512) * 512 for content in files.values())
+        row, pictures = len(self.documents), draft.pictures
+        numbers = (len(pictures), len(draft.paragraphs), len(document.text), size)
+        self.documents.append((document.key.encode(), digest[:32].encode(), *numbers, self.task, row))
+        for position, picture in enumerate(pictures):
+            pixels = picture.width * picture.height
+            self.pictures.append((row, position, picture.sha256.encode(), picture.phash, pixels))
+
+    def write(self, folder: Path) -> None:
+        documents = np.array(self.documents, dtype=DOCUMENT_DTYPE)
+        np.savez(folder / _MANIFEST, documents=documents, pictures=np.array(self.pictures, dtype=PICTURE_DTYPE))
+
+
+def _drafts(warcs: list[str], ledger: Ledger) -> Iterator[Draft]:
+    """Every page of some WARC files that extraction can read; what it cannot is counted."""
+    skipped: Counter[str] = Counter()
+    for path in warcs:
+        for url, page in pages(path, skipped):
+            ledger.enter(RECORDS)
+            ledger.keep(RECORDS)
+            ledger.enter(PAGES)
+            if isinstance(page, BadSample):
+                example = page_example(url, "", "", page.detail)
+                ledger.drop(PAGES, "extraction", page.reason, url, lambda example=example: example)
+            else:
+                yield Draft.of(page)
+    for reason, count in skipped.items():
+        ledger.enter(RECORDS, count)
+        ledger.drop_many(RECORDS, "reading", reason, count)
+
+
+def _read_manifests(work: str, tasks: int) -> tuple[np.ndarray, np.ndarray]:
+    documents, pictures, before = [], [], 0
+    for task in range(tasks):
+        with np.load(task_folder(work, task) / _MANIFEST) as manifest:
+            documents.append(manifest["documents"])
+            pictures.append(manifest["pictures"])
+        pictures[-1]["document"] += before
+        before += len(documents[-1])
+    return np.concatenate(documents), np.concatenate(pictures)
+
+
+def _read_clusters(folder: Path, documents: np.ndarray) -> np.ndarray:
+    """(n,) cluster numbers from datatrove's files of (document, cluster) pairs per task; -1 where there is none."""
+    clusters = np.full(len(documents), -1, dtype=np.int64)
+    starts = np.searchsorted(documents["task"], np.arange(documents["task"].max(initial=0) + 1))
+    for path in folder.glob("*.clusters"):
+        pairs = np.fromfile(path, dtype="<u4").reshape(-1, 2)
+        clusters[starts[int(path.stem)] + pairs[:, 0]] = pairs[:, 1]
+    return clusters
+
+
+def _plan(
+    documents: np.ndarray, pictures: np.ndarray, chosen: Selection, per_shard: int, bytes_per_shard: int
+) -> tuple[np.ndarray, list[int]]:
+    """The kept documents in the order of their keys, which are hashes, and where shards begin and the last ends."""
+    masks = np.zeros(len(documents), dtype=np.uint64)
+    stays = np.flatnonzero(chosen.pictures == 0)
+    bits = np.left_shift(np.uint64(1), pictures["position"][stays].astype(np.uint64))
+    np.bitwise_or.at(masks, pictures["document"][stays], bits)
+    rows = np.flatnonzero(chosen.kept)
+    rows = rows[np.argsort(documents["key"][rows], kind="stable")]
+    plan = np.zeros(len(rows), dtype=_PLAN_DTYPE)
+    plan["task"], plan["index"], plan["images"] = documents["task"][rows], documents["index"][rows], masks[rows]
+    cuts, size = [0], 0
+    for number, length in enumerate(documents["bytes"][rows].tolist()):
+        if number > cuts[-1] and (number - cuts[-1] >= per_shard or size + length > bytes_per_shard):
+            cuts.append(number)
+            size = 0
+        size += length
+    return plan, [*cuts, len(rows)] if len(rows) else [0]

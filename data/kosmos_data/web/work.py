@@ -1,0 +1,105 @@
+"""The folder in which a web corpus is made: what the run is, and the parts that its stages hand to each other.
+
+run.json                         the WARC files and every option that decides bytes; checked when a run goes on
+logs/STAGE/                      datatrove: a mark per finished task, its log and its counts
+documents/00003/                 what task 3 kept: shards, manifest.npz (numbers for the selection), ledger.json
+minhash/                         datatrove's signatures, buckets and clusters
+selection/                       plan.npy (which document with which images, in final order), cuts, ledger.json
+shards/000000.json               a finished shard's line of index.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kosmos import settings
+
+from .options import WebOptions
+
+FOLDER = "work"
+_RUN = "run.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run makes of what.
+
+    Args:
+        warcs: paths of the WARC files.
+        sizes: their sizes in bytes; a changed file must not meet the half-finished work on the old one.
+        options: without ``execution``, which decides no byte.
+        tasks: parts of the work.
+    """
+
+    warcs: list[str]
+    sizes: list[int]
+    options: WebOptions
+    tasks: int
+
+    def to_dict(self) -> dict[str, Any]:
+        options = settings.to_dict(self.options)
+        del options["execution"]
+        return {"warcs": self.warcs, "sizes": self.sizes, "tasks": self.tasks, "options": options}
+
+
+def open_work(out: Path, job: Job) -> Path:
+    """The work folder of ``out``, new or from a run of the same job that did not finish.
+
+    Raises:
+        ValueError: ``out`` holds something else, or the work of a run with other files or options.
+    """
+    work = out / FOLDER
+    path = work / _RUN
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if before != (now := json.loads(json.dumps(job.to_dict()))):
+            changed = ", ".join(name for name in now if before.get(name) != now[name])
+            raise ValueError(f"{out} holds a run with other {changed}; give a new folder, or remove it to start anew")
+        return work
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} is not empty and holds no run to go on with; give a new folder")
+    work.mkdir(parents=True)
+    write_atomically(path, json.dumps(job.to_dict(), indent=1, ensure_ascii=False) + "\n")
+    return work
+
+
+def read_job(work: Path) -> Job:
+    """What :func:`open_work` wrote, in a task of the run."""
+    body = json.loads((work / _RUN).read_text(encoding="utf-8"))
+    return Job(body["warcs"], body["sizes"], settings.from_dict(WebOptions, body["options"]), body["tasks"])
+
+
+def task_folder(work: str, task: int) -> Path:
+    """Where a task of the first stage puts its documents."""
+    return Path(work) / "documents" / f"{task:05d}"
+
+
+def selection_folder(work: str) -> Path:
+    """Where the selection puts its plan."""
+    return Path(work) / "selection"
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A new folder to fill, which takes the name ``path`` only when the block ends well."""
+    partial = path.with_name(path.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    shutil.rmtree(path, ignore_errors=True)
+    partial.rename(path)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
