@@ -10,7 +10,7 @@ import io
 import re
 import uuid
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
@@ -187,30 +187,17 @@ def image_at(path: str, position: int, url: str) -> bytes | None:
     return None
 
 
-class WarcImages:
-    """The images in WARC files by their address; only where they lie is kept in memory.
-
-    Args:
-        paths: of the files; of two images with one address the first counts.
-    """
-
-    def __init__(self, paths: Iterable[str | Path]) -> None:
-        self.skipped: Counter[str] = Counter()
-        self._places: dict[str, tuple[str, int]] = {}
-        for path in map(str, paths):
-            for response in responses(path, self.skipped):
-                if response.is_image and (url := absolute(response.url, "")):
-                    self._places.setdefault(url, (path, response.position))
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __contains__(self, url: str) -> bool:
-        return url in self._places
-
-    def get(self, url: str) -> bytes | None:
-        """The bytes of the image at ``url``, or None if it is not there."""
-        return image_at(*self._places[url], url) if url in self._places else None
+def image_at(path: str | Path, position: int, url: str) -> bytes | None:
+    """The bytes of the image that :func:`responses` found at ``position`` under the address ``url``, or None."""
+    with fsspec.open(str(path), "rb") as file:
+        # A file compressed as a whole has no place to start from but its beginning.
+        for start in (position, 0):
+            for response in _read_from(file, start, Counter()):
+                if response.is_image and absolute(response.url, "") == url:
+                    return response.body
+                if start:
+                    break
+    return None
 
 
 class WarcWriter:
