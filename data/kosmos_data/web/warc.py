@@ -174,19 +174,6 @@ def _next_start(file: BinaryIO, position: int) -> int | None:
     return None
 
 
-def image_at(path: str, position: int, url: str) -> bytes | None:
-    """The bytes of the image at ``url``, whose record is at ``position`` of a WARC file; None if it is not."""
-    with fsspec.open(path, "rb") as file:
-        # A file compressed as a whole has no place to start from but its beginning.
-        for start in (position, 0):
-            for response in _read_from(file, start, Counter()):
-                if absolute(response.url, "") == url:
-                    return response.body
-                if start:
-                    break
-    return None
-
-
 def image_at(path: str | Path, position: int, url: str) -> bytes | None:
     """The bytes of the image that :func:`responses` found at ``position`` under the address ``url``, or None."""
     with fsspec.open(str(path), "rb") as file:
