@@ -97,14 +97,3 @@ def test_a_debian_package_that_has_moved_on(clients: Path, tmp_path: Path, caplo
     assert calls(clients) == before
     with pytest.raises(ValueError, match="is gone from this release"):
         packages.apt("thing", tmp_path, version="1.9-1", strict=True)
-
-
-def test_the_real_clients(tmp_path: Path) -> None:
-    digest = "ae7efacb55533385bf8767d613dbd36c71226669759d95919a6e9059f5e4c401"
-    try:
-        emoji = packages.npm("unicode-emoji-json", "0.9.0", tmp_path, sha256=digest)
-        talk = packages.pip("chatterbot-corpus", "1.3.3", tmp_path)
-    except OSError as error:
-        pytest.skip(f"no registry: {error}")
-    assert (emoji / "data-by-emoji.json").stat().st_size > 100_000
-    assert (talk / "chatterbot_corpus/data/english/ai.yml").is_file()
