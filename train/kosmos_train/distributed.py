@@ -11,13 +11,15 @@ import logging
 import os
 import socket
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,21 @@ class World:
         """Wait for all ranks."""
         if self.size > 1:
             self.any(False)
+
+    def attempt(self, doing: str, action: Callable[[], T]) -> T:
+        """Call ``action`` and return its result; if it fails on one rank for a reason of the user's, all ranks raise.
+
+        Raises:
+            OSError, ValueError: see :meth:`agree`.
+        """
+        error: Exception | None = None
+        result: Any = None
+        try:
+            result = action()
+        except (OSError, ValueError) as caught:
+            error = caught
+        self.agree(error, doing)
+        return result
 
     def agree(self, error: Exception | None, doing: str) -> None:
         """Raise on every rank when ``error`` is set on one, so that no rank waits for one that has given up.

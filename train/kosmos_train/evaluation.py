@@ -35,12 +35,7 @@ class TaskEvaluator:
 
     def __init__(self, config: EvalConfig, processor: Any, folder: Path, model: Any, world: World) -> None:
         self.config, self.processor, self.folder = config, processor, folder
-        error: Exception | None = None
-        try:
-            check_tasks(config, processor, model)
-        except (OSError, ValueError) as caught:
-            error = caught
-        world.agree(error, "opening eval.tasks")
+        world.attempt("opening eval.tasks", lambda: check_tasks(config, processor, model))
 
     def run(self, step: int, engine: Engine, say: Callable[[str], None], go_on: Callable[[], bool]) -> Scores:
         """Scores by task and number of shots, then by metric; on ranks other than 0 empty.

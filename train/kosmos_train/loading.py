@@ -16,14 +16,7 @@ ORDER_BITS = 64
 
 def open_loader(config: DataConfig, processor: Any, world: World, state: dict[str, Any] | None) -> Any:
     """The loader of this rank, at the beginning or where ``state`` says; all ranks fail together."""
-    error: Exception | None = None
-    loader = None
-    try:
-        loader = build_loader(config, processor, world.rank, world.size, state)
-    except (OSError, ValueError) as caught:
-        error = caught
-    world.agree(error, "opening the corpora")
-    return loader
+    return world.attempt("opening the corpora", lambda: build_loader(config, processor, world.rank, world.size, state))
 
 
 def held_out_batches(config: EvalConfig, processor: Any, world: World) -> list[Any]:

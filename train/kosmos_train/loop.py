@@ -63,16 +63,13 @@ class Loop:
 
     def _open_log(self) -> RunLog | None:
         """The log of rank 0, None elsewhere; all ranks fail together."""
-        world, run = self.engine.world, self.run_dir
-        error: Exception | None = None
-        log = None
-        if world.is_main:
-            try:
-                log = RunLog(run.metrics, self.config.log, self.config.steps, run.path.resolve().name, self.step)
-            except (OSError, ValueError) as caught:
-                error = caught
-        world.agree(error, "opening the log")
-        return log
+        world, run, config = self.engine.world, self.run_dir, self.config
+
+        def start() -> RunLog | None:
+            name = run.path.resolve().name
+            return RunLog(run.metrics, config.log, config.steps, name, self.step) if world.is_main else None
+
+        return world.attempt("opening the log", start)
 
     def _open_evaluator(self) -> Any:
         from .evaluation import TaskEvaluator  # with it comes all of kosmos_eval

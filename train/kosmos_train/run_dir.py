@@ -49,13 +49,7 @@ class RunDir:
             ValueError: the folder holds a run and ``resume`` is off, or the config contradicts the run's.
             OSError: the folder cannot be written.
         """
-        error: Exception | None = None
-        if world.is_main:
-            try:
-                self._open(config, resume)
-            except (OSError, ValueError) as caught:
-                error = caught
-        world.agree(error, f"opening {self.path}")
+        world.attempt(f"opening {self.path}", lambda: self._open(config, resume) if world.is_main else None)
 
     def _open(self, config: TrainConfig, resume: bool) -> None:
         if self.metrics.exists() and self.metrics.stat().st_size:  # a start that failed before its first step is no run

@@ -81,12 +81,4 @@ class Uploader:
 
 def open_uploader(url: str | None, world: Any) -> Uploader | None:
     """The uploader of rank 0, None elsewhere or without a URL; all ranks fail together."""
-    error: Exception | None = None
-    uploader = None
-    if url is not None and world.is_main:
-        try:
-            uploader = Uploader(url)
-        except (OSError, ValueError) as caught:
-            error = caught
-    world.agree(error, "opening checkpoint.upload")
-    return uploader
+    return world.attempt("opening checkpoint.upload", lambda: Uploader(url) if url and world.is_main else None)
