@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     arguments.overrides = rest  # key=value may stand anywhere, as for every other verb of kosmos
-    if wrong := [word for word in rest if "=" not in word or word.startswith("-") or not hasattr(arguments, "seed")]:
+    if wrong := [word for word in rest if "=" not in word or word.startswith("-") or "overridable" not in arguments]:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
     return arguments.run(arguments) or 0
 
@@ -37,6 +38,47 @@ def _make(arguments: argparse.Namespace) -> None:
     with Progress(console=console) as progress:
         report = recipes.make(arguments.recipe, arguments.out, overrides, progress)
     Console().print_json(data=report)
+
+
+def _web(arguments: argparse.Namespace) -> None:
+    from kosmos import settings
+
+    from .web.options import WebOptions
+    from .web.pipeline import run
+    from .web.report import table
+
+    # An override that stands among the files looks like one of them.
+    overrides = [word for word in arguments.warcs if "=" in word and not Path(word).exists()] + arguments.overrides
+    warcs = [word for word in arguments.warcs if word not in overrides]
+    options = settings.load(WebOptions, arguments.config, overrides)
+    with Progress(console=Console(stderr=True)) as progress:
+        ledger = run(warcs, arguments.out, options, progress)
+    if ledger is None:
+        Console().print(f"handed to Slurm; when the jobs are done: kosmos data report {escape(arguments.out)}")
+    else:
+        Console().print(table(ledger))
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from .web.ledger import read_ledger
+    from .web.report import table, write_report
+
+    Console().print(table(read_ledger(arguments.folder)))
+    Console().print(f"as a page to look at: {escape(str(write_report(arguments.folder)))}", soft_wrap=True)
+
+
+def _fetch(arguments: argparse.Namespace) -> None:
+    from .web.fetch import FetchOptions, fetch, read_list
+
+    options = FetchOptions(concurrency=arguments.concurrency, per_host=arguments.per_host)
+    if arguments.user_agent:
+        options = replace(options, user_agent=arguments.user_agent)
+    with Progress(console=Console(stderr=True)) as progress:
+        counts = fetch(read_list(arguments.urls), arguments.out, options, progress)
+    table = Table("addresses", "outcome")
+    for reason, count in counts.items():
+        table.add_row(str(count), escape(reason))
+    Console().print(table)
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
@@ -141,7 +183,27 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument("recipe", help="name of a recipe (starter, …) or path of a recipe YAML")
     make.add_argument("--out", required=True, help="folder to fill; new or empty")
     make.add_argument("--seed", type=int, help="overrides the recipe's seed")
-    make.set_defaults(run=_make)
+    make.set_defaults(run=_make, overridable=True)
+
+    web = verbs.add_parser("web", help="WARC files to interleaved documents: web WARC … --out DIR [key=value …]")
+    web.add_argument(
+        "warcs", nargs="+", metavar="WARC", help=".warc or .warc.gz files of pages, with or without images"
+    )
+    web.add_argument("--out", required=True, help="folder for the shards; new, or of an interrupted run to go on with")
+    web.add_argument("--config", help="YAML with the options of kosmos_data.web.options.WebOptions")
+    web.set_defaults(run=_web, overridable=True)
+
+    report = verbs.add_parser("report", help="what the filters of a web corpus dropped, as a table and as an HTML page")
+    report.add_argument("folder", help="corpus made by kosmos data web")
+    report.set_defaults(run=_report)
+
+    fetch = verbs.add_parser("fetch", help="fetch the images of a list of addresses: fetch URLS --out DIR")
+    fetch.add_argument("urls", help="text file, an address a line")
+    fetch.add_argument("--out", required=True, help="folder for the images and fetch.sqlite; run again to go on")
+    fetch.add_argument("--user-agent", help="who is asking, for robots.txt and the hosts: a name and a contact")
+    fetch.add_argument("--concurrency", type=int, default=64, help="requests at a time")
+    fetch.add_argument("--per-host", type=int, default=2, help="of them, to one host")
+    fetch.set_defaults(run=_fetch)
 
     inspect = verbs.add_parser("inspect", help="print one document of each kind")
     inspect.add_argument("path", help="a shard, a corpus folder, or a folder of corpora")

@@ -60,7 +60,7 @@ class Filters:
         ledger.enter(PARAGRAPHS, len(draft.paragraphs))
         ledger.enter(IMAGES, len(draft.images))
         steps: list[tuple[str, Callable[[], str | None]]] = [
-            ("images", lambda: number_of_images(draft, self.images)),
+            ("page", lambda: number_of_images(draft, self.images)),
             ("paragraphs", lambda: self._shorten(draft, ledger)),
             ("language", lambda: language(draft.text, self.text, self.identifier)),
             ("text", lambda: self.quality.page(draft.text)),

@@ -26,7 +26,7 @@ WITH_PAGE: Final = "its page was dropped"
 """The rule under which the images and paragraphs of a dropped page are counted."""
 
 STAGES: Final = (
-    *("reading", "extraction", "paragraphs", "language", "text", "images", "held out"),
+    *("reading", "extraction", "page", "paragraphs", "language", "text", "images", "held out"),
     *("duplicates", "selection"),
 )
 """In the order in which a page passes through them."""

@@ -105,3 +105,40 @@ class DuplicateRules:
     image_bits: int = 3
     image_pages: int = 1
     boilerplate_pages: int = 10
+
+
+SOURCES = {
+    "no image": "KOSMOS-1",
+    "too many images": "OBELICS",
+    "links, hashtags or emoji": "KOSMOS-1",
+    "cookie notice, JavaScript warning or overlong word": "C4",
+    "lorem ipsum": "C4",
+    "other language": "KOSMOS-1",
+    "too few words": "Gopher",
+    "too many words": "Gopher",
+    "words too short on average": "Gopher",
+    "words too long on average": "Gopher",
+    "too many hash signs": "Gopher",
+    "too many ellipses": "Gopher",
+    "nearly all lines are bullets": "Gopher",
+    "too many lines end in an ellipsis": "Gopher",
+    "too few words with a letter": "Gopher",
+    "too few stop words": "Gopher",
+    "repeated lines": "Gopher",
+    "repeated phrases": "Gopher",
+    "too small": "KOSMOS-1",
+    "one colour": "KOSMOS-1",
+    "too long and thin": "DataComp",
+    "no usable image": "KOSMOS-1",
+    "shares 13 words with an evaluation text": "GPT-3, KOSMOS-1",
+    "shows an evaluation image": "ours",
+    "same address": "ours",
+    "near-duplicate text": "FineWeb, KOSMOS-1",
+    "again on the same page": "OBELICS",
+    "on too many pages": "OBELICS",
+    "copy of an image on another page": "ours",
+    "no image left": "KOSMOS-1",
+    "beyond the first few": "KOSMOS-1",
+    "one image, not drawn": "KOSMOS-1",
+}
+"""Where each rule comes from, by the reason that the ledger counts it under."""
