@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -122,6 +125,44 @@ def test_meteor_without_java_says_what_it_needs_before_a_run() -> None:
         metrics.check_available(["cider", "meteor"])
     with pytest.raises(ValueError, match="pycocoevalcap"):
         metrics.compute(["meteor"], ["a cat", "a dog"], [["a cat"], ["a dog"]])
+
+
+@pytest.mark.slow
+def test_spice_equals_published(coco_sample: dict[str, Any]) -> None:
+    try:
+        metrics.check_available(["spice"])
+    except ValueError as error:
+        pytest.skip(str(error))
+    (score,) = metrics.compute(["spice"], coco_sample["predictions"], coco_sample["references"])
+    assert score.value == pytest.approx(coco_sample["expected"]["published"]["SPICE"], abs=1e-3)
+
+
+def test_spice_opens_java_to_its_serialiser_and_asks_for_its_models_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With a stand-in for the Java program: what it is started with, and what is said when its models are missing."""
+    seen: list[str | None] = []
+
+    class Spice:
+        def compute_score(self, truth: Any, result: Any) -> Any:
+            seen.append(os.environ.get("JDK_JAVA_OPTIONS"))
+            return 0.5, [{"All": {"f": 0.25}}, {"All": {"f": 0.75}}]
+
+    monkeypatch.setattr(coco_java, "available", lambda: True)
+    monkeypatch.setattr(coco_java, "_spice_folder", lambda: tmp_path)
+    with pytest.raises(ValueError, match=r"stanford-corenlp-3\.6\.0\.jar in .*get_stanford_models"):
+        metrics.check_available(["spice"])
+    for file in ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar"):
+        (tmp_path / file).touch()
+    for name in ("pycocoevalcap", "pycocoevalcap.spice", "pycocoevalcap.spice.spice"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    sys.modules["pycocoevalcap.spice.spice"].__dict__["Spice"] = Spice
+    monkeypatch.setattr(coco_java, "_tokenized", lambda *_: ({}, {}))
+    monkeypatch.delenv("JDK_JAVA_OPTIONS", raising=False)
+    (score,) = metrics.compute(["spice"], ["a", "b"], [["a"], ["b"]])
+    assert score.value == 0.5
+    assert "--add-opens=java.base/java.lang=ALL-UNNAMED" in str(seen[0])
+    assert "JDK_JAVA_OPTIONS" not in os.environ
 
 
 def test_unknown_metric_gets_a_suggestion() -> None:

@@ -2,7 +2,8 @@
 
 Both are Java programs with large data files and no faithful port; a look-alike under the same name would be worse
 than none. So they run only where ``pip install pycocoevalcap`` and ``java`` are present and are refused with a reason
-elsewhere. SPICE needs Java 8 to 15 and downloads CoreNLP at first use.
+elsewhere. METEOR's jar comes with pycocoevalcap. SPICE also needs CoreNLP 3.6.0 (400 MB from nlp.stanford.edu), and on
+Java 16 and later its serialiser may only look into Java's own classes when told so, which is done here.
 
 METEOR's matcher is the Java part; its final formula (Denkowski and Lavie 2014, English parameters) is applied here to
 the match counts, since the corpus score is a function of their sum and a bootstrap needs that sum.
@@ -11,12 +12,24 @@ the match counts, since the corpus score is a function of their sum and a bootst
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
+_CORENLP = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
+_OPENED = (
+    "lang",
+    "util",
+    "util.concurrent",
+    "math",
+    "net",
+    "text",
+    "io",
+)  # packages that SPICE's serialiser looks into
 _MATCHER_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])  # exact, stem, synonym, paraphrase
 
 
@@ -56,7 +69,18 @@ def spice_per_item(predictions: Sequence[str], references: Sequence[Sequence[str
     result, truth = _tokenized("spice", predictions, references)
     from pycocoevalcap.spice.spice import Spice
 
-    _, scores = Spice().compute_score(truth, result)
+    opened = " ".join(f"--add-opens=java.base/java.{package}=ALL-UNNAMED" for package in _OPENED)
+    before = os.environ.get("JDK_JAVA_OPTIONS")
+    os.environ["JDK_JAVA_OPTIONS"] = (
+        f"{before or ''} {opened}".strip()
+    )  # read by Java 9 and later; Java 8 needs nothing
+    try:
+        _, scores = Spice().compute_score(truth, result)
+    finally:
+        if before is None:
+            del os.environ["JDK_JAVA_OPTIONS"]
+        else:
+            os.environ["JDK_JAVA_OPTIONS"] = before
     return [float(score["All"]["f"]) for score in scores]
 
 
@@ -67,6 +91,20 @@ def require(name: str) -> None:
             f"metric {name!r} is a Java program: it needs `java` on the PATH and `pip install pycocoevalcap`; "
             "bleu, rouge_l and cider need neither"
         )
+    if name == "spice":
+        missing = [file for file in _CORENLP if not (_spice_folder() / file).is_file()]
+        if missing:
+            raise ValueError(
+                f"metric 'spice' needs {missing[0]} in {_spice_folder()}; with a network, this brings it: "
+                "python -m pycocoevalcap.spice.get_stanford_models"
+            )
+
+
+def _spice_folder() -> Path:
+    found = importlib.util.find_spec("pycocoevalcap")
+    assert found is not None
+    assert found.submodule_search_locations is not None
+    return Path(found.submodule_search_locations[0]) / "spice" / "lib"
 
 
 def _tokenized(
