@@ -1,10 +1,13 @@
-"""GLM's classification by filling a blank: a pattern with ``<mask>``, and a wording for each class (section 2.3).
+"""Classification by filling a blank: a pattern with ``<mask>``, and a wording for each class (GLM, section 2.3).
 
     pattern  "{sentence} It was <mask> ."        verbalizers {positive: "good", negative: "very bad"}
 
 The score of a class is the log-probability of writing its words (and ``<eop>``) in the blank; fine-tuning minimises the
 cross-entropy over these scores (``tasks/data_utils.py``, ``downstream.py`` of THUDM/GLM). Where every class is a single
 token, one pass gives all scores: the logits behind ``<sop>``, of those tokens only.
+
+With ``objective`` a model is asked in the form that it was trained in: ``fill`` of its module says how. A model that
+cannot look ahead (``causal``, ``prefix_lm``) is given each wording in its place and judged by what follows as well.
 """
 
 from __future__ import annotations
@@ -16,9 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import objectives
 from .example import Example, FlatBuilder
-from .objectives._tokens import ids_of
-from .objectives.glm import PIECE_BEGIN, PIECE_END, infill
 
 if TYPE_CHECKING:
     from kosmos.processing_kosmos import KosmosProcessor
@@ -30,13 +32,15 @@ class Cloze:
     """A task of filling one blank.
 
     Args:
-        processor: tokenizer with ``<sop>`` and ``<eop>``.
+        processor: tokenizer with the objective's special tokens (GLM: ``<sop>``, ``<eop>``).
         verbalizers: class → its wording.
         two_positions: GLM's pair of positions, for ``position_type: learned_2d``.
         length_penalty: a score is divided by (tokens of the wording) to this power; 0: plain sum.
+        objective: name of the objective in whose form the blank is asked.
 
     Raises:
-        ValueError: fewer than two classes, a wording that is empty, shared, or has a token outside the vocabulary.
+        ValueError: an objective without such a form, fewer than two classes, a wording that is empty, shared, or has a
+            token outside the vocabulary.
     """
 
     def __init__(
@@ -45,10 +49,10 @@ class Cloze:
         verbalizers: Mapping[str, str],
         two_positions: bool = True,
         length_penalty: float = 0.0,
+        objective: str = "glm",
     ) -> None:
         self.processor, self.two_positions, self.length_penalty = processor, two_positions, length_penalty
-        self.mask = processor.tokenizer.mask_token_id
-        self.begin, self.end = ids_of((PIECE_BEGIN, PIECE_END), processor, "glm")
+        self.fill = objectives.filler(objective)
         self.classes = list(verbalizers)
         self.wordings = [self._ids(name, text) for name, text in verbalizers.items()]
         if len(self.classes) < 2:
@@ -62,7 +66,7 @@ class Cloze:
         return all(len(ids) == 1 for ids in self.wordings)
 
     def example(self, text: str, wording: Sequence[int]) -> Example:
-        """The filled pattern: the text with its mask, then ``<sop>`` and the words of one class.
+        """The pattern with the words of one class; weight stands on the outputs that judge them.
 
         Raises:
             ValueError: the text has not exactly one ``<mask>``.
@@ -76,14 +80,12 @@ class Cloze:
         start = len(builder.ids)
         builder.add(wording, 1.0)
         builder.add([*self.processor.encode_text(parts[1]), tokenizer.eos_token_id], 0.0)
-        span = (start, start + len(wording))
-        eos = tokenizer.eos_token_id
-        return infill(builder.build(), [span], [0], self.mask, self.begin, self.end, eos, self.two_positions)
+        return self.fill(builder.build(), (start, start + len(wording)), self.processor, self.two_positions)
 
     def scores(self, model: Any, texts: Sequence[str]) -> Tensor:
         """Log-probability of each class in the blank of each text, (N, C); gradients flow where they are on."""
-        if self.single_token:
-            examples = [self.example(text, self.wordings[0]) for text in texts]
+        examples = [self.example(text, self.wordings[0]) for text in texts] if self.single_token else []
+        if examples and max(int((one.weight > 0).sum()) for one in examples) <= 2:  # the word, and what ends a blank
             logits_NTV = model(**pad(examples, self.processor, model.device, self.two_positions)).logits
             outputs = torch.tensor([int(np.argmax(one.weight > 0)) for one in examples], device=model.device)
             choices = torch.tensor([ids[0] for ids in self.wordings], device=model.device)

@@ -8,7 +8,7 @@ are of the same document, and the key is not later **or** both are in the same b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -137,3 +137,9 @@ def shifted(flat: Flat) -> Example:
         spans=flat.spans,
         cuts=flat.cuts[:-1],
     )
+
+
+def judged_from(start: int, example: Example) -> Example:
+    """The same example with weight on the prediction of token ``start`` and of all behind it."""
+    weight = (np.arange(len(example)) >= start - 1).astype(np.float32)
+    return replace(example, weight=weight)

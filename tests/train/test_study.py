@@ -1,75 +1,280 @@
-"""The study of objectives: runs made once, a table of figures; misfits found before a run; configs of objectives."""
+"""The study of objectives: one command makes each run once, at equal FLOPs, and a report; misfits are found before."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from rich.console import Console
+from study_work import hang, note
+from torch.utils.flop_counter import FlopCounterMode
 
 from kosmos import settings
+from kosmos.processing_kosmos import load_processor
+from kosmos_data import Document, Text, build_loader
 from kosmos_data.objectives import get, special_tokens
-from kosmos_train import TrainConfig
-from kosmos_train.dry_run import plan
-from kosmos_train.study import StudyConfig, configs, main
+from kosmos_eval import prompts
+from kosmos_eval.data import load_items
+from kosmos_eval.runner import Runner
+from kosmos_train import TrainConfig, study_arms, study_tuning
+from kosmos_train.build import build_model
+from kosmos_train.dry_run import plan as dry_plan
+from kosmos_train.encoder import EncoderConfig
+from kosmos_train.study import StudyConfig, configs, load_base, main, plan, with_steps
+from kosmos_train.study_blanks import BlankSet, find_blanks
+from kosmos_train.study_jobs import Job, do_all
 
 CONFIGS = Path(__file__).parents[2] / "train" / "configs" / "objectives"
+ENCODER = {"model_type": "bert", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+           "num_attention_heads": 2, "max_position_embeddings": 64}  # fmt: skip
+SEMI_CAUSAL = {"name": "semi_causal", "sampler": "paper", "min_length": 2, "max_length": 8}
 
 
 @pytest.fixture
 def base(values: dict[str, Any], tmp_path: Path) -> Path:
-    """The tiny world as a base config: text only, GLM's positions, two steps."""
+    """The tiny world as a base config: text only, GLM's positions, six steps."""
     text = values["data"]["sources"][0] | {"weight": 1.0}
-    model = values["model"] | {"overrides": {"text_config": {"position_type": "learned_2d"}}}
+    model = values["model"] | {"overrides": {"text_config": {"position_type": "learned_2d"}, "vision_config": None}}
     data = values["data"] | {"sources": [text]}
     held_out = {"every": 1, "batches": 1, "data": data}
     path = tmp_path / "base.yaml"
-    path.write_text(yaml.safe_dump(values | {"model": model, "data": data, "steps": 2, "eval": held_out}))
+    path.write_text(yaml.safe_dump(values | {"model": model, "data": data, "steps": 6, "eval": held_out}))
     return path
 
 
-def test_a_study_makes_each_run_once(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Objectives by seed, held-out causal loss for each, and nothing is trained twice."""
-    study = {"base": str(base), "objectives": {"causal": {"name": "causal"}, "prefix": {"name": "prefix_lm"}}}
+@pytest.fixture
+def study(base: Path, values: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """A study with a text encoder, blanks of one and of two tokens, and labels."""
+    shards = values["data"]["sources"][0]["shards"]
+    encoder = {"processor": values["processor"], "shards": [shards], "model": ENCODER, "window": 16, "steps": 2}
+    (tmp_path / "encoder.yaml").write_text(yaml.safe_dump(encoder | {"batch_size": 4, "warmup": 1}))
+    for split, count in (("train", 40), ("test", 12)):
+        rows = [{"text": f"{'cold rain' if n % 2 else 'calm sea'} over {n} hills", "label": f"noun.{n % 2}"}
+                for n in range(count)]  # fmt: skip
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {
+        "base": str(base),
+        "encoder": str(tmp_path / "encoder.yaml"),
+        "points": 2,
+        "jobs": 1,
+        "objectives": {"causal": {"name": "causal"}, "prefix": {"name": "prefix_lm"}, "semi": SEMI_CAUSAL},
+        "models": {"semi": {"span_encoder_config": {"train_last_blocks": 1}}},
+        "blanks": {"one": {"words": ["the", "of", "and"], "items": 8}, "two": {"words": ["calm sea", "far hills"]}},
+        "tuning": {
+            "sets": {"weather": {"data": str(tmp_path), "question": "a", "test_items": 6}},
+            "arms": {"causal": {"from": "causal", "input": "causal"}, "semi": {"from": "semi", "input": "encoded"}},
+            "seeds": [0, 1],
+            "steps": 2,
+        },
+    }
+
+
+def test_one_command_makes_each_run_once(study: dict[str, Any], tmp_path: Path) -> None:
+    """Encoder, objectives, blanks and fine-tuning in one report; nothing is trained twice; the budget holds."""
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
-    words = [str(tmp_path / "study.yaml"), f"run={tmp_path / 'out'}"]
+    words, out = [str(tmp_path / "study.yaml"), f"run={tmp_path / 'out'}"], tmp_path / "out"
     main(words)
-    rows = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert [row["run"] for row in rows] == ["causal-0", "prefix-0"]
-    causal, prefix = rows
-    assert causal["held_out_loss"] != prefix["held_out_loss"]
-    assert causal["loss_exposure"] == pytest.approx(1.0)
-    assert 0.2 < prefix["loss_exposure"] < 0.8
-    before = (tmp_path / "out" / "causal-0" / "metrics.jsonl").stat().st_mtime_ns
+    found = json.loads((out / "study.json").read_text())
+    assert list(found["arms"]) == ["causal", "prefix", "semi"]
+    for name, arm in found["arms"].items():
+        assert arm["flops"] <= found["budget"] < arm["flops"] + (arm["flops"] - arm["flops_before"]) / arm["steps"]
+        assert [flops for flops, _ in arm["curve"]][-1] == arm["flops"]
+        assert 2 <= len(arm["curve"]) <= 3
+        assert arm["curve"][-1][1] == arm["held_out_loss"]
+        assert arm["cloze"]["one"]["single_token"], name
+        assert not arm["cloze"]["two"]["single_token"], name
+    assert found["arms"]["semi"]["steps"] < found["arms"]["causal"]["steps"] == 6
+    assert found["arms"]["semi"]["flops_before"] == found["encoder"]["flops"] > 0
+    assert found["arms"]["causal"]["loss_exposure"] == pytest.approx(1.0)
+    assert 0.2 < found["arms"]["prefix"]["loss_exposure"] < 0.8
+    assert found["tuning"]["weather"]["guess"] == {
+        "n": 6,
+        "classes": 2,
+        "chance": 0.5,
+        "majority": pytest.approx(0.5, abs=0.34),
+    }
+    assert len(found["tuning"]["weather"]["arms"]["semi"]["seeds"]) == 2
+    table = (out / "study.md").read_text()
+    for part in ("| semi | ", "| *majority* | ", "semi − causal = "):
+        assert part in table
+    assert all((out / f"study-{name}.png").stat().st_size > 5000 for name in ("loss", "tuning"))
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("arm.json")}
+    assert len(before) == 1 + 3 + 2 * 2
+    (out / "prefix-0" / "arm.json").unlink()  # as if a kill had come between the run and its figures
     main(words)
-    assert (tmp_path / "out" / "causal-0" / "metrics.jsonl").stat().st_mtime_ns == before
-    assert "prefix-0" in capsys.readouterr().out
+    again = json.loads((out / "study.json").read_text())
+    assert again["arms"]["prefix"]["held_out_loss"] == found["arms"]["prefix"]["held_out_loss"]
+    after = {path: path.stat().st_mtime_ns for path in out.rglob("arm.json")}
+    assert {path.parent.name for path in after if after[path] != before[path]} == {"prefix-0"}
+    with pytest.raises(ValueError, match=r"made with other settings \(optim\)|made with other settings"):
+        main([*words, "steps=7"])
 
 
-def test_the_projects_study_is_sound(processor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flops_against_torchs_own_count(study: dict[str, Any], tmp_path: Path) -> None:
+    """A step of decoder and encoder, forward, by torch's counter; training is three times that where all learns."""
+    study["models"]["semi"]["span_encoder_config"]["train_last_blocks"] = 2
+    made = settings.from_dict(StudyConfig, study)
+    base = load_base(made)
+    processor = load_processor(base.processor)
+    for name in ("causal-0", "semi-0"):
+        config = configs(made, base, tmp_path)[name]
+        config.model.span_weights = None
+        model = build_model(config, processor).eval()
+        loader = build_loader(config.data, processor)
+        counted = 0
+        for micro in (micro for _ in range(study_arms.PROBE_STEPS) for micro in next(loader).micro_batches):
+            del micro["source_ids"]
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                model(**micro)
+            counted += counter.get_total_flops()
+        loader.close()
+        text = model.config.text_config
+        positions = config.data.rows_per_step * config.data.row_tokens
+        attention = 3 * 2 * text.num_hidden_layers * text.hidden_size * config.data.row_tokens * positions
+        expected = study_arms.step_flops(config, processor) - attention  # the counter does not see fused attention
+        assert 3 * counted / study_arms.PROBE_STEPS == pytest.approx(expected, rel=0.06), name
+
+
+def test_jobs_run_beside_each_other_and_end_with_their_study(tmp_path: Path) -> None:
+    """Two at a time, in the order that they need; a failure is named, what is done stays; no orphan after a kill."""
+
+    def job(name: str, text: str, *after: str) -> Job:
+        return Job(name, partial(note, text), tmp_path / name, {"text": text}, 1, 1.0, after)
+
+    console = Console(file=(tmp_path / "shown").open("w"))
+    jobs = [job("a", "1"), job("b", "2"), job("c", "3", "a", "b"), job("d", "fail", "c")]
+    with pytest.raises(ValueError, match="d: ValueError: asked to"):
+        do_all(jobs, 2, console)
+    made = do_all(jobs[:3], 2, console)
+    assert made["a"]["process"] != made["b"]["process"]
+    assert made["a"]["began"] < made["b"]["ended"]
+    assert made["b"]["began"] < made["a"]["ended"]
+    assert made["c"]["began"] > max(made["a"]["ended"], made["b"]["ended"])
+    with pytest.raises(ValueError, match=r"made with other settings \(text\)"):
+        do_all([job("a", "9")], 1, console)
+
+    program = (
+        f"import sys; sys.path[:0] = {sys.path!r}\n"
+        "from functools import partial; from pathlib import Path\n"
+        "from rich.console import Console; from study_work import hang\n"
+        "from kosmos_train.study_jobs import Job, do_all\n"
+        "if __name__ == '__main__':\n"
+        f"    do_all([Job('h', hang, Path({str(tmp_path / 'h')!r}), {{}}, 1, 1.0)], 2, Console())\n"
+    )
+    (tmp_path / "main.py").write_text(program)
+    parent = subprocess.Popen([sys.executable, tmp_path / "main.py"], stdout=subprocess.DEVNULL)
+    marker = tmp_path / "h" / "process"
+    _until(lambda: marker.is_file() and marker.read_text())
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    _until(lambda: not _alive(int(marker.read_text())))
+    assert hang.__name__ == "hang"
+
+
+def _until(condition: Any) -> None:
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.1)
+    raise AssertionError("waited a minute in vain")
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return b"zombie" not in Path(f"/proc/{process}/status").read_bytes()
+
+
+def test_blanks_are_cut_at_real_occurrences() -> None:
+    """Putting the answer back gives the text; at most one blank a line; other documents are left alone."""
+    line = "one of the ships went to the far hills with all of them on board"
+    documents = [Document("x/1", [Text(f"{line}\n{line}")]), Document("y/1", [Text(line)])]
+    blanks = find_blanks(iter(documents), BlankSet(["of", "to", "far hills"], "x/", before=4, behind=5))
+    assert len(blanks) == 2
+    for blank in blanks:
+        assert blank.text.replace("<mask>", blank.answer) in line
+        left, right = blank.text.split("<mask>")
+        assert left.count(" ") <= 4
+        assert right.count(" ") <= 5
+    assert find_blanks(iter(documents), BlankSet(["of", "to", "far hills"], "x/", before=4, behind=5)) == blanks
+    with pytest.raises(ValueError, match="none of"):
+        find_blanks(iter(documents), BlankSet(["whale", "sky"]))
+    with pytest.raises(ValueError, match="at least two"):
+        find_blanks(iter(documents), BlankSet(["of"]))
+
+
+@pytest.mark.parametrize("form", ["causal", "encoded"])
+def test_tuning_reads_what_evaluation_reads(
+    form: str, study: dict[str, Any], values: dict[str, Any], tmp_path: Path
+) -> None:
+    """The tokens before the label are those of the evaluator's prompt, and only the label carries loss."""
+    wanted = settings.from_dict(study_tuning.LabelSet, study["tuning"]["sets"]["weather"])
+    study_tuning.prepare("weather", wanted, tmp_path / "weather")
+    task = study_tuning.task_of("weather", wanted, tmp_path / "weather", form)
+    assert task.decoding.candidates == ["noun 0", "noun 1"]
+    processor = load_processor(values["processor"])
+    config = load_base(settings.from_dict(StudyConfig, study))
+    overrides = {"span_encoder_config": {"model_config": ENCODER}} if form == "encoded" else {}
+    config.model.overrides = {**config.model.overrides, **overrides}
+    runner = Runner(build_model(config, processor), processor)
+    objective = dict(study_tuning.FORMATS[form])
+    make = get(objective.pop("name"), processor, **objective)
+    items = load_items(task, tmp_path / "weather", "train")
+    for item, document in zip(items, study_tuning.documents(task, tmp_path / "weather"), strict=True):
+        example, (stage,) = make(document, 0), runner.stages(prompts.build(task, item))
+        label = processor.encode_text(f" {item.answers[0]}")
+        assert example.token.tolist() == [*stage.ids, *label]
+        assert [tuple(span.payload.tolist()) for span in example.spans] == list(stage.spans)
+        assert example.label[example.weight > 0].tolist() == [*label, processor.tokenizer.eos_token_id]
+
+
+def test_the_projects_study_is_sound(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Its YAML loads over its base, every objective can be built, and tokenizer.yaml names all tokens they need."""
     monkeypatch.chdir(CONFIGS.parents[2])
     study = settings.load(StudyConfig, CONFIGS / "study.yaml")
-    runs = configs(study)
+    assert set(study.objectives) >= {
+        "causal",
+        "prefix_lm",
+        "span_corruption",
+        "ul2",
+        "glm",
+        "fim",
+        "cm3",
+        "semi_causal",
+    }
+    base = load_base(study)
+    runs = configs(study, base, Path("runs/objectives/study"))
     assert len(runs) == len(study.objectives)
+    assert runs["semi_causal-0"].model.span_weights is not None
+    own = settings.load(EncoderConfig, study.encoder)
+    assert (own.processor, own.shards) == (base.processor, [base.data.sources[0].shards])
     named = yaml.safe_load((CONFIGS / "tokenizer.yaml").read_text())["objectives"]
     have = special_tokens(named)
     assert set(special_tokens(list(study.objectives.values()))) <= set(have)
+    processor = load_processor(values["processor"])
     processor.tokenizer.add_tokens(have, special_tokens=True)
     for config in runs.values():
+        config = with_steps(config, base.steps, study.points)
         config.check()
         options = dict(config.data.sources[0].objective)
         get(options.pop("name"), processor, **options)
-
-
-@pytest.fixture
-def processor(values: dict[str, Any]) -> Any:
-    """A copy of the tiny world's processor that a test may change."""
-    from kosmos.processing_kosmos import load_processor
-
-    return load_processor(values["processor"])
+    stages = with_steps(runs["flan_t5-0"], 200, 4).data.sources[0].objective["stages"]
+    assert stages[0]["until"] == 160
+    assert study_tuning.tuning_jobs(
+        study.tuning, base, Path("x"), {"causal": ("causal-0", 1.0), "semi_causal": ("s", 1.0)}
+    )
 
 
 @pytest.mark.parametrize(
@@ -81,20 +286,30 @@ def processor(values: dict[str, Any]) -> Any:
     ],
 )
 def test_a_dry_run_finds_what_the_model_cannot_do(
-    objective: dict[str, Any], position: str, message: str, values: dict[str, Any], processor: Any, tmp_path: Path
+    objective: dict[str, Any], position: str, message: str, values: dict[str, Any], tmp_path: Path
 ) -> None:
+    processor = load_processor(values["processor"])
     processor.tokenizer.add_tokens(special_tokens([objective]), special_tokens=True)
     processor.save_pretrained(tmp_path / "processor")
     values["processor"] = str(tmp_path / "processor")
     values["model"] = values["model"] | {"overrides": {"text_config": {"position_type": position}}}
     values["data"]["sources"] = [values["data"]["sources"][0] | {"objective": objective}]
     with pytest.raises(ValueError, match=message):
-        plan(settings.from_dict(TrainConfig, values), 1)
+        dry_plan(settings.from_dict(TrainConfig, values), 1)
 
 
-def test_a_study_that_cannot_be_compared(base: Path) -> None:
+def test_a_study_that_cannot_be_compared(study: dict[str, Any], tmp_path: Path) -> None:
+    def made(**changes: Any) -> StudyConfig:
+        return settings.from_dict(StudyConfig, {**study, **changes})
+
     with pytest.raises(ValueError, match="objectives is empty"):
-        configs(StudyConfig(base=str(base)))
-    one = {"causal": {"name": "causal"}}
+        load_base(made(objectives={}, models={}))
     with pytest.raises(ValueError, match=r"models\.glm belongs to no objective"):
-        configs(StudyConfig(base=str(base), objectives=one, models={"glm": {}}))
+        load_base(made(models={"glm": {}}))
+    with pytest.raises(ValueError, match=r"forms\.glm belongs to no objective"):
+        load_base(made(forms={"glm": "glm"}))
+    lost = {**study["tuning"], "arms": {"x": {"from": "glm", "input": "causal"}}}
+    with pytest.raises(ValueError, match=r"tuning\.arms\.x: .* from: one of causal, prefix, semi"):
+        plan(made(tuning=lost), load_base(made()), tmp_path)
+    with pytest.raises(ValueError, match="takes the whole budget"):
+        plan(made(), load_base(made(steps=1)), tmp_path)

@@ -92,6 +92,6 @@ def part_of(name: str) -> str:
         return "spans"
     if "connector" in name:
         return "connector"
-    if "embed_tokens" in name or "lm_head" in name:
+    if "embed_tokens" in name or "lm_head" in name or "positions" in name:
         return "embeddings"
     return "decoder"

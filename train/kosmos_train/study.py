@@ -1,30 +1,47 @@
-"""Several objectives on the same text for as many positions: ``python -m kosmos_train.study CONFIG run=DIR``.
+"""A study of objectives on real text: ``python -m kosmos_train.study CONFIG run=DIR``.
 
-Each objective (and seed) is one ordinary run in ``DIR/NAME-SEED``, from the same base config; runs that are finished
-are not made again. The table and ``DIR/results.json`` say for each: loss of plain causal modelling on held-out text,
-share of the tokens that carried loss, tokens per second. Every step has the same number of positions, hence the decoder
-does the same work whatever the objective (a text encoder's work comes on top).
+Every objective trains the same decoder on the same corpus for the same FLOPs, in an ordinary run (``DIR/NAME-SEED``).
+Then all are measured alike: loss of plain causal modelling on held-out text, blanks in held-out sentences, share of the
+tokens that carried loss, speed; and some are fine-tuned on labels, with several seeds. What is missing is made first:
+the corpus by its recipe, the vocabulary, the text encoder of the semi-causal runs.
+
+    DIR/study.md  study.json  study-loss.png  study-tuning.png
+
+Finished runs are not repeated: after a kill, the same command goes on.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
+import os
+import platform
+import shutil
 import sys
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
-from rich.table import Table
+from rich.markdown import Markdown
+from rich.progress import Progress
 
 from kosmos import settings
+from kosmos_data import recipes
+from kosmos_data.index import INDEX_NAME
 
+from . import study_arms, study_blanks, study_report, study_tuning
 from .arguments import add_run_arguments, parse_run_arguments, require_run
+from .build import build_config, build_processor
 from .config import TrainConfig
-from .pretrain import train
+from .encoder import EncoderConfig
+from .flops import model_cost
+from .study_blanks import BlankSet
+from .study_jobs import Job, do_all
+from .study_tuning import TuningConfig
+from .tokenizer import TokenizerConfig, make_processor
 
 
 @dataclass
@@ -32,73 +49,171 @@ class StudyConfig:
     """What is compared."""
 
     base: str = ""
-    """The run's YAML that all share; its first source gets the objectives."""
+    """The run's YAML that all share; its first source gets the objectives, its steps are the budget."""
+    steps: int | None = None
+    """Replaces the base's."""
     objectives: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Name of a run → objective with its options."""
+    """Name of a run → objective with its options; ``until`` of a schedule may be a share of the run."""
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Name of a run → changes to the model's config that it alone needs."""
     seeds: list[int] = field(default_factory=lambda: [0])
-    """Each objective is trained once with each."""
-    steps: int | None = None
-    """Replaces the base's; held-out loss is measured at the end."""
+    """Each objective is trained once with each; the first one's runs are fine-tuned."""
+    points: int = 6
+    """How often held-out loss is measured in a run."""
+    recipe: str | None = None
+    """Recipe of the corpus, made where the base's sources lie if they are missing."""
+    corpus: str = ""
+    """Folder that the recipe fills."""
+    tokenizer: str | None = None
+    """YAML of the processor, made where the base expects it if it is missing."""
+    encoder: str | None = None
+    """YAML of a text encoder for runs whose ``models`` have a span_encoder_config: pretrained first, FLOPs counted."""
+    forms: dict[str, str] = field(default_factory=dict)
+    """Name of a run → objective in whose form its blanks are asked; default its own."""
+    blanks: dict[str, BlankSet] = field(default_factory=dict)
+    """Sets of blanks in the first held-out corpus."""
+    tuning: TuningConfig = field(default_factory=TuningConfig)
+    """Fine-tuning; no sets: none."""
+    jobs: int = 2
+    """Runs at a time; the cores are divided among them."""
 
 
-def configs(study: StudyConfig) -> dict[str, TrainConfig]:
-    """The runs by name.
+def load_base(study: StudyConfig) -> TrainConfig:
+    """The run that all share.
 
     Raises:
-        ValueError: nothing to compare, a model for no objective, or a base without held-out text.
+        ValueError: nothing to compare, a model or a form for no objective, or a base without held-out text.
     """
     if not study.objectives:
         raise ValueError("study: objectives is empty: name at least one")
-    if unknown := sorted(study.models.keys() - study.objectives.keys()):
-        raise ValueError(f"study: models.{unknown[0]} belongs to no objective; there are {', '.join(study.objectives)}")
+    for section in ("models", "forms"):
+        if unknown := sorted(getattr(study, section).keys() - study.objectives.keys()):
+            known = ", ".join(study.objectives)
+            raise ValueError(f"study: {section}.{unknown[0]} belongs to no objective; there are {known}")
+    config = settings.load(TrainConfig, study.base)
+    if config.eval.data is None:
+        raise ValueError(f"{study.base}: eval.data is not set: the study compares held-out loss")
+    return replace(config, steps=study.steps or config.steps)
+
+
+def prepare(study: StudyConfig, base: TrainConfig, folder: Path, console: Console) -> None:
+    """Make corpus, processor, blanks and labelled shards, as far as they are missing."""
+    with Progress(console=console, transient=True) as progress:
+        assert base.eval.data is not None, "load_base() has refused this"
+        shards = [source.shards for data in (base.data, base.eval.data) for source in data.sources]
+        if study.recipe and not all((Path(path) / INDEX_NAME).is_file() for path in shards):
+            partial = Path(f"{study.corpus}.partial")
+            shutil.rmtree(partial, ignore_errors=True)  # of a study that was killed
+            recipes.make(study.recipe, partial, progress=progress)
+            partial.rename(study.corpus)
+        if study.tokenizer and base.processor and not Path(base.processor).is_dir():
+            partial = Path(f"{base.processor}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            make_processor(settings.load(TokenizerConfig, study.tokenizer), partial, progress)
+            partial.rename(base.processor)
+        study_blanks.write_blanks(study.blanks, base.eval.data.sources[0].shards, folder / "blanks")
+        for name, wanted in progress.track(study.tuning.sets.items(), description="labelled texts"):
+            study_tuning.prepare(name, wanted, folder / "tuning" / name)
+
+
+def configs(study: StudyConfig, base: TrainConfig, folder: Path) -> dict[str, TrainConfig]:
+    """The pretraining runs by name, before the steps of each are worked out from its FLOPs."""
+    encoder = settings.load(EncoderConfig, study.encoder) if study.encoder else None
     runs = {}
     for name, objective in study.objectives.items():
+        overrides = {**base.model.overrides, **study.models.get(name, {})}
+        model = replace(base.model, overrides=overrides)
+        if encoder is not None and "span_encoder_config" in overrides:
+            own = {**overrides["span_encoder_config"], "model_config": dict(encoder.model)}
+            overrides["span_encoder_config"] = own
+            model.span_weights = str(folder / study_arms.ENCODER)
+        source = replace(base.data.sources[0], objective=objective)
         for seed in study.seeds:
-            config = settings.load(TrainConfig, study.base)
-            if config.eval.data is None:
-                raise ValueError(f"{study.base}: eval.data is not set: the study compares held-out loss")
-            config.data.sources[0].objective = dict(objective)
-            config.model.overrides = {**config.model.overrides, **study.models.get(name, {})}
-            config.seed = config.data.seed = seed
-            config.steps = study.steps or config.steps
-            config.optim.warmup = min(config.optim.warmup, config.steps)
-            config.eval.every = config.checkpoint.every = config.steps
-            runs[f"{name}-{seed}"] = config
+            data = replace(base.data, sources=[source, *base.data.sources[1:]], seed=seed)
+            runs[f"{name}-{seed}"] = replace(base, model=model, data=data, seed=seed)
     return runs
 
 
-def run(study: StudyConfig, folder: Path) -> list[dict[str, Any]]:
-    """Make every run that is not finished, then write and return one row for each."""
-    rows = []
-    for name, config in configs(study).items():
-        path = folder / name
-        if not _finished(path, config.steps):
-            train(config, path, resume=path.exists())
-        rows.append({"run": name} | summary(path))
-    (folder / "results.json").write_text(json.dumps(rows, indent=1))
-    return rows
+def with_steps(config: TrainConfig, steps: int, points: int) -> TrainConfig:
+    """The same run with another number of steps, measured ``points`` times, kept at its end."""
+    first, *rest = config.data.sources
+    source = replace(first, objective=study_arms.objective_with_steps(first.objective, steps))
+    return replace(
+        config,
+        steps=steps,
+        data=replace(config.data, sources=[source, *rest]),
+        optim=replace(config.optim, warmup=min(config.optim.warmup, steps)),
+        eval=replace(config.eval, every=-(-steps // points)),
+        checkpoint=replace(config.checkpoint, every=steps, keep=1),
+    )
 
 
-def summary(path: Path) -> dict[str, float]:
-    """The figures of a finished run, from its ``metrics.jsonl``."""
-    steps = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    return {
-        "held_out_loss": steps[-1]["eval_loss"]["loss"],
-        "loss_exposure": sum(row["supervised"] for row in steps) / steps[-1]["tokens"],
-        "tokens_per_second": statistics.median(row["tokens_per_second"] for row in steps),
-        "fallbacks": sum(row.get("fallbacks", 0) for row in steps),
+def plan(study: StudyConfig, base: TrainConfig, folder: Path) -> tuple[list[Job], float]:
+    """All jobs in order, and the budget: the FLOPs of the base run.
+
+    Raises:
+        ValueError: a budget that the encoder's pretraining uses up, or settings that cannot work.
+    """
+    processor = build_processor(base)
+    budget = base.steps * study_arms.step_flops(base, processor)
+    runs = configs(study, base, folder)
+    jobs: list[Job] = []
+    if study.encoder and any(config.model.span_weights for config in runs.values()):
+        own = settings.load(EncoderConfig, study.encoder)
+        jobs.append(study_arms.encoder_job(own, processor, folder / study_arms.ENCODER))
+    starts = {}
+    for name, config in runs.items():
+        objective = name.rpartition("-")[0]
+        before = jobs[0].cost if config.model.span_weights else 0.0
+        flops = study_arms.step_flops(config, processor)
+        if (steps := int((budget - before) / flops)) < 1:
+            raise ValueError(f"{study.encoder}: pretraining takes the whole budget of {budget:.3g} FLOPs; lower steps")
+        form = study.forms.get(objective, study.objectives[objective]["name"])
+        blanks = {str(folder / "blanks" / f"{blank}.json"): form for blank in study.blanks}
+        config = with_steps(config, steps, study.points)
+        config.check()
+        jobs.append(study_arms.arm_job(name, config, flops, before, blanks, folder / name))
+        starts.setdefault(objective, (name, flops))
+    return jobs + study_tuning.tuning_jobs(study.tuning, base, folder, starts), budget
+
+
+def run(study: StudyConfig, folder: Path, command: str = "", console: Console | None = None) -> dict[str, Any]:
+    """Do what is not done, write the report, and return what it is made of."""
+    console = console or Console()
+    base = load_base(study)
+    folder.mkdir(parents=True, exist_ok=True)
+    prepare(study, base, folder, console)
+    jobs, budget = plan(study, base, folder)
+    began = time.strftime("%Y-%m-%d")
+    figures = do_all(jobs, study.jobs, console)
+    arms = {name: figures[name] for name in configs(study, base, folder)}
+    found = {
+        "conditions": conditions(study, base, command, began),
+        "budget": budget,
+        "encoder": figures.get(study_arms.ENCODER),
+        "blanks": {name: study_blanks.guesses(folder / "blanks" / f"{name}.json") for name in study.blanks},
+        "arms": {name.rpartition("-")[0] if len(study.seeds) == 1 else name: arm for name, arm in arms.items()},
+        "tuning": {name: study_tuning.results(study.tuning, name, figures, folder) for name in study.tuning.sets},
+        "minutes": round(sum(one["seconds"] for one in figures.values()) / 60 / study.jobs, 1),
     }
+    study_report.write(found, folder)
+    return found
 
 
-def _finished(path: Path, steps: int) -> bool:
-    metrics = path / "metrics.jsonl"
-    if not metrics.is_file():
-        return False
-    lines = metrics.read_text().splitlines()
-    last = json.loads(lines[-1]) if lines else {}
-    return last.get("step") == steps and "eval_loss" in last
+def conditions(study: StudyConfig, base: TrainConfig, command: str, date: str) -> dict[str, Any]:
+    """Where and with what the figures were made."""
+    from kosmos import KosmosForConditionalGeneration
+
+    processor = build_processor(base)
+    with torch.device("meta"):
+        model = KosmosForConditionalGeneration(build_config(base.model, processor))
+    return {
+        "command": command,
+        "date": date,
+        "hardware": f"{os.cpu_count()} cores ({platform.machine()}), {study.jobs} runs at a time",
+        "parameters": sum(model_cost(model, base.data.row_tokens).parameters.values()),
+        "vocabulary": len(processor.tokenizer),
+    }
 
 
 def main(argv: Sequence[str]) -> None:
@@ -107,12 +222,10 @@ def main(argv: Sequence[str]) -> None:
     add_run_arguments(parser)
     arguments, folder = parse_run_arguments(parser, argv)
     study = settings.load(StudyConfig, arguments.config, arguments.overrides)
-    rows = run(study, Path(require_run(folder)))
-    table = Table("run", "held-out causal loss", "loss exposure", "tokens/s", "fallbacks")
-    for row in rows:
-        figures = (f"{row['held_out_loss']:.4f}", f"{row['loss_exposure']:.1%}", f"{row['tokens_per_second']:.0f}")
-        table.add_row(row["run"], *figures, str(row["fallbacks"]))
-    Console().print(table)
+    path, console = Path(require_run(folder)), Console()
+    run(study, path, " ".join(["python -m kosmos_train.study", *argv]), console)
+    console.print(Markdown((path / "study.md").read_text(encoding="utf-8")))
+    console.print(f"{path}: study.md, study.json, study-*.png")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,9 @@ A module of this folder *is* an objective: it defines ``build(processor, **optio
 else lists them. The seed is a pure function of the run's seed, the epoch and the document, so an objective that draws
 at random gives the same example after a resume. ``mixture`` draws one of several for each document, ``schedule``
 changes the objective at given steps of the run.
+
+A module may also define ``fill(flat, span, processor, two_positions)``: how a model of this objective is asked for the
+words of one blank, with weight on the asked tokens only (:mod:`kosmos_data.cloze`).
 """
 
 from __future__ import annotations
@@ -17,12 +20,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..document import Document
-from ..example import Example
+from ..example import Example, Flat
 
 if TYPE_CHECKING:
     from kosmos.processing_kosmos import KosmosProcessor
 
 Objective: TypeAlias = Callable[[Document, int], Example]
+Fill: TypeAlias = Callable[[Flat, tuple[int, int], "KosmosProcessor", bool], Example]
 
 
 def names() -> list[str]:
@@ -57,6 +61,20 @@ def from_settings(settings: Mapping[str, Any] | str, processor: KosmosProcessor)
     if not isinstance(name, str):
         raise ValueError(f"an objective needs a name, got {settings}; {_suggest('', names())}")
     return get(name, processor, **options)
+
+
+def filler(name: str) -> Fill:
+    """How a model of objective ``name`` is asked for a blank.
+
+    Raises:
+        ValueError: no such objective, or one that has no single form of a blank (a mixture, a schedule, an encoder's).
+    """
+    if name not in names():
+        raise ValueError(f"no objective {name!r}; {_suggest(name, names())}")
+    fill = getattr(importlib.import_module(f".{name}", __name__), "fill", None)
+    if fill is None:
+        raise ValueError(f"objective {name!r} has no form of its own for a blank; name one of its parts, or 'causal'")
+    return fill
 
 
 def special_tokens(objectives: Sequence[Mapping[str, Any] | str]) -> list[str]:

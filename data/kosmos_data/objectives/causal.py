@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..document import Document
-from ..example import Example, shifted
+from ..example import Example, Flat, judged_from, shifted
 from . import Objective
 from ._flatten import Loss, flatten
 
@@ -35,3 +35,8 @@ def build(processor: KosmosProcessor, loss: Loss = "all", predict_image: bool = 
         return shifted(flatten(document, processor, loss, predict_image))
 
     return causal
+
+
+def fill(flat: Flat, span: tuple[int, int], processor: KosmosProcessor, two_positions: bool) -> Example:
+    """A blank: the words in their place, and everything behind them, are judged by how probable they are."""
+    return judged_from(span[0], shifted(flat))

@@ -104,3 +104,12 @@ def move(
     if ends:
         arrangement.copy(len(flat.ids) - 1, len(flat.ids))
     return arrangement.shifted(keep_last=not ends)
+
+
+def fill(flat: Flat, span: tuple[int, int], processor: KosmosProcessor, two_positions: bool) -> Example:
+    """A blank: the only stretch that moves to the end; its words and ``<eos_span>`` are judged."""
+    sentinel, span_end = ids_of((SENTINELS[0], SPAN_END), processor, "cm3")
+    example = move(flat, [span], [sentinel], span_end, processor.tokenizer.eos_token_id, True)
+    asked = span[1] - span[0] + 1
+    example.weight[: -(asked + 1)] = example.weight[-1:] = 0.0
+    return example

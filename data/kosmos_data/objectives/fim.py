@@ -21,7 +21,7 @@ import numpy as np
 from .. import errors
 from ..document import Document, Segment, Text
 from ..errors import BadSample
-from ..example import Example, FlatBuilder, shifted
+from ..example import Example, Flat, FlatBuilder, shifted
 from . import Objective
 from ._flatten import Loss, add_encoded, flatten
 from ._tokens import ids_of
@@ -116,3 +116,15 @@ def continue_text(processor: KosmosProcessor, text: str) -> list[int]:
     backend = processor.tokenizer.backend_tokenizer
     head = backend.normalizer.normalize_str(text[:space])
     return [token.id for token in backend.model.tokenize(head)] + processor.encode_text(text[space:])
+
+
+def fill(flat: Flat, span: tuple[int, int], processor: KosmosProcessor, two_positions: bool) -> Example:
+    """A blank: the middle, in PSM order."""
+    tokenizer = processor.tokenizer
+    pre, suf, mid = ids_of(TOKENS, processor, "fim")
+    ids, (start, stop) = flat.ids.tolist(), span
+    last = len(ids) - (ids[-1] == tokenizer.eos_token_id)
+    builder = FlatBuilder()
+    builder.add([tokenizer.bos_token_id, pre, *ids[1:start], suf, *ids[stop:last], mid], 0.0)
+    builder.add([*ids[start:stop], tokenizer.eos_token_id], 1.0)
+    return shifted(builder.build())

@@ -101,6 +101,12 @@ def build(
     return denoising(processor, loss, chunk_tokens, "glm", transform)
 
 
+def fill(flat: Flat, span: tuple[int, int], processor: KosmosProcessor, two_positions: bool) -> Example:
+    """A blank: one ``<mask>``, and its words behind the text."""
+    mask, begin, end = ids_of((MASKS["token"], PIECE_BEGIN, PIECE_END), processor, "glm")
+    return infill(flat, [span], [0], mask, begin, end, processor.tokenizer.eos_token_id, two_positions)
+
+
 def sentence_ends(processor: KosmosProcessor) -> np.ndarray:
     """For every id whether it ends a sentence: its piece ends with one of GLM's marks, or is a newline."""
     pieces = processor.tokenizer.convert_ids_to_tokens(range(len(processor.tokenizer)))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from ..example import Example, Flat
+from ..example import Example, Flat, judged_from
 from . import Objective
 from ._arrange import Arrangement, denoising
 from ._flatten import Loss
@@ -67,3 +67,10 @@ def split_at(flat: Flat, pivot: int, bos: int, eos: int, mode: int | None = None
     prefix = arrangement.length
     arrangement.copy(pivot, len(flat.ids))
     return arrangement.shifted(bidirectional=prefix, keep_last=bool(flat.ids[-1] != eos))
+
+
+def fill(flat: Flat, span: tuple[int, int], processor: KosmosProcessor, two_positions: bool) -> Example:
+    """A blank: what stands before it is the prefix; the words and everything behind them are judged."""
+    tokenizer = processor.tokenizer
+    example = split_at(flat, span[0], tokenizer.bos_token_id, tokenizer.eos_token_id)
+    return judged_from(span[0], example)

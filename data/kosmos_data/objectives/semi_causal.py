@@ -23,7 +23,7 @@ import numpy as np
 
 from ..document import Document, Span, Text
 from ..example import Example, Flat, shifted
-from . import Objective
+from . import Objective, causal
 from ._arrange import Arrangement, denoising, maskable, runs
 from ._flatten import Loss, flatten
 
@@ -178,3 +178,7 @@ def encoder_ids(ids: np.ndarray, processor: KosmosProcessor) -> np.ndarray:
     if processor.span_tokenizer is None:
         return np.concatenate([[processor.tokenizer.bos_token_id], ids]).astype(np.int32)
     return np.array(processor.encode_span(processor.tokenizer.decode(ids.tolist())), dtype=np.int32)
+
+
+fill = causal.fill
+"""A blank is asked for as of a causal model: the decoder has stayed one."""

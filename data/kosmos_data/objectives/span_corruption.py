@@ -121,6 +121,20 @@ def corrupt(
     return arrangement.shifted(bidirectional=inputs)
 
 
+def fill(
+    flat: Flat, span: tuple[int, int], processor: KosmosProcessor, two_positions: bool, mode: str | None = None
+) -> Example:
+    """A blank: the only hidden stretch, written behind its sentinel."""
+    tokenizer = processor.tokenizer
+    sentinels = ids_of(SENTINELS[:1], processor, "span_corruption")
+    announced = None if mode is None else ids_of((mode,), processor, "ul2")[0]
+    hidden = np.zeros(len(flat.ids), dtype=bool)
+    hidden[slice(*span)] = True
+    example = corrupt(flat, hidden, sentinels, tokenizer.bos_token_id, tokenizer.eos_token_id, announced)
+    example.weight[: -(span[1] - span[0] + 1)] = 0.0
+    return example
+
+
 def _divide(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
     """A uniform random division of ``total`` into positive ``parts``."""
     cuts = np.sort(rng.choice(total - 1, parts - 1, replace=False)) + 1

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from ..example import Example, Flat
-from . import Objective
+from . import Objective, span_corruption
 from ._arrange import denoising, maskable
 from ._flatten import Loss
 from ._tokens import SENTINELS, ids_of
@@ -99,3 +99,8 @@ def build(
         return None if mask is None else corrupt(flat, mask, sentinels, bos, eos, mode)
 
     return denoising(processor, loss, chunk_tokens, "ul2", transform)
+
+
+def fill(flat: Flat, span: tuple[int, int], processor: KosmosProcessor, two_positions: bool) -> Example:
+    """A blank: span corruption announced as R, which hides short stretches."""
+    return span_corruption.fill(flat, span, processor, two_positions, MODES["R"])

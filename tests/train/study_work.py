@@ -1,0 +1,25 @@
+"""Work for the jobs of test_study.py, importable by name in a worker process."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+
+def note(text: str, folder: Path) -> dict[str, Any]:
+    """Say when it ran and in which process; fail on request."""
+    began = time.time()
+    if text == "fail":
+        raise ValueError("asked to")
+    (folder / "metrics.jsonl").write_text("{}\n")
+    time.sleep(0.3)
+    return {"text": text, "process": os.getpid(), "began": began, "ended": time.time()}
+
+
+def hang(folder: Path) -> dict[str, Any]:
+    """Say who is working, then never end."""
+    (folder / "process").write_text(str(os.getpid()))
+    time.sleep(600)
+    return {}

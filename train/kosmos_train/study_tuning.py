@@ -1,0 +1,230 @@
+"""Fine-tuning in a study: a label is written behind a text, by each pretrained model, with several seeds.
+
+The causal way reads text and question and writes the label; MetaLM's way (arXiv 2206.06336, section 3.4) gives text and
+question to the bidirectional encoder. Loss stands on the label alone in both. The prompt is the evaluator's own: the
+training documents are made from it, and the labels are ranked by likelihood.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from kosmos import settings
+from kosmos.loading import load
+from kosmos_data import Document, Text, write_shards
+from kosmos_data.document import Segment, Span
+from kosmos_eval import prompts, statistics, tasks
+from kosmos_eval.data import load_items
+from kosmos_eval.evaluate import evaluate
+from kosmos_eval.metrics import mean_score
+from kosmos_eval.tasks import Task
+
+from .config import TrainConfig
+from .pretrain import train
+from .study_jobs import Figures, Job
+
+FORMATS = {"causal": {"name": "causal", "loss": "supervised"}, "encoded": {"name": "semi_causal", "sampler": "input"}}
+"""How the input is read → objective."""
+
+
+@dataclass
+class LabelSet:
+    """One classification: files with a text and a label a line."""
+
+    data: str = ""
+    """Folder with train.jsonl and test.jsonl: ``{"text": …, "label": …}``."""
+    question: str = "Label:"
+    """Stands behind the text."""
+    words: int = 60
+    """Longer texts are cut after so many words, for all models alike."""
+    test_items: int = 1000
+    """At most so many test items, drawn evenly from all."""
+
+
+@dataclass
+class TuningConfig:
+    """Fine-tuning of pretrained arms."""
+
+    sets: dict[str, LabelSet] = field(default_factory=dict)
+    """What is classified."""
+    arms: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Name → ``{from: pretrained run, input: causal or encoded}``."""
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    """Each arm is tuned once with each: order of the data."""
+    steps: int = 100
+    """Updates."""
+    lr: float = 5e-4
+    """Peak learning rate."""
+    warmup: int = 10
+    """Updates of linear warm-up."""
+
+
+def prepare(name: str, wanted: LabelSet, folder: Path, seed: int = 0) -> None:
+    """Cut, draw, and write ``train.jsonl`` and ``test.jsonl`` for the evaluator, and the training shards by format."""
+    if (folder / "prepared").is_file():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = {split: _rows(Path(wanted.data) / f"{split}.jsonl", wanted.words) for split in ("train", "test")}
+    rows["test"] = random.Random(seed).sample(rows["test"], min(wanted.test_items, len(rows["test"])))
+    for split, part in rows.items():
+        lines = (
+            json.dumps({"id": f"{split}-{number}", "text": text, "answers": [label]}, ensure_ascii=False) + "\n"
+            for number, (text, label) in enumerate(part)
+        )
+        (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+    for form in FORMATS:
+        write_shards(folder / form, documents(task_of(name, wanted, folder, form), folder), 10_000)
+    counts = Counter(label for _, label in rows["test"])
+    common = Counter(label for _, label in rows["train"]).most_common(1)[0][0]
+    known = {"n": len(rows["test"]), "classes": len({label for _, label in rows["train"]})}
+    figures = {**known, "chance": 1 / known["classes"], "majority": counts[common] / len(rows["test"])}
+    (folder / "prepared").write_text(json.dumps(figures), encoding="utf-8")
+
+
+def guesses(folder: Path) -> dict[str, float]:
+    """Chance, and the accuracy of always saying the training set's commonest label."""
+    return json.loads((folder / "prepared").read_text(encoding="utf-8"))
+
+
+def _rows(path: Path, words: int) -> list[tuple[str, str]]:
+    """Texts, cut, and labels as words (``noun.animal`` is written "noun animal")."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no labelled texts here")
+    found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [(" ".join(row["text"].split()[:words]), row["label"].replace(".", " ")) for row in found]
+
+
+def task_of(name: str, wanted: LabelSet, folder: Path, form: str) -> Task:
+    """The evaluator's task: the prompt in one of the two formats, the labels ranked."""
+    lines = (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    labels = sorted({json.loads(line)["answers"][0] for line in lines})
+    template = "{text} " + wanted.question
+    return Task(
+        description=f"{name}, {form} input",
+        dataset=tasks.DatasetFiles("jsonl", "{split}.jsonl"),
+        prompt=tasks.Prompt(f"<span>{template}</span>" if form == "encoded" else template),
+        decoding=tasks.Decoding("rank", candidates=labels),
+        metrics=["accuracy"],
+        chance=1 / len(labels),
+        name=name,
+    )
+
+
+def documents(task: Task, folder: Path) -> list[Document]:
+    """The training items as documents: the prompt is read, the label is written."""
+    made = []
+    for item in load_items(task, folder, "train"):
+        segments: list[Segment] = [
+            Span(segment.text) if isinstance(segment, prompts.Span) else Text(str(segment), supervised=False)
+            for segment in prompts.build(task, item).segments
+        ]
+        segments.append(Text(prompts.continuation(task, item, item.answers[0])))
+        made.append(Document(item.id, segments))
+    return made
+
+
+def tuning_jobs(
+    tuning: TuningConfig, base: TrainConfig, study: Path, starts: dict[str, tuple[str, float]]
+) -> list[Job]:
+    """One job for each set, arm and seed.
+
+    Args:
+        starts: objective → its pretrained run, and the FLOPs of a step.
+
+    Raises:
+        ValueError: an arm from a run that does not exist, or an unknown way of reading the input.
+    """
+    jobs = []
+    for name, wanted in tuning.sets.items():
+        for arm, how in tuning.arms.items():
+            if how.get("from") not in starts or how.get("input") not in FORMATS:
+                raise ValueError(
+                    f"tuning.arms.{arm}: {how} must have from: one of {', '.join(starts)} and input: one of "
+                    f"{', '.join(FORMATS)}"
+                )
+            for seed in tuning.seeds:
+                start, flops = starts[how["from"]]
+                data = study / "tuning" / name
+                config = tune_config(tuning, base, study / start, data / how["input"], how["input"], seed)
+                work = partial(_tune, config, name, wanted, data, how["input"])
+                folder = data / f"{arm}-{seed}"
+                cost = 1.5 * tuning.steps * flops  # half of the time goes into ranking the labels
+                jobs.append(
+                    Job(title(name, arm, seed), work, folder, settings.to_dict(config), tuning.steps, cost, (start,))
+                )
+    return jobs
+
+
+def title(name: str, arm: str, seed: int) -> str:
+    """What the job of a set, an arm and a seed is called."""
+    return f"{name}, {arm}, seed {seed}"
+
+
+def results(tuning: TuningConfig, name: str, figures: dict[str, Figures], study: Path) -> dict[str, Any]:
+    """What came out on one set: accuracy of each arm, and the differences between any two."""
+    runs = {arm: [figures[title(name, arm, seed)] for seed in tuning.seeds] for arm in tuning.arms}
+    pairs = itertools.combinations(runs, 2)
+    return {
+        "guess": guesses(study / "tuning" / name),
+        "arms": {arm: pooled(found) for arm, found in runs.items()},
+        "differences": [{**difference(runs[a], runs[b]), "first": a, "second": b} for a, b in pairs],
+    }
+
+
+def tune_config(
+    tuning: TuningConfig, base: TrainConfig, start: Path, shards: Path, form: str, seed: int
+) -> TrainConfig:
+    """The base's rows and engine, from a checkpoint, on the labelled documents."""
+    source = replace(base.data.sources[0], name="labels", shards=str(shards), objective=dict(FORMATS[form]))
+    return replace(
+        base,
+        model=replace(base.model, preset=None, checkpoint=str(start), overrides={}, span_weights=None),
+        processor=None,
+        data=replace(base.data, sources=[source], seed=seed),
+        steps=tuning.steps,
+        seed=seed,
+        optim=replace(base.optim, lr=tuning.lr, warmup=min(tuning.warmup, tuning.steps)),
+        eval=replace(base.eval, every=0, data=None),
+        checkpoint=replace(base.checkpoint, every=tuning.steps, keep=1),
+    )
+
+
+def _tune(config: TrainConfig, name: str, wanted: LabelSet, data: Path, form: str, folder: Path) -> Figures:
+    outcome = train(config, folder, resume=True)
+    if not outcome.finished:
+        raise RuntimeError("a signal ended it; start the study again to go on")
+    model, processor = load(folder, "cpu")
+    rows = evaluate(
+        model, processor, task_of(name, wanted, data, form), data, name=folder.name, out=folder / "eval",
+        with_baselines=False,
+    )  # fmt: skip
+    (path,) = (folder / "eval" / "samples").rglob("*.jsonl")
+    records = {record["id"]: record for record in map(json.loads, path.read_text(encoding="utf-8").splitlines())}
+    right = [records[key]["metrics"]["accuracy"] for key in sorted(records)]
+    return {"accuracy": rows[0]["value"], "low": rows[0]["low"], "high": rows[0]["high"], "right": right}
+
+
+def pooled(runs: Sequence[Figures]) -> dict[str, Any]:
+    """Accuracy over the seeds; the interval draws test items, each with all its seeds."""
+    score, clusters = _score(runs)
+    low, high = statistics.interval(score, clusters)
+    return {"value": score.value, "low": low, "high": high, "seeds": [run["accuracy"] for run in runs]}
+
+
+def difference(first: Sequence[Figures], second: Sequence[Figures]) -> dict[str, Any]:
+    """Second minus first over the same items and seeds, with its paired interval."""
+    (one, clusters), (two, _) = _score(first), _score(second)
+    return statistics.compare(one, two, clusters).to_dict()
+
+
+def _score(runs: Sequence[Figures]) -> tuple[Any, list[int]]:
+    values = [value for run in runs for value in run["right"]]
+    return mean_score("accuracy", values), [item for run in runs for item in range(len(run["right"]))]
