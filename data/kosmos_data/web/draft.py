@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
@@ -71,8 +71,11 @@ class Draft:
 
     @classmethod
     def of(cls, page: Page) -> Draft:
-        nodes = [_clean(node) if isinstance(node, str) else node for node in page.nodes]
-        return cls(page.url, _clean(page.title), [node for node in nodes if node])
+        nodes = [
+            clean(node) if isinstance(node, str) else replace(node, url=clean(node.url), alt=clean(node.alt))
+            for node in page.nodes
+        ]
+        return cls(clean(page.url), clean(page.title), [node for node in nodes if node])
 
     @property
     def paragraphs(self) -> list[str]:
@@ -114,7 +117,11 @@ def page_key(url: str) -> str:
     """
     with missing.hint():
         from w3lib.url import canonicalize_url
-    return hashlib.sha256(canonicalize_url(url).encode("utf-8", "replace")).hexdigest()[:_KEY_DIGITS]
+    try:
+        url = canonicalize_url(url)
+    except ValueError:  # hosts, ports and letters that no address can have; it is then taken as it is
+        url = clean(url)
+    return hashlib.sha256(url.encode()).hexdigest()[:_KEY_DIGITS]
 
 
 def look_at(reference: ImageReference, data: bytes) -> Picture:
@@ -174,6 +181,6 @@ def _on_white(image: PIL.Image.Image) -> PIL.Image.Image:
     return image.convert("RGB")
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """Without lone surrogates, which no file of a shard could hold."""
-    return text.encode("utf-8", "ignore").decode() if not text.isascii() else text
+    return text if text.isascii() else text.encode("utf-8", "ignore").decode()

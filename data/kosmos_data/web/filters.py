@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
 from .. import errors
@@ -167,6 +168,7 @@ def _is_symbols(word: str) -> bool:
     return all(unicodedata.category(letter) in ("So", "Sk", "Cn", "Cs", "Mn", "Cf") for letter in word)
 
 
+@cache  # a second to load, and a process may run several tasks
 def _language_identifier() -> LanguageIdentifier:
     with missing.hint():
         from py3langid.langid import MODEL_FILE, LanguageIdentifier

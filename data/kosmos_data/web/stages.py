@@ -25,7 +25,7 @@ from ..index import ShardInfo, write_index
 from ..reader import Corpus
 from ..shards import ShardWriter
 from .accounting import account
-from .draft import Draft, page_example
+from .draft import Draft, clean, page_example
 from .filters import Filters
 from .ledger import PAGES, RECORDS, Ledger, read_ledger
 from .selection import DOCUMENT_DTYPE, PICTURE_DTYPE, Selection, select
@@ -194,7 +194,7 @@ def _drafts(warcs: list[str], ledger: Ledger) -> Iterator[Draft]:
             ledger.keep(RECORDS)
             ledger.enter(PAGES)
             if isinstance(page, BadSample):
-                example = page_example(url, "", "", page.detail)
+                example = page_example(clean(url), "", "", clean(page.detail))
                 ledger.drop(PAGES, "extraction", page.reason, url, lambda example=example: example)
             else:
                 yield Draft.of(page)
