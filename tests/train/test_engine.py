@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jobs
@@ -96,8 +98,35 @@ def test_recomputation_changes_no_number(values: dict[str, Any], stage: int, mon
     torch.testing.assert_close(again, plain, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++")
+def test_compiled_code_computes_the_same(
+    values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Code that inductor has really generated, for one block and rows of one shape: the same losses and norms."""
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    values["model"]["overrides"] = {"text_config": {"dropout": 0.0, "num_hidden_layers": 1}}
+
+    def losses(model: dict[str, Any]) -> list[list[float]]:
+        engine = jobs.make_engine(values | {"model": values["model"] | model, "engine": {"zero_stage": 2}})
+        processor, found = jobs.build_processor_of(engine), []
+        for step in (1, 2, 3):
+            micro = jobs.micro_batch(step, processor, image=True)
+            del micro["document_ids"]  # on a CPU each new layout of documents is a graph of its own
+            result = engine.step(SimpleNamespace(micro_batches=[micro]), step, jobs.rate_of(step), {})
+            found.append([result.loss, result.grad_norm])
+        engine.close()
+        return found
+
+    torch.testing.assert_close(torch.tensor(losses({"compile": True})), torch.tensor(losses({})), rtol=1e-4, atol=1e-4)
+    assert counters["stats"]["unique_graphs"] >= 1
+    assert list(tmp_path.rglob("*.so")), "nothing was compiled"
+
+
 def test_compiled_blocks_train_alike(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Block-level torch.compile, here only traced (generating code takes minutes): each block once, the same losses."""
+    """Packed rows through block-level torch.compile, only traced (code for each takes minutes): the same losses."""
     compiled, original = [], torch.nn.Module.compile
 
     def trace(module: torch.nn.Module, **options: Any) -> None:

@@ -54,7 +54,7 @@ def stand_in(environment: dict[str, str], name: str, script: str) -> None:
     path.chmod(0o755)
 
 
-def wait_for(path: Path, lines: int, alive: Callable[[], bool], seconds: float = 120.0) -> None:
+def wait_for(path: Path, lines: int, alive: Callable[[], bool], seconds: float = 240.0) -> None:
     """Until a file has so many lines."""
     deadline = time.monotonic() + seconds
     while not path.exists() or len(path.read_text().splitlines()) < lines:
@@ -89,30 +89,62 @@ def test_deepspeed_launcher(config: Path, environment: dict[str, str], tmp_path:
     assert len(read_metrics(tmp_path / "run")) == 12
 
 
+# What srun does with a step of one task a node: starts them all, hands signals on, and fails if one of them fails.
+SRUN = """
+for node in $(seq 0 $((SLURM_NNODES - 1))); do
+    SLURM_PROCID=$node SLURM_NODEID=$node SLURM_STEP_ID=0 "$@" &
+    tasks+=($!)
+done
+trap 'kill -s USR1 "${tasks[@]}"' USR1
+trap 'kill -s TERM "${tasks[@]}"' TERM
+worst=0
+for task in "${tasks[@]}"; do
+    while true; do
+        wait "$task" && code=0 || code=$?
+        kill -0 "$task" 2>/dev/null || break
+    done
+    ((code > worst)) && worst=$code
+done
+exit $worst
+"""
+
+
 @pytest.mark.slow
-def test_slurm_script_saves_and_requeues(
+def test_slurm_job_saves_is_requeued_and_resumes(
     config: Path, values: dict[str, Any], environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """USR1 as before a time limit: a checkpoint of that very step, the job requeued; a resumed run finishes."""
-    config.write_text(yaml.safe_dump(values | {"steps": 60, "checkpoint": {"every": 1000}}))
-    stand_in(environment, "srun", 'exec "$@"')
-    stand_in(environment, "scontrol", f'[ "$1" = show ] && echo localhost || echo "$@" >> {tmp_path}/requeued')
-    environment |= {"SLURM_JOB_ID": "7", "SLURM_NNODES": "1", "SLURM_JOB_NODELIST": "localhost", "GPUS_PER_NODE": "2"}
-    script = (LAUNCH / "slurm.sbatch").read_text().replace(":29500", f":{free_port()}")
-    (tmp_path / "job.sbatch").write_text(script)
-    command = ["bash", str(tmp_path / "job.sbatch"), str(config), f"run={tmp_path / 'run'}"]
-    job = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(tmp_path / "run" / "metrics.jsonl", 5, lambda: job.poll() is None)
+    """The script on two "nodes": USR1 to the batch shell alone, as Slurm sends it before the limit; a checkpoint of the
+    step, ``scontrol requeue``; the requeued job goes on to the losses of a run that was never stopped."""
+    values |= {"steps": 40, "checkpoint": {"every": 1000}, "log": {"every": 100}}
+    values["model"]["overrides"] = {"text_config": {"dropout": 0.0}}
+    config.write_text(yaml.safe_dump(values))
+    run, requeued = tmp_path / "run", tmp_path / "requeued"
+    stand_in(environment, "srun", SRUN)
+    stand_in(environment, "scontrol", f'[ "$1" = show ] && printf "localhost\\nother\\n" || echo "$@" >> {requeued}')
+    environment |= {"SLURM_JOB_ID": "7", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "local[1-2]", "GPUS_PER_NODE": "1"}
+
+    def start(restarts: int) -> subprocess.Popen[bytes]:
+        """What slurmd does with a job, the first time and after a requeue."""
+        script = (LAUNCH / "slurm.sbatch").read_text().replace(":29500", f":{free_port()}")
+        (tmp_path / "slurm_script").write_text(script)
+        command = ["bash", str(tmp_path / "slurm_script"), str(config), f"run={run}"]
+        return subprocess.Popen(command, env=environment | {"SLURM_RESTART_COUNT": str(restarts)})
+
+    job = start(0)
+    wait_for(run / "metrics.jsonl", 5, lambda: job.poll() is None)
     job.send_signal(signal.SIGUSR1)
-    assert job.wait(60) == 0
-    assert (tmp_path / "requeued").read_text() == "requeue 7\n"
-    rows = read_metrics(tmp_path / "run")
-    assert (tmp_path / "run" / "checkpoints" / "latest").read_text() == f"step-{rows[-1]['step']:06d}\n"
-    assert len(rows) < 60
-    train(settings.load(TrainConfig, config), tmp_path / "run", resume=True)
-    assert [row["step"] for row in read_metrics(tmp_path / "run")] == list(range(1, 61))
-    launches = json.loads((tmp_path / "run" / "environment.json").read_text())
-    assert [launch["from_step"] for launch in launches] == [0, rows[-1]["step"]]
+    assert job.wait(240) == 0
+    assert requeued.read_text() == "requeue 7\n"
+    stopped = len(read_metrics(run))
+    assert stopped < 40
+    assert (run / "checkpoints" / "latest").read_text() == f"step-{stopped:06d}\n"
+    assert start(1).wait(240) == 0
+    assert requeued.read_text() == "requeue 7\n", "a job that has finished does not come back"
+    launches = json.loads((run / "environment.json").read_text())
+    assert [(launch["from_step"], launch["processes"]) for launch in launches] == [(0, 2), (stopped, 2)]
+    train(settings.load(TrainConfig, config), tmp_path / "straight")
+    expected = [row["loss"] for row in read_metrics(tmp_path / "straight")]
+    assert [row["loss"] for row in read_metrics(run)] == pytest.approx(expected, abs=1e-4)
 
 
 def train_without_compiler(values: dict[str, Any], run_dir: str, extensions: str) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class ModelConfig:
     activation_checkpointing: bool = False
     """Recompute each decoder block in the backward pass: about a third more compute for much less memory."""
     compile: bool = False
-    """torch.compile each decoder block (needs a C++ compiler; pays on GPUs)."""
+    """torch.compile each decoder block. For GPUs: on a CPU every new layout of a packed row would be compiled anew."""
 
 
 @dataclass
