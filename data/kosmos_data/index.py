@@ -7,7 +7,9 @@ little-endian uint64 byte offsets, one per sample and then the end of the last s
 from __future__ import annotations
 
 import json
+import logging
 import os
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,9 @@ import numpy as np
 
 INDEX_NAME = "index.json"
 INDEX_VERSION = 1
+_RETRY_SECONDS = (0.5, 2.0, 8.0)
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +88,59 @@ def is_remote(path: str) -> bool:
 
 def read_bytes(path: str) -> bytes:
     """The whole file at a local path or fsspec URL."""
-    return filesystem(path).cat_file(path) if is_remote(path) else Path(path).read_bytes()
+    return _read_remote(path, None, None) if is_remote(path) else Path(path).read_bytes()
+
+
+def read_range(path: str, start: int, end: int) -> bytes:
+    """Bytes ``start`` … ``end`` of the file at an fsspec URL.
+
+    Raises:
+        FileNotFoundError, PermissionError: at once; there is no such file, or it may not be read.
+        OSError: the read failed again and again, or the server sends whole files when asked for a part.
+    """
+    return _read_remote(path, start, end)
+
+
+def _read_remote(path: str, start: int | None, end: int | None) -> bytes:
+    """A failed or short read is tried again and never counts as bad data: skipping on a network fault would make the
+    order depend on the weather.
+    """
+    wanted = None if start is None or end is None else end - start
+    source = filesystem(path)
+    for wait in (*_RETRY_SECONDS, None):
+        try:
+            data = source.cat_file(path, start=start, end=end)
+            if wanted is None or len(data) == wanted:
+                return data
+            fault = f"{len(data)} of {wanted} bytes came"
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{path}: no such file") from None
+        except PermissionError as error:
+            raise PermissionError(f"{path}: {error}") from error
+        except Exception as error:  # each protocol has exceptions of its own, few of them OSErrors
+            fault = f"{type(error).__name__}: {error}"
+        else:
+            if len(data) > wanted:
+                raise OSError(f"{path}: {fault}; the server does not answer Range requests")
+        if wait is None:
+            raise OSError(f"{path}: {fault}; gave up after {len(_RETRY_SECONDS) + 1} attempts")
+        logger.warning("%s: %s; trying again in %g s", path, fault, wait)
+        time.sleep(wait)
+    raise AssertionError("unreachable")
 
 
 def filesystem(url: str) -> Any:
-    """The fsspec file system of ``url``; made in the process that uses it, since clients do not survive a fork."""
+    """The fsspec file system of ``url``, of this process: its clients do not survive a fork, and fsspec keeps them.
+
+    Raises:
+        ValueError: an unknown protocol, or one whose package is not installed (fsspec says which).
+    """
     import fsspec
 
-    return fsspec.core.url_to_fs(url)[0]
+    try:
+        return fsspec.core.url_to_fs(url)[0]
+    except ImportError as error:
+        raise ValueError(f"{url}: {error}") from error
 
 
 def _write_atomically(path: Path, data: bytes) -> None:

@@ -8,10 +8,8 @@ paths with a scheme (``s3://``, ``hf://``, ``https://``) go through fsspec with 
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import tarfile
-import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from io import BytesIO
@@ -23,14 +21,11 @@ import numpy as np
 from . import errors
 from .document import Document, from_files
 from .errors import BadSample
-from .index import INDEX_NAME, filesystem, is_remote, read_index, read_offsets
+from .index import INDEX_NAME, is_remote, read_index, read_offsets, read_range
 
 _BLOCK = 512
 _OPEN_SHARDS = 64  # file descriptors and offset tables kept per process
-_RETRY_SECONDS = (0.5, 2.0, 8.0)
 _PLAIN = tarfile.REGTYPE + tarfile.AREGTYPE
-
-logger = logging.getLogger(__name__)
 
 
 class Corpus:
@@ -93,7 +88,7 @@ class Corpus:
         handle, offsets = self._open(shard)
         start, end = int(offsets[sample]), int(offsets[sample + 1])
         if self.remote:
-            return _read_range(handle, self.shard_path(shard), start, end)
+            return read_range(self.shard_path(shard), start, end)
         return os.pread(handle.fileno(), end - start, start)
 
     def _open(self, shard: int) -> tuple[Any, np.ndarray]:
@@ -108,7 +103,7 @@ class Corpus:
                 f"run: kosmos data check {self.root}"
             )
         # The descriptor is closed when the handle is collected, that is when it leaves the table below.
-        self._files[shard] = (filesystem(path) if self.remote else open(path, "rb"), offsets)  # noqa: SIM115
+        self._files[shard] = (None if self.remote else open(path, "rb"), offsets)  # noqa: SIM115
         if len(self._files) > _OPEN_SHARDS:
             self._files.popitem(last=False)
         return self._files[shard]
@@ -120,25 +115,6 @@ class Corpus:
                 raise FileNotFoundError(f"{path} is listed in {INDEX_NAME} but missing")
             if (size := os.path.getsize(path)) != shard.bytes:
                 raise ValueError(f"{path} has {size} bytes, {INDEX_NAME} says {shard.bytes}: truncated or replaced")
-
-
-def _read_range(filesystem: Any, path: str, start: int, end: int) -> bytes:
-    """Bytes ``start`` … ``end`` of a remote file. A failed or short read is tried again and never counts as bad data:
-    skipping on a network fault would make the order depend on the weather.
-    """
-    for wait in (*_RETRY_SECONDS, None):
-        try:
-            data = filesystem.cat_file(path, start=start, end=end)
-            if len(data) == end - start:
-                return data
-            error = OSError(f"{path}: {len(data)} of {end - start} bytes came")
-        except OSError as caught:
-            error = caught
-        if wait is None:
-            raise error
-        logger.warning("%s; trying again in %g s", error, wait)
-        time.sleep(wait)
-    raise AssertionError("unreachable")
 
 
 def parse_sample(region: bytes) -> tuple[str, dict[str, bytes]]:

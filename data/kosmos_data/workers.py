@@ -57,7 +57,8 @@ class WorkerPool:
 
         Raises:
             WorkerDied: a worker was killed.
-            Exception: whatever ``produce`` raised; ValueError as it was, anything else as RuntimeError with its trace.
+            Exception: whatever ``produce`` raised; ValueError and OSError as they were, anything else as RuntimeError
+                with its trace.
         """
         items = []
         for number, connection in enumerate(self._connections):
@@ -89,7 +90,7 @@ def _work(produce: Produce, number: int, workers: int, connection: Connection) -
     try:
         for item in produce(number, workers):
             items.put(item)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         items.put(error)
     except Exception:  # shown in the main process, which cannot know what to do about it either
         items.put(RuntimeError(f"loader worker {number} failed:\n{traceback.format_exc()}"))
