@@ -22,9 +22,10 @@ class StepBatch:
         step: number of this batch in the run's data; skipped steps leave a gap.
         micro_batches: dictionaries of tensors, see :func:`collate`.
         state: the loader's state after this step, of this rank's lanes (:func:`kosmos_data.merge_states` joins ranks).
-        stats: ``tokens`` (not padding), ``positions`` (with padding), ``images``, ``documents``, ``source_tokens`` and
-            ``skipped`` by name, ``fallbacks`` (stretches too short for their objective), and ``order``, a hash of what
-            was read: XOR over ranks, it is the same for any number of ranks and workers.
+        stats: ``tokens`` (not padding), ``positions`` (with padding), ``supervised`` (tokens with loss; one rank may
+            have none, that no rank has any is an error that only the trainer sees), ``images``, ``documents``,
+            ``source_tokens`` and ``skipped`` by name, ``fallbacks`` (stretches too short for their objective), and
+            ``order``, a hash of what was read: XOR over ranks, it is the same for any number of ranks and workers.
         rows: numbers of the rows in the order of the micro-batches.
         images: images per row, in the same order.
     """
@@ -80,6 +81,7 @@ def statistics(rows: Sequence[Row], source_names: Sequence[str]) -> dict[str, An
     return {
         "tokens": int(counts.sum()),
         "positions": sources.size,
+        "supervised": sum(int(np.count_nonzero(row.weight)) for row in rows),
         "images": sum(len(row.images) for row in rows),
         "documents": sum(row.documents for row in rows),
         "fallbacks": sum(row.fallbacks for row in rows),

@@ -1,20 +1,24 @@
 """A lane: an endless stream of rows that depends on nothing but the settings and its number.
 
 Lanes are what makes loading elastic. Row n of a run belongs to lane n mod L, whatever rank or worker makes it, and a
-lane's whole state is a few numbers: per source the next ordinal, the tokens used, and which documents are open. A lane
+lane's whole state is a few numbers: per source the next ordinal, the tokens owed, and which documents are open. A lane
 that is rebuilt from its state reads those documents again and goes on with exactly the row that would have come.
+
+A row's plan says how many tokens of which source it should hold (:mod:`kosmos_data.mixing`); documents seldom fit it
+exactly, and what a source got too little or too much is owed to it, or by it, in the lane's next rows. No lane is ever
+off by more than about a row, however long the run, and most are by a fraction of one.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from . import objectives
 from .config import DataConfig, SourceConfig
 from .errors import TOO_LONG, BadSample
-from .mixing import by_need, head_start, shares
+from .mixing import quotas, shares
 from .objectives import Objective
 from .objectives.schedule import Schedule
 from .order import SourceOrder, mix
@@ -25,8 +29,11 @@ if TYPE_CHECKING:
     from kosmos.processing_kosmos import KosmosProcessor
 
 LaneState = dict[str, Any]
+OpenDocument: TypeAlias = int | list[int]
+"""How far back its ordinal is; with the offset up to which it is used, and the step it was read in, if not 0."""
 
 _FEW_BAD = 16  # so many bad samples are no reason to stop yet
+_PATIENCE = 8  # a document is taken before all others once its pool has been refilled so many times
 
 
 class Source:
@@ -72,14 +79,17 @@ class SourceStream:
         self.source, self.lane, self.lanes = source, lane, lanes
         self.pool_size, self.packer = pool_size, packer
         self.cursor = 0
-        self.used = 0
+        self.owed = 0.0
         self.step = 0
         self.pool: list[Entry] = []
         self.bad: Counter[str] = Counter()
         self.last_bad = ""
 
     def fill(self, on_bad: Callable[[], None]) -> Sequence[Entry]:
-        """The pool, topped up with the next good samples; ``on_bad`` is called after each bad one is counted."""
+        """The pool, oldest first, topped up with good samples; ``on_bad`` is called after each bad one is counted.
+
+        A document that nothing has called for in a long time is the only one offered.
+        """
         while len(self.pool) < self.pool_size:
             ordinal = self.cursor
             self.cursor += 1  # a bad sample uses up its ordinal, so a resumed run skips the same ones
@@ -89,7 +99,8 @@ class SourceStream:
                 self.bad[error.reason] += 1
                 self.last_bad = f"{self.source.corpus.shard_of(self.place(ordinal)[1])}: {error}"
                 on_bad()
-        return self.pool
+        overdue = self.cursor - self.pool[0].ordinal > _PATIENCE * self.pool_size
+        return self.pool[:1] if overdue else self.pool
 
     def place(self, ordinal: int) -> tuple[int, int]:
         """(epoch, document) at ``ordinal`` of this lane."""
@@ -101,7 +112,10 @@ class SourceStream:
         document = self.source.corpus[index]
         key = mix(self.source.order.key, epoch, index)
         objective = self.source.objective
-        example = (objective.at(step) if isinstance(objective, Schedule) else objective)(document, key)
+        if isinstance(objective, Schedule):
+            example = objective.at(step)(document, key)
+        else:
+            example, step = objective(document, key), 0
         if not self.packer.possible(example):
             raise BadSample(TOO_LONG, f"{document.key}: {len(example)} tokens")
         return Entry(ordinal, example, offset, key, step)
@@ -112,20 +126,24 @@ class SourceStream:
         piece = entry.take(stop, number)
         if stop == len(entry.example):
             del self.pool[index]
-        self.used += piece.length
         return piece
 
     def state(self) -> list[Any]:
-        """[next ordinal, tokens used, then (how far back, offset, step read in) of every open document]."""
-        return [self.cursor, self.used, *(n for e in self.pool for n in (self.cursor - e.ordinal, e.offset, e.step))]
+        """[next ordinal, tokens owed, open documents]."""
+        return [self.cursor, self.owed, [self._open_state(entry) for entry in self.pool]]
 
-    def restore(self, state: Sequence[int]) -> None:
+    def restore(self, state: Sequence[Any]) -> None:
         """Go back to a state; open documents are read again."""
-        self.cursor, self.used, *opened = state
-        self.pool = [
-            self.entry(self.cursor - back, step, offset)
-            for back, offset, step in zip(opened[::3], opened[1::3], opened[2::3], strict=True)
-        ]
+        self.cursor, self.owed, opened = state
+        self.pool = [self._reopen(document) for document in opened]
+
+    def _open_state(self, entry: Entry) -> OpenDocument:
+        back = self.cursor - entry.ordinal
+        return [back, entry.offset, entry.step] if entry.offset or entry.step else back
+
+    def _reopen(self, document: OpenDocument) -> Entry:
+        back, offset, step = (document, 0, 0) if isinstance(document, int) else document
+        return self.entry(self.cursor - back, step, offset)
 
 
 class Lane:
@@ -153,7 +171,6 @@ class Lane:
         pool = POOL[config.packing]
         self.streams = [SourceStream(source, number, config.lane_count, pool, self.packer) for source in sources]
         self.share = shares([source.weight for source in config.sources], config.temperature)
-        self.head_start = head_start(number, config.lane_count, len(sources), config.row_tokens)
         self.rows = 0
         self.bad = 0
         if state is not None:
@@ -170,7 +187,7 @@ class Lane:
         row = empty_row(self.number + self.rows * self.config.lane_count, self.config.row_tokens, self.pad)
         for stream in self.streams:
             stream.step = row.number // self.config.rows_per_step
-        pieces = self._choose_pieces()
+        pieces = self._choose_pieces(row.number)
         assert pieces, "an empty row takes any example that the packer calls possible"
         fill_row(row, pieces, self.bos, self.config.document_mask)
         row.order = mix(row.number, *(n for piece in pieces for n in (piece.key, piece.start, piece.stop)))
@@ -181,27 +198,51 @@ class Lane:
         row.lane_state = {"rows": self.rows, "bad": self.bad, "sources": [stream.state() for stream in self.streams]}
         return row
 
-    def _choose_pieces(self) -> list[Piece]:
+    def _choose_pieces(self, number: int) -> list[Piece]:
+        """Fill a row as its plan and what is owed say; keep account of the difference."""
+        config = self.config
+        plan = quotas(number, config.rows_per_step, config.row_tokens, self.share)
+        goals = [stream.owed + quota for stream, quota in zip(self.streams, plan, strict=True)]
+        main = goals.index(max(goals))
+        space = Space(config.row_tokens, config.max_images_per_row)
         pieces: list[Piece] = []
-        space = Space(self.config.row_tokens, self.config.max_images_per_row)
-        while space.tokens > 0 and (piece := self._next_piece(space)) is not None:
+        while space.tokens > 0 and (choice := self._choose(space, goals, main)) is not None:
+            source, (index, stop) = choice
+            piece = self.streams[source].take(index, stop, source)
             pieces.append(piece)
+            goals[source] -= piece.length
             space.tokens -= piece.length
             space.images -= piece.images
+        # Padding is nobody's: taken off by share, so that it is tokens, not places, that keep to the weights.
+        for stream, goal, part in zip(self.streams, goals, self.share, strict=True):
+            stream.owed = round(goal - part * space.tokens, 3)
         return pieces
 
-    def _next_piece(self, space: Space) -> Piece | None:
-        """From the source that is furthest behind its share; from another when nothing of it fits."""
-        used = [stream.used + ahead for stream, ahead in zip(self.streams, self.head_start, strict=True)]
-        choices = [self.packer.choose(stream.fill(self._check_rate), space) for stream in self.streams]
-        coming = [
-            0 if choice is None else choice[1] - stream.pool[choice[0]].offset
-            for stream, choice in zip(self.streams, choices, strict=True)
+    def _choose(self, space: Space, goals: Sequence[float], main: int) -> tuple[int, tuple[int, int]] | None:
+        """(source, choice of the packer) of the next piece.
+
+        The row opens with the oldest document of its ``main`` source, if that fits whole. Then the others get what they
+        are owed, as well as whole documents can, and the main source the rest. A gap that it cannot fill goes to the
+        source that is owed most of those that can.
+        """
+        packer = self.packer
+        pools = [stream.fill(self._check_rate) for stream in self.streams]
+        is_empty = space.tokens == packer.row_tokens
+        if is_empty and not packer.may_cut(pools[main][0]) and (found := packer.oldest(pools[main], space)):
+            return main, found
+        owed = [
+            (source, found)
+            for source, pool in enumerate(pools)
+            if source != main and goals[source] > 0 and (found := packer.nearest(pool, space, goals[source]))
         ]
-        for source in by_need(self.share, used, coming):
-            if (choice := choices[source]) is not None:
-                return self.streams[source].take(*choice, source)
-        return None
+        if owed:
+            return max(owed, key=lambda choice: pools[choice[0]][choice[1][0]].length)
+        if is_empty and (found := packer.oldest(pools[main], space)):
+            return main, found
+        if found := packer.longest(pools[main], space):
+            return main, found
+        others = [(source, found) for source, pool in enumerate(pools) if (found := packer.longest(pool, space))]
+        return max(others, key=lambda choice: goals[choice[0]], default=None)
 
     def _check_rate(self) -> None:
         bad = self.bad + sum(stream.bad.total() for stream in self.streams)

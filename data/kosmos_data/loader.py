@@ -24,7 +24,7 @@ from .workers import WorkerDied, WorkerPool
 if TYPE_CHECKING:
     from kosmos.processing_kosmos import KosmosProcessor
 
-STATE_VERSION = 1
+STATE_VERSION = 2  # of what Loader.state and Lane.state hold; raise it whenever either changes, or what follows from it
 _RESTARTS = 3  # a worker that dies is replaced; three deaths without one batch in between are a fault
 
 logger = logging.getLogger(__name__)
@@ -71,8 +71,7 @@ def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def identity(config: DataConfig, sources: Sequence[Source], processor: KosmosProcessor) -> dict[str, Any]:
     """Everything that decides which rows come; a state may only be used with the same."""
-    vocabulary = json.dumps(processor.tokenizer.get_vocab(), sort_keys=True).encode()
-    image = json.dumps(processor.image_processor.to_dict(), sort_keys=True, default=str).encode()
+    span_tokenizer = processor.span_tokenizer
     free = ("workers", "rows_per_micro_batch", "skip_steps", "max_bad_rate", "sources", "lanes")
     settings = {name: value for name, value in asdict(config).items() if name not in free}
     return settings | {
@@ -81,10 +80,15 @@ def identity(config: DataConfig, sources: Sequence[Source], processor: KosmosPro
             {"name": source.name, "weight": source.weight, "objective": source.objective} for source in config.sources
         ],
         "corpora": {source.name: source.corpus.fingerprint for source in sources},
-        "tokenizer": hashlib.sha256(vocabulary).hexdigest()[:16],
-        "images": hashlib.sha256(image).hexdigest()[:16],
-        "image_tokens": len(processor.image_token_ids()) - 2,
+        "tokenizer": _hash(processor.tokenizer.get_vocab()),
+        "span_tokenizer": None if span_tokenizer is None else _hash(span_tokenizer.get_vocab()),
+        "images": _hash(processor.image_processor.to_dict()),
+        "image_tokens": processor.num_image_tokens,
     }
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 class RankStream:
@@ -143,14 +147,12 @@ class Loader(Iterator[StepBatch]):
         """The next step's batch.
 
         Raises:
-            ValueError: too many bad samples, or a batch without a supervised token.
+            ValueError: too many bad samples.
             RuntimeError: workers keep dying.
         """
         rows = self._next_rows()
         while self.step - 1 in self.config.skip_steps:
             rows = self._next_rows()
-        if not any(row.weight.any() for row in rows):
-            raise ValueError(f"step {self.step - 1}: no token of the batch is supervised; check the objectives")
         size = self.config.rows_per_micro_batch
         return StepBatch(
             step=self.step - 1,
@@ -205,7 +207,11 @@ class Loader(Iterator[StepBatch]):
 
     def _load(self, state: dict[str, Any]) -> None:
         if state.get("version") != STATE_VERSION:
-            raise ValueError(f"loader state of version {state.get('version')}, this program reads {STATE_VERSION}")
+            raise ValueError(
+                f"the loader's state is of version {state.get('version')}, this program reads version {STATE_VERSION}: "
+                "it would order the data otherwise; go on with the version that saved it, or begin a new run from its "
+                "weights"
+            )
         mine = json.loads(json.dumps(self.identity))
         saved = json.loads(json.dumps(state["identity"]))
         if changed := sorted(name for name in mine.keys() | saved.keys() if mine.get(name) != saved.get(name)):

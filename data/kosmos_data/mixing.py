@@ -1,17 +1,23 @@
-"""How much of which source: exact token shares without a random number.
+"""How much of which source: token shares that hold at any time, without a random number and without communication.
 
-Each next piece of a row comes from the source that is furthest behind its share, so used tokens never stray from the
-weights by more than a piece or two per lane. KOSMOS-1 mixes by tokens as well (0.5 M text, 0.5 M pairs, 0.2 M
-interleaved per batch, section 3.1).
+The tokens of a step are laid on a line, source after source, each with its share; row i of the step takes the i-th
+stretch. So every step plans exactly its share of each source, whatever the number of lanes, as KOSMOS-1 composes its
+batches (0.5 M tokens of text, 0.5 M of pairs, 0.2 M of interleaved documents, section 3.1). A lane makes of its plan
+what its documents allow and carries the difference into its next rows (:mod:`kosmos_data.lane`). With each step the
+line is turned on by the golden ratio, so that every lane reads from every source at the same pace.
+
+Ranks take every n-th row and so equal parts of each source; a rank's n-th micro-batch is of the same kind as the
+others', which keeps them in step where only some rows have images.
 
 Differs from the KOSMOS-2 release, whose sampler draws a source per batch from an unseeded generator.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
-from .order import permute
+_GOLDEN = 0.6180339887498949
 
 
 def shares(weights: Sequence[float], temperature: float = 1.0) -> list[float]:
@@ -20,25 +26,12 @@ def shares(weights: Sequence[float], temperature: float = 1.0) -> list[float]:
     return [power / sum(powers) for power in powers]
 
 
-def by_need(share: Sequence[float], used: Sequence[float], coming: Sequence[float]) -> list[int]:
-    """Source numbers, the one furthest behind its share first; ties go to the lower number.
-
-    Args:
-        share: from :func:`shares`.
-        used: tokens that each source has given so far.
-        coming: length of each source's next piece. Half of it counts as used: a source of long pieces then swings
-            around its share instead of always being ahead of it.
-    """
-    total = sum(used)
-    ahead = [had + piece / 2 - part * total for had, piece, part in zip(used, coming, share, strict=True)]
-    return sorted(range(len(share)), key=lambda source: (ahead[source], source))
-
-
-def head_start(lane: int, lanes: int, sources: int, row_tokens: int) -> list[float]:
-    """Tokens by which each source of ``lane`` is treated as ahead at the start, within ± half a row.
-
-    Without it all lanes would ask the same source first and stay in step, and early batches would be of one kind. For
-    each source the numbers are spread evenly over the lanes, so over all lanes they sum to 0.
-    """
-    places = [permute(lane, lanes, source) for source in range(sources)]
-    return [row_tokens * ((place + 0.5) / lanes - 0.5) for place in places]
+def quotas(row: int, rows_per_step: int, row_tokens: int, share: Sequence[float]) -> list[float]:
+    """Tokens that the run's row number ``row`` should take of each source; they sum to ``row_tokens``."""
+    step, place = divmod(row, rows_per_step)
+    begin = (place + int(rows_per_step * (step * _GOLDEN % 1))) % rows_per_step
+    edges = [0.0, *itertools.accumulate(part * rows_per_step for part in share)]
+    edges[-1] = rows_per_step  # whatever rounding made of the sum
+    return [
+        row_tokens * max(0.0, min(stop, begin + 1) - max(start, begin)) for start, stop in itertools.pairwise(edges)
+    ]

@@ -6,7 +6,8 @@ that fills the rest of the row best, and cuts only what is longer than a row. Bo
 size and another rule for cutting. An image is never cut.
 
 Differs from KOSMOS-1: pairs are packed too (the release pads one pair a row); a cut document goes on behind a ``<s>``
-without loss, since its next token was already predicted at the end of the row before; rows mix sources.
+without loss, since its next token was already predicted at the end of the row before; what one source leaves of a row
+is filled from the others.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ class Space:
 
 @dataclass(frozen=True, slots=True)
 class Packer:
-    """The choice of the next piece.
+    """The choice of the next piece. Choices are (index in the pool, token to stop at), or None if nothing fits.
 
     Args:
         row_tokens: T.
@@ -107,24 +108,39 @@ class Packer:
     max_images: int
     cut_all: bool
 
-    def choose(self, pool: Sequence[Entry], space: Space) -> tuple[int, int] | None:
-        """(index in ``pool``, token to stop at) of the best next piece, or None if nothing fits.
+    def oldest(self, pool: Sequence[Entry], space: Space) -> tuple[int, int] | None:
+        """The oldest entry, whole or as much of it as fits; an empty row takes some of any :meth:`possible` one."""
+        entry = pool[0]
+        if entry.length <= space.tokens and entry.images <= space.images:
+            return 0, len(entry.example)
+        stop = self._cut(entry, space) if self.may_cut(entry) else None
+        return None if stop is None else (0, stop)
 
-        An empty row takes the oldest entry, so none waits for ever; after that the longest that fits, then a cut one.
-        """
-        row_is_empty = space.tokens == self.row_tokens
+    def longest(self, pool: Sequence[Entry], space: Space) -> tuple[int, int] | None:
+        """The longest entry that fits whole, else the longest first part of one that may be cut."""
+        tokens, images = space.tokens, space.images
         best, longest = -1, 0
         for index, entry in enumerate(pool):
-            if longest < entry.length <= space.tokens and entry.images <= space.images:
+            if longest < entry.length <= tokens and entry.images <= images:
                 best, longest = index, entry.length
-                if row_is_empty:
-                    break
-        if best >= 0 and not (row_is_empty and best > 0 and self._may_cut(pool[0])):
+        if best >= 0:
             return best, len(pool[best].example)
+        cuts = []
         for index, entry in enumerate(pool):
-            if self._may_cut(entry) and (stop := self._cut(entry, space)) is not None:
-                return index, stop
-        return None
+            if self.may_cut(entry) and (stop := self._cut(entry, space)) is not None:
+                used = stop - entry.offset + (entry.offset > 0)
+                if used == tokens:
+                    return index, stop
+                cuts.append((used, -index, stop))
+        return (-max(cuts)[1], max(cuts)[2]) if cuts else None
+
+    def nearest(self, pool: Sequence[Entry], space: Space, goal: float) -> tuple[int, int] | None:
+        """The whole entry whose length is nearest to ``goal`` tokens, if taking it is better than taking none."""
+        best, least = -1, goal
+        for index, entry in enumerate(pool):
+            if abs(goal - entry.length) < least and entry.length <= space.tokens and entry.images <= space.images:
+                best, least = index, abs(goal - entry.length)
+        return (best, len(pool[best].example)) if best >= 0 else None
 
     def possible(self, example: Example) -> bool:
         """Whether the example can be brought into rows at all: a stretch that may not be cut must fit into one."""
@@ -134,11 +150,12 @@ class Packer:
         edges = np.concatenate([[0], bounds[bounds > 0], [len(example)]])
         stretches = np.diff(edges)
         stretches[1:] += 1  # the <s> of a continued document
-        if len(stretches) == 1 and Entry(0, example).images > self.max_images:
-            return False
-        return int(stretches.max()) <= self.row_tokens
+        starts = [span.start for span in example.spans if span.kind == "image"]
+        images = np.diff(np.searchsorted(starts, edges))
+        return int(stretches.max()) <= self.row_tokens and int(images.max()) <= self.max_images
 
-    def _may_cut(self, entry: Entry) -> bool:
+    def may_cut(self, entry: Entry) -> bool:
+        """Whether the entry may come in several pieces."""
         return self.cut_all or entry.length > self.row_tokens or entry.images > self.max_images
 
     def _cut(self, entry: Entry, space: Space) -> int | None:

@@ -56,7 +56,7 @@ def pack_all(examples: list[Example], packer: Packer, pool_size: int) -> list[li
         while space.tokens > 0:
             while waiting and len(pool) < pool_size:
                 pool.append(waiting.pop(0))
-            choice = packer.choose(pool, space)
+            choice = (packer.longest if row else packer.oldest)(pool, space)
             if choice is None:
                 break
             index, stop = choice
@@ -145,9 +145,36 @@ def test_an_example_that_may_not_be_cut_must_fit(length: int, fits: bool) -> Non
     assert Packer(30, 4, cut_all=True).possible(example) is fits
 
 
-def test_best_fit_fills_the_gap_with_the_longest_that_fits() -> None:
+@pytest.mark.parametrize("images", [3, 4])
+def test_a_stretch_with_more_images_than_a_row_holds_is_impossible(images: int) -> None:
+    example = make_example([5, *[-1] * images, 5], 0)
+    example.cuts[:] = False
+    example.cuts[3] = True
+    assert Packer(80, 3, cut_all=False).possible(example) is (images == 3)
+
+
+def test_best_fit_opens_with_the_oldest_and_fills_the_gap_with_the_longest_that_fits() -> None:
     packer = Packer(30, 4, cut_all=False)
     pool = [Entry(n, make_example([size], 100 * n)) for n, size in enumerate([25, 8, 12, 10])]
-    assert packer.choose(pool, Space(30, 4)) == (0, 26)
-    assert packer.choose(pool, Space(12, 4)) == (3, 11)
-    assert packer.choose(pool, Space(8, 4)) is None
+    assert packer.oldest(pool, Space(30, 4)) == (0, 26)
+    assert packer.longest(pool, Space(12, 4)) == (3, 11)
+    assert packer.longest(pool, Space(8, 4)) is None
+
+
+def test_the_best_of_several_cuts_fills_the_gap() -> None:
+    """Examples that no row holds whole and that may be cut at few places, as windows of a denoising objective."""
+    pool = [Entry(n, make_example([60], 100 * n)) for n in range(3)]
+    for entry, places in zip(pool, ([25, 40], [18, 29], [17, 35]), strict=True):
+        entry.example.cuts[:] = False
+        entry.example.cuts[places] = True
+    assert Packer(40, 4, cut_all=False).longest(pool, Space(30, 4)) == (1, 29)
+    assert Packer(40, 4, cut_all=False).longest(pool, Space(15, 4)) is None
+
+
+def test_nearest_is_what_brings_a_source_closest_to_its_goal() -> None:
+    packer = Packer(60, 4, cut_all=False)
+    pool = [Entry(n, make_example([size], 100 * n)) for n, size in enumerate([24, 7, 13, 39])]
+    assert packer.nearest(pool, Space(60, 4), 12.0) == (2, 14)
+    assert packer.nearest(pool, Space(60, 4), 5.0) == (1, 8)
+    assert packer.nearest(pool, Space(60, 4), 4.0) is None, "taking one would leave it as far off as before"
+    assert packer.nearest(pool, Space(20, 4), 30.0) == (2, 14), "only what fits"
