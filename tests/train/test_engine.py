@@ -181,15 +181,43 @@ def test_gradients_are_those_of_the_weighted_mean(values: dict[str, Any]) -> Non
     engine.close()
 
 
-def test_no_supervised_token_is_an_error(values: dict[str, Any]) -> None:
-    engine = jobs.make_engine(values)
-    batch = jobs.step_batch(1, jobs.build_processor_of(engine), 0, 1)
-    for micro in batch.micro_batches:
-        micro["loss_weight"].zero_()
-        micro["shift_labels"].fill_(-100)
-    with pytest.raises(ValueError, match=r"step 7: no supervised token in \d+ tokens"):
-        engine.step(batch, 7, 1e-3, {})
-    engine.close()
+def silence(batch: Any, share: range) -> None:
+    """No token of these micro-batches is supervised."""
+    for index in share:
+        batch.micro_batches[index]["loss_weight"].zero_()
+        batch.micro_batches[index]["shift_labels"].fill_(-100)
+
+
+def half_silent(values: dict[str, Any], stages: list[int]) -> list[Any]:
+    """Losses when the second half of each step is not supervised (of two ranks: all of rank 1), then what happens when
+    nothing is."""
+    found: list[Any] = []
+    for stage in stages:
+        engine = jobs.make_engine({**values, "engine": {"zero_stage": stage}})
+        rank, size, processor = engine.world.rank, engine.world.size, jobs.build_processor_of(engine)
+        for step in (1, 2):
+            batch = jobs.step_batch(step, processor, rank, size)
+            silence(batch, range(2) if size == 2 and rank == 1 else range(2, 4) if size == 1 else range(0))
+            result = engine.step(batch, step, jobs.rate_of(step), {})
+            found += [result.loss, result.grad_norm]
+        silence(batch, range(4 // size))
+        try:
+            engine.step(batch, 3, 1e-3, {})
+        except ValueError as error:
+            found.append(str(error).split(" on ")[0])
+        engine.close()
+    return found
+
+
+def test_a_step_without_supervised_tokens_is_an_error(values: dict[str, Any], tmp_path: Path) -> None:
+    """The count of all ranks decides: one rank without is an ordinary step, none on any rank is an error on each."""
+    values, stages = no_dropout(values), [1, 3]
+    expected = half_silent(values, stages)
+    assert expected[4].startswith("step 3: no supervised token in ")
+    for found in launch(tmp_path / "j", 2, half_silent, values, stages).results():
+        assert [value for value in found if isinstance(value, str)] == [expected[4], expected[9]]
+        numbers = [value for value in found if not isinstance(value, str)]
+        assert numbers == pytest.approx([value for value in expected if not isinstance(value, str)], abs=1e-5)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 3])
