@@ -49,12 +49,17 @@ def attach(rows: Sequence[Row], baselines: Sequence[Row]) -> None:
         beside = {
             other["model"]: other["value"]
             for other in baselines
-            if (other["task"], other["metric"]) == (row["task"], row["metric"])
+            if other["task"] == row["task"] and other["metric"] in (row["metric"], _whole(other, row))
         }
         key = (row["task"], row["model"], row["shots"], row["metric"])
         if row["context"] == "image+text" and key in shuffled:
             beside = {SHUFFLED: shuffled[key]} | beside
         row["baselines"] = beside
+
+
+def _whole(baseline: Row, row: Row) -> str:
+    """The metric without a question type, where the baseline holds for every type: a blind guess."""
+    return str(row["metric"]).partition(":")[0] if baseline["model"] == CHANCE else ""
 
 
 def _rows(

@@ -30,6 +30,7 @@ class Item:
         group: question type, for scores by type; empty: none.
         candidates: answers to rank, where the item has its own.
         candidate_images: images to rank (Raven's matrices), one for each candidate.
+        demonstrations: solved examples of its own, in prompt order (demonstrations.method ``own``).
     """
 
     id: str
@@ -39,6 +40,7 @@ class Item:
     group: str = ""
     candidates: tuple[str, ...] = ()
     candidate_images: tuple[Path, ...] = ()
+    demonstrations: tuple[Item, ...] = ()
 
     @property
     def cluster(self) -> str:
@@ -177,15 +179,18 @@ def _json_item(entry: dict[str, Any], path: Path, number: int, data: Path, files
     def image(name: str) -> Path:
         return _path(data, files.images or "{file_name}", split, file_name=name)
 
-    known = ("id", "images", "answers", "candidates", "candidate_images", "group")
+    known = ("id", "images", "answers", "candidates", "candidate_images", "group", "demonstrations")
+    identifier = str(entry.get("id", number))
+    own = [{"id": f"{identifier}:{i}", **shot} for i, shot in enumerate(entry.get("demonstrations") or (), start=1)]
     return Item(
-        id=str(entry.get("id", number)),
+        id=identifier,
         fields={key: str(value) for key, value in entry.items() if key not in known},
         images=tuple(image(name) for name in entry.get("images", [])),
         answers=tuple(map(str, entry["answers"])),
         group=str(entry.get("group", "")),
         candidates=tuple(map(str, entry.get("candidates", []))),
         candidate_images=tuple(image(name) for name in entry.get("candidate_images", [])),
+        demonstrations=tuple(_json_item(shot, path, number, data, files, split) for shot in own),
     )
 
 
@@ -247,7 +252,8 @@ def _check_ids(items: Sequence[Item], task: Task, split: str) -> None:
 
 
 def _check_images(items: Sequence[Item], task: Task) -> None:
-    paths = dict.fromkeys(path for item in items for path in (*item.images, *item.candidate_images))
+    shown = [one for item in items for one in (item, *item.demonstrations)]
+    paths = dict.fromkeys(path for item in shown for path in (*item.images, *item.candidate_images))
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise FileNotFoundError(

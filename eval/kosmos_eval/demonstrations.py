@@ -12,7 +12,7 @@ GPUs; these do not.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -59,10 +59,9 @@ class DemonstrationPool:
         """
         drawn: list[Item] = []
         images: set[str] = set()
-        for index in self._order(item):
+        for example in self._order(item):
             if len(drawn) == shots:
                 break
-            example = self.pool[index]
             key = content_key(example)
             if key in self._evaluated:
                 self.leaking.add(example.id)
@@ -70,20 +69,28 @@ class DemonstrationPool:
                 images.add(key)
                 drawn.append(example)
         if len(drawn) < shots:
+            source = f"item {item.id}" if self.is_own else f"split {self.task.demonstrations.split!r}"
             raise ValueError(
-                f"task {self.task.name}: {shots} demonstrations wanted, but split {self.task.demonstrations.split!r} "
-                f"has {len(drawn)} usable ones ({len(self.leaking)} share content with the evaluated split)"
+                f"task {self.task.name}: {shots} demonstrations wanted, but {source} has {len(drawn)} usable ones "
+                f"({len(self.leaking)} share content with the evaluated split)"
             )
         return drawn[::-1] if self.task.demonstrations.method == "rices" else drawn
 
-    def _order(self, item: Item) -> Sequence[int]:
+    @property
+    def is_own(self) -> bool:
+        """Whether the items bring their examples."""
+        return self.task.demonstrations.method == "own"
+
+    def _order(self, item: Item) -> Iterable[Item]:
         options = self.task.demonstrations
+        if self.is_own:
+            return item.demonstrations
         if options.method == "rices":
-            return self._nearest[item.images]
+            return (self.pool[index] for index in self._nearest[item.images])
         who = item.id if options.method == "random" else "all items"
         generator = random.Random(stable_hash("demonstrations", options.seed, self.task.name, who))
         wanted = min(len(self.pool), 256)  # far more than any number of shots, so that leaks and repeats can be skipped
-        return generator.sample(range(len(self.pool)), wanted)
+        return (self.pool[index] for index in generator.sample(range(len(self.pool)), wanted))
 
 
 def content_key(item: Item) -> str:

@@ -55,6 +55,7 @@ class Session:
         self.runner = Runner(model, processor)
         self.engine = Engine(self.runner, batch_rows)
         self._pool: DemonstrationPool | None = None
+        self._shown = False
 
     @cached_property
     def fingerprint(self) -> str:
@@ -87,7 +88,7 @@ class Session:
                 raise ValueError(f"{count} shots: the number of demonstrations cannot be negative")
             if count and self.task.decoding.method == "cloze":
                 raise ValueError(f"task {self.task.name}: method cloze fills one blank; it takes no demonstrations")
-            if count and not self.train:
+            if count and self.task.demonstrations.method != "own" and not self.train:
                 raise ValueError(f"task {self.task.name}: {count} shots need a demonstrations.split with data")
 
     @property
@@ -193,6 +194,12 @@ class Session:
         return [i for i, item in enumerate(items) if order[item.cluster] % self.rank.world == self.rank.index]
 
     def _show_first(self, prompt: Prompt) -> None:
+        """The first prompt of the call with its token ids; of later runs, which differ little, only how it begins."""
+        if self._shown:
+            text = repr(prompt.text)
+            self.console.print(f"  first prompt: {escape(text[:200])}{'…' * (len(text) > 200)}", soft_wrap=True)
+            return
+        self._shown = True
         ids = [token for stage in self.runner.stages(prompt) for token in stage.ids]
         self.console.print(f"  first prompt: {escape(repr(prompt.text))}", soft_wrap=True)
         runs = [(token, len(list(same))) for token, same in itertools.groupby(ids)]

@@ -86,12 +86,13 @@ class Demonstrations:
         split: split they are drawn from; empty: the task allows none.
         method: ``random`` draws for each item by a hash of (seed, task, item), as KOSMOS-1 and OpenFlamingo do;
             ``shared`` draws once for the task, so that one encoded prefix serves all items; ``rices`` takes the items
-            whose images are nearest by the vision tower (Yang et al. 2021), the nearest last.
+            whose images are nearest by the vision tower (Yang et al. 2021), the nearest last; ``own`` takes the first
+            of those that each item of a ``jsonl`` file brings with it, and needs no split.
         seed: of the draw.
     """
 
     split: str = ""
-    method: Literal["random", "shared", "rices"] = "random"
+    method: Literal["random", "shared", "rices", "own"] = "random"
     seed: int = 0
 
 

@@ -34,8 +34,24 @@ def made(name: str, toy_data: Path, out: Path, count: int = 6) -> Path:
         for i in range(3):
             Image.new("RGB", (8, 8), (i, 0, 0)).save(source / "images" / f"{i}.png")
         (source / "captions.json").write_text(json.dumps({"images": images, "annotations": captions}))
+    if name == "concept_binding":
+        source = things(out / "source")
     suite.make(name, out / "data", count, source=source)
     return out / "data"
+
+
+def things(folder: Path) -> Path:
+    """Captioned pictures of every colour and shape, in a split for training and one for testing."""
+    kinds = [f"a {color} {shape}" for color in ("red", "blue", "green") for shape in ("circle", "square")]
+    for start, split in ((0, "train"), (100, "test")):
+        (folder / split / "images").mkdir(parents=True)
+        numbers = range(start, start + 36)
+        images = [{"id": i, "file_name": f"{i}.png"} for i in numbers]
+        captions = [{"image_id": i, "caption": kinds[i % len(kinds)]} for i in numbers]
+        for i in numbers:
+            Image.new("RGB", (8, 8), (i, 0, 0)).save(folder / split / f"images/{i}.png")
+        (folder / split / "captions.json").write_text(json.dumps({"images": images, "annotations": captions}))
+    return folder
 
 
 @pytest.mark.parametrize("name", sorted(suite.MAKERS))
@@ -97,6 +113,49 @@ def test_raven_answers_are_the_candidate_with_the_most_likely_yes(
         assert len(record["scores"]) == 8
         assert record["prediction"] == str(int(np.argmax(record["scores"])) + 1)
         assert record["prompt"].startswith("Here are eight images:" + "<image>" * 8 + "The following image is:<image>")
+
+
+def test_concepts_are_settled_by_the_demonstrations_and_by_nothing_else(toy_data: Path, tmp_path: Path) -> None:
+    """Looking up the shared property solves every item; the last word, the more frequent one and the order of the
+    candidates solve half of them."""
+    items = lines(made("concept_binding", toy_data, tmp_path, count=300) / "test.jsonl")
+    kinds = [(color, shape) for color in ("red", "blue", "green") for shape in ("circle", "square")]
+    last, first_candidate = 0, 0
+    for item in items:
+        place = ("color", "shape").index(item["group"])
+
+        def what(shown: dict[str, Any], place: int = place) -> str:
+            return kinds[int(Path(shown["images"][0]).stem.split("-")[1]) % len(kinds)][place]
+
+        words = [shown["answers"][0] for shown in item["demonstrations"]]
+        meaning = {what(shown): word for shown, word in zip(item["demonstrations"], words, strict=True)}
+        assert len(meaning) == 2
+        assert meaning[what(item)] == item["answers"][0]
+        assert set(item["candidates"]) == set(words)
+        assert all(len({*words[i : i + 2]}) == 2 for i in range(0, 8, 2))
+        assert len({shown["images"][0] for shown in item["demonstrations"]}) == 8
+        assert item["images"][0].startswith("test-")
+        last += words[-1] == item["answers"][0]
+        first_candidate += item["candidates"][0] == item["answers"][0]
+    assert 120 < last < 180
+    assert 120 < first_candidate < 180
+
+
+def test_own_demonstrations_stand_in_the_prompt(
+    model: KosmosForConditionalGeneration, processor: KosmosProcessor, toy_data: Path, tmp_path: Path
+) -> None:
+    data = made("concept_binding", toy_data, tmp_path, count=4)
+    rows = evaluate(model, processor, "concept_binding", data, shots=(0, 2, 4), out=tmp_path / "out")
+    assert {row["baselines"]["chance"] for row in rows if row["model"] == "model"} == {0.5}
+    for count in (2, 4):
+        for record in lines(tmp_path / f"out/samples/model/concept_binding-{count}shot-image+text.jsonl"):
+            (item,) = [one for one in lines(data / "test.jsonl") if one["id"] == record["id"]]
+            said = [shown["answers"][0] for shown in item["demonstrations"][:count]]
+            asked = "<image>Question: what is this called? Answer:"
+            assert record["prompt"] == "".join(f"{asked} {word}\n" for word in said) + asked
+            assert record["shots"] == count
+    with pytest.raises(ValueError, match="12 demonstrations wanted, but item 00000 has 8 usable ones"):
+        evaluate(model, processor, "concept_binding", data, shots=(12,))
 
 
 def test_published_raven_files_are_read(tmp_path: Path) -> None:

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from . import commonsense, described, raven, rendered, webpages
+from . import commonsense, concepts, described, raven, rendered, webpages
 
 # name → function(out, count, seed, source) → JSON lines, those with "split" for another file than test.jsonl
 MAKERS: dict[str, Callable[[Path, int, int, Path | None], Iterable[dict[str, Any]]]] = {
     "raven": raven.make,
     "rendered_text": rendered.make,
     "described_classes": described.make,
+    "concept_binding": concepts.make,
     "webpages": webpages.make,
     "relative_size": commonsense.make_sizes,
     "memory_color": commonsense.make_colors,
@@ -34,7 +35,8 @@ def make(name: str, out: str | Path, count: int = 200, seed: int = 0, source: st
         count: how many items at most.
         seed: of everything drawn.
         source: raven: a folder of published RAVEN ``.npz`` files; rendered_text: JSON lines with ``text`` and
-            ``label``; described_classes: an evaluation split with ``captions.json`` and ``images/``. None: made here,
+            ``label``; described_classes: an evaluation split with ``captions.json`` and ``images/``; concept_binding:
+            a folder with two of them, ``train`` and ``test``. None: made here,
             where possible.
 
     Raises:
