@@ -26,11 +26,11 @@ from PIL import Image as Pictures
 
 pytest.importorskip("httpx")
 
-from kosmos_data.adapters.interleaved import url_name
 from kosmos_data.web import fetch as fetching
 from kosmos_data.web import safe_http
 from kosmos_data.web.fetch import FetchOptions, fetch, read_list
 from kosmos_data.web.fetch_table import FetchTable
+from kosmos_data.web.page import url_name
 
 OPTIONS = FetchOptions(timeout=1.0, backoff=0.01, max_wait=0.5, max_bytes=50_000, allow_private=True)
 CERTIFICATE = Path(__file__).parents[1] / "fixtures" / "data" / "self_signed.pem"
@@ -373,3 +373,13 @@ def test_a_file_that_is_no_table_is_named(tmp_path: Path) -> None:
     (tmp_path / "fetch.sqlite").write_text("this is not a database, but long enough to look at" * 50)
     with pytest.raises(ValueError, match=r"fetch\.sqlite"):
         fetch(["http://example.org/"], tmp_path)
+
+
+def test_the_command_says_what_became_of_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from kosmos_data.cli import main
+
+    (tmp_path / "urls.txt").write_text("http://127.0.0.1/a.png\nhttp://10.0.0.1/b.png\nmailto:me\n")
+    assert main(["fetch", str(tmp_path / "urls.txt"), "--out", str(tmp_path / "out"), "--user-agent", "lab/1"]) == 0
+    said = capsys.readouterr().out
+    assert safe_http.PRIVATE in said
+    assert fetching.BAD_URL in said

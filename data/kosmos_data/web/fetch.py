@@ -31,10 +31,10 @@ from urllib.robotparser import RobotFileParser
 import PIL.Image
 from rich.progress import Progress
 
-from ..adapters.interleaved import url_name
 from ..images import FORMATS, MAX_PIXELS
 from . import missing, safe_http
 from .fetch_table import FETCHED, FetchTable, Outcome
+from .page import url_name
 from .safe_http import Refused
 
 with missing.hint():

@@ -213,6 +213,8 @@ class _Reader:
 
     def enter(self, tag: str, attributes: Attributes, node: LexborNode) -> _Open | None:
         """Begin an element; None if nothing is to be done at its end."""
+        if tag == "a" and not attributes.get("href"):
+            tag = "span"  # an anchor, not a link
         muted = attributes.get("aria-hidden") == "true"
         suspected = rules.suspicion(tag, attributes, self.in_article > 0) if attributes or tag in _NAMED else ""
         block = tag in rules.BLOCKS or bool(suspected)

@@ -52,13 +52,14 @@ _ROLES = frozenset(
 )
 # The last word of a class or id says what a thing is: site-footer and main-nav are, footer-note and nav-open are not.
 _BOILERPLATE = re.compile(
-    r"(?:^|[\s_-])(?:nav(?:bar|igation|header|footer)?|(?:top|side|sub|bottom|main|foot|page)-?nav|menubar|"
+    r"(?:^|[\s_-])(?:nav(?:bar|igation|header|footer)?|(?:top|side|sub|bottom|main|foot|page|doc)-?nav|menubar|"
     r"breadcrumbs?|footer|masthead|pagination|pager|paginator|cookies?|gdpr|consent|"
     r"advert(?:s|isement|ising)?|ads|adsbygoogle|sponsored|newsletter|popup|modal|skip-?(?:link|to-?content|nav)s?|"
     r"editsection|sr-only|visually-?hidden|screen-reader-text|catlinks|jump-to-nav|printfooter|noprint)(?=\s|$)"
 )
 _SUSPECT = re.compile(
-    r"(?:^|[\s_-])(?:side-?bar|menu|header|toc|tableofcontents|contents|related|recommend(?:ed|ations)|popular|trending|"
+    r"(?:^|\s)contents(?=\s|$)|"
+    r"(?:^|[\s_-])(?:side-?bar|menu|banner|header|toc|tableofcontents|related|recommend(?:ed|ations)|popular|trending|"
     r"shar(?:e|ing)|social|promo|tags?|categories|links|meta|byline|toolbar|search|login|sign-?up|subscribe|"
     r"seealso|siblings|prev-?next|outbrain|taboola|aside)(?=\s|$)"
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 
 
@@ -38,3 +39,8 @@ class Page:
     title: str = ""
     language: str = ""
     nodes: list[str | ImageReference] = field(default_factory=list)
+
+
+def url_name(url: str) -> str:
+    """File name of a downloaded picture: 32 hexadecimal digits of the URL's sha256."""
+    return hashlib.sha256(url.encode("utf-8", "replace")).hexdigest()[:32]

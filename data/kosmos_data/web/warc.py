@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import re
 import uuid
+import zlib
 from collections import Counter
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -137,7 +138,7 @@ def _parse(record: WarcRecord, position: int) -> Response | str | None:
         raise OSError(f"{len(body)} bytes, the record declares {record.content_length}")
     try:
         body = _decoded(body, record.http_headers, limit)
-    except OSError:
+    except (OSError, zlib.error):
         return UNDECODABLE
     if len(body) > limit:
         return TOO_LARGE
@@ -145,19 +146,31 @@ def _parse(record: WarcRecord, position: int) -> Response | str | None:
 
 
 def _decoded(body: bytes, headers: HeaderMap, limit: int) -> bytes:
-    """The body without chunks and compression, of which some archives keep the header but not the bytes."""
-    from fastwarc.stream_io import BrotliReader, ChunkedReader, GzipReader
+    """The body without chunks and compression, of which some archives keep the header but not the bytes.
+
+    Raises:
+        OSError, zlib.error: it is broken, or cut off.
+    """
+    from fastwarc.stream_io import BrotliReader, ChunkedReader
 
     if "chunked" in (headers.get("Transfer-Encoding") or "").lower() and _CHUNK_SIZE.match(body):
         body = ChunkedReader(io.BytesIO(body)).read(limit + 1)
     match (headers.get("Content-Encoding") or "").strip().lower():
         case "gzip" | "x-gzip" if body.startswith(b"\x1f\x8b"):
-            return GzipReader(io.BytesIO(body)).read(limit + 1)
+            return _inflated(body, limit, zlib.MAX_WBITS | 16)
         case "deflate" if body.startswith(b"\x78"):
-            return GzipReader(io.BytesIO(body), zlib=True).read(limit + 1)
+            return _inflated(body, limit, zlib.MAX_WBITS)
         case "br" if not body.lstrip().startswith(b"<"):
             return BrotliReader(io.BytesIO(body)).read(limit + 1)
     return body
+
+
+def _inflated(body: bytes, limit: int, wbits: int) -> bytes:
+    unpack = zlib.decompressobj(wbits)
+    plain = unpack.decompress(body, limit + 1)
+    if len(plain) <= limit and not unpack.eof:
+        raise OSError("the compressed body is cut off")
+    return plain
 
 
 def _next_start(file: BinaryIO, position: int) -> int | None:
