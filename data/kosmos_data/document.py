@@ -17,6 +17,7 @@ from . import errors
 from .errors import BadSample
 
 _KEY = re.compile(r"[^./\x00]+(/[^./\x00]+)*")
+_PICTURES = ("jpg", "jpeg", "png", "webp")
 _SUFFIXES = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp", b"GIF8": "gif", b"BM": "bmp"}
 
 
@@ -98,11 +99,16 @@ def to_files(document: Document) -> dict[str, bytes]:
 def from_files(key: str, files: Mapping[str, bytes]) -> Document:
     """Rebuild a document from the files of its sample.
 
+    A sample without segments but with ``KEY.txt`` is an image-caption pair as img2dataset and most published
+    webdatasets have it (``KEY.jpg KEY.txt KEY.json``), and is read as it is.
+
     Raises:
         BadSample: no or malformed JSON, an unknown kind of segment, or an image that the tar does not hold.
     """
     try:
-        body = json.loads(files["json"])
+        body = json.loads(files["json"]) if "json" in files or "txt" not in files else {}
+        if "txt" in files and "segments" not in body:
+            return _pair(key, files)
         segments = [_segment(entry, files) for entry in body["segments"]]
         meta = body.get("meta", {})
     except KeyError as error:
@@ -112,6 +118,16 @@ def from_files(key: str, files: Mapping[str, bytes]) -> Document:
     if not segments:
         raise BadSample(errors.EMPTY, f"{key}: no segments")
     return Document(key, segments, meta if isinstance(meta, dict) else {})
+
+
+def _pair(key: str, files: Mapping[str, bytes]) -> Document:
+    picture = next((files[kind] for kind in _PICTURES if kind in files), None)
+    caption = files["txt"].decode(errors="replace").strip()
+    if picture is None:
+        raise BadSample(errors.IMAGE_MISSING, f"{key}: none of {', '.join(_PICTURES)} beside the txt")
+    if not caption:
+        raise BadSample(errors.EMPTY, f"{key}: no caption")
+    return Document(key, [Image(picture), Text(caption)])
 
 
 def image_suffix(data: bytes) -> str:

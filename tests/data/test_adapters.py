@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from kosmos.cli import main
-from kosmos_data import Corpus, Document, Image, Text
+from kosmos.processing_kosmos import KosmosProcessor
+from kosmos_data import BadSample, Corpus, DataConfig, Document, Image, SourceConfig, Text, build_loader
 from kosmos_data.adapters import convert
 from kosmos_data.adapters.interleaved import url_name
+from kosmos_data.document import from_files
 
 Png = Callable[..., bytes]
 
@@ -35,18 +38,55 @@ def write(path: Path, content: object) -> Path:
     return path
 
 
-def test_img2dataset(tmp_path: Path, make_png: Png) -> None:
-    (tmp_path / "in").mkdir()
-    with tarfile.open(tmp_path / "in/00000.tar", "w") as tar:
-        for key, caption in (("000000000", "a dog"), ("000000001", "")):
+@pytest.fixture
+def img2dataset(tmp_path: Path, make_png: Png) -> Path:
+    """What img2dataset leaves: a tar, its table and its statistics. The second of three captions is empty."""
+    folder = tmp_path / "in"
+    write(folder / "00000_stats.json", {"count": 3, "successes": 3})
+    (folder / "00000.parquet").write_bytes(b"PAR1")
+    with tarfile.open(folder / "00000.tar", "w") as tar:
+        for key, caption in (("000000000", "a dog"), ("000000001", ""), ("000000002", "two\ncats\n")):
             record = json.dumps({"url": "http://x/y.jpg", "caption": caption, "status": "success"}).encode()
             for kind, data in (("jpg", make_png(1)), ("json", record), ("txt", caption.encode())):
                 info = tarfile.TarInfo(f"{key}.{kind}")
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
-    documents, skipped = imported("img2dataset", tmp_path / "in")
-    assert documents == [Document("00000/000000000", [Image(make_png(1)), Text("a dog")])]
+    return folder
+
+
+def test_img2dataset(img2dataset: Path, make_png: Png) -> None:
+    documents, skipped = imported("img2dataset", img2dataset)
+    assert documents == [
+        Document("00000/000000000", [Image(make_png(1)), Text("a dog")]),
+        Document("00000/000000002", [Image(make_png(1)), Text("two\ncats")]),
+    ]
     assert skipped == {"empty": 1}
+
+
+def test_img2dataset_in_place(img2dataset: Path, make_png: Png, processor: KosmosProcessor) -> None:
+    """The loader reads the tars as they are once they are indexed, and counts the bad sample."""
+    before = (img2dataset / "00000.tar").read_bytes()
+    assert main(["data", "index", str(img2dataset)]) == 0
+    assert (img2dataset / "00000.tar").read_bytes() == before
+    corpus = Corpus(img2dataset)
+    assert corpus[0] == Document("000000000", [Image(make_png(1)), Text("a dog")])
+    assert (corpus.shards[0].documents, corpus.shards[0].images) == (3, 2)
+    with pytest.raises(BadSample, match="empty"):
+        corpus[1]
+    config = DataConfig([SourceConfig("pairs", str(img2dataset), 1.0)], row_tokens=64, max_bad_rate=0.9)
+    config.rows_per_step = config.rows_per_micro_batch = 1
+    batch = next(build_loader(config, processor))
+    assert len(batch.micro_batches[0]["pixel_values"]) > 1
+    assert set(batch.stats["skipped"]) == {"empty"}
+
+
+def test_a_pair_without_json_or_picture(make_png: Png) -> None:
+    assert from_files("k", {"png": make_png(1), "txt": b" a dog "}) == Document(
+        "k", [Image(make_png(1)), Text("a dog")]
+    )
+    for files, reason in (({"txt": b"a"}, "image missing"), ({"png": b"x"}, "broken json")):
+        with pytest.raises(BadSample, match=reason):
+            from_files("k", files)
 
 
 def test_coco_captions(tmp_path: Path, make_png: Png) -> None:
@@ -98,6 +138,22 @@ def test_vqav2(tmp_path: Path, make_png: Png) -> None:
     assert skipped == {"no answer": 1}
 
 
+def test_vqav2_never_mixes_splits(tmp_path: Path, make_png: Png) -> None:
+    for split, answer in (("train2014", "dog"), ("val2014", "cat")):
+        asked = {"questions": [{"image_id": 9, "question_id": 1, "question": "What is it?"}]}
+        write(tmp_path / f"v2_OpenEnded_mscoco_{split}_questions.json", asked)
+        answered = {"annotations": [{"question_id": 1, "multiple_choice_answer": answer}]}
+        write(tmp_path / f"v2_mscoco_{split}_annotations.json", answered)
+    (tmp_path / "COCO_train2014_000000000009.jpg").write_bytes(make_png(1))
+    with pytest.raises(ValueError, match=r"several question files: give one of .*train2014_questions\.json"):
+        imported("vqav2", tmp_path)
+    documents, _ = imported("vqav2", tmp_path / "v2_OpenEnded_mscoco_train2014_questions.json")
+    assert documents[0].segments[-1] == Text(" dog")
+    (tmp_path / "v2_mscoco_train2014_annotations.json").unlink()
+    with pytest.raises(ValueError, match="0 annotation files beside it are of the same split"):
+        convert("vqav2", tmp_path / "v2_OpenEnded_mscoco_train2014_questions.json", tmp_path / "out2")
+
+
 def test_llava(tmp_path: Path, make_png: Png) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a/1.png").write_bytes(make_png(1))
@@ -127,16 +183,46 @@ def test_llava(tmp_path: Path, make_png: Png) -> None:
     assert skipped == {"image missing": 2, "no conversation": 1}
 
 
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("<image> or <image>, which is red?", ["#", "Question: or", "#", ", which is red? Answer:"]),
+        ("<image>\n<image>\nSame?", ["#", "#", "Question: Same? Answer:"]),
+        ("Is <image> like <image>", ["Question: Is", "#", "like", "#", "Answer:"]),
+        ("What is it?\n<image>", ["#", "Question: What is it? Answer:"]),
+    ],
+)
+def test_llava_with_several_images(tmp_path: Path, make_png: Png, said: str, expected: list[str]) -> None:
+    names = [f"{number}.png" for number in range(said.count("<image>"))]
+    for number, name in enumerate(names):
+        (tmp_path / name).write_bytes(make_png(number))
+    talk = [{"from": "human", "value": said}, {"from": "gpt", "value": "Yes."}]
+    path = write(tmp_path / "llava.json", [{"id": "1", "image": names, "conversations": talk}])
+    *asked, answer = imported("llava", path)[0][0].segments
+    assert ["#" if isinstance(segment, Image) else segment.text for segment in asked] == expected
+    assert [segment for segment in asked if isinstance(segment, Image)] == [
+        Image(make_png(n)) for n in range(len(names))
+    ]
+    assert not any(segment.supervised for segment in asked if isinstance(segment, Text))
+    assert answer == Text(" Yes.")
+
+
 def test_obelics(tmp_path: Path, make_png: Png) -> None:
     (tmp_path / url_name("http://x/1.png")).write_bytes(make_png(1))
     lines = [
-        {"images": [None, "http://x/1.png", None, "http://x/2.png"], "texts": ["Intro", None, "More", None]},
+        {
+            "images": [None, "http://x/1.png", None, "http://x/2.png"],
+            "texts": ["Intro", None, "More", None],
+            "metadata": "[null, {}, null, {}]",
+            "general_metadata": '{"url": "http://x", "warc_filename": "y"}',
+        },
         {"images": [None], "texts": ["too", "long"]},
     ]
     path = tmp_path / "obelics.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)) + "\nnot json\n")
     documents, skipped = imported("obelics", path)
     assert [document.segments for document in documents] == [[Text("Intro"), Image(make_png(1)), Text("More")]]
+    assert documents[0].meta == {"url": "http://x"}
     assert skipped == {"image missing": 1, "broken json": 2}
 
 
@@ -148,17 +234,23 @@ def test_mmc4(tmp_path: Path, make_png: Png) -> None:
         "image_info": [{"image_name": "d1.png", "matched_text_index": 1, "matched_sim": 0.3}],
         "similarity_matrix": [[0.1, 0.3]],
     }
-    path = tmp_path / "docs_shard_0.jsonl"
-    path.write_text(json.dumps(record))
+    path = tmp_path / "docs_shard_0.jsonl.zip"  # as it is published
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("docs_shard_0.jsonl", json.dumps(record))
     documents, _ = imported("mmc4", path)
     segments = [Text("First."), Image(make_png(1)), Text("Second.")]
     assert documents == [Document("docs_shard_0-00000000", segments, {"url": "http://x"})]
 
 
-def test_text_from_json_lines(tmp_path: Path) -> None:
-    with gzip.open(tmp_path / "c4-train.0.jsonl.gz", "wt") as file:
-        file.write('{"text": "One.\\nTwo.", "url": "http://x", "list": [1]}\n{"text": " "}\n[]\n')
-    documents, skipped = imported("text", tmp_path / "c4-train.0.jsonl.gz")
+@pytest.mark.parametrize("ending", ["", ".gz", ".zst", ".zip"])
+def test_text_from_json_lines(tmp_path: Path, ending: str) -> None:
+    if ending == ".zst":
+        pytest.importorskip("zstandard")
+    path = tmp_path / f"c4-train.0.jsonl{ending}"
+    lines = '{"text": "One.\\nTwo.", "url": "http://x", "list": [1]}\n{"text": " "}\n[]\n'
+    with fsspec.open(str(path), "wt", compression="infer") as file:
+        file.write(lines)
+    documents, skipped = imported("text", path)
     assert documents == [Document("c4-train-00000000", [Text("One.\nTwo.")], {"url": "http://x"})]
     assert skipped == {"empty": 1, "broken json": 1}
 

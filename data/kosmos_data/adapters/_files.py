@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
+import io
 import json
 import re
 from collections import Counter
@@ -31,8 +31,8 @@ def files(source: Path, *patterns: str) -> list[Path]:
 
 
 def records(source: Path, skipped: Counter[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(key, record) of JSONL (also gzipped) and parquet files; broken lines are counted."""
-    for path in files(source, "*.jsonl", "*.jsonl.gz", "*.parquet"):
+    """(key, record) of JSONL (plain, .gz, .zst or .zip) and parquet files; broken lines are counted."""
+    for path in files(source, "*.jsonl", "*.jsonl.gz", "*.jsonl.zst", "*.jsonl.zip", "*.parquet"):
         stem = re.sub(r"[^\w-]", "_", path.name.split(".")[0])
         rows = _parquet(path) if path.suffix == ".parquet" else _lines(path, skipped)
         for number, row in enumerate(rows):
@@ -55,8 +55,7 @@ def turn(question: str, answer: str, last: bool) -> list[Text]:
 
 
 def _lines(path: Path, skipped: Counter[str]) -> Iterator[dict[str, Any]]:
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8", errors="replace") as file:
+    with _unpacked(path) as file:
         for line in file:
             try:
                 record = json.loads(line)
@@ -67,6 +66,17 @@ def _lines(path: Path, skipped: Counter[str]) -> Iterator[dict[str, Any]]:
                 yield record
             else:
                 skipped[errors.JSON] += 1
+
+
+def _unpacked(path: Path) -> io.TextIOWrapper:
+    """The text of a file, whatever it is compressed with (of a zip, its one member)."""
+    from fsspec import compression, utils
+
+    kind = utils.infer_compression(str(path))
+    if path.suffix == ".zst" and kind is None:
+        raise ValueError(f"{path} needs a package to be unpacked: pip install zstandard")
+    file = path.open("rb")
+    return io.TextIOWrapper(compression.compr[kind](file, mode="rb") if kind else file, "utf-8", errors="replace")
 
 
 def _parquet(path: Path) -> Iterator[dict[str, Any]]:

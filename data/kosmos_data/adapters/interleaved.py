@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 from .. import errors
 from ..document import Document, Segment, Text
+from ..web.page import url_name
 from ._files import read_image, records
 
 
@@ -32,7 +33,7 @@ def obelics(source: Path, images: Path, skipped: Counter[str]) -> Iterator[Docum
         if not segments:
             skipped[errors.EMPTY] += 1
             continue
-        yield Document(key, segments)
+        yield Document(key, segments, _page(record.get("general_metadata")))
 
 
 def mmc4(source: Path, images: Path, skipped: Counter[str]) -> Iterator[Document]:
@@ -53,6 +54,10 @@ def mmc4(source: Path, images: Path, skipped: Counter[str]) -> Iterator[Document
         yield Document(key, segments, {"url": record["url"]} if "url" in record else {})
 
 
-def url_name(url: str) -> str:
-    """File name of a downloaded picture: 32 hexadecimal digits of the URL's sha256."""
-    return hashlib.sha256(url.encode()).hexdigest()[:32]
+def _page(metadata: object) -> dict[str, str]:
+    """The page's address out of OBELICS' ``general_metadata``, which is JSON in a string."""
+    try:
+        url = json.loads(metadata)["url"] if isinstance(metadata, str) else None
+    except (ValueError, TypeError, KeyError):
+        return {}
+    return {"url": url} if isinstance(url, str) else {}

@@ -5,36 +5,31 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from .. import errors
 from ..check import sample_offsets
-from ..document import Document, Text
-from ..document import Image as Picture
+from ..document import Document, Text, from_files
 from ..errors import BadSample
 from ..reader import parse_sample
 from ._files import files, read_image, read_json
 
-_PICTURES = ("jpg", "jpeg", "png", "webp")
-
 
 def img2dataset(source: Path, images: Path, skipped: Counter[str]) -> Iterator[Document]:
-    """Tars as ``img2dataset --output_format webdataset`` writes them: ``KEY.jpg``, ``KEY.txt``, ``KEY.json``."""
+    """Tars as ``img2dataset --output_format webdataset`` writes them: ``KEY.jpg``, ``KEY.txt``, ``KEY.json``.
+
+    The loader reads these tars as they are, too, once ``kosmos data index`` has indexed them.
+    """
     for path in files(source, "*.tar"):
         with path.open("rb") as file:
             for start, end in itertools.pairwise(sample_offsets(path)):
                 file.seek(start)
                 try:
-                    key, parts = parse_sample(file.read(end - start))
+                    document = from_files(*parse_sample(file.read(end - start)))
                 except BadSample as error:
                     skipped[error.reason] += 1
                     continue
-                picture = next((parts[kind] for kind in _PICTURES if kind in parts), None)
-                caption = parts.get("txt", b"").decode(errors="replace").strip()
-                if picture is None or not caption:
-                    skipped[errors.IMAGE_MISSING if picture is None else errors.EMPTY] += 1
-                    continue
-                yield Document(f"{path.stem}/{key}", [Picture(picture), Text(caption)])
+                yield replace(document, key=f"{path.stem}/{document.key}")
 
 
 def coco_captions(source: Path, images: Path, skipped: Counter[str]) -> Iterator[Document]:

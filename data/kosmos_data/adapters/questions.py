@@ -9,28 +9,29 @@ from pathlib import Path
 from typing import Any
 
 from .. import errors
-from ..document import Document, Segment
+from ..document import Document, Segment, Text
 from ._files import files, read_image, read_json, turn
+
+_IMAGE = re.compile("<image>")
 
 
 def vqav2(source: Path, images: Path, skipped: Counter[str]) -> Iterator[Document]:
-    """A folder with ``*questions*.json`` and ``*annotations*.json``; one document per image with all its questions.
+    """A questions file, or a folder with one, and the annotations beside it; one document per image with all questions.
 
     The answer is ``multiple_choice_answer``, the most frequent of the ten. A picture's file is the one whose name ends
     in its id (``COCO_train2014_000000000009.jpg``, ``9.png``).
     """
+    asking, answering = _questions_and_annotations(source)
     answers = {
         annotation["question_id"]: annotation["multiple_choice_answer"]
-        for path in files(source, "*annotations*.json")
-        for annotation in read_json(path)["annotations"]
+        for annotation in read_json(answering)["annotations"]
     }
     asked: dict[int, list[tuple[str, str]]] = defaultdict(list)
-    for path in files(source, "*questions*.json"):
-        for question in read_json(path)["questions"]:
-            if question["question_id"] not in answers:
-                skipped["no answer"] += 1
-                continue
-            asked[question["image_id"]].append((question["question"], answers[question["question_id"]]))
+    for question in read_json(asking)["questions"]:
+        if question["question_id"] not in answers:
+            skipped["no answer"] += 1
+            continue
+        asked[question["image_id"]].append((question["question"], answers[question["question_id"]]))
     pictures = _by_number(images)
     for number, pairs in asked.items():
         picture = read_image(pictures.get(number, images / "?"), skipped)
@@ -58,14 +59,44 @@ def llava(source: Path, images: Path, skipped: Counter[str]) -> Iterator[Documen
 
 
 def _conversation(turns: list[dict[str, Any]], pictures: list[Any]) -> list[Segment]:
-    """The pictures of a turn come before its question, wherever ``<image>`` stands in it."""
     segments: list[Segment] = []
     rest = iter(pictures)
     for place in range(0, len(turns), 2):
         question, answer = turns[place]["value"], turns[place + 1]["value"]
-        segments += [next(rest) for _ in range(question.count("<image>"))]
-        segments += turn(question.replace("<image>", " "), answer, last=place == len(turns) - 2)
+        asked, said = turn(_IMAGE.sub(" ", question), answer, last=place == len(turns) - 2)
+        shown = [next(rest) for _ in _IMAGE.findall(question)]
+        segments += _in_place(question, shown) if len(shown) > 1 else [*shown, asked]
+        segments.append(said)
     return segments
+
+
+def _in_place(question: str, pictures: list[Any]) -> list[Segment]:
+    """Several pictures stay where the question has them: "<image> or <image>?" means nothing otherwise. As in LLaVA's
+    own code, a single one goes before its question.
+    """
+    first, *others = _IMAGE.split(question)
+    texts = [first.strip(), *(text.strip() for text in others)]
+    start = next((number for number, text in enumerate(texts) if text), len(texts) - 1)
+    texts[start] = f"Question: {texts[start]}"
+    texts[-1] = f"{texts[-1]} Answer:"
+    segments: list[Segment] = []
+    for number, text in enumerate(texts):
+        segments += pictures[number - 1 : number] if number else []
+        segments += [Text(text.strip(), supervised=False)] if text else []
+    return segments
+
+
+def _questions_and_annotations(source: Path) -> tuple[Path, Path]:
+    """The two files of one split. A folder may hold several splits, which must not be mixed unasked."""
+    asking = files(source, "*questions*.json")
+    if len(asking) > 1:
+        raise ValueError(f"{source} holds several question files: give one of {', '.join(map(str, asking))}")
+    beside = files(asking[0].parent, "*annotations*.json")
+    marks = set(re.findall(r"train|val|test|minival", asking[0].name))
+    fitting = [path for path in beside if set(re.findall(r"train|val|test|minival", path.name)) == marks]
+    if len(fitting) != 1:
+        raise ValueError(f"{asking[0]}: {len(fitting)} annotation files beside it are of the same split, not one")
+    return asking[0], fitting[0]
 
 
 def _by_number(folder: Path) -> dict[int, Path]:
