@@ -164,6 +164,8 @@ def _record(item: Item, prompt: Prompt, request: str, answer: Answer) -> Record:
         "demonstrations": list(prompt.demonstrations),
         "request": request,
     }
+    if prompt.shortened:
+        record["shortened"] = True
     if answer.scores:
         record["scores"] = list(answer.scores)
     return record

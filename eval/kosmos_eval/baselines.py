@@ -33,12 +33,20 @@ def baseline_rows(task: Task, items: Sequence[Item], train: Sequence[Item], seed
             guess = {text: _common(answers) for text, answers in by_text.items()}
             predictions = [guess.get(_text(task, item), majority) for item in items]
             rows += _rows(task, items, predictions, QUESTION_ONLY, "text-only", seed)
-    if task.chance is not None:
+    value = chance(task, items)
+    if value is not None:
         row: dict[str, Any] = {"task": task.name, "model": CHANCE, "shots": 0, "context": "none"}
-        value = task.chance
         rows.append(row | {"metric": task.metrics[0], "value": value, "low": value, "high": value, "n": len(items),
                            "question_type": None, "baseline": True, "split": task.split, "seed": seed})  # fmt: skip
     return rows
+
+
+def chance(task: Task, items: Sequence[Item]) -> float | None:
+    """What a blind guess scores: the task's figure or, where candidates are ranked, one over their number."""
+    if task.chance is not None or task.decoding.method not in ("rank", "cloze") or task.metrics[0] != "accuracy":
+        return task.chance
+    sizes = [len(item.candidates or task.decoding.candidates) for item in items]
+    return sum(1 / size for size in sizes) / len(sizes) if all(sizes) else None
 
 
 def attach(rows: Sequence[Row], baselines: Sequence[Row]) -> None:

@@ -79,7 +79,7 @@ def evaluate(
         return []
     others: list[Row] = []
     if with_baselines:
-        others = base.baseline_rows(task, subset(session.items, task, limit), session.train, seed)
+        others = base.baseline_rows(session.task, subset(session.items, task, limit), session.train, seed)
     base.attach(rows, others)
     return rows + others
 

@@ -49,11 +49,13 @@ class Prompt:
         segments: texts and images in order; ``<s>`` comes before them.
         cuts: segment counts after which the beginning may be shared with other prompts (demonstrations; query image).
         demonstrations: ids of the examples in it.
+        shortened: whether a field lost its end because the prompt was too long.
     """
 
     segments: tuple[Segment, ...]
     cuts: tuple[int, ...] = ()
     demonstrations: tuple[str, ...] = ()
+    shortened: bool = False
 
     @property
     def text(self) -> str:

@@ -1,5 +1,5 @@
 """Readers of classification sets in the files in which they are published: SuperGLUE, PIQA, HellaSwag, Winogrande,
-Winograd, StoryCloze, HatefulMemes.
+Winograd, StoryCloze, HatefulMemes; and any texts with labels.
 
 Each reader turns a published file into entries of our JSON lines (``id``, ``answers``, ``candidates``, fields), whose
 wording the task's YAML then decides. What the field does to the texts before asking (GPT-3, appendix G; lm-eval's
@@ -150,6 +150,10 @@ def _hateful_memes(row: Entry) -> Entry:
     return {"id": row["id"], "images": [row["img"]], "text": row["text"], "answers": _yes_no(bool(int(row["label"])))}
 
 
+def _labelled(row: Entry) -> Entry:
+    return {"text": row["text"], "answers": [str(row["label"])]}
+
+
 def _without_marks(text: str) -> str:
     """HellaSwag's WikiHow texts carry marks in square brackets."""
     return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ").strip()
@@ -181,4 +185,5 @@ FORMATS: dict[str, tuple[Rows, Callable[[Entry], Entry]]] = {
     "winograd": (_xml, _winograd),
     "storycloze": (_csv, _story_cloze),
     "hateful_memes": (_json_lines, _hateful_memes),
+    "labelled": (_json_lines, _labelled),
 }

@@ -49,7 +49,8 @@ class Session:
         self.folder = Path(out) / "samples" / name.replace("/", "_") if out is not None else None
         self.items = load_items(task, data, task.split)
         self._data = data
-        if task.decoding.constrained and not task.decoding.candidates:
+        is_choice = task.decoding.constrained or task.decoding.method in ("rank", "cloze")
+        if is_choice and not task.decoding.candidates and not all(item.candidates for item in self.items):
             names = sorted({answer for item in self.items for answer in item.answers})
             self.task = replace(task, decoding=replace(task.decoding, candidates=names))
         self.runner = Runner(model, processor)
@@ -126,6 +127,8 @@ class Session:
         reduced = sum(record["shots"] < run.shots for record in records)
         if run.shots:
             labels |= {"demonstration_seed": run.task.demonstrations.seed, "items_with_fewer_shots": reduced}
+        if run.task.prompt.shorten:
+            labels["items_shortened"] = sum(record.get("shortened", False) for record in records)
         predictions = [record["prediction"] for record in records]
         is_text = run.task.decoding.method == "likelihood"
         likelihoods = [record["scores"][0] for record in records] if is_text else None
@@ -144,34 +147,49 @@ class Session:
         """The prompt of every item, with fewer demonstrations where the model's length leaves no room for all."""
         swapped = prompts.shuffled_images(run.task, self.items, self.seed) if run.context == "shuffled" else {}
         room = self._answer_room(run)
-        built, reduced = [], 0
-        for item in run.items:
-            shots = self.pool.draw(item, run.shots) if run.shots else []
-            images = swapped.get(item.images)
-            template = run.task.rationale
-            while True:
-                given = images if images is not None else item.images
-                given = (*given, *item.candidate_images[:1])
-                prompt = prompts.build(run.task, item, shots, run.context, given, template)
-                length = self.runner.length(prompt) + room
-                if length <= self.runner.max_length:
-                    break
-                if not shots:
-                    raise ValueError(
-                        f"task {run.task.name}, item {item.id}: prompt and answer take {length} tokens, the model "
-                        f"{self.runner.max_length}"
-                    )
-                shots = shots[1:]
-            reduced += len(shots) < run.shots
-            built.append(prompt)
+        built = [self._fitted(run, item, swapped.get(item.images, item.images), room) for item in run.items]
+        reduced = sum(prompt.shots < run.shots for prompt in built)
         if reduced:
             self.console.print(
                 f"  [bold red]{reduced} of {len(built)} prompts got fewer than {run.shots} demonstrations: "
                 f"more do not fit in {self.runner.max_length} tokens[/]"
             )
+        shortened = sum(prompt.shortened for prompt in built)
+        if shortened:
+            self.console.print(
+                f"  [bold red]{shortened} of {len(built)} prompts lost the end of their {run.task.prompt.shorten!r}: "
+                f"it does not fit in {self.runner.max_length} tokens[/]"
+            )
         if run.shots and self.pool.leaking:
             self.console.print(f"  {len(self.pool.leaking)} examples share content with the evaluated split: left out")
         return built
+
+    def _fitted(self, run: Run, item: Item, images: Sequence[Path], room: int) -> Prompt:
+        """One item's prompt: demonstrations are left out first, then words of the field that the task lets go."""
+        shots = self.pool.draw(item, run.shots) if run.shots else []
+        given = (*images, *item.candidate_images[:1])
+        shown = item
+
+        def build() -> tuple[Prompt, int]:
+            prompt = prompts.build(run.task, shown, shots, run.context, given, run.task.rationale)
+            return prompt, self.runner.length(prompt) + room - self.runner.max_length
+
+        prompt, excess = build()
+        while excess > 0 and shots:
+            shots = shots[1:]
+            prompt, excess = build()
+        field = run.task.prompt.shorten
+        while excess > 0 and shown.fields.get(field, "").strip():
+            words = shown.fields[field].split()
+            shown = replace(item, fields=item.fields | {field: " ".join(words[: -max(1, excess // 4)])})
+            prompt, excess = build()
+        if excess > 0:
+            tokens = excess + self.runner.max_length
+            raise ValueError(
+                f"task {run.task.name}, item {item.id}: prompt and answer take {tokens} tokens, the model "
+                f"{self.runner.max_length}; leave the item out, or let a field lose its end (prompt.shorten)"
+            )
+        return replace(prompt, shortened=shown is not item)
 
     def _answer_room(self, run: Run) -> int:
         room = run.task.decoding.max_new_tokens

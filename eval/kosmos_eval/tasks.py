@@ -38,7 +38,8 @@ class DatasetFiles:
             question, answers), ``jsonl`` (one object a line) or ``parquet`` (the same columns; needs pyarrow),
             ``text`` (lines with ``text``), ``shards`` (a corpus folder as made for training), or a classification set
             in its published files: ``boolq``, ``cb``, ``rte``, ``copa``, ``wic``, ``wsc`` (SuperGLUE), ``piqa``,
-            ``hellaswag``, ``winogrande``, ``winograd``, ``storycloze``, ``hateful_memes``.
+            ``hellaswag``, ``winogrande``, ``winograd``, ``storycloze``, ``hateful_memes``; ``labelled``: JSON lines
+            with ``text`` and ``label``.
         questions: VQAv2 question file.
         annotations: VQAv2 annotations, COCO captions, the Karpathy file, the JSON lines, or the corpus folder.
         images: image path with ``{image_id}`` or ``{file_name}`` (and ``{split}``); empty for tasks without images.
@@ -49,6 +50,7 @@ class DatasetFiles:
     format: Literal[
         "vqa", "captions", "karpathy", "vizwiz", "jsonl", "parquet", "text", "shards", "boolq", "cb", "rte", "copa",
         "wic", "wsc", "piqa", "hellaswag", "winogrande", "winograd", "storycloze", "hateful_memes",
+        "labelled",
     ]  # fmt: skip
     annotations: str
     questions: str = ""
@@ -69,13 +71,16 @@ class Prompt:
         answer: how an answer continues it; ``{answer}`` is the reference answer of a demonstration or a candidate. Text
             and fields after it are scored with a candidate, which makes a cloze: ``" {answer}, because {reason}"``.
         separator: between demonstrations. The model's newline token ends an answer, so demonstrations show where to
-            stop. source: where the wording comes from, copied into the results.
+            stop. source: where the wording comes from, copied into the results. shorten: a field (a web page's text)
+            that loses words at its end where a prompt is too long even without demonstrations; how many prompts did is
+            said in red and in the results. Empty: such a prompt is an error.
     """
 
     template: str
     answer: str = " {answer}"
     separator: str = "\n"
     source: str = ""
+    shorten: str = ""
 
 
 @dataclass
@@ -107,12 +112,12 @@ class Decoding:
             at most; it also ends at ``</s>`` or a newline. num_beams, length_penalty: for ``beam`` (KOSMOS-1: 5 for
             captions, 2 for ImageNet). temperature, top_p: for ``sample``; the draws depend on the item alone, not on
             its batch. candidates: for ``rank`` and ``cloze`` where items bring none of their own, and for
-            ``constrained``. verbalizers: the words that stand for a class of the data, ``{entailment: "Yes"}``; its
+            ``constrained``; without any, the answers that occur in the evaluated split (its class names).
+            verbalizers: the words that stand for a class of the data, ``{entailment: "Yes"}``; its
             classes are then the candidates.
             normalisation: of a candidate's log-likelihood: ``sum``, ``mean`` over its tokens, per ``byte``, or
             ``unconditional`` (minus the log-likelihood after the bare prompt, GPT-3 section 2.4). constrained: for
-            ``beam``: only the candidates can be written (KOSMOS-1's constrained ImageNet); without candidates, only
-            answers that occur in the evaluated split (its class names).
+            ``beam``: only the candidates can be written (KOSMOS-1's constrained ImageNet).
     """
 
     method: Literal["greedy", "beam", "sample", "rank", "cloze", "likelihood"] = "greedy"

@@ -34,10 +34,10 @@ def make(name: str, out: str | Path, count: int = 200, seed: int = 0, source: st
         name: a key of ``MAKERS``.
         count: how many items at most.
         seed: of everything drawn.
-        source: raven: a folder of published RAVEN ``.npz`` files; rendered_text: JSON lines with ``text`` and
-            ``label``; described_classes: an evaluation split with ``captions.json`` and ``images/``; concept_binding:
-            a folder with two of them, ``train`` and ``test``. None: made here,
-            where possible.
+        source: raven: a folder of published RAVEN ``.npz`` files; webpages: WebSRC as released; rendered_text: JSON
+            lines with ``text`` and ``label``; described_classes: an evaluation split with ``captions.json`` and
+            ``images/``; concept_binding: a folder with two of them, ``train`` and ``test``. None: made here, where
+            possible.
 
     Raises:
         ValueError: unknown name (with a suggestion), a source that does not fit, or ``out`` already holds data.

@@ -1,0 +1,194 @@
+"""Every task that comes with the package runs: on data in the layout that its YAML names, or on data made here."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from kosmos import KosmosForConditionalGeneration, KosmosProcessor
+from kosmos_eval import suite, tasks
+from kosmos_eval.evaluate import evaluate
+from kosmos_eval.suite import webpages
+
+# Tested elsewhere: test_published.py, test_shards.py, test_suite.py, test_evaluate.py, test_spans.py.
+PUBLISHED = {
+    "boolq", "cb", "rte", "copa", "wic", "wsc", "piqa", "hellaswag", "winogrande", "winograd", "storycloze",
+    "hateful_memes", "glm_boolq", "glm_cb", "glm_rte", "glm_copa", "glm_wic",
+}  # fmt: skip
+ELSEWHERE = {
+    *PUBLISHED, *suite.MAKERS, "shards_vqa", "shards_caption", "shards_text", "easy_vqa", "easy_vqa_caption",
+    "rendered_text_cot", "described_classes_plain", "relative_size_encoded",
+}  # fmt: skip
+
+
+def picture(path: Path, shade: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (16, 16), (shade, 90, 0)).save(path)
+
+
+def karpathy(root: Path, name: str) -> None:
+    entries = []
+    for i, split in enumerate(["test", "test", "train", "train"]):
+        place = {"filepath": f"{split}2014", "cocoid": i} if "coco" in name else {}
+        entries.append(
+            {"imgid": i, "filename": f"{i}.jpg", "split": split, "sentences": [{"raw": "a red circle"}]} | place
+        )
+        picture(root / "images" / place.get("filepath", "") / f"{i}.jpg", 60 * i)
+    (root / f"dataset_{name.removesuffix('_caption')}.json").write_text(json.dumps({"images": entries}))
+
+
+def vqa(root: Path, questions: str, annotations: str, image: str, splits: tuple[str, str]) -> None:
+    for start, split in zip((1, 11), splits, strict=True):
+        ids = [{"question_id": 10 * i, "image_id": i} for i in range(start, start + 4)]
+        for one in ids:
+            picture(root / image.format(split=split, image_id=one["image_id"]), 15 * one["image_id"])
+        for file, key, more in (
+            (questions, "questions", {"question": "what color is it?"}),
+            (annotations, "annotations", {"answer_type": "other", "answers": [{"answer": "red", "answer_id": 1}] * 10}),
+        ):
+            path = root / file.format(split=split)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({key: [one | more for one in ids]}))
+
+
+def coco_vqa(prefix: str) -> Callable[[Path, str], None]:
+    def write(root: Path, name: str) -> None:
+        files = f"{prefix}OpenEnded_mscoco_{{split}}_questions.json", f"{prefix}mscoco_{{split}}_annotations.json"
+        vqa(root, *files, "{split}/COCO_{split}_{image_id:012d}.jpg", ("val2014", "train2014"))
+
+    return write
+
+
+def own_vqa(root: Path, name: str) -> None:
+    vqa(root, "{split}/questions.json", "{split}/annotations.json", "{split}/images/{image_id}.jpg", ("test", "train"))
+
+
+def vizwiz(root: Path, name: str) -> None:
+    for split, shade in (("val", 10), ("train", 200)):
+        picture(root / split / f"{split}.jpg", shade)
+        entry = {"image": f"{split}.jpg", "question": "what is it?", "answers": [{"answer": "soup"}] * 10}
+        (root / f"{split}.json").write_text(json.dumps([entry]))
+
+
+def nocaps(root: Path, name: str) -> None:
+    picture(root / "val/a.jpg", 5)
+    captions = [{"image_id": 0, "id": i, "caption": "a red circle"} for i in range(2)]
+    content = {"images": [{"id": 0, "file_name": "a.jpg"}], "annotations": captions}
+    (root / "nocaps_val_4500_captions.json").write_text(json.dumps(content))
+
+
+def classes(root: Path, name: str) -> None:
+    for i, label in enumerate(["red circle", "blue square"]):
+        picture(root / f"images/{i}.jpg", 50 * i)
+        with (root / "test.jsonl").open("a") as file:
+            file.write(json.dumps({"images": [f"{i}.jpg"], "answers": [label]}) + "\n")
+
+
+def texts(root: Path, name: str) -> None:
+    for split, rows in (("test", ["red", "blue", "red"]), ("train", ["red", "green", "red", "red"])):
+        lines = [{"text": f"is it a {label} circle {split} {i}", "label": label} for i, label in enumerate(rows)]
+        (root / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def speeches(root: Path, name: str) -> None:
+    (root / "test").mkdir()
+    (root / "test/text.jsonl").write_text(json.dumps({"id": "a", "text": "a red circle"}))
+
+
+# task → (writes its data, shots)
+LAYOUTS: dict[str, tuple[Callable[[Path, str], None], tuple[int, ...]]] = {
+    "coco_caption": (karpathy, (0, 2)),
+    "flickr30k_caption": (karpathy, (0, 2)),
+    "vqav2": (coco_vqa("v2_"), (0, 2)),
+    "okvqa": (coco_vqa(""), (0, 2)),
+    "vizwiz": (vizwiz, (0, 1)),
+    "vqa": (own_vqa, (0, 2)),
+    "nocaps": (nocaps, (0,)),
+    "image_classification": (classes, (0,)),
+    "text_classification": (texts, (0, 2)),
+    "starter_text": (speeches, (0,)),
+}
+
+
+def test_no_task_is_left_untested() -> None:
+    assert set(tasks.known()) == {*LAYOUTS, *ELSEWHERE}
+
+
+@pytest.mark.parametrize("name", sorted(LAYOUTS))
+def test_a_task_runs_on_its_published_layout(
+    name: str, model: KosmosForConditionalGeneration, processor: KosmosProcessor, tmp_path: Path
+) -> None:
+    write, shots = LAYOUTS[name]
+    write(tmp_path, name)
+    rows = evaluate(model, processor, tasks.load(name), tmp_path, shots=shots)
+    mine = [row for row in rows if row["model"] == "model" and row["question_type"] is None]
+    assert [row["shots"] for row in mine if row["metric"] == tasks.load(name).metrics[0]] == list(shots)
+    assert all(row["n"] >= 1 for row in mine)
+
+
+def test_labels_of_the_split_are_the_candidates_and_give_the_chance(
+    model: KosmosForConditionalGeneration, processor: KosmosProcessor, tmp_path: Path
+) -> None:
+    texts(tmp_path, "text_classification")
+    (row, *_) = evaluate(model, processor, "text_classification", tmp_path, out=tmp_path / "out")
+    assert row["baselines"]["chance"] == 0.5  # red and blue; green is in the training split only
+    assert row["baselines"]["majority answer"] == pytest.approx(2 / 3)
+    line = (tmp_path / "out/samples/model/text_classification-0shot-image+text.jsonl").read_text().splitlines()[0]
+    assert len(json.loads(line)["scores"]) == 2
+
+
+def websrc(root: Path, words: int = 3) -> None:
+    """Two websites of one domain as WebSRC is released; one is for validation."""
+    (root / "dataset_split.json").write_text(json.dumps({"dev": ["bo02"], "test": ["bo03"]}))
+    for number in ("01", "02"):
+        folder = root / "book" / number
+        page = f"{number}00007"
+        picture(folder / f"processed_data/{page}.png", int(number))
+        body = f"<style>p {{}}</style><p>Price:\n<b>$5</b></p><script>x()</script> {'more ' * words}<p>end"
+        (folder / f"processed_data/{page}.html").write_text(f"<html>{body}</html>")
+        rows = [
+            {"question": "What is the price?", "id": f"bo{page}{i:05d}", "element_id": "4", "answer": text}
+            for i, text in ((1, "$5"), (1, "5"), (2, "yes"))
+        ]
+        with (folder / "dataset.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def test_websrc_as_released(tmp_path: Path) -> None:
+    websrc(tmp_path)
+    assert suite.make("webpages", tmp_path / "out", source=tmp_path) == 2
+    items = [json.loads(line) for line in (tmp_path / "out/test.jsonl").read_text().splitlines()]
+    assert items[0] == {
+        "id": "bo020000700001", "images": ["bo0200007.png"], "page": "Price: $5 more more more end",
+        "question": "What is the price?", "answers": ["$5", "5"],
+    }  # fmt: skip
+    assert items[1]["answers"] == ["yes"]
+    assert webpages.page_text("a&amp;b <noscript>no</noscript>c") == "a&b c"
+
+
+def test_a_page_too_long_loses_its_end_and_that_is_said(
+    model: KosmosForConditionalGeneration, processor: KosmosProcessor, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(processor, "max_length", 700)
+    websrc(tmp_path, words=400)
+    suite.make("webpages", tmp_path / "out", source=tmp_path)
+    console = Console(record=True, width=200, quiet=False, file=(tmp_path / "log").open("w"))
+    rows: list[Any] = evaluate(model, processor, "webpages", tmp_path / "out", out=tmp_path / "run", console=console)
+    assert rows[0]["items_shortened"] == 2
+    assert "2 of 2 prompts lost the end of their 'page'" in console.export_text()
+    for line in (tmp_path / "run/samples/model/webpages-0shot-image+text.jsonl").read_text().splitlines():
+        assert "Context: Price: $5 more" in json.loads(line)["prompt"]
+        assert json.loads(line)["prompt"].endswith("Q: What is the price? A:")
+        assert json.loads(line)["shortened"] is True
+    with pytest.raises(ValueError, match=r"item bo020000700001: prompt and answer take \d+ tokens, the model 700"):
+        evaluate(model, processor, tasks.load("webpages", ["prompt.shorten="]), tmp_path / "out")
