@@ -27,6 +27,7 @@ from datatrove.executor.base import PipelineExecutor
 from datatrove.executor.local import LocalPipelineExecutor
 from datatrove.executor.ray import RayPipelineExecutor
 from datatrove.executor.slurm import SlurmPipelineExecutor
+from loguru import logger
 from rich.progress import Progress
 
 from . import missing
@@ -138,27 +139,31 @@ class LocalExecutor(LocalPipelineExecutor):
 
 
 def _executor(stage: Stage, work: Path, execution: Execution, **further: Any) -> PipelineExecutor:
-    shared = {"pipeline": stage.steps, "tasks": stage.tasks, "logging_dir": str(_logs(work, stage)), **further}
+    shared: dict[str, Any] = {
+        "pipeline": stage.steps,
+        "tasks": stage.tasks,
+        "logging_dir": str(_logs(work, stage)),
+        **further,
+    }
     if execution.executor == "local":
         workers = execution.workers or os.cpu_count() or 1
         return LocalExecutor(**shared, workers=min(workers, stage.tasks))
-    workers = execution.workers or -1
+    shared |= {"workers": execution.workers or -1, "tasks_per_job": execution.tasks_per_job}
     if execution.executor == "ray":
         with missing.hint("ray>=2.50"):
             import ray
         if not ray.is_initialized():
             ray.init()
-        return RayPipelineExecutor(**shared, workers=workers, mem_per_cpu_gb=execution.ray_memory_gb)
+        logger.disable("datatrove.executor.ray")  # every stage would say at length what the progress bars show
+        return RayPipelineExecutor(**shared, mem_per_cpu_gb=execution.ray_memory_gb)
     slurm = execution.slurm
     if not slurm.partition:
         raise ValueError("executor slurm needs execution.slurm.partition=NAME")
     return SlurmPipelineExecutor(
         **shared,
-        workers=workers,
         time=slurm.time,
         partition=slurm.partition,
         mem_per_cpu_gb=slurm.memory_gb,
-        tasks_per_job=slurm.tasks_per_job,
         job_name=f"kosmos-{stage.name}",
         qos="",
         env_command=f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH",

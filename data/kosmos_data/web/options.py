@@ -17,14 +17,12 @@ class Slurm:
         partition: where to submit; needed.
         time: limit of one task, as sbatch reads it.
         memory_gb: per task.
-        tasks_per_job: stages with many small tasks run so many in one array element.
         sbatch: further sbatch options by long name, such as ``{account: lab}``.
     """
 
     partition: str = ""
     time: str = "24:00:00"
     memory_gb: int = 4
-    tasks_per_job: int = 1
     sbatch: dict[str, str] = field(default_factory=dict)
 
 
@@ -36,12 +34,14 @@ class Execution:
         executor: ``local`` (processes), ``slurm`` (job arrays, on a shared file system) or ``ray`` (the cluster that
             ``ray.init`` finds, else one on this machine).
         workers: tasks at a time; 0: as many as cores (local), as tasks (others).
+        tasks_per_job: tasks that one element of a Slurm array takes one after the other, or one Ray actor at once.
         ray_memory_gb: what a Ray task asks for.
         slurm: for ``slurm``.
     """
 
     executor: str = "local"
     workers: int = 0
+    tasks_per_job: int = 1
     ray_memory_gb: float = 2.0
     slurm: Slurm = field(default_factory=Slurm)
 

@@ -23,7 +23,6 @@ from ..document import Document, Image, Segment, Text, to_files
 from ..errors import BadSample
 from ..index import ShardInfo, write_index
 from ..reader import Corpus
-from ..shards import ShardWriter
 from .accounting import account
 from .draft import Draft, clean, page_example
 from .filters import Filters
@@ -45,6 +44,8 @@ class Extract:
 
     def __call__(self, data: None, rank: int, world_size: int) -> Iterator[Any]:
         from datatrove.data import Document as PlainText
+
+        from ..shards import ShardWriter  # brings torch, which the other steps need not wait for
 
         job = read_job(Path(self.work))
         options, ledger = job.options, Ledger(job.options.examples)
@@ -107,6 +108,8 @@ class WriteShards:
     out: str
 
     def __call__(self, data: None, rank: int, world_size: int) -> None:
+        from ..shards import ShardWriter
+
         plan = np.load(selection_folder(self.work) / "plan.npy")
         cuts = json.loads((selection_folder(self.work) / "cuts.json").read_text())
         corpora: dict[int, Corpus] = {}
