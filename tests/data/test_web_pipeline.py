@@ -29,6 +29,7 @@ from kosmos_data.web import stages
 from kosmos_data.web.draft import page_key
 from kosmos_data.web.ledger import IMAGES, KINDS, PAGES, PARAGRAPHS, RECORDS, Ledger, read_ledger
 from kosmos_data.web.options import Execution, Slurm, WebOptions
+from kosmos_data.web.page import url_name
 from kosmos_data.web.pipeline import run
 from kosmos_data.web.report import write_report
 from kosmos_data.web.rules import SOURCES, ImageRules
@@ -86,6 +87,8 @@ class Web:
     """Three WARC files, and what must become of what is in them."""
 
     warcs: list[Path]
+    bare: Path  # the pages without the images
+    bytes_of: dict[str, bytes] = field(default_factory=dict)  # the images by address
     pages: dict[str, int] = field(default_factory=dict)
     images: dict[str, int] = field(default_factory=dict)
     singles: list[str] = field(default_factory=list)
@@ -95,21 +98,24 @@ class Web:
 @pytest.fixture(scope="module")
 def web(tmp_path_factory: pytest.TempPathFactory) -> Web:
     folder = tmp_path_factory.mktemp("warcs")
-    web = Web([folder / f"{number}.warc.gz" for number in range(3)])
-    writers = [WarcWriter(path) for path in web.warcs]
-    names: dict[int, str] = {}
+    web = Web([folder / f"{number}.warc.gz" for number in range(3)], folder / "bare.warc.gz")
+    writers = [WarcWriter(path) for path in (*web.warcs, web.bare)]
 
     def image(seed: int, warc: int = 0, data: bytes | None = None) -> str:
         """Put an image into a WARC file, once; its address."""
-        if seed not in names:
-            names[seed] = f"http://images.example/{seed}.png"
-            writers[warc].write(names[seed], "image/png", data or encoded(picture(seed)))
-        return names[seed]
+        url = f"http://images.example/{seed}.png"
+        if url not in web.bytes_of:
+            web.bytes_of[url] = data or encoded(picture(seed))
+            writers[warc].write(url, "image/png", web.bytes_of[url])
+        return url
+
+    def write(name: str, content_type: str, body: bytes, warc: int) -> str:
+        for writer in (writers[warc], writers[3]):
+            writer.write(f"http://site.example/{name}", content_type, body)
+        return f"http://site.example/{name}"
 
     def page(name: str, seed: int, images: list[str], warc: int = 0, texts: list[str] | None = None) -> str:
-        url = f"http://site.example/{name}"
-        writers[warc].write(url, "text/html; charset=utf-8", html(f"Page {name}", texts or paragraphs(seed), images))
-        return url
+        return write(name, "text/html; charset=utf-8", html(f"Page {name}", texts or paragraphs(seed), images), warc)
 
     logo = image(9000, 1)
     for number in range(12):  # ordinary pages, all with the logo, each picture in another file than its page
@@ -137,8 +143,8 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Web:
     page("french", 0, [image(1070), image(1071)], texts=[french] * 2 + [french.replace("pont", "mur")] * 2)
     page("short", 0, [image(1080)], texts=["Too short to be a page of the corpus that we want."])
     page("nothing-to-see", 106, [gap], 2)
-    writers[1].write("http://site.example/binary", "text/html", bytes(range(256)) * 8)
-    writers[1].write("http://site.example/style.css", "text/css", b"p {}")
+    write("binary", "text/html", bytes(range(256)) * 8, 1)
+    write("style.css", "text/css", b"p {}", 1)
     web.pages = {
         "near-duplicate text": 1,
         "same address": 1,
@@ -242,6 +248,36 @@ def test_a_finished_run_is_not_made_again_and_another_is_refused(web: Web, made:
         run([], tmp_path / "out")
     with pytest.raises(FileNotFoundError, match="missing"):
         run([tmp_path / "missing.warc"], tmp_path / "out")
+
+
+def test_images_that_were_fetched_make_the_same_corpus(web: Web, made: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"images were nowhere: kosmos data fetch .*missing_images.txt"):
+        run([web.bare], tmp_path / "first", options(workers=1))
+    missing = (tmp_path / "first" / "missing_images.txt").read_text().splitlines()
+    assert missing == sorted(missing)
+    nowhere = (made / "missing_images.txt").read_text().splitlines()
+    assert nowhere == ["http://images.example/nowhere.png"]
+    assert set(missing) < {*web.bytes_of, *nowhere}  # images of pages whose text is bad are not asked for
+    (tmp_path / "pictures").mkdir()
+    for url in set(missing) - set(nowhere):
+        (tmp_path / "pictures" / url_name(url)).write_bytes(web.bytes_of[url])
+    chosen = options(workers=1)
+    chosen.image_folder = str(tmp_path / "pictures")
+    run([web.bare], tmp_path / "out", chosen)
+    assert files(tmp_path / "out") == files(made)
+    chosen.image_folder = str(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        run([web.bare], tmp_path / "third", chosen)
+
+
+def test_many_lists_are_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "_OPEN_FILES", 3)
+    for number in range(10):
+        lines = sorted({f"{(number * 7 + at * 3) % 11:02d}\n" for at in range(4)})
+        (tmp_path / f"{number}.txt").write_text("".join(lines))
+    stages._merge_lines(sorted(tmp_path.glob("*.txt")), tmp_path / "all")
+    assert (tmp_path / "all").read_text().split() == [f"{number:02d}" for number in range(11)]
+    assert len(list(tmp_path.iterdir())) == 11
 
 
 def test_no_page_left_is_an_error_with_a_ledger(tmp_path: Path) -> None:
@@ -385,7 +421,7 @@ def _die(data: None, rank: int, world_size: int) -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_failed_task_stops_the_run_and_names_its_log(tmp_path: Path, workers: int) -> None:
     failing = [engine.Stage("first", [_fail], 3), engine.Stage("second", [_fail], 1)]
-    with pytest.raises(RuntimeError, match=r"stage first failed: the disk is full \(logs: .*first/logs\)"):
+    with pytest.raises(OSError, match=r"stage first failed: the disk is full \(logs: .*first/logs\)"):
         engine.run_stages(failing, tmp_path, Execution(workers=workers), engine.Progress(disable=True))
     assert "the disk is full" in (tmp_path / "logs" / "first" / "logs" / "task_00001.log").read_text()
     assert not (tmp_path / "logs" / "second").exists()

@@ -71,7 +71,7 @@ def run_stages(stages: list[Stage], work: Path, execution: Execution, progress: 
         Whether everything is done; False when it was handed to Slurm.
 
     Raises:
-        RuntimeError: tasks failed; the message names their log.
+        RuntimeError: tasks failed; the message names their log. ValueError and OSError when that is what they raised.
         ModuleNotFoundError: Ray is not installed.
     """
     for before, stage in pairwise(stages):
@@ -83,7 +83,8 @@ def run_stages(stages: list[Stage], work: Path, execution: Execution, progress: 
             try:
                 _executor(stage, work, execution).run()
             except Exception as error:
-                raise RuntimeError(f"stage {stage.name} failed: {error} (logs: {_logs(work, stage)}/logs)") from error
+                kind = type(error) if type(error) in (ValueError, OSError) else RuntimeError
+                raise kind(f"stage {stage.name} failed: {error} (logs: {_logs(work, stage)}/logs)") from error
             AllDone(str(_logs(work, stage)), stage.tasks)(None, 0, 1)
     return True
 

@@ -52,6 +52,7 @@ class Filters:
         with missing.hint():
             from .quality import Quality
         self.text, self.images, self.source = text, images, source
+        self.missing: set[str] = set()  # addresses of images that the source does not have
         self.held_out = HeldOutIndex(held_out)
         self.quality = Quality(text)
         self.identifier = _language_identifier()
@@ -113,6 +114,7 @@ class Filters:
     def _picture(self, reference: ImageReference) -> tuple[Picture | None, str | None, str]:
         data = self.source.get(reference.url)
         if data is None:
+            self.missing.add(reference.url)
             return None, errors.IMAGE_MISSING, ""
         try:
             found = look_at(reference, data)

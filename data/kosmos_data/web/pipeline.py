@@ -9,16 +9,18 @@ duplicates is a function of their content (``selection.py``).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from rich.progress import Progress
 
+from .. import errors
 from . import missing
-from .ledger import PAGES, Ledger, read_ledger
+from .ledger import IMAGES, PAGES, Ledger, read_ledger
 from .options import WebOptions
-from .work import Job, open_work
+from .work import MISSING_IMAGES, Job, open_work
 
 
 def run(
@@ -53,7 +55,12 @@ def run(
         return None
     ledger = read_ledger(out)
     if not ledger.kept[PAGES]:
-        raise ValueError(f"no page of {ledger.entered[PAGES]} was left; see: kosmos data report {out}")
+        hint = f"see: kosmos data report {out}"
+        if missing_images := ledger.count(IMAGES, errors.IMAGE_MISSING):
+            hint = (
+                f"{missing_images} images were nowhere: kosmos data fetch {out / MISSING_IMAGES} --out FOLDER; {hint}"
+            )
+        raise ValueError(f"no page of {ledger.entered[PAGES]} was left; {hint}")
     return ledger
 
 
@@ -64,10 +71,20 @@ def _job(warcs: Sequence[str | Path], options: WebOptions) -> Job:
         raise ValueError("no WARC file given")
     if len(set(paths)) < len(paths):
         raise ValueError(f"{next(a for a, b in pairwise(paths) if a == b)} is given twice")
-    for path in (*paths, *([options.image_folder] if options.image_folder else [])):
+    options = _with_whole_paths(options)
+    folder = [options.image_folder] if options.image_folder else []
+    for path in (*paths, *folder, *options.held_out.texts, *options.held_out.images):
         if not Path(path).exists():
             raise FileNotFoundError(f"{path}: no such file or folder")
     return Job(paths, [Path(path).stat().st_size for path in paths], options, options.tasks or len(paths))
+
+
+def _with_whole_paths(options: WebOptions) -> WebOptions:
+    """Paths that mean the same in a worker of another folder or machine."""
+    held_out = options.held_out
+    texts, images = ([str(Path(path).resolve()) for path in paths] for paths in (held_out.texts, held_out.images))
+    folder = str(Path(options.image_folder).resolve()) if options.image_folder else None
+    return replace(options, image_folder=folder, held_out=replace(held_out, texts=texts, images=images))
 
 
 def _stages(work: Path, out: Path, job: Job) -> list[Any]:

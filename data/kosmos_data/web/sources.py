@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import BadSample
 from . import html, warc
 from .html_images import absolute
-from .page import Page
+from .page import Page, url_name
 from .work import read_job, whole_folder
 
 _PLACE: Final = np.dtype([("url", "<u8"), ("file", "<i4"), ("position", "<i8")])
@@ -68,10 +68,12 @@ class ImageFiles:
         paths = [Path(work) / "images" / f"{task:05d}" / "places.npy" for task in range(job.tasks)]
         # Of several images with one address the first counts, in the order of the files, whoever indexed them.
         self.places = np.sort(np.concatenate([np.load(path) for path in paths if path.exists()] or [_none()]))
-        self.folder = image_folder
+        self.folder = Path(image_folder) if image_folder else None
 
     def get(self, url: str) -> bytes | None:
         """The bytes of the image at ``url``, or None if nobody has it."""
+        if self.folder is not None and (path := self.folder / url_name(url)).is_file():
+            return path.read_bytes()
         place = int(np.searchsorted(self.places["url"], _hash(url)))
         if place == len(self.places) or self.places["url"][place] != _hash(url):
             return None

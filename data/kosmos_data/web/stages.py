@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import heapq
 import io
 import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ import numpy as np
 
 from ..document import Document, Image, Segment, Text, to_files
 from ..errors import BadSample
-from ..index import ShardInfo, write_index
+from ..index import INDEX_NAME, ShardInfo, write_index
 from ..reader import Corpus
 from .accounting import account
 from .draft import Draft, clean, page_example
@@ -29,11 +31,12 @@ from .filters import Filters
 from .ledger import PAGES, RECORDS, Ledger, read_ledger
 from .selection import DOCUMENT_DTYPE, PICTURE_DTYPE, Selection, select
 from .sources import ImageFiles, pages
-from .work import read_job, selection_folder, task_folder, whole_folder, write_atomically
+from .work import MISSING_IMAGES, read_job, selection_folder, task_folder, whole_folder, write_atomically
 
 _MANIFEST = "manifest.npz"
 _PLAN_DTYPE = np.dtype([("task", "<i4"), ("index", "<i4"), ("images", "<u8")])  # images: one bit for each that stays
 _LARGE = 1 << 60
+_OPEN_FILES = 500
 
 
 @dataclass
@@ -64,6 +67,8 @@ class Extract:
                     yield PlainText(document.text, document.key)
             manifest.write(folder)
             ledger.write(folder)
+            lines = "".join(f"{url}\n" for url in sorted(filters.missing))
+            (folder / MISSING_IMAGES).write_text(lines, encoding="utf-8")
 
 
 @dataclass
@@ -138,6 +143,8 @@ class Finish:
 
     def __call__(self, data: None, rank: int, world_size: int) -> None:
         work = Path(self.work)
+        if not (Path(self.out) / INDEX_NAME).exists():  # else only the cleaning was cut short
+            _merge_lines(sorted((work / "documents").glob(f"*/{MISSING_IMAGES}")), Path(self.out) / MISSING_IMAGES)
         ledger = read_ledger(selection_folder(self.work))
         ledger.check()
         ledger.write(self.out)
@@ -204,6 +211,22 @@ def _drafts(warcs: list[str], ledger: Ledger) -> Iterator[Draft]:
     for reason, count in skipped.items():
         ledger.enter(RECORDS, count)
         ledger.drop_many(RECORDS, "reading", reason, count)
+
+
+def _merge_lines(parts: list[Path], whole: Path) -> None:
+    """The lines of sorted files, sorted and each once; by stream, since a crawl names more images than memory holds."""
+    while len(parts) > _OPEN_FILES:
+        joined = whole.with_name(f"{whole.name}.{len(parts)}.partial")
+        _merge_lines(parts[:_OPEN_FILES], joined)
+        parts = [*parts[_OPEN_FILES:], joined]
+    partial = whole.with_name(whole.name + ".partial")
+    with contextlib.ExitStack() as stack, partial.open("w", encoding="utf-8") as merged:
+        files = [stack.enter_context(part.open(encoding="utf-8")) for part in parts]
+        merged.writelines(line for line, _ in groupby(heapq.merge(*files)))
+    partial.replace(whole)
+    for part in parts:
+        if part.suffix == ".partial":
+            part.unlink()
 
 
 def _read_manifests(work: str, tasks: int) -> tuple[np.ndarray, np.ndarray]:

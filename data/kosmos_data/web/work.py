@@ -24,6 +24,9 @@ from kosmos import settings
 from .options import WebOptions
 
 FOLDER = "work"
+MISSING_IMAGES = "missing_images.txt"
+"""Beside the shards: addresses of images that nobody has, of pages whose text is good; for ``kosmos data fetch``."""
+
 _RUN = "run.json"
 
 
