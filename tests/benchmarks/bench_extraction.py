@@ -19,6 +19,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
+from html import unescape
 
 import trafilatura
 from selectolax.lexbor import LexborHTMLParser
@@ -45,7 +46,7 @@ def ours(page: WebPage) -> tuple[str, Images]:
 def trafilaturas(page: WebPage) -> tuple[str, Images]:
     url, html, _ = page
     xml = trafilatura.extract(html, url=url, include_images=True, include_tables=False, output_format="xml") or ""
-    text = re.sub(r"<[^>]*>", " ", xml.partition("<main>")[2].partition("</main>")[0])
+    text = unescape(re.sub(r"<[^>]*>", " ", xml.partition("<main>")[2].partition("</main>")[0]))
     return text, [absolute(src, url) or "" for src in re.findall(r'<graphic[^>]*?src="([^"]*)"', xml)]
 
 
