@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,18 +20,18 @@ def account(ledger: Ledger, work: str, documents: np.ndarray, pictures: np.ndarr
     """Write what the selection dropped and kept into the ledger, with examples read from the documents."""
     read = _Examples(work, documents)
     alive = np.bincount(pictures["document"][chosen.pictures == 0], minlength=len(documents))
-    for row in np.flatnonzero(~chosen.kept):
+    for row in np.flatnonzero(~chosen.kept).tolist():
         reason = PAGE_REASONS[chosen.documents[row]]
         stage = "selection" if reason == ONE_IMAGE else "duplicates"
-        ledger.drop(PAGES, stage, reason, read.identity(row), lambda row=row: read.page(row, int(chosen.instead[row])))
+        ledger.drop(PAGES, stage, reason, read.identity(row), partial(read.page, row, int(chosen.instead[row])))
         ledger.drop_many(PARAGRAPHS, stage, WITH_PAGE, int(documents["paragraphs"][row]))
         ledger.drop_many(IMAGES, stage, WITH_PAGE, int(alive[row]))
-    for row in np.flatnonzero(chosen.pictures):
+    for row in np.flatnonzero(chosen.pictures).tolist():
         reason = PICTURE_REASONS[chosen.pictures[row]]
         stage = "selection" if reason == BEYOND else "duplicates"
         document, position = int(pictures["document"][row]), int(pictures["position"][row])
         identity = f"{read.identity(document)} {position}"
-        ledger.drop(IMAGES, stage, reason, identity, lambda d=document, p=position: read.image(d, p))
+        ledger.drop(IMAGES, stage, reason, identity, partial(read.image, document, position))
     ledger.keep(PAGES, int(chosen.kept.sum()))
     ledger.keep(PARAGRAPHS, int(documents["paragraphs"][chosen.kept].sum()))
     ledger.keep(IMAGES, int(alive[chosen.kept].sum()))

@@ -135,7 +135,8 @@ def look_at(reference: ImageReference, data: bytes) -> Picture:
     try:
         opened = open_image(data)
         rgb = _on_white(opened)
-        colour_range = max(high - low for low, high in rgb.getextrema())
+        pixels = np.asarray(rgb)
+        colour_range = int(np.max(pixels.max(axis=(0, 1)) - pixels.min(axis=(0, 1))))
         bits = imagehash.phash(rgb).hash.ravel()
         phash = int.from_bytes(np.packbits(bits).tobytes(), "big")
         thumbnail = _thumbnail(rgb)

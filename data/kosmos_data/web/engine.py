@@ -107,6 +107,8 @@ class LocalExecutor(LocalPipelineExecutor):
     breaks, and the tasks that are not done run in a new one. Workers end with their parent, whatever ended it.
     """
 
+    pipeline: list[Any]
+
     def run(self) -> None:
         deaths, before = 0, -1
         while ranks := self.get_incomplete_ranks():
@@ -174,10 +176,10 @@ def _executor(stage: Stage, work: Path, execution: Execution, **further: Any) ->
 
 def _submit(stages: list[Stage], work: Path, execution: Execution) -> bool:
     """Hand every stage that is not done to Slurm, each to start when the one before has succeeded."""
-    before = None
-    for stage in stages:
-        before = _executor(stage, work, execution, depends=before)
-    before.run()
+    executor = _executor(stages[0], work, execution)
+    for stage in stages[1:]:
+        executor = _executor(stage, work, execution, depends=executor)
+    executor.run()  # which submits those that it depends on
     return is_done(stages[-1], work)  # only where sbatch runs the jobs at once
 
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Protocol
 
 from .. import errors
 from ..errors import BadSample
 from . import missing
-from .draft import Draft, Picture, image_example, look_at
+from .draft import Draft, Picture, image_example, look_at, page_example
 from .held_out import HeldOutIndex
 from .ledger import IMAGES, PAGES, PARAGRAPHS, WITH_PAGE, Ledger
 from .page import ImageReference
@@ -85,8 +85,8 @@ class Filters:
             if reason is None:
                 kept.append(node)
             else:
-                example = {"url": draft.url, "text": str(node)[:320]}
-                ledger.drop(PARAGRAPHS, "paragraphs", reason, f"{draft.url}\n{node}", lambda e=example: e)
+                example = partial(page_example, draft.url, "", str(node))
+                ledger.drop(PARAGRAPHS, "paragraphs", reason, f"{draft.url}\n{node}", example)
         draft.nodes = kept
         return None
 
@@ -101,13 +101,8 @@ class Filters:
             if reason is None and found is not None:
                 kept.append(found)
                 continue
-            ledger.drop(
-                IMAGES,
-                "images",
-                reason or errors.IMAGE_MISSING,
-                f"{draft.url}\n{node.url}",
-                lambda url=node.url, found=found, detail=detail: image_example(url, draft.url, found, detail),
-            )
+            example = partial(image_example, node.url, draft.url, found, detail)
+            ledger.drop(IMAGES, "images", reason or errors.IMAGE_MISSING, f"{draft.url}\n{node.url}", example)
         draft.nodes = kept
         return None if draft.pictures else "no usable image"
 

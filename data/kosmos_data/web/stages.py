@@ -15,6 +15,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -204,8 +205,8 @@ def _drafts(warcs: list[str], ledger: Ledger) -> Iterator[Draft]:
             ledger.keep(RECORDS)
             ledger.enter(PAGES)
             if isinstance(page, BadSample):
-                example = page_example(clean(url), "", "", clean(page.detail))
-                ledger.drop(PAGES, "extraction", page.reason, url, lambda example=example: example)
+                example = partial(page_example, clean(url), "", "", clean(page.detail))
+                ledger.drop(PAGES, "extraction", page.reason, url, example)
             else:
                 yield Draft.of(page)
     for reason, count in skipped.items():
