@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from kosmos import cli, settings
 from kosmos_train import TrainConfig, train
+from kosmos_train.checkpoint import find_latest
 from kosmos_train.pretrain import main
 from kosmos_train.runs import plot, read_metrics
 
@@ -234,6 +235,18 @@ def test_disk_that_fills_up(values: dict[str, Any], small_disk: Path, tmp_path: 
     assert [path.name for path in (small_disk / "run" / "checkpoints").iterdir() if path.is_dir()] == ["step-000004"]
     shutil.copytree(small_disk / "run", tmp_path / "run")
     assert train(config_of(values), tmp_path / "run", resume=True).step == 12
+
+
+def test_run_folder_that_becomes_read_only(values: dict[str, Any], small_disk: Path) -> None:
+    """An error that names the file, before anything is computed; the last checkpoint stays whole."""
+    values |= {"steps": 4, "optim": {"warmup": 0}}
+    train(config_of(values), small_disk / "run")
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(OSError, match=r"Read-only file system: .*/run/"):
+        train(config_of(values), small_disk / "run", resume=True)
+    latest = find_latest(small_disk / "run" / "checkpoints")
+    assert latest is not None
+    assert latest.name == "step-000004"
 
 
 @pytest.mark.parametrize("stage", [2, 3])
