@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from kosmos_data.errors import BadSample
 from kosmos_data.web.draft import Draft, look_at, page_key
 from kosmos_data.web.filters import Filters, junk_share
 from kosmos_data.web.ledger import IMAGES, KINDS, PAGES, PARAGRAPHS, WITH_PAGE, Ledger, read_ledger
+from kosmos_data.web.options import WebOptions
 from kosmos_data.web.page import ImageReference, Page
 from kosmos_data.web.rules import SOURCES, HeldOut, ImageRules, TextRules
 
@@ -343,6 +345,26 @@ def test_a_ledger_that_does_not_add_up_says_so(tmp_path: Path) -> None:
         read_ledger(tmp_path)
     with pytest.raises(FileNotFoundError, match="kosmos data web"):
         read_ledger(tmp_path / "none")
+
+
+def test_options_and_sources_of_the_readme_are_those_of_the_program(repository: Path) -> None:
+    section = (repository / "data/README.md").read_text().split("## Web pages")[1].split("\n## ")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("| ")]
+    rows = [row for row in rows if len(row) == 4 and row[0] in ("page", "paragraph", "image")]
+    named = 0
+    for row in rows:
+        group = ""
+        for name in re.findall(r"`([a-z_.]+)`", row[2]):
+            first, _, last = name.rpartition(".")
+            group = first or group
+            rules = vars(WebOptions())[group]
+            assert hasattr(rules, last), name
+            shown = re.search(rf"{re.escape(last)}` \(([0-9.]+)", row[2])
+            assert shown is None or float(shown[1]) == getattr(rules, last), name
+            named += 1
+    assert named >= 18
+    for source in set(re.split(", ", ", ".join(SOURCES.values()))) - {"FineWeb"}:
+        assert any(source in row[3] for row in rows), source
 
 
 def test_without_the_extra_one_line_says_what_to_install() -> None:
