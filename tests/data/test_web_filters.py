@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from kosmos_data import errors
 from kosmos_data.document import to_files
 from kosmos_data.errors import BadSample
-from kosmos_data.web.draft import Draft, look_at, page_key
+from kosmos_data.web.draft import Draft, look_at, page_key, thumbnail
 from kosmos_data.web.filters import Filters, junk_share
 from kosmos_data.web.ledger import IMAGES, KINDS, PAGES, PARAGRAPHS, WITH_PAGE, Ledger, read_ledger
 from kosmos_data.web.options import WebOptions
@@ -227,7 +227,7 @@ def test_a_picture_is_looked_at_once_and_wholly() -> None:
     found = look_at(ImageReference("u"), noise((80, 70)))
     assert (found.width, found.height, found.aspect_ratio) == (80, 70, 80 / 70)
     assert found.colour_range > 200
-    assert PIL.Image.open(io.BytesIO(found.thumbnail)).size == (80, 70)
+    assert PIL.Image.open(io.BytesIO(thumbnail(noise((200, 100))))).size == (96, 48)
     again = look_at(ImageReference("u"), encoded(PIL.Image.open(io.BytesIO(found.data)), "JPEG", quality=90))
     assert (found.phash ^ again.phash).bit_count() <= 3
     with pytest.raises(BadSample, match="too large"):
@@ -387,3 +387,22 @@ for call in (lambda: Filters(TextRules(), ImageRules(), HeldOut(), {}),
     )
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.count('run: pip install "kosmos-metalm[web]"') == 2
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"])
+def test_broken_images_are_bad_samples_and_nothing_else(form: str) -> None:
+    rng = random.Random(form)
+    whole = encoded(PIL.Image.open(io.BytesIO(noise((40, 30)))).convert("P" if form == "GIF" else "RGB"), form)
+    reasons: list[str] = []
+    for _ in range(60):
+        data = bytearray(whole)
+        for _ in range(rng.randint(1, 12)):
+            data[rng.randrange(min(len(data), 200))] = rng.randrange(256)
+        if rng.random() < 0.3:
+            del data[rng.randrange(len(data)) :]
+        try:
+            look_at(ImageReference("u"), bytes(data))
+        except BadSample as error:
+            reasons.append(error.reason)
+    assert len(reasons) > 5
+    assert set(reasons) <= {errors.IMAGE_BROKEN, errors.IMAGE_TOO_LARGE}

@@ -5,11 +5,12 @@ Its nodes are paragraphs, images that the page names, and, once their bytes are 
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import PIL.Image
@@ -37,7 +38,6 @@ class Picture:
         colour_range: largest difference, over the three channels, between the lightest and the darkest pixel (0–255).
         sha256: of the bytes, 32 hexadecimal digits of it.
         phash: 64 bits of perceptual hash (imagehash.phash): near in Hamming distance when they look alike.
-        thumbnail: JPEG of at most 96 pixels a side, for the ledger.
     """
 
     reference: ImageReference
@@ -47,7 +47,6 @@ class Picture:
     colour_range: int
     sha256: str
     phash: int
-    thumbnail: bytes
 
     @property
     def aspect_ratio(self) -> float:
@@ -135,17 +134,16 @@ def look_at(reference: ImageReference, data: bytes) -> Picture:
     try:
         opened = open_image(data)
         rgb = _on_white(opened)
-        pixels = np.asarray(rgb)
-        colour_range = int(np.max(pixels.max(axis=(0, 1)) - pixels.min(axis=(0, 1))))
+        channels = cast("tuple[tuple[int, int], ...]", rgb.getextrema())
+        colour_range = max(high - low for low, high in channels)
         bits = imagehash.phash(rgb).hash.ravel()
         phash = int.from_bytes(np.packbits(bits).tobytes(), "big")
-        thumbnail = _thumbnail(rgb)
     except (BadSample, MemoryError):
         raise
     except Exception as error:  # conversion of hostile palettes and profiles raises whatever it likes
         raise BadSample(errors.IMAGE_BROKEN, f"{type(error).__name__}: {error}") from error
     digest = hashlib.sha256(data).hexdigest()[:32]
-    return Picture(reference, data, *opened.size, colour_range, digest, phash, thumbnail)
+    return Picture(reference, data, *opened.size, colour_range, digest, phash)
 
 
 def page_example(url: str, title: str, text: str, detail: str = "") -> dict[str, Any]:
@@ -156,17 +154,16 @@ def page_example(url: str, title: str, text: str, detail: str = "") -> dict[str,
 
 def image_example(url: str, page: str, picture: Picture | None, detail: str = "") -> dict[str, Any]:
     """What a ledger keeps of a dropped image: its address, its page, and how it looks."""
-    import base64
-
     example: dict[str, Any] = {"url": url[:1000], "page": page}
     if picture is not None:
         example["size"] = [picture.width, picture.height]
-        example["thumbnail"] = "data:image/jpeg;base64," + base64.b64encode(picture.thumbnail).decode()
+        example["thumbnail"] = "data:image/jpeg;base64," + base64.b64encode(thumbnail(picture.data)).decode()
     return example | ({"detail": detail} if detail else {})
 
 
-def _thumbnail(rgb: PIL.Image.Image) -> bytes:
-    small = rgb.copy()
+def thumbnail(data: bytes) -> bytes:
+    """JPEG of at most 96 pixels a side of an image that :func:`look_at` could decode."""
+    small = _on_white(open_image(data))
     small.thumbnail((_THUMBNAIL, _THUMBNAIL))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=70)

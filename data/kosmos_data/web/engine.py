@@ -131,7 +131,7 @@ class LocalExecutor(LocalPipelineExecutor):
             return
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(_PRELOADED)
-        with ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
+        with ProcessPoolExecutor(workers, context, initializer=_begin_worker) as pool:
             futures = [pool.submit(self._run_for_rank, rank, 1) for rank in ranks]
             try:
                 for future in as_completed(futures):
@@ -207,8 +207,12 @@ def _shown(progress: Progress, stage: Stage, logs: Path) -> Iterator[None]:
         watcher.join()
 
 
-def _end_with_parent() -> None:
-    """In a worker: leave at once when the parent is gone, so that no orphan writes beside a second run."""
+def _begin_worker() -> None:
+    """In a worker: leave at once when the parent is gone, so that no orphan writes beside a second run.
+
+    What it logs goes to its file; on the terminal it would tear the progress bars.
+    """
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for the life of the process
     parent = multiprocessing.parent_process()
     assert parent is not None
 
