@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Build the image with whichever builder is installed:
 #   docker/build.sh                   the image, tagged kosmos
-#   docker/build.sh --target test     the same with the demo's tests run inside; fails if they do
-# IMAGE is the tag; BASE, TORCH and EXTRAS are passed on as build arguments, see the Dockerfile.
+#   docker/build.sh --target test     kosmos:test, in which the demo's tests have passed; fails if they do
+# IMAGE is another tag; BASE, TORCH and EXTRAS are passed on as build arguments, see the Dockerfile.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-arguments=(-f docker/Dockerfile -t "${IMAGE:-kosmos}")
+tag=kosmos
+[[ " $* " == *" test "* ]] && tag=kosmos:test
+arguments=(-f docker/Dockerfile -t "${IMAGE:-$tag}")
 for name in BASE TORCH EXTRAS; do
   [ -n "${!name+set}" ] && arguments+=(--build-arg "$name=${!name}")
 done

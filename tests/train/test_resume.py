@@ -6,6 +6,7 @@ import json
 import random
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from kosmos_train import checkpoint
 from kosmos_train.log import cut_after
 from kosmos_train.runs import read_metrics
 
-TRIALS = {1: 20, 2: 10}
+# (kills, seed) of the runs that are killed side by side, by number of processes.
+TRIALS = {1: [(10, 1), (10, 3)], 2: [(10, 2)]}
 PATIENCE = 60.0
 
 
@@ -52,12 +54,25 @@ def wait_for_moment(job: Job, run: Path, draw: random.Random) -> None:
 def test_killed_at_random_moments(values: dict[str, Any], tmp_path: Path, size: int) -> None:
     """kill -9 of any rank, also during a checkpoint: the others leave soon, and the resumed losses are the same."""
     values = settings_for(values)
-    straight, run, draw = tmp_path / "straight", tmp_path / "run", random.Random(size)
-    launch(tmp_path / "j", size, jobs.run, values, str(straight)).results()
-    expected, kills, finished = losses(straight), 0, False
+    launch(tmp_path / "j", size, jobs.run, values, str(tmp_path / "straight")).results()
+    expected, trials = losses(tmp_path / "straight"), TRIALS[size]
+    with ThreadPoolExecutor(len(trials)) as pool:
+        lanes = [
+            pool.submit(kill_and_resume, values, tmp_path / f"lane{lane}", size, kills, expected, random.Random(seed))
+            for lane, (kills, seed) in enumerate(trials)
+        ]
+        for lane in lanes:
+            lane.result()
+
+
+def kill_and_resume(
+    values: dict[str, Any], folder: Path, size: int, trials: int, expected: dict[int, float], draw: random.Random
+) -> None:
+    """Start, kill, resume until so many kills have hit, and to the end; a run that ends too early is begun anew."""
+    run, kills, finished = folder / "run", 0, False
     while not finished:
-        job = launch(tmp_path / f"j{kills}", size, jobs.run, values, str(run), True)
-        if kills < TRIALS[size]:
+        job = launch(folder / f"j{kills}", size, jobs.run, values, str(run), True)
+        if kills < trials:
             wait_for_moment(job, run, draw)
             kills += job.alive()
             job.kill(draw.randrange(size))
@@ -68,11 +83,10 @@ def test_killed_at_random_moments(values: dict[str, Any], tmp_path: Path, size: 
         finished = codes == [0] * size
         for whole in (run / "checkpoints").glob("step-*"):
             assert checkpoint.is_complete(whole), "a half checkpoint under a final name"
-        if finished and kills < TRIALS[size]:  # came to the end too early: once more from the start
+        if finished:
             compare(losses(run), expected)
-            run = tmp_path / f"run{kills}"
-            finished = False
-    compare(losses(run), expected)
+            if kills < trials:
+                run, finished = folder / f"run{kills}", False
 
 
 def compare(found: dict[int, float], expected: dict[int, float]) -> None:

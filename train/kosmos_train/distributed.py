@@ -57,11 +57,6 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        if self.size > 1:
-            self.any(False)
-
     def attempt(self, doing: str, action: Callable[[], T]) -> T:
         """Call ``action`` and return its result; if it fails on one rank for a reason of the user's, all ranks raise.
 

@@ -10,23 +10,14 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 from rich.console import Console
 
 from .config import LogConfig
 from .engine import StepResult
 from .runs import flatten
-
-
-class Tracker(Protocol):
-    """An extra place for scalars."""
-
-    def log(self, step: int, values: dict[str, float]) -> None:
-        """Record the values of a step."""
-
-    def close(self) -> None:
-        """Flush."""
+from .trackers import open_tracker
 
 
 class RunLog:
@@ -168,13 +159,6 @@ def _parse(line: str) -> dict[str, Any] | None:
         return json.loads(line)
     except json.JSONDecodeError:
         return None
-
-
-def open_tracker(name: str, folder: Path, run_name: str) -> Tracker:
-    """TensorBoard, trackio or W&B (offline), writing under the run folder."""
-    from . import trackers
-
-    return trackers.open_tracker(name, folder, run_name)
 
 
 def _short(number: float) -> str:

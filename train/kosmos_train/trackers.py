@@ -7,10 +7,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from .log import Tracker
+
+class Tracker(Protocol):
+    """An extra place for scalars."""
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Record the values of a step."""
+
+    def close(self) -> None:
+        """Flush."""
 
 
 class TensorBoard:
