@@ -38,11 +38,16 @@ class Run:
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """How every layer of one forward pass attends: a mask for the interface, runs, or a flex block mask."""
+    """How every layer of one forward pass attends: a mask for the interface, runs, or a flex block mask.
+
+    ``whole_rows``: to the keys of this pass, which begins the rows, and not to what a cache returns (a static one
+    returns its empty places as well).
+    """
 
     mask: Any = None
     runs: list[Run] | None = None
     block_mask: Any = None
+    whole_rows: bool = True
 
 
 def plan_attention(
@@ -73,7 +78,7 @@ def plan_attention(
     if document_ids_BT is None:
         and_mask = _blockwise_causal(config, hidden_BTD, past_key_values, training)
         mask = create_causal_mask(config, hidden_BTD, attention_mask, past_key_values, and_mask_function=and_mask)
-        return AttentionPlan(mask=mask)
+        return AttentionPlan(mask=mask, whole_rows=False)
     if past_key_values is not None and past_key_values.get_seq_length() > 0:
         raise ValueError("document_ids and block_ids describe whole rows: they cannot be used with past_key_values")
     if attention_mask is not None:

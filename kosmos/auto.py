@@ -6,12 +6,14 @@ it is loaded: at once if transformers is loaded already, else through an import 
 
 from __future__ import annotations
 
+import importlib
 import importlib.abc
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 _AUTO = "transformers.models.auto."
 
@@ -23,19 +25,30 @@ def _register_config(auto: ModuleType) -> None:
 
 
 def _register_model(auto: ModuleType) -> None:
-    if _is_being_imported():
-        return  # one of our modules asked for the Auto classes; modeling_kosmos registers itself at its end
-    from . import modeling_kosmos as modeling
+    """By name only: modeling_kosmos cannot be imported while transformers is half-way through an import of its own."""
+    from .configuration_kosmos import KosmosConfig
 
-    classes = modeling.KosmosForConditionalGeneration
-    auto.AutoModel.register(modeling.KosmosConfig, modeling.KosmosModel, exist_ok=True)
-    auto.AutoModelForImageTextToText.register(modeling.KosmosConfig, classes, exist_ok=True)
+    for auto_class, name in (
+        (auto.AutoModel, "KosmosModel"),
+        (auto.AutoModelForImageTextToText, "KosmosForConditionalGeneration"),
+    ):
+        mapping = auto_class._model_mapping
+        mapping._extra_content = _LazyClasses(mapping._extra_content)
+        mapping._extra_content.setdefault(KosmosConfig, name)
 
 
-def _is_being_imported() -> bool:
-    """True while a module of this package is half-way through its import: importing others would be circular."""
-    ours = [module for name, module in sys.modules.items() if name.startswith(f"{__package__}.")]
-    return any(getattr(module.__spec__, "_initializing", False) for module in ours if module is not None)
+class _LazyClasses(dict):
+    """Registered classes of an Auto class; one given as a name of this package is imported when it is asked for."""
+
+    def __getitem__(self, key: Any) -> Any:
+        value = super().__getitem__(key)
+        return getattr(importlib.import_module(__package__), value) if isinstance(value, str) else value
+
+    def values(self) -> Any:
+        return [self[key] for key in self]
+
+    def items(self) -> Any:
+        return [(key, self[key]) for key in self]
 
 
 def _register_image_processor(auto: ModuleType) -> None:

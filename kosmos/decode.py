@@ -66,7 +66,7 @@ class GrowingCache(DynamicCache):
 
 
 class LayerTensors(NamedTuple):
-    """The tensors of one block; ``qkv`` are the three input projections as one (weight, bias)."""
+    """The tensors of one block in the order of use; weights transposed, ``qkv`` the three input projections as one."""
 
     attention_norm: tuple[Tensor, Tensor]
     qkv: tuple[Tensor, Tensor]
@@ -76,6 +76,30 @@ class LayerTensors(NamedTuple):
     fc1: tuple[Tensor, Tensor]
     fc1_norm: tuple[Tensor, Tensor]
     fc2: tuple[Tensor, Tensor]
+
+
+class Workspace:
+    """What every layer writes its projections to, with the views that rotation, cache and attention take of it."""
+
+    def __init__(self, rows: int, heads: int, width: int, like: Tensor) -> None:
+        self.rows = rows
+        self.qkv = like.new_empty(rows, 3 * width)
+        # rotations are computed in fp32 whatever the model's dtype: in fp32 in place
+        self.wide = self.qkv if like.dtype == torch.float32 else self.qkv.float()
+        # odd head widths have no pairs, and positions that rotate refuse them
+        even = width // heads % 2 == 0
+        self.pairs = torch.view_as_complex(self.wide.view(rows, 3, heads, -1, 2)) if even else None
+        by_head = self.qkv.view(rows, 3, heads, 1, -1)
+        self.query, self.key, self.value = by_head.unbind(1)
+        self.key_value = by_head.narrow(1, 1, 2)
+
+    def turn(self, rotation: Tensor) -> None:
+        """Rotate queries and keys in place by factors (B, 3, 1, K/2)."""
+        if self.wide is not self.qkv:
+            self.wide.copy_(self.qkv)
+        torch.mul(self.pairs, rotation, out=self.pairs)
+        if self.wide is not self.qkv:
+            self.qkv.copy_(self.wide)
 
 
 class DecodeStep:
@@ -89,55 +113,77 @@ class DecodeStep:
         self.layers = [_tensors(layer) for layer in decoder.layers]
         self.width, self.ffn_width = (decoder.config.hidden_size,), (decoder.config.intermediate_size,)
         self.last_norm = decoder.layer_norm.weight, decoder.layer_norm.bias
-        self.activation = F.gelu if decoder.config.hidden_act == "gelu" else decoder.layers[0].ffn.activation
+        self.activation = gelu if decoder.config.hidden_act == "gelu" else decoder.layers[0].ffn.activation
+        self.workspace: Workspace | None = None
+        self.rotations: Tensor | None = None
         self.padded: bool | None = None
 
     def __call__(
-        self, embeds_BD: Tensor, position_ids_B1: Tensor, attention_mask: Tensor | None, cache: Cache
+        self,
+        embeds_BD: Tensor,
+        position_ids_B1: Tensor,
+        attention_mask: Tensor | None,
+        cache: Cache,
+        position_in_span_B1: Tensor | None = None,
     ) -> Tensor:
         """Return the hidden states after the final norm, (B, D), and append to the cache.
 
         Args:
             embeds_BD: unscaled embeddings of the new tokens.
-            position_ids_B1: their positions.
+            position_ids_B1: their positions, (B, 1) or (1, 1).
             attention_mask: (B, seen + 1) as ``generate()`` keeps it, or a 4-D mask of a static cache.
+            cache: a transformers cache.
+            position_in_span_B1: GLM's second position.
         """
         hidden = (embeds_BD * self.decoder.embed_scale)[:, None]
-        hidden = self.decoder.positions.add_to(hidden, position_ids_B1, None)[:, 0]
+        hidden = self.decoder.positions.add_to(hidden, position_ids_B1, position_in_span_B1)[:, 0]
         rotation, mask = self._rotation(position_ids_B1), self._mask(attention_mask)
-        layer_norm, linear, eps = torch.layer_norm, F.linear, self.eps
+        work = self._workspace(embeds_BD)
+        layer_norm, addmm, eps = torch.layer_norm, torch.addmm, self.eps
         for index, layer in enumerate(self.layers):
             normed = layer_norm(hidden, self.width, *layer.attention_norm, eps)
-            attended = self._attend(linear(normed, *layer.qkv), rotation, mask, cache, index)
-            normed = layer_norm(attended, self.width, *layer.inner_norm, eps)
-            hidden = hidden + linear(normed, *layer.out)
+            weight, bias = layer.qkv
+            addmm(bias, normed, weight, out=work.qkv)
+            attended = self._attend(work, rotation, mask, cache, index)
+            hidden = _add(hidden, layer_norm(attended, self.width, *layer.inner_norm, eps), layer.out)
             normed = layer_norm(hidden, self.width, *layer.ffn_norm, eps)
-            inner = self.activation(linear(normed, *layer.fc1))
-            normed = layer_norm(inner, self.ffn_width, *layer.fc1_norm, eps)
-            hidden = hidden + linear(normed, *layer.fc2)
+            weight, bias = layer.fc1
+            inner = self.activation(addmm(bias, normed, weight))
+            hidden = _add(hidden, layer_norm(inner, self.ffn_width, *layer.fc1_norm, eps), layer.fc2)
         return layer_norm(hidden, self.width, *self.last_norm, eps)
 
-    def _attend(self, qkv: Tensor, rotation: Tensor | None, mask: Tensor | None, cache: Cache, index: int) -> Tensor:
-        rows = len(qkv)
+    def _attend(
+        self, work: Workspace, rotation: Tensor | None, mask: Tensor | None, cache: Cache, index: int
+    ) -> Tensor:
         if rotation is not None:
-            pairs = torch.view_as_complex(qkv.float().view(rows, 3, self.heads, -1, 2))
-            qkv = torch.view_as_real(pairs * rotation).to(qkv.dtype)
-        heads = qkv.view(rows, 3, self.heads, 1, -1)
+            work.turn(rotation)
         if type(cache) is GrowingCache:
-            keys, values = cache.layers[index].append(heads.narrow(1, 1, 2))
+            keys, values = cache.layers[index].append(work.key_value)
         else:
-            keys, values = cache.update(heads.select(1, 1), heads.select(1, 2), index)
-        query = heads.select(1, 0)
-        attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=self.scaling)
-        return attended.reshape(rows, -1)
+            keys, values = cache.update(work.key, work.value, index)
+        attended = F.scaled_dot_product_attention(work.query, keys, values, attn_mask=mask, scale=self.scaling)
+        return attended.reshape(work.rows, -1)
+
+    def _workspace(self, embeds_BD: Tensor) -> Workspace:
+        if self.workspace is None or self.workspace.rows != len(embeds_BD):
+            self.workspace = Workspace(len(embeds_BD), self.heads, self.width[0], embeds_BD)
+        return self.workspace
 
     def _rotation(self, position_ids_B1: Tensor) -> Tensor | None:
         """Return the factors of queries, keys and, so that one product does it all, 1 for values: (B, 3, 1, K/2)."""
-        rotation = self.decoder.positions.rotation(position_ids_B1)
-        if rotation is None:
+        if not self.decoder.positions.rotates:
             return None
-        rotation = rotation[:, 0]
-        return torch.cat([rotation, torch.ones_like(rotation[:, :1])], dim=1)
+        if position_ids_B1.device.type != "cpu":  # to look a position up would be to wait for the device
+            return self._factors(position_ids_B1)
+        last = int(position_ids_B1.max())
+        if self.rotations is None or last >= len(self.rotations):
+            self.rotations = self._factors(torch.arange(max(2 * last, 64))[:, None])
+        return self.rotations.index_select(0, position_ids_B1[:, 0])
+
+    def _factors(self, position_ids_N1: Tensor) -> Tensor:
+        rotation = self.decoder.positions.rotation(position_ids_N1)
+        assert rotation is not None
+        return torch.cat([rotation, torch.ones_like(rotation[:, :, :1])], dim=2)[:, 0]
 
     def _mask(self, attention_mask: Tensor | None) -> Tensor | None:
         """Return what sdpa needs. A mask of ones stays one throughout a ``generate()``, so it is looked at once."""
@@ -148,10 +194,24 @@ class DecodeStep:
         return attention_mask.bool()[:, None, None] if self.padded else None
 
 
+def _add(hidden_BD: Tensor, normed: Tensor, projection: tuple[Tensor, Tensor]) -> Tensor:
+    weight, bias = projection
+    return torch.addmm(bias, normed, weight).add_(hidden_BD)
+
+
+def gelu(inner_BF: Tensor) -> Tensor:
+    """``F.gelu`` for a few rows: a strided view avoids oneDNN's kernel, which takes 7 µs before it starts."""
+    if inner_BF.device.type != "cpu" or inner_BF.shape[1] % 16:
+        return F.gelu(inner_BF)
+    return F.gelu(inner_BF.view(-1, 16).t()).t().view(inner_BF.shape)
+
+
 def can_step(decoder: KosmosDecoder) -> bool:
     """Whether ``DecodeStep`` computes what the modules would: plain layers without hooks, attention by sdpa."""
     config = decoder.config
     if config._attn_implementation != "sdpa" or config.blockwise_causal_length is not None:
+        return False
+    if torch.is_autocast_enabled(decoder.layer_norm.weight.device.type):
         return False
     plain = (nn.Linear, nn.LayerNorm)
     for layer in decoder.layers:
@@ -160,12 +220,13 @@ def can_step(decoder: KosmosDecoder) -> bool:
         leaves += [layer.self_attn_layer_norm, attention.inner_attn_ln, layer.final_layer_norm, ffn.ffn_layernorm]
         if any(type(leaf) not in plain or hasattr(leaf.weight, "ds_id") for leaf in leaves):
             return False
-        if any(_watched(module) for module in (layer, attention, ffn, *leaves)):
+        if any(watched(module) for module in (layer, attention, ffn, *leaves)):
             return False
-    return not _watched(decoder)
+    return not watched(decoder)
 
 
-def _watched(module: nn.Module) -> bool:
+def watched(module: nn.Module) -> bool:
+    """Whether somebody hooked into this module, so that it must be called."""
     return bool(module._forward_hooks or module._forward_pre_hooks) or hasattr(module, "_hf_hook")
 
 
@@ -173,16 +234,19 @@ def _tensors(layer: KosmosBlock) -> LayerTensors:
     attention, ffn = layer.self_attn, layer.ffn
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
 
-    def pair(module: Any) -> tuple[Tensor, Tensor]:
+    def norm(module: Any) -> tuple[Tensor, Tensor]:
         return module.weight, module.bias
 
+    def projection(module: Any) -> tuple[Tensor, Tensor]:
+        return module.weight.t(), module.bias
+
     return LayerTensors(
-        attention_norm=pair(layer.self_attn_layer_norm),
-        qkv=(torch.cat([p.weight for p in projections]), torch.cat([p.bias for p in projections])),
-        inner_norm=pair(attention.inner_attn_ln),
-        out=pair(attention.out_proj),
-        ffn_norm=pair(layer.final_layer_norm),
-        fc1=pair(ffn.fc1),
-        fc1_norm=pair(ffn.ffn_layernorm),
-        fc2=pair(ffn.fc2),
+        attention_norm=norm(layer.self_attn_layer_norm),
+        qkv=(torch.cat([p.weight for p in projections]).t(), torch.cat([p.bias for p in projections])),
+        inner_norm=norm(attention.inner_attn_ln),
+        out=projection(attention.out_proj),
+        ffn_norm=norm(layer.final_layer_norm),
+        fc1=projection(ffn.fc1),
+        fc1_norm=norm(ffn.ffn_layernorm),
+        fc2=projection(ffn.fc2),
     )

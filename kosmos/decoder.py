@@ -69,14 +69,16 @@ class KosmosAttention(nn.Module):
         if rotation is not None:
             query, key = rotate(query, key, rotation)
         weights, dropout = None, self.config.attention_dropout if self.training else 0.0
+        if past_key_values is not None:
+            cached = past_key_values.update(key.transpose(1, 2), value.transpose(1, 2), self.layer_idx)
+            if not plan.whole_rows:
+                key, value = (heads.transpose(1, 2) for heads in cached)
         if plan.runs is not None:
             attended = attend_runs(query, key, value, plan.runs, self.scaling, dropout)
         elif plan.block_mask is not None:
             attended = attend_flex(query, key, value, plan.block_mask, self.scaling)
         else:
             query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-            if past_key_values is not None:
-                key, value = past_key_values.update(key, value, self.layer_idx)
             interface = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
             attended, weights = interface(
                 self, query, key, value, plan.mask, dropout=dropout, scaling=self.scaling, **kwargs

@@ -6,14 +6,23 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
 
-from .decode import DecodeStep, GrowingCache, can_step
+from .decode import DecodeStep, GrowingCache, can_step, watched
+from .sampling import next_positions, sample
 
 # The step of the generate() that is running in this thread; assisted generation nests them.
 _STEP: ContextVar[DecodeStep | None] = ContextVar("step", default=None)
+
+# What a prompt may bring for the loop of sampling.py; anything else is left to transformers.
+KNOWN_INPUTS = {
+    "attention_mask", "block_ids", "inputs_embeds", "logits_to_keep", "past_key_values", "pixel_values", "position_ids",
+    "position_in_span", "span_attention_mask", "span_input_ids", "use_cache",
+}  # fmt: skip
+STEPWISE = ("forward", "prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
 
 
 class KosmosGenerationMixin(GenerationMixin):
@@ -22,7 +31,8 @@ class KosmosGenerationMixin(GenerationMixin):
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' ``generate``; single tokens after the prompt go through ``DecodeStep`` where it applies."""
         decoder = self.model.decoder
-        token = _STEP.set(DecodeStep(decoder) if not self.training and can_step(decoder) else None)
+        lean = not self.training and not watched(self.model) and can_step(decoder)
+        token = _STEP.set(DecodeStep(decoder) if lean else None)
         try:
             return super().generate(*args, **kwargs)
         finally:
@@ -34,6 +44,7 @@ class KosmosGenerationMixin(GenerationMixin):
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
         cache: Cache,
+        position_in_span: Tensor | None,
         options: dict[str, Any],
     ) -> Tensor | None:
         """Return logits (B, 1, V) if this forward pass is one decoded token inside ``generate()``, else None."""
@@ -44,8 +55,44 @@ class KosmosGenerationMixin(GenerationMixin):
             return None
         if any(value for name, value in options.items() if name not in ("use_cache", "return_dict")):
             return None
-        hidden_BD = step(step.decoder.embed_tokens(input_ids[:, 0]), position_ids, attention_mask, cache)
-        return self.lm_head(hidden_BD)[:, None]
+        embeds_BD = step.decoder.embed_tokens(input_ids[:, 0])
+        return self.lm_head(step(embeds_BD, position_ids, attention_mask, cache, position_in_span))[:, None]
+
+    def _sample(
+        self,
+        input_ids: Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
+        synced_gpus: bool = False,
+        streamer: Any = None,
+        **model_kwargs: Any,
+    ) -> Any:
+        """Greedy search and sampling: on a CPU by our own loop where nothing but tokens is asked for."""
+        step = _STEP.get()
+        if step is not None and not synced_gpus and self._loops(step, generation_config, model_kwargs):
+            return sample(
+                self, step, input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs
+            )
+        return super()._sample(
+            input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer, **model_kwargs
+        )
+
+    def _loops(self, step: DecodeStep, generation_config: Any, inputs: dict[str, Any]) -> bool:
+        """Whether ``sampling.sample`` may stand for transformers' loop: nobody looks at, or changes, what it skips."""
+        home = next(base for base in type(self).__mro__ if KosmosGenerationMixin in base.__bases__)
+        if any(name in vars(self) or getattr(type(self), name) is not getattr(home, name) for name in STEPWISE):
+            return False
+        if step.decoder is not self.model.decoder or self.device.type != "cpu" or watched(self):
+            return False
+        if generation_config.return_dict_in_generate or generation_config.is_assistant:
+            return False
+        if generation_config.prefill_chunk_size is not None or inputs.get("position_ids") is None:
+            return False
+        cache = inputs.get("past_key_values")
+        if type(cache) is not GrowingCache or cache.get_seq_length() or not inputs.get("use_cache"):
+            return False
+        return {name for name, value in inputs.items() if value is not None} <= KNOWN_INPUTS
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict, *args: Any, **kwargs: Any
@@ -60,14 +107,37 @@ class KosmosGenerationMixin(GenerationMixin):
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, inputs_embeds: Tensor | None = None, is_first_iteration: bool = False, **kwargs: Any
     ) -> dict[str, Any]:
-        """Encode images and spans once, with the prompt."""
+        """Encode images and spans once, and attend in both directions, with the prompt."""
         inputs = super().prepare_inputs_for_generation(
             input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
+        if is_first_iteration and kwargs.get("block_ids") is not None:
+            inputs["attention_mask"] = kwargs.get("attention_mask")  # of a static cache it made a causal 4-D one
         if not is_first_iteration and kwargs.get("use_cache", True):
-            for name in ("pixel_values", "span_input_ids", "span_attention_mask"):
+            for name in ("pixel_values", "span_input_ids", "span_attention_mask", "block_ids"):
                 inputs.pop(name, None)
+            if inputs.get("position_in_span") is not None:
+                inputs["position_in_span"] = inputs["position_in_span"][:, -inputs["input_ids"].shape[1] :]
         return inputs
+
+    def _update_model_kwargs_for_generation(
+        self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, num_new_tokens: int = 1, **kwargs: Any
+    ) -> dict[str, Any]:
+        """What is generated is causal, and inside a GLM span it counts in the second position only."""
+        first, second, blocks = (model_kwargs.get(name) for name in ("position_ids", "position_in_span", "block_ids"))
+        model_kwargs = super()._update_model_kwargs_for_generation(
+            outputs, model_kwargs, *args, num_new_tokens=num_new_tokens, **kwargs
+        )
+        if blocks is not None:
+            model_kwargs["block_ids"] = F.pad(blocks, (0, num_new_tokens), value=-1)
+        if second is not None:
+            first = torch.arange(second.shape[1])[None] if first is None else first
+            first = first.expand(len(second), -1)
+            for _ in range(num_new_tokens):
+                next_first, next_second = next_positions(first[:, -1:], second[:, -1:])
+                first, second = torch.cat([first, next_first], dim=1), torch.cat([second, next_second], dim=1)
+            model_kwargs |= {"position_ids": first, "position_in_span": second}
+        return model_kwargs
 
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any

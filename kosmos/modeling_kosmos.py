@@ -149,7 +149,7 @@ class KosmosModel(KosmosPreTrainedModel):
             _refuse_unfilled(spans, "span_input_ids", self.config.span_token_id)
         if dummy_image:
             inputs_embeds = inputs_embeds + self._touch(pixel_values is None, span_input_ids is None)
-        if position_ids is None and attention_mask is None and past_key_values is None and "document_ids" not in kwargs:
+        if all(given is None for given in (position_ids, attention_mask, past_key_values, kwargs.get("document_ids"))):
             position_ids = self._positions_by_id(input_ids)
         outputs = self.decoder(
             inputs_embeds, attention_mask, position_ids=position_ids, past_key_values=past_key_values, **kwargs
@@ -270,6 +270,9 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
         shift_labels: Tensor | None = None,
         loss_weight: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        document_ids: Tensor | None = None,
+        block_ids: Tensor | None = None,
+        position_in_span: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         skip_logits: bool | None = None,
         **kwargs: Any,
@@ -289,23 +292,28 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
             shift_labels: (B, T) already shifted: what each output must predict.
             loss_weight: (B, T) fp32 weight of each output's loss, 1 by default.
             num_items_in_batch: what the weighted sum of NLL is divided by; the sum of weights by default.
+            document_ids: (B, T) packed rows, -1 on padding: a query sees its own document only (attention.py).
+            block_ids: (B, T) stretches that see both ways, -1 elsewhere; not with xPos.
+            position_in_span: (B, T) GLM's second position; ``generate()`` counts it on, and keeps the first, in a span.
             logits_to_keep: compute logits of the last so many outputs only (0: all).
             skip_logits: return no logits beside a loss. Default: with ``shift_labels``; with ``labels`` in training.
-            kwargs: ``document_ids``, ``block_ids`` (attention.py), ``position_in_span`` (GLM's second position),
-                ``use_cache``, ``dummy_image`` (touch encoders that this batch leaves out, so that no rank waits for a
-                gradient), ``output_hidden_states``, ``output_attentions``.
+            kwargs: ``use_cache``, ``dummy_image`` (touch encoders that this batch leaves out, so that no rank waits
+                for a gradient), ``output_hidden_states``, ``output_attentions``.
 
         Raises:
             ValueError: anything that does not fit, naming both sides.
         """
-        others = (inputs_embeds, pixel_values, span_input_ids, labels, shift_labels)
-        if past_key_values is not None and input_ids is not None and input_ids.shape[1] == 1 and others == (None,) * 5:
-            logits = self._decode_step(input_ids, attention_mask, position_ids, past_key_values, kwargs)
+        others = (inputs_embeds, pixel_values, span_input_ids, labels, shift_labels, document_ids, block_ids)
+        if past_key_values is not None and input_ids is not None and input_ids.shape[1] == 1 and others == (None,) * 7:
+            logits = self._decode_step(
+                input_ids, attention_mask, position_ids, past_key_values, position_in_span, kwargs
+            )
             if logits is not None:
                 return KosmosOutput(logits=logits, past_key_values=past_key_values)
         outputs = self.model(
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, pixel_values, span_input_ids,
-            span_attention_mask, **kwargs,
+            span_attention_mask, document_ids=document_ids, block_ids=block_ids, position_in_span=position_in_span,
+            **kwargs,
         )  # fmt: skip
         targets = shift(labels) if shift_labels is None and labels is not None else shift_labels
         if skip_logits is None:

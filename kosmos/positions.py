@@ -52,9 +52,14 @@ class KosmosPositions(nn.Module):
             return hidden_BTD + self.second(position_in_span_BT)
         return hidden_BTD
 
+    @property
+    def rotates(self) -> bool:
+        """Whether queries and keys are turned, rather than positions added."""
+        return self.config.position_type in ("xpos", "rope")
+
     def rotation(self, position_ids_BT: Tensor) -> Tensor | None:
         """Return the complex factors of queries and keys, (B, T, 2, 1, K/2), or None for absolute positions."""
-        if self.config.position_type not in ("xpos", "rope"):
+        if not self.rotates:
             return None
         centred = (position_ids_BT - self.config.max_position_embeddings // 2)[..., None, None, None]
         return torch.exp(centred * self._rate(position_ids_BT.device)).to(torch.complex64)

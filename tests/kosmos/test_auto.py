@@ -22,3 +22,18 @@ print(AutoModelForImageTextToText._model_mapping[type(AutoConfig.for_model("kosm
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["KosmosConfig", "KosmosProcessor", "KosmosForConditionalGeneration"]
+
+
+@pytest.mark.parametrize("first", ["import kosmos; from transformers import LlamaForCausalLM", "import kosmos.decoder"])
+def test_any_first_import_leaves_the_auto_classes_complete(first: str) -> None:
+    """transformers' models import the Auto classes half-way through modules that ours need as well."""
+    program = f"""
+{first}
+from transformers import AutoModel, AutoModelForImageTextToText as Auto
+from kosmos.configuration_kosmos import KosmosConfig
+found = [Auto._model_mapping[KosmosConfig], AutoModel._model_mapping[KosmosConfig]]
+print(*[kind.__name__ for kind in found], found[0] in Auto._model_mapping._extra_content.values())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["KosmosForConditionalGeneration", "KosmosModel", "True"]

@@ -106,3 +106,37 @@ def test_assisted_generation(build, ids) -> None:
     model, assistant = build(images=False), build(images=False, seed=1)
     call = {"input_ids": ids[:1], "max_new_tokens": 10, "do_sample": False, "eos_token_id": None, **VARIED}
     assert torch.equal(model.generate(**call, assistant_model=assistant), model.generate(**call))
+
+
+@pytest.mark.parametrize("options", [{}, {"use_cache": False}, {"cache_implementation": "static"}, {"num_beams": 2}])
+def test_glm_span_counts_in_the_second_position(build, options: dict) -> None:
+    """Filling a blank: the first position stays at the mask's, part A sees both ways; row by row without a cache."""
+    model = build(position="learned_2d", images=False)
+    generator = torch.Generator().manual_seed(6)
+    rows, masks, length = [9, 7], [4, 2], 12
+    ids = torch.ones(2, length, dtype=torch.long)
+    attention, first, second = torch.zeros_like(ids), torch.zeros_like(ids), torch.zeros_like(ids)
+    blocks = torch.full_like(ids, -1)
+    for row, (size, place) in enumerate(zip(rows, masks, strict=True)):
+        start = length - size - 1
+        ids[row, start:] = torch.randint(4, 90, (size + 1,), generator=generator)
+        attention[row, start:] = 1
+        blocks[row, start:-1] = 0
+        first[row, start:-1], first[row, -1], second[row, -1] = torch.arange(size), place, 1
+    call = {"input_ids": ids, "attention_mask": attention, "position_ids": first, "position_in_span": second}
+    call |= {"block_ids": blocks, "max_new_tokens": 6, "do_sample": False, "eos_token_id": None, **VARIED}
+    found = model.generate(**call, **options)
+    if "num_beams" in options:  # beams by transformers' loop: with and without our cache and step
+        assert torch.equal(found, model.generate(**call, **options, use_cache=False))
+        return
+    for row, (size, place) in enumerate(zip(rows, masks, strict=True)):
+        tokens = ids[row, length - size - 1 :].tolist()
+        for step in range(6):
+            total = len(tokens)
+            where = {"position_ids": torch.tensor([[*range(size), *[place] * (step + 1)]])}
+            where["position_in_span"] = torch.tensor([[*[0] * size, *range(1, step + 2)]])
+            where["block_ids"] = (torch.arange(total) < size).long()[None] - 1
+            logits = model(input_ids=torch.tensor([tokens]), **where).logits[0, -1]
+            logits[tokens] = -torch.inf
+            tokens.append(int(logits.argmax()))
+        assert found[row, length:].tolist() == tokens[size + 1 :]

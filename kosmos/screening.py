@@ -1,0 +1,66 @@
+"""The likeliest token without the whole product in fp32: screened in bf16, decided in fp32.
+
+At the sizes that run on a CPU the output matrix is most of what a decoded token reads (33 of 52 MB at d=256, 6 layers,
+V=32,000). A bf16 copy is half of that, and AMX and AVX-512 multiply it several times faster. It cannot decide, but it
+can exclude: with u = 2⁻⁹, the rounding of bf16, E a row of the matrix and x the hidden state,
+
+    |E·x - bf16(bf16(E)·bf16(x))| ≤ (3u + O(u²) + rounding of the fp32 sums) ‖E‖‖x‖ ≤ 2⁻⁷ ‖E‖‖x‖
+
+so that no row whose rough logit is more than twice this bound (with the largest ‖E‖) below the best can win. What is
+left, a token or two, is multiplied in fp32. Where two tokens are equal up to the rounding of an fp32 sum, either may be
+chosen, as with any other order of summation.
+
+Differs from the papers: not in them. Costs one bf16 copy of the output matrix while ``generate()`` runs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+BOUND = 2.0**-7
+SMALLEST_MATRIX = 2**22  # elements; below, the product is not what a token costs
+MOST_CANDIDATES = 64  # a row; beyond, the plain product is as fast
+
+
+class Screen:
+    """Chooses the argmax of ``weight_VD @ hidden``; holds the weights of the moment: one for each ``generate()``."""
+
+    def __init__(self, weight_VD: Tensor) -> None:
+        self.weight, self.rough = weight_VD, weight_VD.bfloat16()
+        self.bound = BOUND * torch.linalg.vector_norm(weight_VD, dim=1).max()
+
+    def choose(self, hidden_BD: Tensor) -> Tensor | None:
+        """Return the likeliest token of each row, (B,); None where too many are left, or a logit is not finite."""
+        rows = len(hidden_BD)
+        rough_BV = self._rough_logits(hidden_BD.bfloat16())
+        best_B1 = rough_BV.amax(-1, keepdim=True).float()
+        if not best_B1.isfinite().all():
+            return None
+        threshold_B1 = best_B1 - 2 * self.bound * torch.linalg.vector_norm(hidden_BD, dim=1, keepdim=True)
+        threshold_B1 -= threshold_B1.abs() * 2.0**-8  # so that bf16 rounds it down
+        row_N, token_N = (rough_BV >= threshold_B1.bfloat16()).nonzero(as_tuple=True)
+        if len(token_N) == rows:  # every row has its best at least
+            return token_N
+        if not rows < len(token_N) <= rows * MOST_CANDIDATES:
+            return None
+        logit_N = (self.weight[token_N] * hidden_BD[row_N]).sum(-1)
+        table_BN = logit_N.new_full((rows, len(token_N)), -torch.inf)
+        table_BN[row_N, torch.arange(len(token_N))] = logit_N
+        return token_N[table_BN.argmax(-1)]
+
+    def _rough_logits(self, hidden_BD: Tensor) -> Tensor:
+        """Return bf16 logits (B, V); the large factor stands first because oneDNN would reorder it as the second."""
+        if len(hidden_BD) == 1:
+            return torch.mv(self.rough, hidden_BD[0])[None]
+        return torch.mm(self.rough, hidden_BD.t()).t().contiguous()
+
+
+def can_screen(head: nn.Module) -> bool:
+    """Whether a screen of this output matrix is right and pays: plain, fp32, large, on a CPU that multiplies bf16."""
+    if type(head) is not nn.Linear or head.bias is not None:
+        return False
+    weight = head.weight
+    if weight.dtype != torch.float32 or weight.device.type != "cpu" or weight.numel() < SMALLEST_MATRIX:
+        return False
+    return torch.cpu._is_avx512_bf16_supported()
