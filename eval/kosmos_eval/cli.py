@@ -7,6 +7,7 @@ evaluate.
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -35,6 +36,9 @@ def main(argv: Sequence[str]) -> int:
     }
     if argv and argv[0] in verbs:
         return verbs[argv[0]](argv[1:])
+    near = difflib.get_close_matches(argv[0], verbs, n=1) if argv and not Path(argv[0]).exists() else []
+    if near and "--tasks" not in argv:
+        raise ValueError(f"{argv[0]!r} is no checkpoint and no use of kosmos eval; did you mean {near[0]!r}?")
     return _evaluate(argv)
 
 
@@ -202,4 +206,7 @@ def _names(text: str) -> list[str]:
 
 
 def _numbers(text: str) -> list[int]:
-    return [int(number) for number in _names(text)]
+    try:
+        return [int(number) for number in _names(text)]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 0,2,4,8") from error

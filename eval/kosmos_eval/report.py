@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from . import results
 from .results import Row
+
+_COLUMNS = 3  # panels side by side
+_LINES = ("-", "--", "-.", ":")  # one for each context
 
 
 def report(paths: Sequence[str | Path], out: str | Path) -> Path:
@@ -41,33 +45,49 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """One panel a task's headline metric: a curve over shots for each model and context, baselines as lines."""
+    """One panel a task's headline metric: a curve over shots for each model (colour) and context (line), baselines as
+    grey lines. Axes begin at 0, and end at 1 for shares, so that noise does not look like a trend."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     panels = _panels(rows)
-    figure = Figure(figsize=(5.5 * len(panels), 4), layout="constrained")
+    columns = min(len(panels), _COLUMNS)
+    figure = Figure(figsize=(5.5 * columns, 4 * math.ceil(len(panels) / columns)), layout="constrained")
     FigureCanvasAgg(figure)
     for place, ((task, metric), members) in enumerate(panels.items()):
-        axes = figure.add_subplot(1, len(panels), place + 1)
-        curves: dict[tuple[Any, ...], list[Row]] = {}
+        axes = figure.add_subplot(math.ceil(len(panels) / columns), columns, place + 1)
+        _curves(axes, [row for row in members if not results.is_baseline(row)])
         for row in members:
             if results.is_baseline(row):
                 axes.axhline(row["value"], linestyle=":", color="grey", linewidth=1)
-                axes.annotate(row["model"], (1, row["value"]), xycoords=("axes fraction", "data"), fontsize=7,
-                              ha="right", va="bottom", color="grey")  # fmt: skip
-            else:
-                curves.setdefault((row["model"], row["context"]), []).append(row)
-        for (model, context), points in curves.items():
-            points.sort(key=lambda row: row["shots"])
-            bars = [[max(0.0, row["value"] - row["low"]) for row in points],
-                    [max(0.0, row["high"] - row["value"]) for row in points]]  # fmt: skip
-            axes.errorbar([row["shots"] for row in points], [row["value"] for row in points], yerr=bars, marker="o",
-                          capsize=3, label=f"{model}, {context}")  # fmt: skip
+                axes.annotate(row["model"], (1.01, row["value"]), xycoords=("axes fraction", "data"), fontsize=7,
+                              va="center", color="grey", annotation_clip=False)  # fmt: skip
+        highest = max(row["high"] for row in members)
+        axes.set_ylim(0, 1.03 if highest <= 1 else 1.08 * highest)
         axes.set(title=task, xlabel="demonstrations in the prompt", ylabel=metric)
         axes.set_xticks(sorted({row["shots"] for row in members}))
-        axes.legend(fontsize=7)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=7)
     figure.savefig(path, dpi=150)
+
+
+def _curves(axes: Any, members: Sequence[Row]) -> None:
+    """Points of different curves stand side by side, so that their intervals can be told apart."""
+    curves: dict[tuple[str, str], list[Row]] = {}
+    for row in members:
+        curves.setdefault((row["model"], row["context"]), []).append(row)
+    if not curves:
+        return
+    models, contexts = (list(dict.fromkeys(names)) for names in zip(*curves, strict=True))
+    width = 0.02 * max((row["shots"] for row in members), default=0) or 0.02
+    for place, ((model, context), points) in enumerate(curves.items()):
+        points.sort(key=lambda row: row["shots"])
+        bars = [[max(0.0, row["value"] - row["low"]) for row in points],
+                [max(0.0, row["high"] - row["value"]) for row in points]]  # fmt: skip
+        shift = (place - (len(curves) - 1) / 2) * width
+        axes.errorbar([row["shots"] + shift for row in points], [row["value"] for row in points], yerr=bars, marker="o",
+                      markersize=4, capsize=3, label=f"{model}, {context}", color=f"C{models.index(model)}",
+                      linestyle=_LINES[contexts.index(context) % len(_LINES)])  # fmt: skip
 
 
 def _panels(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:

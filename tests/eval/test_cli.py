@@ -97,6 +97,32 @@ def test_a_folder_that_is_no_checkpoint(toy_data: Path, tmp_path: Path, capsys: 
     assert "not a checkpoint" in capsys.readouterr().err
 
 
+def test_a_report_of_many_tasks_and_of_baselines_alone(tmp_path: Path) -> None:
+    """Panels stand in rows of three; a task without a model's rows has a panel of lines."""
+    from PIL import Image
+
+    from kosmos_eval.report import report
+
+    common = {"shots": 0, "context": "none", "value": 0.5, "low": 0.5, "high": 0.5, "n": 4, "question_type": None}
+    rows = [
+        common | {"task": f"t{i}", "model": model, "metric": "accuracy", "baseline": model == "chance"}
+        for i in range(5)
+        for model in (["chance"] if i == 4 else ["a", "chance"])
+    ]
+    (tmp_path / "results.json").write_text(json.dumps(rows))
+    assert "| t4 | *chance* | 0 |" in report([tmp_path], tmp_path / "out").read_text()
+    with Image.open(tmp_path / "out/shots.png") as picture:
+        assert picture.size == (2475, 1200)
+
+
+def test_mistyped_uses_and_numbers(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "repor", "x"]) == 2
+    assert "did you mean 'report'?" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["eval", str(checkpoint), "--tasks", "easy_vqa", "--data", ".", "--shots", "a"])
+    assert "'a' is no list of numbers such as 0,2,4,8" in capsys.readouterr().err
+
+
 def test_the_list_of_tasks(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", "tasks"]) == 0
     assert "easy_vqa" in capsys.readouterr().out
