@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import yaml
 from rich.console import Console
 from rich.markup import escape
@@ -77,17 +78,40 @@ def show_document(console: Console, title: str, document: Document) -> None:
 
 
 def show_example(console: Console, example: Example, processor: KosmosProcessor, rows: int = 48) -> None:
-    """Print an example token by token: what is read, what must be predicted, and with which weight."""
+    """Print an example token by token: what is read, what must be predicted, and with which weight.
+
+    Of a long one the beginning, and where the predictions begin if that is later.
+    """
     table = Table("t", "reads", "predicts", "weight", "block", "position", "in span", title=f"{len(example)} tokens")
     name = processor.tokenizer.convert_ids_to_tokens
     slots = {at for span in example.spans for at in range(span.start + 1, span.start + span.length)}
-    shown = [at for at in range(len(example)) if at not in slots][:rows]
-    for at in shown:
+    places = [at for at in range(len(example)) if at not in slots]
+    first = int(np.argmax(example.weight > 0))
+    late = max(0, next((n for n, at in enumerate(places) if at >= first), 0) - 2)
+    shown = places[:rows] if late < rows // 2 else [*places[: rows // 2], *places[late : late + rows // 2]]
+    for number, at in enumerate(shown):
+        if late > rows // 2 and number == rows // 2:
+            table.add_row("…")
         predicted = escape(str(name(int(example.label[at])))) if example.weight[at] > 0 else "[dim]·[/dim]"
         columns = (example.block[at], example.position[at], example.position_in_span[at])
         weight = f"{example.weight[at]:g}"
         table.add_row(str(at), escape(str(name(int(example.token[at])))), predicted, weight, *map(str, columns))
     console.print(table)
+
+
+def read_objective(text: str) -> str | dict[str, Any]:
+    """An objective's name, or its settings, as given on the command line.
+
+    Raises:
+        ValueError: neither.
+    """
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        found = None
+    if not isinstance(found, (str, dict)):
+        raise ValueError(f"--objective {text!r} is neither a name nor settings like '{{name: ul2, variant: ul2r}}'")
+    return found
 
 
 def inspect(
@@ -117,7 +141,7 @@ def inspect(
         raise ValueError("--objective needs --processor FOLDER: it works on token ids")
     make = None
     if objective is not None and processor is not None:
-        make = objectives.from_settings(yaml.safe_load(objective), processor)
+        make = objectives.from_settings(read_objective(objective), processor)
     for corpus in corpora_below(path):
         images = sum(shard.images for shard in corpus.shards)
         console.print(

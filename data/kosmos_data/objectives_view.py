@@ -1,7 +1,8 @@
 """What an objective makes of a document: tokens in colours, the attention mask as letters and as a picture.
 
 Red tokens are predicted (the label stands at the output before them), on blue ground stands what sees both ways, dim is
-what an encoder reads. In the mask a row is a query, a column a key, as in :mod:`kosmos.attention`.
+what an encoder reads. Where there are no colours (a file, a pipe) predicted is put in «», what sees both ways in {}. In
+the mask a row is a query, a column a key, as in :mod:`kosmos.attention`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image as Pictures
 from rich.console import Console
+from rich.markup import escape
 from rich.text import Text as Line
 
 from .example import Example
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 MOST_CELLS = 64
 CELL_PIXELS = 6
+LOSS_PIXELS = 12
+STYLES = {"predicted": "bold red", "encoded": "dim cyan", "read": "default"}
 WHITE, CAUSAL, BOTH_WAYS, TARGET = (255, 255, 255), (150, 150, 150), (70, 110, 220), (214, 60, 50)
 
 
@@ -37,24 +41,30 @@ def loss_exposure(example: Example) -> float:
     return float((example.weight > 0).mean())
 
 
-def colour_tokens(example: Example, processor: KosmosProcessor, most: int = 400) -> Line:
+def colour_tokens(example: Example, processor: KosmosProcessor, most: int = 400, colours: bool = True) -> Line:
     """The tokens in reading order; slots of one span are one mark."""
     names = processor.tokenizer.convert_ids_to_tokens(example.token.tolist())
     spans = {span.start: span for span in example.spans}
     predicted = np.append(False, example.weight[:-1] > 0) & np.append(False, example.label[:-1] == example.token[1:])
     in_place = (example.weight > 0) & (example.block >= 0) & np.append(example.block[1:] >= 0, False)
-    line = Line()
+    stretches: list[tuple[str, str, bool]] = []  # text, what it is, whether it sees both ways
     at = 0
     while at < min(most, len(example)):
-        ground = " on blue" if example.block[at] >= 0 else ""
-        if at in spans:
-            span = spans[at]
-            line.append(f"[{span.kind} × {span.length}]", style=f"dim cyan{ground}")
-            at += span.length
-            continue
-        style = "bold red" if predicted[at] or in_place[at] else "default"
-        line.append(names[at].replace("▁", " ") if names[at] != "▁" else " ", style=style + ground)
-        at += 1
+        span, both = spans.get(at), bool(example.block[at] >= 0)
+        if span is not None:
+            stretches.append((f"[{span.kind} × {span.length}]", "encoded", both))
+        else:
+            kind, text = "predicted" if predicted[at] or in_place[at] else "read", names[at].replace("▁", " ")
+            if stretches and stretches[-1][1:] == (kind, both):
+                text = stretches.pop()[0] + text
+            stretches.append((text, kind, both))
+        at += span.length if span is not None else 1
+    line = Line()
+    for text, kind, both in stretches:
+        marks = "«»" if kind == "predicted" else "{}" if both else ""
+        if marks and not colours:
+            text = marks[0] + text + marks[1]
+        line.append(text, style=STYLES[kind] + (" on blue" if both else ""))
     if at < len(example):
         line.append(f" … {len(example) - at} more", style="dim")
     return line
@@ -83,20 +93,25 @@ def save_mask(example: Example, path: Path) -> None:
     pixels[seen] = CAUSAL
     pixels[both] = BOTH_WAYS
     loss = np.where((example.weight > 0)[:, None, None], TARGET, WHITE).astype(np.uint8)
-    pixels = np.concatenate([pixels, np.full_like(loss, 255), loss], axis=1)
     size = max(1, min(CELL_PIXELS, 2048 // len(example)))
+    beside = np.concatenate([np.full_like(loss, 255), loss], axis=1).repeat(LOSS_PIXELS, axis=1)
+    pixels = np.concatenate([pixels.repeat(size, axis=1), beside], axis=1).repeat(size, axis=0)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Pictures.fromarray(pixels.repeat(size, axis=0).repeat(size, axis=1)).save(path)
+    Pictures.fromarray(pixels).save(path)
 
 
 def show(console: Console, example: Example, processor: KosmosProcessor, picture: Path | None = None) -> None:
     """Print the coloured tokens, the figures and the mask; write the mask to ``picture``."""
     exposure, read_both = loss_exposure(example), float((example.block >= 0).mean())
-    console.print(colour_tokens(example, processor))
+    colours = console.color_system is not None
+    console.print(colour_tokens(example, processor, colours=colours))
     note = f", {example.fallback} stretches too short for the objective" if example.fallback else ""
+    legend = "[bold red]predicted[/]  [on blue]both ways[/]  [dim cyan]encoded[/]"
+    if not colours:
+        legend = escape("«predicted»  {both ways}  [encoded]")
     console.print(
         f"{len(example)} tokens, loss exposure {exposure:.1%}, bidirectional {read_both:.1%}, "
-        f"{len(example.spans)} spans{note}   [bold red]predicted[/]  [on blue]both ways[/]  [dim cyan]encoded[/]"
+        f"{len(example.spans)} spans{note}   {legend}"
     )
     console.print(mask_art(example), highlight=False)
     if picture is not None:

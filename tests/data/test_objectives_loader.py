@@ -259,6 +259,9 @@ def test_inspect_shows_and_draws_the_mask(
     assert "▒" in shown
     (picture,) = (tmp_path / "masks").iterdir()
     assert Pictures.open(picture).size[0] > Pictures.open(picture).size[1]
+    for wrong in ("{name: glm", "[glm]", ""):
+        with pytest.raises(ValueError, match="is neither a name nor settings like"):
+            main(["inspect", corpus, "--objective", wrong, *settings])
 
 
 def test_views_agree_with_the_model(objective_processor: KosmosProcessor, objective_words: list[str]) -> None:
@@ -276,3 +279,29 @@ def test_views_agree_with_the_model(objective_processor: KosmosProcessor, object
         styles = [str(part.style) for part in colour_tokens(example, objective_processor).spans]
         assert sum("red" in style for style in styles) > 0
         assert ("on blue" in " ".join(styles)) == bool((example.block >= 0).any())
+        plain = str(colour_tokens(example, objective_processor, colours=False))  # for a file or a pipe: marks instead
+        assert "«" in plain
+        assert ("{" in plain) == ("on blue" in " ".join(styles)) or name == "mlm"
+
+
+def test_a_long_example_is_shown_where_its_predictions_begin(
+    objective_processor: KosmosProcessor, objective_words: list[str]
+) -> None:
+    """GLM writes its spans behind the text: the table leaves the middle of the text out."""
+    from rich.console import Console
+
+    from kosmos_data.inspect import show_example
+
+    document = Document("k", [Text(" ".join(objective_words * 2))])
+    example = objectives.get("glm", objective_processor)(document, 1)
+    console = Console(record=True, width=120, quiet=True)
+    with console.capture() as capture:
+        console.quiet = False
+        show_example(console, example, objective_processor, rows=20)
+    shown = capture.get()
+    first = int(np.argmax(example.weight > 0))
+    assert first > 40
+    assert f"│ {first} " in shown
+    assert "│ …" in shown
+    assert "│ 9 " in shown
+    assert "│ 10 " not in shown

