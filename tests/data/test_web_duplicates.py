@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 import random
@@ -102,8 +103,7 @@ class _Corpus:
         self.clusters = np.array([entry[3] for entry in entries], dtype=np.int64)
         rows = []
         for row, (key, characters, images, _) in enumerate(entries):
-            digest = f"{characters}{images}"[:32]
-            self.documents[row] = (key.encode(), digest.encode(), len(images), 1, characters, 100, 0, row)
+            self.documents[row] = (key.encode(), _digest(characters, images), len(images), 1, characters, 100, 0, row)
             rows += [(row, at, sha.encode(), phash, pixels) for at, (sha, phash, pixels) in enumerate(images)]
         self.pictures = np.array(rows, dtype=PICTURE_DTYPE)
 
@@ -116,6 +116,10 @@ class _Corpus:
         for row, code in zip(self.pictures["document"], chosen.pictures, strict=True):
             of_pictures[names[row]].append(PICTURE_REASONS[code])
         return reasons, of_pictures
+
+
+def _digest(characters: int, images: list[tuple[str, int, int]]) -> bytes:
+    return hashlib.sha256(f"{characters}{images}".encode()).hexdigest()[:32].encode()
 
 
 _ALL = ImageRules(keep_one_image=1.0)
@@ -143,6 +147,17 @@ def test_one_document_of_an_address_and_of_a_cluster_stays() -> None:
         "c 200": "",
         "d 200": "near-duplicate text",
     }
+
+
+def test_equals_are_told_apart_by_key_and_content_never_by_order() -> None:
+    same_text = [(key, 100, [_image(number)], 7) for number, key in enumerate("cab")]
+    same_page = [("k", 100, [_image(number), _image(9 - number)], -1) for number in range(3)]
+    smallest = min(range(3), key=lambda number: _digest(100, same_page[number][2]))
+    for entries, number in ((same_text, 1), (same_page, smallest)):
+        for order in itertools.permutations(entries):
+            corpus = _Corpus(list(order))
+            kept = select(corpus.documents, corpus.pictures, corpus.clusters, _ALL, DuplicateRules()).kept
+            assert [order[row] for row in np.flatnonzero(kept)] == [entries[number]]
 
 
 def test_pictures_repeated_copied_everywhere_and_too_many() -> None:
