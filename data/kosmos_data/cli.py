@@ -1,4 +1,4 @@
-"""``kosmos data``: make, import, inspect, check and index corpora; order and replay what a run reads.
+"""``kosmos data``: make, filter, import, inspect, check and index corpora; order and replay what a run reads.
 
 Each verb is a thin door on a function of this package. Mistakes of the user are raised as ValueError or an OSError; the
 ``kosmos`` command shows them as one line.
