@@ -1,8 +1,10 @@
-"""Does the loader stay small and exact at scale: start-up of a large index, memory over many samples, token shares.
+"""Does the loader stay small and exact at scale: start-up of a large index, memory over many samples, token shares,
+how full rows are.
 
     python tests/benchmarks/bench_data_scale.py index   PROCESSOR [--shards 10000]
     python tests/benchmarks/bench_data_scale.py memory  PROCESSOR [--samples 1000000]
     python tests/benchmarks/bench_data_scale.py shares  PROCESSOR STARTER [--tokens 3000000]
+    python tests/benchmarks/bench_data_scale.py filled  PROCESSOR corpora/docs/train --tokens 600000
 
 PROCESSOR is a folder with tokenizer and image processor, STARTER the corpus of ``kosmos data make starter``.
 """
@@ -83,17 +85,31 @@ def shares(arguments: argparse.Namespace, processor: Any) -> None:
                 break
 
 
+def filled(arguments: argparse.Namespace, processor: Any) -> None:
+    """Share of tokens that are not padding when one corpus is read alone."""
+    for row_tokens in (512, 1024, 2048):
+        for packing in ("best_fit", "concat"):
+            config = DataConfig([SourceConfig("corpus", arguments.starter)], row_tokens, 16, 8, packing=packing)
+            tokens = positions = 0
+            for batch in build_loader(config, processor):
+                tokens, positions = tokens + batch.stats["tokens"], positions + batch.stats["positions"]
+                if tokens >= arguments.tokens:
+                    break
+            print(f"rows of {row_tokens}, {packing}: {tokens} tokens, filled {tokens / positions:.4f}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=("index", "memory", "shares"))
+    parser.add_argument("what", choices=("index", "memory", "shares", "filled"))
     parser.add_argument("processor")
-    parser.add_argument("starter", nargs="?")
+    parser.add_argument("starter", nargs="?", help="the starter corpus (shares); any corpus (filled)")
     parser.add_argument("--shards", type=int, default=10_000)
     parser.add_argument("--samples", type=int, default=1_000_000)
     parser.add_argument("--tokens", type=int, default=3_000_000)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    {"index": index, "memory": memory, "shares": shares}[arguments.what](arguments, load_processor(arguments.processor))
+    programs = {"index": index, "memory": memory, "shares": shares, "filled": filled}
+    programs[arguments.what](arguments, load_processor(arguments.processor))
 
 
 if __name__ == "__main__":
