@@ -204,7 +204,13 @@ class Session:
     def _request(self, run: Run, item: Item, prompt: Prompt) -> str:
         images = [content_hash(path) for path in (*prompt.images, *item.candidate_images)]
         decoding, wording = run.task.decoding, (run.task.prompt, run.task.rationale)
-        return request_hash(self.fingerprint, prompt.text, images, decoding, wording, run.task.name, self.seed)
+        scored: Sequence[str] = ()
+        if decoding.method in ("rank", "cloze"):
+            scored = [*continuations(run.task, item), *candidates(run.task, item)]
+        elif decoding.method == "likelihood":
+            scored = item.answers[:1]
+        own = (run.task.name, list(scored), self.seed)
+        return request_hash(self.fingerprint, prompt.text, images, decoding, wording, *own)
 
     def _share(self, items: Sequence[Item]) -> list[int]:
         """This rank's places: whole images, dealt out in turn."""

@@ -157,6 +157,35 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return asked
 
 
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("starter_text", {"text": "is it a red circle"}),
+        ("piqa", {"sol2": "a blue circle"}),
+        ("winogrande", {"sentence": "is it _ or a square"}),
+    ],
+)
+def test_changed_items_are_answered_again(
+    name: str, changed: dict[str, str], model: Model, processor: KosmosProcessor, tmp_path: Path
+) -> None:
+    """What is scored but stands in no prompt: a text, a candidate, the words behind a candidate."""
+    file = {"starter_text": "test/text.jsonl", "piqa": "valid.jsonl", "winogrande": "dev.jsonl"}[name]
+    first = {
+        "starter_text": {"id": "a", "text": "a blue square"},
+        "piqa": {"goal": "is it?", "sol1": "yes", "sol2": "a red square"},
+        "winogrande": {"sentence": "is it _ or a circle", "option1": "red", "option2": "blue", "answer": "1"},
+    }[name]
+    (tmp_path / "test").mkdir()
+    (tmp_path / "valid-labels.lst").write_text("0")
+    scores = []
+    for entry in (first, first | changed):
+        (tmp_path / file).write_text(json.dumps(entry))
+        evaluate(model, processor, name, tmp_path, out=tmp_path / "out")
+        line = (tmp_path / f"out/samples/model/{name}-0shot-image+text.jsonl").read_text()
+        scores.append(json.loads(line)["scores"])
+    assert scores[0] != scores[1]
+
+
 def test_other_weights_are_not_resumed(
     model: Model,
     processor: KosmosProcessor,

@@ -58,7 +58,10 @@ def _pictures(folder: Path) -> Pictures:
 
 def _item(train: Pictures, test: Pictures, kind: str, rng: random.Random) -> dict[str, Any]:
     place = _KINDS.index(kind)
-    meanings = rng.sample(sorted({thing[place] for thing, _ in train} & {thing[place] for thing, _ in test}), 2)
+    shared = sorted({thing[place] for thing, _ in train} & {thing[place] for thing, _ in test})
+    if len(shared) < 2:
+        raise ValueError(f"concept_binding needs two {kind}s that occur in train and in test; found {shared}")
+    meanings = rng.sample(shared, 2)
     words = rng.sample(_WORDS, 2)
     demonstrations: list[dict[str, Any]] = []
     for _ in range(MOST_DEMONSTRATIONS // 2):
