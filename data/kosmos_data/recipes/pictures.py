@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import PIL.Image
 from rich.progress import Progress
 
@@ -143,6 +144,6 @@ def _usable(picture: Named, min_side: int, hashes: set[bytes], skipped: Counter[
 def _one_colour(image: PIL.Image.Image) -> bool:
     """As it looks on white, which is how transparent pictures are shown to the model."""
     seen = image.convert("RGBA")
-    seen.thumbnail((64, 64))
-    seen = PIL.Image.alpha_composite(PIL.Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
-    return len(seen.getcolors(64 * 64) or ()) == 1
+    seen = PIL.Image.alpha_composite(PIL.Image.new("RGBA", seen.size, "white"), seen)
+    pixels = np.asarray(seen)
+    return bool((pixels == pixels[0, 0]).all())
