@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -87,6 +89,40 @@ def test_spans_too_long_or_outside_the_vocabulary(build, ids) -> None:
 def test_configs(fields: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         KosmosConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"text_config": {"hidden_sise": 64}},
+            "KosmosTextConfig has no field 'hidden_sise'; did you mean 'hidden_size'",
+        ),
+        (
+            {"connector_config": {"queries": 8}},
+            "KosmosConnectorConfig has no field 'queries'; did you mean 'num_queries'",
+        ),
+        ({"visions": None}, "KosmosConfig has no field 'visions'; did you mean 'vision_config'"),
+        ({"layers": 3}, "KosmosConfig has no field 'layers'; there are: boi_token_id, connector_config"),
+    ],
+)
+def test_mistyped_fields(fields: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        KosmosConfig(**fields)
+
+
+def test_fields_of_transformers_and_of_later_versions_pass(config, tmp_path, caplog) -> None:
+    extra = {"torch_dtype": "float32", "auto_map": {"AutoConfig": "a.B"}, "quantization_config": None, "top_k": 5}
+    assert KosmosConfig(**extra, _name_or_path="x").dtype == torch.float32
+    made = config()
+    made.save_pretrained(tmp_path)
+    assert KosmosConfig.from_pretrained(tmp_path).to_dict() == made.to_dict()
+    saved = json.loads((tmp_path / "config.json").read_text())
+    saved["text_config"]["sliding_window"] = 7
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    with caplog.at_level("WARNING", "kosmos"):
+        assert KosmosConfig.from_pretrained(tmp_path).text_config.hidden_size == 64
+    assert "unknown to this version, not used: ['sliding_window']" in caplog.text
 
 
 def test_towers(config) -> None:
