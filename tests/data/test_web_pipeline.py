@@ -512,7 +512,10 @@ def test_ray_runs_the_same(web: Web, made: Path, tmp_path: Path) -> None:
     ray = pytest.importorskip("ray")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
-        run(web.warcs, tmp_path / "out", options(2, executor="ray", tasks_per_job=14, ray_memory_gb=0.5))
+        run(web.warcs, tmp_path / "out", options(2, executor="ray", tasks_per_job=5, ray_memory_gb=0.5))
+        failing = engine.Stage("lost", [engine.AllDone(str(tmp_path / "nothing"), 1)], 2)
+        with pytest.raises(RuntimeError, match="stage lost failed: 1 of 1 tasks"):
+            engine.run_stages([failing], tmp_path, Execution(executor="ray"), engine.Progress(disable=True))
     finally:
         ray.shutdown()
     assert files(tmp_path / "out") == files(made)

@@ -141,6 +141,37 @@ class LocalExecutor(LocalPipelineExecutor):
                 raise
 
 
+class RayExecutor(RayPipelineExecutor):
+    """datatrove's Ray executor with plain Ray tasks.
+
+    datatrove starts an actor per task, and a forked process pool in it; the fork of a process with Ray's threads now
+    and then never returns. Ray's own workers serve all stages, and Ray runs the task of one that dies again.
+    """
+
+    def run(self) -> None:
+        import ray
+
+        ranks = self.get_incomplete_ranks()
+        batches = [ranks[start : start + self.tasks_per_job] for start in range(0, len(ranks), self.tasks_per_job)]
+        executor = ray.put(self)
+        memory = int(self.mem_per_cpu_gb * 2**30)
+        task = ray.remote(num_cpus=1, memory=memory, max_retries=_DEATHS)(_run_ranks)
+        running: list[Any] = []
+        try:
+            while batches or running:
+                while batches and len(running) < self.workers:
+                    running.append(task.remote(executor, batches.pop(0)))
+                done, running = ray.wait(running)
+                ray.get(done)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error
+
+
+def _run_ranks(executor: RayExecutor, ranks: list[int]) -> None:
+    for rank in ranks:
+        PipelineExecutor._run_for_rank(executor, rank, local_rank=1)
+
+
 def _executor(stage: Stage, work: Path, execution: Execution, **further: Any) -> PipelineExecutor:
     shared: dict[str, Any] = {
         "pipeline": stage.steps,
@@ -157,8 +188,8 @@ def _executor(stage: Stage, work: Path, execution: Execution, **further: Any) ->
             import ray
         if not ray.is_initialized():
             ray.init()
-        logger.disable("datatrove.executor.ray")  # every stage would say at length what the progress bars show
-        return RayPipelineExecutor(**shared, mem_per_cpu_gb=execution.ray_memory_gb)
+        logger.disable("datatrove.executor.ray")  # every stage would warn that the folder must be shared
+        return RayExecutor(**shared, mem_per_cpu_gb=execution.ray_memory_gb)
     slurm = execution.slurm
     if not slurm.partition:
         raise ValueError("executor slurm needs execution.slurm.partition=NAME")

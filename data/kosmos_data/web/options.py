@@ -34,7 +34,7 @@ class Execution:
         executor: ``local`` (processes), ``slurm`` (job arrays, on a shared file system) or ``ray`` (the cluster that
             ``ray.init`` finds, else one on this machine).
         workers: tasks at a time; 0: as many as cores (local), as tasks (others).
-        tasks_per_job: tasks that one element of a Slurm array takes one after the other, or one Ray actor at once.
+        tasks_per_job: tasks that one element of a Slurm array, or one Ray task, takes one after the other.
         ray_memory_gb: what a Ray task asks for.
         slurm: for ``slurm``.
     """
