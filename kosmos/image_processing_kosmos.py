@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ImageInput, make_flat_list_of_images
 
@@ -59,13 +59,13 @@ class KosmosImageProcessor(BaseImageProcessor):
         width, height = image.size
         if not 0 < width * height <= MAX_PIXELS:
             raise ValueError(f"image of {width}×{height} pixels; expected 1 to {MAX_PIXELS} pixels")
-        image = _rgb(ImageOps.exif_transpose(image))
+        image = _rgb(_upright(image))
         size = self.image_size
         if self.crop == "center":
             image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC) if image.size != (size, size) else image
         elif image.size != (size, size):
             image = image.resize((size, size), Image.Resampling.BICUBIC)
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy(order="C"))
 
     def normalize(self, pixels_I3SS: torch.Tensor) -> torch.Tensor:
         """``uint8`` pixels (I, 3, S, S) as normalised float32 on the same device."""
@@ -93,10 +93,15 @@ def _as_pil(image: Any) -> Image.Image:
     return Image.fromarray(array if array.shape[-1] == 3 else np.moveaxis(array, 0, -1))
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF says; ``exif_transpose`` would copy also what needs no turning."""
+    return ImageOps.exif_transpose(image) if image.getexif().get(ExifTags.Base.Orientation, 1) != 1 else image
+
+
 def _rgb(image: Image.Image) -> Image.Image:
     """RGB over white: a transparent logo must not become black on black."""
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

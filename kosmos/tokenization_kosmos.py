@@ -139,8 +139,17 @@ def tokenizer_from_sentencepiece(
 
 
 def encode_text(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    """Ids of plain text: newlines become ``</line>``, nothing is added, and no special token can be spelled out."""
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    """Ids of plain text: newlines become ``</line>``, nothing is added, and no special token can be spelled out.
+
+    The same as ``tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]`` in half the time.
+    """
+    backend = tokenizer.backend_tokenizer
+    backend.encode_special_tokens = True  # each call of the tokenizer sets this and what follows as it needs them
+    if backend.truncation is not None:
+        backend.no_truncation()
+    if backend.padding is not None:
+        backend.no_padding()
+    return backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
 
 def _normalizer(charsmap: bytes = b"") -> normalizers.Normalizer:

@@ -47,19 +47,24 @@ def collate(rows: Sequence[Row]) -> dict[str, Tensor]:
         ``position_in_span`` int64 (B, T); ``pixel_values`` uint8 (I, 3, S, S), row by row; ``span_input_ids`` and
         ``span_attention_mask`` int64 (S, L), padded with 0 on the right.
     """
-    table = torch.from_numpy(np.stack([row.fields for row in rows], axis=1)).long()
-    batch = {
-        "input_ids": table[TOKEN],
-        "shift_labels": table[LABEL],
-        "loss_weight": torch.from_numpy(np.stack([row.weight for row in rows])),
-        "document_ids": table[DOCUMENT],
-        "position_ids": table[POSITION],
-        "source_ids": table[SOURCE],
+
+    def column(field: int) -> np.ndarray:
+        return np.stack([row.fields[field] for row in rows])
+
+    always = {
+        "input_ids": TOKEN,
+        "shift_labels": LABEL,
+        "document_ids": DOCUMENT,
+        "position_ids": POSITION,
+        "source_ids": SOURCE,
     }
-    if bool((table[BLOCK] >= 0).any()):
-        batch["block_ids"] = table[BLOCK]
-    if bool((table[POSITION_IN_SPAN] != 0).any()):
-        batch["position_in_span"] = table[POSITION_IN_SPAN]
+    batch = {name: torch.from_numpy(column(field)).long() for name, field in always.items()}
+    batch["loss_weight"] = torch.from_numpy(np.stack([row.weight for row in rows]))
+    block, position_in_span = column(BLOCK), column(POSITION_IN_SPAN)
+    if (block >= 0).any():
+        batch["block_ids"] = torch.from_numpy(block).long()
+    if position_in_span.any():
+        batch["position_in_span"] = torch.from_numpy(position_in_span).long()
     images = [image for row in rows for image in row.images]
     if images:
         batch["pixel_values"] = torch.from_numpy(np.stack(images))

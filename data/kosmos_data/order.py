@@ -72,28 +72,37 @@ class SourceOrder:
         self.starts = [0, *itertools.accumulate(self.counts)]
         self.total = self.starts[-1]
         self.key = mix(seed, name_key(name))
-        self._plan = lru_cache(maxsize=2)(self._make_plan)  # lanes may stand in two epochs at a time
+        self._remember()
 
     def __getitem__(self, ordinal: int) -> tuple[int, int]:
         """(epoch, index of the document) at place ``ordinal`` of the endless sequence."""
         epoch, place = divmod(ordinal, self.total)
         shards, ends = self._plan(epoch)
-        window = bisect_right(ends, place) // SHARDS_PER_WINDOW
-        first = ends[window * SHARDS_PER_WINDOW - 1] if window else 0
-        last = ends[min((window + 1) * SHARDS_PER_WINDOW, len(ends)) - 1]
-        shuffled = first + permute(place - first, last - first, mix(self.key, epoch, window))
+        first, size, key = self._window(epoch, bisect_right(ends, place) // SHARDS_PER_WINDOW)
+        shuffled = first + permute(place - first, size, key)
         position = bisect_right(ends, shuffled)
         shard = shards[position]
         return epoch, self.starts[shard] + shuffled - (ends[position] - self.counts[shard])
 
     def __getstate__(self) -> dict[str, object]:
-        return {name: value for name, value in self.__dict__.items() if name != "_plan"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_plan", "_window")}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
-        self._plan = lru_cache(maxsize=2)(self._make_plan)
+        self._remember()
+
+    def _remember(self) -> None:
+        self._plan = lru_cache(maxsize=2)(self._make_plan)  # lanes may stand in two epochs at a time
+        self._window = lru_cache(maxsize=64)(self._make_window)
 
     def _make_plan(self, epoch: int) -> tuple[list[int], list[int]]:
         """Shards in the order of ``epoch``, and the running total of documents at the end of each."""
         shards = sorted(range(len(self.counts)), key=lambda shard: mix(self.key, epoch, ~shard & _MASK))
         return shards, list(itertools.accumulate(self.counts[shard] for shard in shards))
+
+    def _make_window(self, epoch: int, window: int) -> tuple[int, int, int]:
+        """First place and number of the documents of a window of shards, and the key of their permutation."""
+        ends = self._plan(epoch)[1]
+        first = ends[window * SHARDS_PER_WINDOW - 1] if window else 0
+        last = ends[min((window + 1) * SHARDS_PER_WINDOW, len(ends)) - 1]
+        return first, last - first, mix(self.key, epoch, window)

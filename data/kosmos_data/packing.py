@@ -12,6 +12,7 @@ is filled from the others.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -74,6 +75,8 @@ class Entry:
 
     def take(self, stop: int, source: int) -> Piece:
         """Split off everything before token ``stop``."""
+        if stop == len(self.example):
+            return Piece(self.example, source, self.offset, stop, self.images, self.key)
         images = count_images(self.example, self.offset, stop)
         piece = Piece(self.example, source, self.offset, stop, images, self.key)
         self.offset = stop
@@ -83,6 +86,8 @@ class Entry:
 
 def count_images(example: Example, start: int, stop: int) -> int:
     """Images whose slots lie between tokens ``start`` and ``stop``."""
+    if not example.spans:
+        return 0
     return sum(span.kind == "image" and start <= span.start < stop for span in example.spans)
 
 
@@ -201,32 +206,50 @@ class Row:
 
 def fill_row(row: Row, pieces: Sequence[Piece], bos: int, document_mask: bool) -> None:
     """Write ``pieces`` one behind the other into the arrays of ``row``."""
-    at = blocks = 0
-    for number, piece in enumerate(pieces):
-        example, begin = piece.example, at + (piece.start > 0)
-        end = begin + piece.stop - piece.start
-        part = slice(piece.start, piece.stop)
-        fields = row.fields
-        fields[TOKEN, begin:end] = example.token[part]
-        fields[LABEL, begin:end] = example.label[part]
-        fields[DOCUMENT, at:end] = number if document_mask else 0
-        block = example.block[part]
-        if (last_block := int(block.max())) >= 0:
-            fields[BLOCK, begin:end] = np.where(block >= 0, block + blocks, -1)
-            blocks += last_block + 1
-        first = (0 if document_mask else at) + (piece.start > 0)
-        fields[POSITION, begin:end] = example.position[part]
-        fields[POSITION, begin:end] += first - int(example.position[piece.start])
-        fields[POSITION_IN_SPAN, begin:end] = example.position_in_span[part]
-        fields[SOURCE, at:end] = piece.source
-        row.weight[begin:end] = example.weight[part]
-        if piece.start > 0:
-            fields[TOKEN, at], fields[POSITION, at] = bos, first - 1
-        for span in example.spans:
+    lengths = [piece.length for piece in pieces]
+    starts = [0, *itertools.accumulate(lengths)]
+    end = starts[-1]
+    fields = row.fields
+    fields[TOKEN, :end] = _joined(pieces, "token", bos)
+    fields[LABEL, :end] = _joined(pieces, "label", IGNORED)
+    row.weight[:end] = _joined(pieces, "weight", 0.0)
+    row.fields[LABEL][row.weight <= 0] = IGNORED
+    number = np.repeat(np.arange(len(pieces)), lengths)
+    fields[DOCUMENT, :end] = number if document_mask else 0
+    fields[SOURCE, :end] = np.array([piece.source for piece in pieces])[number]
+    first = [int(piece.example.position[piece.start]) - (piece.start > 0) for piece in pieces]
+    shifts = [begin - old for begin, old in zip([0] * len(pieces) if document_mask else starts, first, strict=False)]
+    fields[POSITION, :end] = _joined(pieces, "position", first) + np.array(shifts)[number]
+    fields[POSITION_IN_SPAN, :end] = _joined(pieces, "position_in_span", 0)
+    block = _joined(pieces, "block", -1)
+    if block.max() >= 0:
+        block = _apart(block, starts)
+    fields[BLOCK, :end] = block
+    for piece in pieces:
+        for span in piece.example.spans:
             if piece.start <= span.start < piece.stop:
                 (row.images if span.kind == "image" else row.texts).append(span.payload)
-        at = end
-    row.fields[LABEL][row.weight <= 0] = IGNORED
+
+
+def _joined(pieces: Sequence[Piece], column: str, restart: float | Sequence[int]) -> np.ndarray:
+    """A column of all pieces; ``restart`` (of each piece) stands at the ``<s>`` before a continued document."""
+    parts: list[np.ndarray | list[float]] = []
+    for number, piece in enumerate(pieces):
+        whole = getattr(piece.example, column)
+        if piece.start > 0:
+            parts.append([restart[number] if isinstance(restart, Sequence) else restart])
+        parts.append(whole if piece.stop - piece.start == len(whole) else whole[piece.start : piece.stop])
+    return np.concatenate(parts)
+
+
+def _apart(block: np.ndarray, starts: Sequence[int]) -> np.ndarray:
+    """Blocks of different pieces, numbered through; the pieces begin at ``starts``, of which the last is the end."""
+    taken = 0
+    for start, stop in itertools.pairwise(starts):
+        part = block[start:stop]
+        part[part >= 0] += taken
+        taken = max(taken, int(part.max()) + 1)
+    return block
 
 
 def empty_row(number: int, row_tokens: int, pad: int) -> Row:

@@ -8,8 +8,10 @@ paths with a scheme (``s3://``, ``hf://``, ``https://``) go through fsspec with 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import tarfile
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
 from io import BytesIO
@@ -45,13 +47,13 @@ class Corpus:
         self.shards, raw = read_index(self.root)
         self.fingerprint = hashlib.sha256(raw).hexdigest()[:16]
         self.counts = np.array([shard.documents for shard in self.shards], dtype=np.int64)
-        self.starts = np.concatenate([[0], np.cumsum(self.counts)])
+        self.starts = [0, *itertools.accumulate(self.counts.tolist())]
         self._files: OrderedDict[int, tuple[Any, np.ndarray]] = OrderedDict()
         if not self.remote:
             self._check_sizes()
 
     def __len__(self) -> int:
-        return int(self.starts[-1])
+        return self.starts[-1]
 
     def __getitem__(self, index: int) -> Document:
         """Document number ``index`` (0 ≤ index < len); BadSample if its bytes are not a document."""
@@ -71,8 +73,8 @@ class Corpus:
         """(shard number, number within the shard) of sample ``index``."""
         if not 0 <= index < len(self):
             raise IndexError(f"document {index} of {len(self)} in {self.root}")
-        shard = int(np.searchsorted(self.starts, index, side="right")) - 1
-        return shard, index - int(self.starts[shard])
+        shard = bisect_right(self.starts, index) - 1
+        return shard, index - self.starts[shard]
 
     def shard_of(self, index: int) -> str:
         """Path of the tar that holds sample ``index``."""

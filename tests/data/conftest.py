@@ -6,6 +6,7 @@ import io
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,3 +106,51 @@ def objective_processor(objective_words: list[str]) -> KosmosProcessor:
     extra = objectives.special_tokens(["ul2", "glm", "fim", "cm3"])
     tokenizer = train_tokenizer(texts, vocab_size=400, extra_tokens=extra)
     return KosmosProcessor(KosmosImageProcessor(image_size=8), tokenizer, num_image_tokens=4)
+
+
+OBJECTIVE_CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "causal": ("causal", {}),
+    "prefix_lm": ("prefix_lm", {}),
+    "span_corruption": ("span_corruption", {"density": 0.3}),
+    "ul2": ("ul2", {}),
+    "ul2r": ("ul2", {"variant": "ul2r"}),
+    "glm token": ("glm", {"ratio": 0.3}),
+    "glm sentence": ("glm", {"levels": {"sentence": 1}}),
+    "glm document": ("glm", {"levels": {"document": 1}}),
+    "glm one position": ("glm", {"two_positions": False, "ratio": 0.3}),
+    "fim": ("fim", {"rate": 1.0}),
+    "cm3": ("cm3", {"spans": 3}),
+    "mlm": ("mlm", {"masked": 0.9, "random": 0.0}),
+    "semi_causal paper": ("semi_causal", {"min_length": 3, "max_length": 8}),
+    "semi_causal grid": ("semi_causal", {"sampler": "grid", "max_length": 8}),
+    "semi_causal prefix": ("semi_causal", {"sampler": "prefix", "max_length": 8}),
+}
+
+
+@pytest.fixture(scope="session")
+def objective_cases() -> dict[str, tuple[str, dict[str, Any]]]:
+    """Name and options of every objective that the property tests look at."""
+    return OBJECTIVE_CASES
+
+
+@pytest.fixture(params=OBJECTIVE_CASES)
+def case(request: pytest.FixtureRequest) -> str:
+    """Each of :data:`OBJECTIVE_CASES` in turn."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def build(objective_processor: KosmosProcessor) -> Callable[..., Any]:
+    """A case by its name, with options on top."""
+    from kosmos_data import objectives
+
+    made: dict[str, Any] = {}
+
+    def make(case: str, **more: Any) -> Any:
+        key = f"{case} {more}"
+        if key not in made:
+            name, options = OBJECTIVE_CASES[case]
+            made[key] = objectives.get(name, objective_processor, **options, **more)
+        return made[key]
+
+    return make

@@ -1,4 +1,4 @@
-"""What holds for every objective: it can be undone, it asks for each token once, it shows no model its answer.
+"""What holds for every objective: it can be undone, asks for each token once, keeps images whole, repeats itself.
 
 Documents are drawn by hypothesis: words that each occur once, with images between them, so that an id says which token
 of the document it is, and the mean of a picture which picture.
@@ -13,52 +13,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pictures
 
-from kosmos import KosmosConfig, KosmosForConditionalGeneration
 from kosmos.processing_kosmos import KosmosProcessor
 from kosmos_data import Document, Image, Text, objectives
 from kosmos_data.example import Example
 from kosmos_data.objectives._flatten import flatten
-from kosmos_data.packing import Packer, Piece, empty_row, fill_row
 
 Symbols = list[Any]
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "causal": ("causal", {}),
-    "prefix_lm": ("prefix_lm", {}),
-    "span_corruption": ("span_corruption", {"density": 0.3}),
-    "ul2": ("ul2", {}),
-    "ul2r": ("ul2", {"variant": "ul2r"}),
-    "glm token": ("glm", {"ratio": 0.3}),
-    "glm sentence": ("glm", {"levels": {"sentence": 1}}),
-    "glm document": ("glm", {"levels": {"document": 1}}),
-    "glm one position": ("glm", {"two_positions": False, "ratio": 0.3}),
-    "fim": ("fim", {"rate": 1.0}),
-    "cm3": ("cm3", {"spans": 3}),
-    "mlm": ("mlm", {"masked": 0.9, "random": 0.0}),
-    "semi_causal paper": ("semi_causal", {"min_length": 3, "max_length": 8}),
-    "semi_causal grid": ("semi_causal", {"sampler": "grid", "max_length": 8}),
-    "semi_causal prefix": ("semi_causal", {"sampler": "prefix", "max_length": 8}),
-}
-cases = pytest.mark.parametrize("case", CASES)
-
-
-@pytest.fixture(scope="module")
-def build(objective_processor: KosmosProcessor) -> Callable[..., Any]:
-    """A case by its name, with options on top."""
-    made: dict[str, Any] = {}
-
-    def make(case: str, **more: Any) -> Any:
-        key = f"{case} {more}"
-        if key not in made:
-            name, options = CASES[case]
-            made[key] = objectives.get(name, objective_processor, **options, **more)
-        return made[key]
-
-    return make
 
 
 @st.composite
@@ -183,7 +147,6 @@ def decoded(found: Symbols, processor: KosmosProcessor) -> Symbols:
     return result
 
 
-@cases
 def test_undoing_gives_the_document_back(
     case: str, build: Callable, objective_processor: KosmosProcessor, objective_words: list[str]
 ) -> None:
@@ -202,7 +165,6 @@ def test_undoing_gives_the_document_back(
     check()
 
 
-@cases
 def test_every_token_is_asked_for_once_or_read(
     case: str, build: Callable, objective_processor: KosmosProcessor, objective_words: list[str]
 ) -> None:
@@ -228,7 +190,6 @@ def test_every_token_is_asked_for_once_or_read(
     check()
 
 
-@cases
 def test_spans_are_whole_and_apart(
     case: str, build: Callable, objective_processor: KosmosProcessor, objective_words: list[str]
 ) -> None:
@@ -256,12 +217,15 @@ def test_spans_are_whole_and_apart(
     check()
 
 
-@cases
 def test_same_seed_same_example(
-    case: str, build: Callable, objective_processor: KosmosProcessor, objective_words: list[str]
+    case: str,
+    objective_cases: dict[str, tuple[str, dict[str, Any]]],
+    build: Callable,
+    objective_processor: KosmosProcessor,
+    objective_words: list[str],
 ) -> None:
     """Also from an objective that is built anew, as in every worker; and another seed draws otherwise."""
-    name, options = CASES[case]
+    name, options = objective_cases[case]
     document = Document("k", [Text(prose(objective_words))])
     again = objectives.get(name, objective_processor, **options)
     first = [build(case)(document, seed) for seed in range(8)]
@@ -272,11 +236,12 @@ def test_same_seed_same_example(
     assert case == "causal" or len({(a.token.tobytes(), a.weight.tobytes()) for a in first}) > 1
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case not in ("causal", "fim") and "semi" not in case])
 def test_windows_can_be_undone_one_by_one(
     case: str, build: Callable, objective_processor: KosmosProcessor, objective_words: list[str]
 ) -> None:
     """A long document is cut into windows; between them the packer may cut, and each is whole in itself."""
+    if case in ("causal", "fim") or "semi" in case:
+        pytest.skip("has no windows")
     undo = Undo(objective_processor)
     document = Document("k", [Text(prose(objective_words))])
     for seed in range(6):
@@ -297,133 +262,3 @@ def test_windows_can_be_undone_one_by_one(
             closed = stop == len(example) or symbols_of[-1] not in (0, 2)
             found += symbols_of if closed else symbols_of[:-1]
         assert found == original(document, objective_processor)
-
-
-@pytest.fixture(scope="module")
-def model(objective_processor: KosmosProcessor) -> KosmosForConditionalGeneration:
-    """Two layers of the real decoder with GLM's positions, and a text encoder that shares the vocabulary."""
-    size = len(objective_processor.tokenizer)
-    torch.manual_seed(0)
-    text = {
-        "vocab_size": size,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "position_type": "learned_2d",
-        "max_position_embeddings": 256,
-    }
-    bert = {
-        "model_type": "bert",
-        "vocab_size": size,
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-    }
-    config = KosmosConfig(
-        text_config=text,
-        vision_config=None,
-        image_token_id=None,
-        span_encoder_config={"model_config": bert},
-        span_token_id=objective_processor.span_slot_id,
-    )
-    return KosmosForConditionalGeneration(config).eval()
-
-
-@torch.no_grad()
-def logits(model: KosmosForConditionalGeneration, rows: list[tuple[np.ndarray, list[np.ndarray]]], example: Example):
-    """Outputs for the same example with other tokens and span payloads in every row, (R, T, V)."""
-    count, length = len(rows), len(example)
-    same = {
-        "document_ids": example.document,
-        "block_ids": example.block,
-        "position_ids": example.position,
-        "position_in_span": example.position_in_span,
-    }
-    inputs = {name: torch.from_numpy(column).long().expand(count, length) for name, column in same.items()}
-    inputs["input_ids"] = torch.from_numpy(np.stack([tokens for tokens, _ in rows])).long()
-    payloads = [payload for _, spans in rows for payload in spans]
-    if payloads:
-        widest = max(map(len, payloads))
-        ids = [np.pad(payload, (0, widest - len(payload))) for payload in payloads]
-        mask = [np.arange(widest) < len(payload) for payload in payloads]
-        inputs["span_input_ids"] = torch.from_numpy(np.stack(ids)).long()
-        inputs["span_attention_mask"] = torch.from_numpy(np.stack(mask)).long()
-    return model(**inputs).logits
-
-
-@cases
-def test_no_answer_leaks(
-    case: str, build: Callable, model: Any, objective_processor: KosmosProcessor, objective_words: list[str]
-) -> None:
-    """Change a target wherever it stands in the input: what must predict it, and all before that, does not notice.
-
-    Every word occurs once, so an input token with the target's id is the target, wherever the objective has put it.
-    """
-    ordinary = set(objective_processor.encode_text(" ".join(objective_words)))
-    other = objective_processor.encode_text("x")[-1]
-    checked = 0
-    for seed in range(3):
-        rng = np.random.default_rng(seed)
-        document = Document("k", [Text(prose(rng.permutation(objective_words)[:40]))])
-        example = build(case)(document, seed)
-        payloads = [span.payload for span in example.spans]
-        rows, targets = [(example.token, payloads)], []
-        for t in np.flatnonzero(example.weight > 0):
-            label = example.label[t]
-            kept = case == "mlm" and example.token[t] == label  # 10 % stay on purpose
-            everywhere = np.concatenate([example.token, *[payload[1:] for payload in payloads]])
-            if label in ordinary and not kept and (everywhere == label).sum() == 1:
-                token = np.where(example.token == label, other, example.token)
-                rows.append((token, [np.where(payload == label, other, payload) for payload in payloads]))
-                targets.append(t)
-        base, *changed = logits(model, rows, example)
-        for t, found in zip(targets, changed, strict=True):
-            assert torch.allclose(found[: t + 1], base[: t + 1], atol=1e-5), f"output {t} of {case} sees its answer"
-            assert not torch.equal(found, base), "the change reached the model"
-            checked += 1
-    assert checked > 3 or case == "mlm"
-
-
-def test_the_leak_test_finds_a_leak(
-    build: Callable, model: Any, objective_processor: KosmosProcessor, objective_words: list[str]
-) -> None:
-    """The released MetaLM mask, shifted by one, trains a token that the encoder has read: it is found."""
-    document = Document("k", [Text(" ".join(objective_words[:40]))])
-    example = build("semi_causal paper")(document, 1)
-    (span, *_) = example.spans
-    leaked, t = span.payload[2], span.start  # predicted at the first slot, whose state has read it
-    payloads = [one.payload for one in example.spans]
-    other = [np.where(payload == leaked, 5, payload) for payload in payloads]
-    base, changed = logits(model, [(example.token, payloads), (example.token, other)], example)
-    assert example.weight[t] == 0
-    assert not torch.allclose(base[t], changed[t], atol=1e-5)
-
-
-@pytest.mark.parametrize("case", ["prefix_lm", "glm token", "ul2", "semi_causal paper"])
-def test_packing_keeps_documents_apart(
-    case: str, build: Callable, model: Any, objective_processor: KosmosProcessor, objective_words: list[str]
-) -> None:
-    """Two examples in a row give the logits that each gives alone."""
-    rng = np.random.default_rng(0)
-    examples = [
-        build(case)(Document("k", [Text(" ".join(rng.permutation(objective_words)[:30]))]), seed) for seed in range(2)
-    ]
-    total = sum(map(len, examples)) + 3
-    row = empty_row(0, total, pad=1)
-    assert all(Packer(total, 4, cut_all=False).possible(example) for example in examples)
-    fill_row(row, [Piece(example, 0, 0, len(example), 0) for example in examples], bos=0, document_mask=True)
-    names = ("token", "label", "document", "block", "position", "position_in_span")
-    packed = Example(
-        **dict(zip(names, row.fields, strict=False)),
-        weight=row.weight,
-        spans=[],
-        cuts=np.zeros(total, dtype=bool),
-    )
-    together = logits(model, [(packed.token, row.texts)], packed)[0]
-    at = 0
-    for example in examples:
-        alone = logits(model, [(example.token, [span.payload for span in example.spans])], example)[0]
-        assert torch.allclose(together[at : at + len(example)], alone, atol=1e-5)
-        at += len(example)
