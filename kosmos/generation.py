@@ -135,6 +135,7 @@ class KosmosGenerationMixin(GenerationMixin):
             first = first.expand(len(second), -1)
             for _ in range(num_new_tokens):
                 next_first, next_second = next_positions(first[:, -1:], second[:, -1:])
+                assert next_second is not None
                 first, second = torch.cat([first, next_first], dim=1), torch.cat([second, next_second], dim=1)
             model_kwargs |= {"position_ids": first, "position_in_span": second}
         return model_kwargs
