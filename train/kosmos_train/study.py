@@ -197,7 +197,7 @@ def plan(study: StudyConfig, base: TrainConfig, folder: Path) -> tuple[list[Job]
     own = folder / study_arms.ENCODER
     if study.encoder and any(config.model.span_weights == str(own) for config in runs.values()):
         jobs.append(study_arms.encoder_job(settings.load(EncoderConfig, study.encoder), processor, own))
-    starts = {}
+    starts: dict[str, tuple[str, float]] = {}
     for name, config in runs.items():
         objective = name.rpartition("-")[0]
         before = jobs[0].cost if config.model.span_weights == str(own) else 0.0

@@ -56,7 +56,7 @@ def _step_flops(config: TrainConfig, processor: Any) -> float:
 
     with torch.device("meta"):
         model = KosmosForConditionalGeneration(build_config(config.model, processor))
-    data, text = config.data, model.config.text_config
+    data, text = config.data, model.config.get_text_config()
     output = TRAINED * text.vocab_size * text.hidden_size
     total = data.rows_per_step * data.row_tokens * (model_cost(model, data.row_tokens).token_flops - output)
     loader = build_loader(data, processor)

@@ -110,8 +110,8 @@ def _spread(waiting: list[Job], known: dict[str, Figures], idle: list[Connection
             running[worker] = job
             bars.begin(job)
         assert running, "every job waits for another one"
-        for worker in wait(list(running), timeout=1.0):
-            assert isinstance(worker, Connection)
+        ready = wait(list(running), timeout=1.0)
+        for worker in [one for one in running if one in ready]:
             job = running.pop(worker)
             try:
                 figures, problem = worker.recv()
@@ -140,13 +140,13 @@ def _pool(workers: int) -> Iterator[list[Connection]]:
         processes.append(process)
     try:
         yield ends
-        for end in ends:
-            end.close()  # an idle worker takes this for the end
     except BaseException:
         for process in processes:
-            process.terminate()
+            process.terminate()  # a run saves its step first, as after any signal
         raise
     finally:
+        for end in ends:
+            end.close()  # an idle worker takes this for the end
         for process in processes:
             process.join()
 

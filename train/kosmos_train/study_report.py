@@ -111,8 +111,7 @@ def draw_losses(study: Study, path: Path) -> None:
         places, losses = zip(*arm["curve"], strict=True)
         axes.plot(places, losses, marker="o^s"[number // 10 % 3], markersize=4, color=f"C{number % 10}", label=name)
     axes.set(xlabel="training FLOPs, encoders included", ylabel="held-out causal loss, nats a token")
-    axes.set_yscale("log")
-    axes.grid(alpha=0.3, which="both")
+    axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     _save(figure, path)
 
