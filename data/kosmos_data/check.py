@@ -16,7 +16,7 @@ from pathlib import Path
 from .document import Image, from_files
 from .errors import BadSample
 from .images import open_image
-from .index import INDEX_NAME, ShardInfo, read_index, read_offsets, write_index, write_offsets
+from .index import INDEX_NAME, ShardInfo, offsets_fault, read_index, read_offsets, write_index, write_offsets
 from .reader import parse_sample, split_name
 
 
@@ -124,13 +124,14 @@ def _check_shard(root: Path, info: ShardInfo, decode_images: bool) -> ShardRepor
             what = f"truncated to {size} of {info.bytes} bytes" if size < info.bytes else "content changed"
             report.problems.append(f"{what}: sha256 differs")
     try:
-        offsets = [int(offset) for offset in read_offsets(str(path))]
+        offsets = read_offsets(str(path))
     except (FileNotFoundError, ValueError) as error:
         report.problems.append(str(error))
         return report
-    if len(offsets) != info.documents + 1:
-        report.problems.append(f".tar.idx lists {len(offsets) - 1} samples, {INDEX_NAME} says {info.documents}")
-    _check_samples(path, offsets, report, decode_images)
+    if fault := offsets_fault(offsets, info):
+        report.problems.append(f".tar.idx {fault}")
+        return report
+    _check_samples(path, offsets.tolist(), report, decode_images)
     return report
 
 
@@ -141,7 +142,7 @@ def _check_samples(path: Path, offsets: list[int], report: ShardReport, decode_i
             report.documents += 1
             file.seek(start)
             try:
-                key, files = parse_sample(file.read(max(0, end - start)))
+                key, files = parse_sample(file.read(end - start))
                 keys[key] += 1
                 for segment in from_files(key, files).segments:
                     if isinstance(segment, Image):

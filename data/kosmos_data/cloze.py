@@ -78,8 +78,7 @@ class Cloze:
         builder = FlatBuilder()
         builder.add([tokenizer.bos_token_id, *self.processor.encode_text(parts[0])], 0.0)
         start = len(builder.ids)
-        builder.add(wording, 1.0)
-        builder.add([*self.processor.encode_text(parts[1]), tokenizer.eos_token_id], 0.0)
+        builder.add([*wording, *self.processor.encode_text(parts[1]), tokenizer.eos_token_id], 1.0)
         return self.fill(builder.build(), (start, start + len(wording)), self.processor, self.two_positions)
 
     def scores(self, model: Any, texts: Sequence[str]) -> Tensor:

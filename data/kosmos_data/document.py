@@ -138,11 +138,18 @@ def image_suffix(data: bytes) -> str:
 def _segment(entry: Mapping[str, Any], files: Mapping[str, bytes]) -> Segment:
     match entry:
         case {"text": str(text), **rest}:
-            return Text(text, supervised=bool(rest.get("supervised", True)))
+            return Text(_encodable(text), supervised=bool(rest.get("supervised", True)))
         case {"image": str(name)}:
             if name not in files:
                 raise BadSample(errors.IMAGE_MISSING, f"no file {name!r} beside the json")
             return Image(files[name])
         case {"span": str(text)}:
-            return Span(text)
+            return Span(_encodable(text))
     raise ValueError(f"a segment has one of the keys text, image, span; got {str(entry)[:80]}")
+
+
+def _encodable(text: str) -> str:
+    """``text`` itself; UnicodeEncodeError if it holds a lone surrogate, as JSON may and no tokenizer takes."""
+    if not text.isascii():
+        text.encode()
+    return text

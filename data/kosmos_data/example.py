@@ -13,6 +13,9 @@ from typing import Literal
 
 import numpy as np
 
+IGNORED = -100
+"""The label of an output that predicts nothing, as everywhere in transformers."""
+
 
 @dataclass(frozen=True, slots=True)
 class Placed:
@@ -37,7 +40,7 @@ class Example:
 
     Args:
         token: input ids.
-        label: the id that output t must predict (already shifted); ignored where ``weight`` is 0.
+        label: the id that output t must predict (already shifted); −100 where ``weight`` is 0, whatever is given there.
         weight: weight of that prediction in the loss, 0 or more.
         document: 0, 1 … for the documents within (one document: all 0).
         block: −1 causal, otherwise the id of a bidirectional block.
@@ -59,6 +62,9 @@ class Example:
     spans: Sequence[Placed]
     cuts: np.ndarray
     fallback: int = 0
+
+    def __post_init__(self) -> None:
+        self.label = np.where(self.weight > 0, self.label, np.int32(IGNORED))
 
     def __len__(self) -> int:
         return len(self.token)
@@ -140,6 +146,5 @@ def shifted(flat: Flat) -> Example:
 
 
 def judged_from(start: int, example: Example) -> Example:
-    """The same example with weight on the prediction of token ``start`` and of all behind it."""
-    weight = (np.arange(len(example)) >= start - 1).astype(np.float32)
-    return replace(example, weight=weight)
+    """The same example with weight only on the prediction of token ``start`` and of what is behind it."""
+    return replace(example, weight=np.where(np.arange(len(example)) >= start - 1, example.weight, np.float32(0)))

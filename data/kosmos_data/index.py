@@ -77,6 +77,15 @@ def read_offsets(tar_path: str) -> np.ndarray:
     return np.frombuffer(raw, dtype="<u8")
 
 
+def offsets_fault(offsets: np.ndarray, shard: ShardInfo) -> str | None:
+    """Why ``offsets`` cannot be those of ``shard``, or None."""
+    if len(offsets) != shard.documents + 1:
+        return f"lists {len(offsets) - 1} samples, {INDEX_NAME} says {shard.documents}"
+    if (offsets[1:] <= offsets[:-1]).any() or offsets[-1] > shard.bytes:
+        return "does not ascend within the tar"
+    return None
+
+
 def write_offsets(tar_path: Path, offsets: list[int]) -> None:
     """Write the ``.tar.idx`` of the tar at ``tar_path``: sample offsets, then the end of the last sample."""
     _write_atomically(tar_path.with_suffix(".tar.idx"), np.asarray(offsets, dtype="<u8").tobytes())

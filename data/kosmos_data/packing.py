@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .example import Example
+from .example import IGNORED, Example
 
 POOL = {"concat": 1, "best_fit": 16}
 """Examples held per lane and source; a saved state names each, so the pool is what bounds its size."""
@@ -28,7 +28,6 @@ MIN_PIECE = 16
 
 FIELDS = ("token", "label", "document", "block", "position", "position_in_span", "source")
 TOKEN, LABEL, DOCUMENT, BLOCK, POSITION, POSITION_IN_SPAN, SOURCE = range(len(FIELDS))
-IGNORED = -100
 
 
 @dataclass(slots=True)
@@ -213,7 +212,6 @@ def fill_row(row: Row, pieces: Sequence[Piece], bos: int, document_mask: bool) -
     fields[TOKEN, :end] = _joined(pieces, "token", bos)
     fields[LABEL, :end] = _joined(pieces, "label", IGNORED)
     row.weight[:end] = _joined(pieces, "weight", 0.0)
-    row.fields[LABEL][row.weight <= 0] = IGNORED
     number = np.repeat(np.arange(len(pieces)), lengths)
     fields[DOCUMENT, :end] = number if document_mask else 0
     fields[SOURCE, :end] = np.array([piece.source for piece in pieces])[number]

@@ -23,7 +23,7 @@ import numpy as np
 from . import errors
 from .document import Document, from_files
 from .errors import BadSample
-from .index import INDEX_NAME, is_remote, read_index, read_offsets, read_range
+from .index import INDEX_NAME, is_remote, offsets_fault, read_index, read_offsets, read_range
 
 _BLOCK = 512
 _OPEN_SHARDS = 64  # file descriptors and offset tables kept per process
@@ -99,11 +99,8 @@ class Corpus:
             return self._files[shard]
         path = self.shard_path(shard)
         offsets = read_offsets(path)
-        if len(offsets) != self.shards[shard].documents + 1:
-            raise ValueError(
-                f"{path}.idx lists {len(offsets) - 1} samples, {INDEX_NAME} says {self.shards[shard].documents}; "
-                f"run: kosmos data check {self.root}"
-            )
+        if fault := offsets_fault(offsets, self.shards[shard]):
+            raise ValueError(f"{path}.idx {fault}; run: kosmos data check {self.root}")
         # The descriptor is closed when the handle is collected, that is when it leaves the table below.
         self._files[shard] = (None if self.remote else open(path, "rb"), offsets)  # noqa: SIM115
         if len(self._files) > _OPEN_SHARDS:
@@ -153,6 +150,8 @@ def _parse_header(header: bytes) -> tuple[str, int]:
         raise BadSample(errors.TAR, f"bad header: {error}") from error
     if checksum != sum(header) - sum(header[148:156]) + 8 * 32:  # the checksum itself counts as spaces
         raise BadSample(errors.TAR, "bad checksum")
+    if size < 0:  # "-1000" is octal too, and would send the reader backwards for ever
+        raise BadSample(errors.TAR, f"{name} has {size} bytes")
     return f"{prefix}/{name}" if prefix and header[257:262] == b"ustar" else name, size
 
 

@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kosmos_data import BadSample, Corpus, Document, Image, Span, Text, write_shards
+from kosmos_data.check import check_corpus
 from kosmos_data.document import from_files, to_files
+from kosmos_data.index import write_offsets
 from kosmos_data.reader import parse_sample
 
 SEGMENTS = st.one_of(
@@ -89,6 +91,8 @@ def test_malformed_documents_are_refused(key: str, segments: list) -> None:
         ({"json": b"[]"}, "broken json"),
         ({"json": b'{"segments":[{"sound":"x"}]}'}, "broken json"),
         ({"json": b'{"segments":[{"text":1}]}'}, "broken json"),
+        ({"json": rb'{"segments":[{"text":"\ud800"}]}'}, "broken json"),
+        ({"json": rb'{"segments":[{"span":"\udfff"}]}'}, "broken json"),
         ({"json": b'{"segments":[]}'}, "empty"),
         ({"json": b'{"segments":[{"image":"0.png"}]}'}, "image missing"),
     ],
@@ -141,6 +145,24 @@ def test_a_broken_header_is_a_bad_sample(tmp_path: Path) -> None:
     assert corpus[2].key == "2"
     with pytest.raises(BadSample, match="broken tar"):
         corpus[1]
+
+
+def test_a_header_with_a_negative_size_does_not_hang() -> None:
+    """Its checksum is right: "-1000" is octal, and the next header would begin where this one does."""
+    header = bytearray(512)
+    header[:6], header[124:129], header[156:157], header[148:156] = b"a.json", b"-1000", b"0", b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    with pytest.raises(BadSample, match=r"broken tar: a\.json has -512 bytes"):
+        parse_sample(bytes(header) + bytes(512))
+
+
+@pytest.mark.parametrize("offsets", [[0, 9999, 1536], [0, 2**63, 2**64 - 1], [0, 1536, 1 << 20]])
+def test_offsets_that_do_not_ascend_within_the_tar_are_refused(tmp_path: Path, offsets: list[int]) -> None:
+    write_shards(tmp_path, [Document(str(n), [Text("x")]) for n in range(2)])
+    write_offsets(tmp_path / "000000.tar", offsets)
+    with pytest.raises(ValueError, match="idx does not ascend within the tar; run: kosmos data check"):
+        Corpus(tmp_path)[0]
+    assert "does not ascend" in next(check_corpus(tmp_path)).problems[0]
 
 
 def test_samples_of_other_writers_with_long_names(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ Differs from the code: with Poisson 0 the text stays as it is (metaseq raises th
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -110,6 +111,5 @@ def fill(flat: Flat, span: tuple[int, int], processor: KosmosProcessor, two_posi
     """A blank: the only stretch that moves to the end; its words and ``<eos_span>`` are judged."""
     sentinel, span_end = ids_of((SENTINELS[0], SPAN_END), processor, "cm3")
     example = move(flat, [span], [sentinel], span_end, processor.tokenizer.eos_token_id, True)
-    asked = span[1] - span[0] + 1
-    example.weight[: -(asked + 1)] = example.weight[-1:] = 0.0
-    return example
+    outputs = np.arange(len(example)) - len(example)
+    return replace(example, weight=((-(span[1] - span[0]) - 2 <= outputs) & (outputs < -1)).astype(np.float32))

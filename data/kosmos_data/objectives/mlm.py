@@ -7,6 +7,7 @@ everything. It pretrains the bidirectional text encoder of a language or a domai
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -58,12 +59,10 @@ def build(
         token[chosen[fate < masked]] = mask
         replaced = chosen[(fate >= masked) & (fate < masked + random)]
         token[replaced] = rng.choice(ordinary, len(replaced))
-        arrangement = Arrangement(flat)
-        arrangement.copy(0, len(token))
-        example = arrangement.shifted(bidirectional=len(token), keep_last=True)
-        example.token, example.label = token, flat.ids
-        example.weight = np.zeros(len(token), dtype=np.float32)
-        example.weight[chosen] = 1.0
-        return example
+        weight = np.zeros(len(token), dtype=np.float32)
+        weight[chosen] = 1.0
+        read = Arrangement(flat)
+        read.copy(0, len(token))
+        return replace(read.shifted(len(token), keep_last=True), token=token, label=flat.ids, weight=weight)
 
     return denoising(processor, loss, chunk_tokens, "mlm", transform)

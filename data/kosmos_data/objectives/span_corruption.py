@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..example import Example, Flat
+from ..example import Example, Flat, judged_from
 from . import Objective
 from ._arrange import Arrangement, denoising, maskable, runs
 from ._flatten import Loss
@@ -131,8 +131,7 @@ def fill(
     hidden = np.zeros(len(flat.ids), dtype=bool)
     hidden[slice(*span)] = True
     example = corrupt(flat, hidden, sentinels, tokenizer.bos_token_id, tokenizer.eos_token_id, announced)
-    example.weight[: -(span[1] - span[0] + 1)] = 0.0
-    return example
+    return judged_from(len(example) - (span[1] - span[0]), example)
 
 
 def _divide(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
