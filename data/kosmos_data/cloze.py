@@ -95,9 +95,8 @@ class Cloze:
         width = inputs["input_ids"].shape[1]
         label_NT = torch.from_numpy(_stack([one.label for one in examples], width, 0)).to(model.device)
         weight_NT = torch.from_numpy(_stack([one.weight for one in examples], width, 0)).to(model.device)
-        log_probability_NT = (
-            model(**inputs).logits.float().log_softmax(-1).gather(-1, label_NT.long()[..., None])[..., 0]
-        )
+        wanted_NT1 = label_NT.long().clamp(min=0)[..., None]  # where none is wanted the weight is 0
+        log_probability_NT = model(**inputs).logits.float().log_softmax(-1).gather(-1, wanted_NT1)[..., 0]
         lengths = torch.tensor([len(ids) for ids in self.wordings], device=model.device)
         summed = (log_probability_NT * weight_NT).sum(1).view(len(texts), len(self.wordings))
         return summed / lengths**self.length_penalty

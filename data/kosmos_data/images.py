@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import PIL.Image
@@ -41,6 +41,29 @@ def decode(data: bytes, image_processor: KosmosImageProcessor) -> np.ndarray:
 
 def open_image(data: bytes) -> PIL.Image.Image:
     """Decode the first frame in its own colour mode; BadSample as for :func:`decode`."""
+    return _read(data, whole=True)
+
+
+def open_header(data: bytes) -> PIL.Image.Image:
+    """As :func:`open_image`, but no pixel is decoded: format and size are known, and whether it is an image at all."""
+    return _read(data, whole=False)
+
+
+def on_white(image: PIL.Image.Image) -> PIL.Image.Image:
+    """RGB; what is transparent becomes white, as a browser and the image processor show it."""
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return PIL.Image.alpha_composite(PIL.Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def colour_range(rgb: PIL.Image.Image) -> int:
+    """Largest difference, over the channels, between the lightest and the darkest pixel: 0 (one colour) to 255."""
+    channels = cast("tuple[tuple[int, int], ...]", rgb.getextrema())
+    return max(high - low for low, high in channels)
+
+
+def _read(data: bytes, whole: bool) -> PIL.Image.Image:
     try:
         with warnings.catch_warnings():  # Pillow warns of what is counted here
             warnings.simplefilter("ignore")
@@ -48,7 +71,8 @@ def open_image(data: bytes) -> PIL.Image.Image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise BadSample(errors.IMAGE_TOO_LARGE, f"{width}×{height} pixels, the limit is {MAX_PIXELS}")
-            image.load()
+            if whole:
+                image.load()
         return image
     except PIL.Image.DecompressionBombError as error:
         raise BadSample(errors.IMAGE_TOO_LARGE, str(error)) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from rich.table import Table
 
 from . import objectives, objectives_view
 from .document import Document, Image, Span
+from .errors import BadSample
 from .example import Example
 from .images import open_image
 from .index import INDEX_NAME, is_remote
@@ -150,7 +152,23 @@ def inspect(
         for kind, document in kinds(corpus):
             show_document(console, f"{kind}: {document.key}", document)
             if make is not None and processor is not None:
-                example = make(document, seed)
-                show_example(console, example, processor)
-                picture = Path(masks) / f"{kind}-{document.key.replace('/', '-')}.png" if masks is not None else None
-                objectives_view.show(console, example, processor, picture)
+                name = re.sub(r"[^\w.-]+", "-", f"{Path(corpus.root).name}-{document.key}")
+                show_objective(console, make, document, processor, seed, Path(masks) / f"{name}.png" if masks else None)
+
+
+def show_objective(
+    console: Console,
+    make: objectives.Objective,
+    document: Document,
+    processor: KosmosProcessor,
+    seed: int,
+    picture: Path | None,
+) -> None:
+    """Print what the objective makes of a document, or why it makes nothing of it; the mask also as a ``picture``."""
+    try:
+        example = make(document, seed)
+    except BadSample as error:
+        console.print(f"[yellow]left out: {escape(str(error))}[/yellow]")
+        return
+    show_example(console, example, processor)
+    objectives_view.show(console, example, processor, picture)

@@ -2,7 +2,8 @@
 
 Red tokens are predicted (the label stands at the output before them), on blue ground stands what sees both ways, dim is
 what an encoder reads. Where there are no colours (a file, a pipe) predicted is put in «», what sees both ways in {}. In
-the mask a row is a query, a column a key, as in :mod:`kosmos.attention`.
+the mask a row is a query, a column a key, as in :mod:`kosmos.attention`; in its picture grey is seen because it is
+earlier, blue within a bidirectional block. Long examples are thinned before their mask is made.
 """
 
 from __future__ import annotations
@@ -21,19 +22,19 @@ from .example import Example
 if TYPE_CHECKING:
     from kosmos.processing_kosmos import KosmosProcessor
 
-MOST_CELLS = 64
-CELL_PIXELS = 6
-LOSS_PIXELS = 12
+MOST_CELLS, LETTERS = 64, np.array(["·", "▒", "█"])
+MOST_PIXELS, CELL_PIXELS, LOSS_PIXELS = 2048, 6, 12
 STYLES = {"predicted": "bold red", "encoded": "dim cyan", "read": "default"}
-WHITE, CAUSAL, BOTH_WAYS, TARGET = (255, 255, 255), (150, 150, 150), (70, 110, 220), (214, 60, 50)
+COLOURS = np.array([(255, 255, 255), (150, 150, 150), (70, 110, 220), (214, 60, 50)], dtype=np.uint8)
+"""Hidden, seen, seen both ways, output with loss."""
 
 
-def attention_mask(example: Example) -> np.ndarray:
-    """The one mask rule, dense: (T, T), True where query (row) sees key (column)."""
-    places = np.arange(len(example))
-    same_document = example.document[:, None] == example.document[None]
-    same_block = (example.block[:, None] == example.block[None]) & (example.block[:, None] >= 0)
-    return same_document & ((places[None] <= places[:, None]) | same_block)
+def attention_mask(example: Example, step: int = 1) -> np.ndarray:
+    """The one mask rule of every ``step``-th token, dense: True where query (row) sees key (column)."""
+    places = np.arange(0, len(example), step)
+    document, block = example.document[places], example.block[places]
+    same_block = (block[:, None] == block[None]) & (block[:, None] >= 0)
+    return (document[:, None] == document[None]) & ((places[None] <= places[:, None]) | same_block)
 
 
 def loss_exposure(example: Example) -> float:
@@ -70,32 +71,36 @@ def colour_tokens(example: Example, processor: KosmosProcessor, most: int = 400,
     return line
 
 
+def mask_cells(example: Example, most: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """What a picture of the mask shows, thinned to at most ``most`` tokens a side.
+
+    Returns:
+        (N, N) 0 hidden, 1 seen, 2 seen in a bidirectional block; (N,) whether any output of the step carries loss; the
+        step: every so many tokens one is shown.
+    """
+    step = -(-len(example) // most)
+    block = example.block[::step]
+    both = (block[:, None] == block[None]) & (block[:, None] >= 0)
+    cells = attention_mask(example, step) * np.where(both, 2, 1).astype(np.uint8)
+    return cells, np.maximum.reduceat(example.weight, np.arange(0, len(example), step)) > 0, step
+
+
 def mask_art(example: Example, most: int = MOST_CELLS) -> str:
     """The mask as letters, at most ``most`` a side: ``█`` seen in a bidirectional block, ``▒`` earlier, ``·`` hidden.
 
-    At the right ``◀`` marks outputs that carry loss. Longer examples are thinned to every n-th token.
+    At the right ``◀`` marks outputs that carry loss.
     """
-    step = -(-len(example) // most)
-    seen = attention_mask(example)[::step, ::step]
-    blocks = example.block[::step]
-    both = (blocks[:, None] == blocks[None]) & (blocks[:, None] >= 0)
-    letters = np.where(seen, np.where(both, "█", "▒"), "·")
-    loss = [bool((example.weight[at : at + step] > 0).any()) for at in range(0, len(example), step)]
-    lines = ["".join(row) + (" ◀" if marked else "") for row, marked in zip(letters, loss, strict=True)]
-    return "\n".join(lines + ([f"every {step}th token"] if step > 1 else []))
+    cells, loss, step = mask_cells(example, most)
+    lines = ["".join(row) + (" ◀" if marked else "") for row, marked in zip(LETTERS[cells], loss, strict=True)]
+    return "\n".join(lines + ([f"one cell: {step} tokens"] if step > 1 else []))
 
 
 def save_mask(example: Example, path: Path) -> None:
-    """The mask as a PNG, one square a pair of tokens; the last column is red where the output carries loss."""
-    seen = attention_mask(example)
-    both = (example.block[:, None] == example.block[None]) & (example.block[:, None] >= 0)
-    pixels = np.full((*seen.shape, 3), WHITE, dtype=np.uint8)
-    pixels[seen] = CAUSAL
-    pixels[both] = BOTH_WAYS
-    loss = np.where((example.weight > 0)[:, None, None], TARGET, WHITE).astype(np.uint8)
-    size = max(1, min(CELL_PIXELS, 2048 // len(example)))
-    beside = np.concatenate([np.full_like(loss, 255), loss], axis=1).repeat(LOSS_PIXELS, axis=1)
-    pixels = np.concatenate([pixels.repeat(size, axis=1), beside], axis=1).repeat(size, axis=0)
+    """The mask as a PNG, squares of tokens in the colours of the module; red at the right: the output carries loss."""
+    cells, loss, _ = mask_cells(example, MOST_PIXELS)
+    beside = np.outer(loss, [0] * LOSS_PIXELS + [len(COLOURS) - 1] * LOSS_PIXELS)
+    size = min(CELL_PIXELS, MOST_PIXELS // len(cells))
+    pixels = COLOURS[np.concatenate([cells.repeat(size, axis=1), beside], axis=1).repeat(size, axis=0)]
     path.parent.mkdir(parents=True, exist_ok=True)
     Pictures.fromarray(pixels).save(path)
 

@@ -24,7 +24,9 @@ def layout(processor: KosmosProcessor, make_png: Callable[..., bytes], **options
 def test_tokens_and_labels_are_the_sequence_and_its_shift(processor: KosmosProcessor, make_png: Callable) -> None:
     ids, _, example = layout(processor, make_png)
     assert example.token.tolist() == ids[:-1]
-    assert example.label.tolist() == ids[1:]
+    assert example.label.tolist() == [
+        label if weight else -100 for label, weight in zip(ids[1:], example.weight, strict=True)
+    ]
     assert example.position.tolist() == list(range(len(ids) - 1))
     assert set(example.block.tolist()) == {-1}
 

@@ -204,6 +204,8 @@ def test_semi_causal_with_another_tokenizer(
     _, processor = real
     make = objectives.get("semi_causal", processor, min_length=4, max_length=8)
     document = Document("k", [Text(" ".join(objective_words))])
+    newlines = Document("k", [Text(objective_words[0] + "\n" * 60)])  # of which its tokenizer knows none
+    assert [len(make(newlines, seed).spans) + 1 - make(newlines, seed).fallback for seed in range(3)] == [0, 0, 0]
     example = make(document, 0)
     assert example.spans
     for span in example.spans:
@@ -262,6 +264,30 @@ def test_inspect_shows_and_draws_the_mask(
     for wrong in ("{name: glm", "[glm]", ""):
         with pytest.raises(ValueError, match="is neither a name nor settings like"):
             main(["inspect", corpus, "--objective", wrong, *settings])
+    write_shards(tmp_path / "given", [Document("a/0", [Text("kaband mocort", supervised=False)])])
+    main(["inspect", str(tmp_path / "given"), "--objective", "{name: causal, loss: supervised}", *settings])
+    assert "left out: no supervised token: a/0" in capsys.readouterr().out
+
+
+def test_a_long_mask_is_thinned(
+    objective_processor: KosmosProcessor, objective_words: list[str], tmp_path: Path
+) -> None:
+    """A book fits the screen and the memory; the colours of the picture are those of the letters."""
+    from PIL import Image as Pictures
+
+    from kosmos_data.objectives_view import mask_art, save_mask
+
+    document = Document("k", [Text(" ".join(objective_words * 65))])
+    example = objectives.get("prefix_lm", objective_processor, chunk_tokens=4000)(document, 0)
+    *lines, note = mask_art(example, 50).splitlines()
+    assert (len(example), note) == (5201, "one cell: 105 tokens")
+    assert len(lines) == 50
+    save_mask(example, tmp_path / "mask.png")
+    picture = Pictures.open(tmp_path / "mask.png")
+    assert picture.size == (1734 + 2 * 12, 1734)
+    letters = {(150, 150, 150): "▒", (70, 110, 220): "█", (255, 255, 255): "·"}
+    for row in range(50):
+        assert lines[row][:50] == "".join(letters[picture.getpixel((35 * key, 35 * row))] for key in range(50))
 
 
 def test_views_agree_with_the_model(objective_processor: KosmosProcessor, objective_words: list[str]) -> None:

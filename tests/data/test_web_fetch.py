@@ -26,8 +26,9 @@ from PIL import Image as Pictures
 
 pytest.importorskip("httpx")
 
+from kosmos_data.errors import IMAGE_TOO_LARGE
 from kosmos_data.web import fetch as fetching
-from kosmos_data.web import safe_http
+from kosmos_data.web import polite_http, safe_http
 from kosmos_data.web.fetch import FetchOptions, fetch, read_list
 from kosmos_data.web.fetch_table import FetchTable
 from kosmos_data.web.page import url_name
@@ -191,22 +192,22 @@ MISBEHAVIOUR = {
     "/zipped": "fetched",
     "/moody": "fetched",
     "/busy": "fetched",
-    "/slow": fetching.TIMED_OUT,
+    "/slow": polite_http.TIMED_OUT,
     "/missing": "status 404",
     "/patience": "status 503",
-    "/loop/0": fetching.REDIRECTS,
-    "/elsewhere": fetching.BAD_URL,
-    "/to-secret": fetching.ROBOTS,
-    "/secret/a": fetching.ROBOTS,
+    "/loop/0": polite_http.REDIRECTS,
+    "/elsewhere": polite_http.BAD_URL,
+    "/to-secret": polite_http.ROBOTS,
+    "/secret/a": polite_http.ROBOTS,
     "/html": fetching.NOT_AN_IMAGE,
-    "/bomb": fetching.TOO_MANY_PIXELS,
+    "/bomb": IMAGE_TOO_LARGE,
     "/zipbomb": safe_http.TOO_LARGE,
     "/brotli": safe_http.ENCODED,
     "/large": safe_http.TOO_LARGE,
     "/endless": safe_http.TOO_LARGE,
-    "/reset": fetching.CUT_OFF,
-    "/garbage": fetching.CUT_OFF,
-    "/noai": fetching.OPTED_OUT,
+    "/reset": polite_http.CUT_OFF,
+    "/garbage": polite_http.CUT_OFF,
+    "/noai": polite_http.OPTED_OUT,
 }
 
 
@@ -296,7 +297,7 @@ def test_public_addresses(address: str, public: bool) -> None:
 
 def test_tls_is_verified(tmp_path: Path) -> None:
     server = Server(tls=True)
-    assert fetch([server.url("/image/1")], tmp_path, OPTIONS) == {fetching.NO_TLS: 1}
+    assert fetch([server.url("/image/1")], tmp_path, OPTIONS) == {polite_http.NO_TLS: 1}
     assert "certificate" in table(tmp_path, server.url("/image/1")).detail.lower()
     server.close()
 
@@ -307,8 +308,8 @@ def test_tls_is_verified(tmp_path: Path) -> None:
         (404, b"", "fetched"),  # RFC 9309: no robots.txt, no restriction
         (500, b"", "status 500"),  # cannot be read: wait
         (200, b"User-agent: *\nDisallow: /\n\nUser-agent: kosmos-data\nAllow: /\n", "fetched"),
-        (200, b"User-agent: Kosmos-Data\nDisallow: /image\n", fetching.ROBOTS),
-        (200, b"\xff\xfe\x00" * 300_000, fetching.ROBOTS),
+        (200, b"User-agent: Kosmos-Data\nDisallow: /image\n", polite_http.ROBOTS),
+        (200, b"\xff\xfe\x00" * 300_000, polite_http.ROBOTS),
     ],
 )
 def test_robots(server: Server, tmp_path: Path, status: int, body: bytes, reason: str) -> None:
@@ -337,14 +338,14 @@ def test_a_dead_host_is_given_up(tmp_path: Path) -> None:
         holder.bind(("127.0.0.1", 0))
         urls = [f"http://127.0.0.1:{holder.getsockname()[1]}/{number}" for number in range(20)]
         counts = fetch(urls, tmp_path, OPTIONS)
-    assert counts[fetching.HOST_DOWN] > 10
-    assert counts[fetching.NO_CONNECTION] + counts[fetching.HOST_DOWN] == 20
+    assert counts[polite_http.HOST_DOWN] > 10
+    assert counts[polite_http.NO_CONNECTION] + counts[polite_http.HOST_DOWN] == 20
 
 
 def test_strange_addresses_are_counted(tmp_path: Path) -> None:
     strange = ["ftp://example.org/a", "http://", "http://[bad/", "http://a:99999/", "javascript:1", "http://\x00/", ""]
     counts = fetch(strange, tmp_path, OPTIONS)
-    assert counts.pop(fetching.BAD_URL) >= 5
+    assert counts.pop(polite_http.BAD_URL) >= 5
     assert set(counts) <= {safe_http.NO_ADDRESS}
 
 
@@ -382,4 +383,4 @@ def test_the_command_says_what_became_of_each(tmp_path: Path, capsys: pytest.Cap
     assert main(["fetch", str(tmp_path / "urls.txt"), "--out", str(tmp_path / "out"), "--user-agent", "lab/1"]) == 0
     said = capsys.readouterr().out
     assert safe_http.PRIVATE in said
-    assert fetching.BAD_URL in said
+    assert polite_http.BAD_URL in said

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from ..document import Document
-from ..example import Example, Flat, Placed, shifted
+from ..example import Example, Flat, Placed
 from ._flatten import Loss, flatten
 
 if TYPE_CHECKING:
@@ -45,16 +45,24 @@ def denoising(
         raise ValueError(f"loss={loss!r}: choose 'all' or 'supervised'")
     if chunk_tokens is not None and chunk_tokens < 8:
         raise ValueError(f"chunk_tokens={chunk_tokens} must be at least 8")
-    salt_bytes = list(salt.encode())
+    salt_bytes, eos = list(salt.encode()), processor.tokenizer.eos_token_id
 
     def objective(document: Document, seed: int) -> Example:
         examples = []
         for number, window in enumerate(windows(flatten(document, processor, loss), chunk_tokens)):
             example = transform(window, np.random.default_rng([seed, number, *salt_bytes]))
-            examples.append(replace(shifted(window), fallback=1) if example is None else example)
+            examples.append(plain(window, eos) if example is None else example)
         return join(examples)
 
     return objective
+
+
+def plain(flat: Flat, eos: int) -> Example:
+    """A window as causal text, counted as a fallback if any of it carries loss."""
+    arrangement = Arrangement(flat)
+    arrangement.copy(0, len(flat.ids))
+    example = arrangement.shifted(keep_last=bool(flat.ids[-1] != eos), may_cut=True)
+    return replace(example, fallback=int((example.weight > 0).any()))
 
 
 def maskable(flat: Flat, eos: int) -> np.ndarray:
@@ -122,8 +130,8 @@ class Arrangement:
         length = len(ids) - (not keep_last)
         return Example(
             token=ids[:length],
-            label=np.append(targets[1:], 0)[:length].astype(np.int32),
-            weight=np.append(weight[1:], 0)[:length].astype(np.float32),
+            label=np.append(targets[1:], np.int32(0))[:length],
+            weight=np.append(weight[1:], np.float32(0))[:length],
             document=np.zeros(length, dtype=np.int32),
             block=np.where(np.arange(length) < bidirectional, 0, -1).astype(np.int32),
             position=np.arange(length, dtype=np.int32),

@@ -11,12 +11,11 @@ Differs from the code: with Poisson 0 the text stays as it is (metaseq raises th
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..example import Example, Flat
+from ..example import Example, Flat, judged_from
 from . import Objective
 from ._arrange import Arrangement, denoising
 from ._flatten import Loss
@@ -110,6 +109,6 @@ def move(
 def fill(flat: Flat, span: tuple[int, int], processor: KosmosProcessor, two_positions: bool) -> Example:
     """A blank: the only stretch that moves to the end; its words and ``<eos_span>`` are judged."""
     sentinel, span_end = ids_of((SENTINELS[0], SPAN_END), processor, "cm3")
-    example = move(flat, [span], [sentinel], span_end, processor.tokenizer.eos_token_id, True)
-    outputs = np.arange(len(example)) - len(example)
-    return replace(example, weight=((-(span[1] - span[0]) - 2 <= outputs) & (outputs < -1)).astype(np.float32))
+    unended = Flat(flat.ids[:-1], flat.weight[:-1], flat.spans, flat.cuts[:-1])
+    example = move(unended, [span], [sentinel], span_end, processor.tokenizer.eos_token_id, True)
+    return judged_from(len(example) - (span[1] - span[0]) - 1, example)

@@ -92,7 +92,8 @@ def build(
         elif level == "answer":
             spans = runs(free)
         else:
-            spans, open_end = document_span(free, shortest, suffix, rng)
+            ends = int(flat.ids[-1] == eos)
+            spans, open_end = document_span(free[: len(free) - ends], shortest, suffix, rng)
         if not spans:
             return None
         order = rng.permutation(len(spans)) if two_positions else np.arange(len(spans))
@@ -159,7 +160,7 @@ def sentence_spans(
 
 
 def document_span(free: np.ndarray, shortest: float, suffix: float, rng: np.random.Generator) -> tuple[Spans, bool]:
-    """One long span in the longest stretch of text, and whether it is the end of the window."""
+    """One long span in the longest stretch of text, and whether it is the end of ``free``."""
     stretches = runs(free)
     if not stretches:
         return [], False
@@ -169,8 +170,7 @@ def document_span(free: np.ndarray, shortest: float, suffix: float, rng: np.rand
         return [], False
     least = max(1, int(shortest * size))
     length = int(rng.integers(least, max(least, size - 2) + 1))
-    is_last = stop == stretches[-1][1] and not free[stop:].any()
-    if is_last and rng.random() < suffix:
+    if stop == len(free) and rng.random() < suffix:  # an image behind it must still be read
         return [(stop - length, stop)], True
     begin = start + int(rng.integers(0, size - length + 1))
     return [(begin, begin + length)], False
@@ -205,8 +205,8 @@ def infill(
     last = end if not open_end else eos if flat.ids[-1] == eos else -1
     a = part_a.shifted(bidirectional=part_a.length, keep_last=True)
     token = [a.token] + [np.append(begin, ids) for ids, _ in pieces]
-    label = [a.label * 0] + [np.append(ids, max(last, 0)) for ids, _ in pieces]
-    weight = [a.weight * 0] + [np.append(np.ones(len(ids)), float(last >= 0)) for ids, _ in pieces]
+    label = [a.label] + [np.append(ids, last) for ids, _ in pieces]
+    weight = [a.weight] + [np.append(np.ones(len(ids)), float(last >= 0)) for ids, _ in pieces]
     position = [a.position] + [np.full(len(ids) + 1, place) for ids, place in pieces]
     in_span = [a.position_in_span] + [np.arange(1, len(ids) + 2) for ids, _ in pieces]
     total = sum(len(column) for column in token)

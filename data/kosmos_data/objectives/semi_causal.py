@@ -50,7 +50,8 @@ def build(
         processor: tokenizer, optional tokenizer of the text encoder, and image processor of the run.
         sampler: ``paper``: lengths uniform in ``min_length`` … ``max_length`` until ``share`` of the text is covered;
             ``grid``: the released algorithm on a grid of ``max_length`` tokens; ``prefix``: one span of random length
-            at the beginning, behind an image that stands there, loss on the rest (section 4, vision-language);
+            at the beginning, behind an image that stands there, loss on the rest (section 4, vision-language, where
+            one encoder reads image and text together; here each has its own);
             ``input``: no sampling, every segment marked ``"supervised": false`` is a span and the others are
             written, with ``</s>`` after each (section 3.4: fine-tuning, instructions, demonstrations, dialogue).
         share: of the text, that spans cover.
@@ -78,7 +79,8 @@ def build(
             spans = grid_spans(free, share, max_length, rng)
         else:
             spans = prefix_span(free, max_length, rng)
-        return replace_spans(flat, spans, processor, first_tokens=sampler != "prefix") if spans else None
+        example = replace_spans(flat, spans, processor, first_tokens=sampler != "prefix")
+        return example if len(example.spans) > len(flat.spans) else None
 
     return denoising(processor, loss, None, "semi_causal", transform)
 
@@ -154,7 +156,12 @@ def prefix_span(free: np.ndarray, longest: int, rng: np.random.Generator) -> Spa
 
 
 def replace_spans(flat: Flat, spans: Spans, processor: KosmosProcessor, first_tokens: bool = True) -> Example:
-    """Put slots in the place of the spans; ``first_tokens``: the first token of each is still predicted, eq. (1)."""
+    """Put slots in the place of the spans.
+
+    Args:
+        first_tokens: predict the first token of each span and all text between them, eq. (1); otherwise there is one
+            span, and nothing is predicted before its end.
+    """
     arrangement = Arrangement(flat)
     at = 0
     for start, stop in spans:
@@ -165,7 +172,7 @@ def replace_spans(flat: Flat, spans: Spans, processor: KosmosProcessor, first_to
             payload = encoder_ids(flat.ids[start:stop], processor)
         if len(payload) < 2:  # nothing but newlines, which the encoder's tokenizer does not know
             continue
-        arrangement.copy(at, start, predict=first_tokens or at > 0)
+        arrangement.copy(at, start, predict=first_tokens)
         weight = float(flat.weight[start]) if first_tokens else 0.0
         arrangement.insert_span(processor.span_slot_id, payload, int(flat.ids[start]), weight)
         at = stop

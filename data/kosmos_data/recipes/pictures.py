@@ -17,13 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import PIL.Image
 from rich.progress import Progress
 
 from ..document import Document, Image, Text
 from ..errors import BadSample
-from ..images import open_image
+from ..images import colour_range, on_white, open_image
 from ..shards import write_shards
 from .evaluation_files import write_coco
 from .picture_sources import Collections, Named
@@ -131,7 +129,7 @@ def _usable(picture: Named, min_side: int, hashes: set[bytes], skipped: Counter[
     digest = hashlib.sha256(data).digest()
     if min(image.size) < min_side:
         skipped[f"smaller than {min_side} pixels"] += 1
-    elif _one_colour(image):
+    elif colour_range(on_white(image)) == 0:
         skipped["one colour"] += 1
     elif digest in hashes:
         skipped["same picture again"] += 1
@@ -139,11 +137,3 @@ def _usable(picture: Named, min_side: int, hashes: set[bytes], skipped: Counter[
         hashes.add(digest)
         return True
     return False
-
-
-def _one_colour(image: PIL.Image.Image) -> bool:
-    """As it looks on white, which is how transparent pictures are shown to the model."""
-    seen = image.convert("RGBA")
-    seen = PIL.Image.alpha_composite(PIL.Image.new("RGBA", seen.size, "white"), seen)
-    pixels = np.asarray(seen)
-    return bool((pixels == pixels[0, 0]).all())

@@ -10,15 +10,14 @@ import hashlib
 import io
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import PIL.Image
 
 from .. import errors
 from ..document import Document, Image, Segment, Text
 from ..errors import BadSample
-from ..images import open_image
+from ..images import colour_range, on_white, open_image
 from . import missing
 from .page import ImageReference, Page
 
@@ -133,9 +132,8 @@ def look_at(reference: ImageReference, data: bytes) -> Picture:
         import imagehash
     try:
         opened = open_image(data)
-        rgb = _on_white(opened)
-        channels = cast("tuple[tuple[int, int], ...]", rgb.getextrema())
-        colour_range = max(high - low for low, high in channels)
+        rgb = on_white(opened)
+        spread = colour_range(rgb)
         bits = imagehash.phash(rgb).hash.ravel()
         phash = int.from_bytes(np.packbits(bits).tobytes(), "big")
     except (BadSample, MemoryError):
@@ -143,7 +141,7 @@ def look_at(reference: ImageReference, data: bytes) -> Picture:
     except Exception as error:  # conversion of hostile palettes and profiles raises whatever it likes
         raise BadSample(errors.IMAGE_BROKEN, f"{type(error).__name__}: {error}") from error
     digest = hashlib.sha256(data).hexdigest()[:32]
-    return Picture(reference, data, *opened.size, colour_range, digest, phash)
+    return Picture(reference, data, *opened.size, spread, digest, phash)
 
 
 def page_example(url: str, title: str, text: str, detail: str = "") -> dict[str, Any]:
@@ -163,20 +161,11 @@ def image_example(url: str, page: str, picture: Picture | None, detail: str = ""
 
 def thumbnail(data: bytes) -> bytes:
     """JPEG of at most 96 pixels a side of an image that :func:`look_at` could decode."""
-    small = _on_white(open_image(data))
+    small = on_white(open_image(data))
     small.thumbnail((_THUMBNAIL, _THUMBNAIL))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=70)
     return buffer.getvalue()
-
-
-def _on_white(image: PIL.Image.Image) -> PIL.Image.Image:
-    """RGB; what is transparent becomes white, as a browser shows it, so that an empty picture has one colour."""
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = PIL.Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return PIL.Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
 
 
 def clean(text: str) -> str:
