@@ -148,10 +148,9 @@ def windows(
             continue
         bounds = [0, *np.flatnonzero(example.cuts).tolist(), len(example)]
         for start, stop in itertools.pairwise(bounds):
-            asked = example.weight[start:stop] > 0
-            if asked.any() and not example.fallback:
+            if example.weight[start:stop].any() and not example.fallback:
                 found = True
-                yield example.token[start:stop], np.where(asked, example.label[start:stop], -100)
+                yield example.token[start:stop], example.label[start:stop]
 
 
 def main(argv: Sequence[str]) -> None:
