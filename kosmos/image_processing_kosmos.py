@@ -65,7 +65,7 @@ class KosmosImageProcessor(BaseImageProcessor):
             image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC) if image.size != (size, size) else image
         elif image.size != (size, size):
             image = image.resize((size, size), Image.Resampling.BICUBIC)
-        return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy(order="C"))
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # a view: what makes the batch copies it once
 
     def normalize(self, pixels_I3SS: torch.Tensor) -> torch.Tensor:
         """``uint8`` pixels (I, 3, S, S) as normalised float32 on the same device."""
