@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from .atomic import write_atomically
+
 INDEX_NAME = "index.json"
 INDEX_VERSION = 1
 _RETRY_SECONDS = (0.5, 2.0, 8.0)
@@ -66,7 +68,7 @@ def write_index(root: Path, shards: list[ShardInfo]) -> None:
     """Write ``index.json`` atomically: version, totals, and one row per shard."""
     totals = {name: sum(getattr(shard, name) for shard in shards) for name in ("documents", "images", "characters")}
     body = {"version": INDEX_VERSION, **totals, "shards": [asdict(shard) for shard in shards]}
-    _write_atomically(root / INDEX_NAME, (json.dumps(body, indent=1) + "\n").encode())
+    write_atomically(root / INDEX_NAME, json.dumps(body, indent=1) + "\n")
 
 
 def read_offsets(tar_path: str) -> np.ndarray:
@@ -88,7 +90,7 @@ def offsets_fault(offsets: np.ndarray, shard: ShardInfo) -> str | None:
 
 def write_offsets(tar_path: Path, offsets: list[int]) -> None:
     """Write the ``.tar.idx`` of the tar at ``tar_path``: sample offsets, then the end of the last sample."""
-    _write_atomically(tar_path.with_suffix(".tar.idx"), np.asarray(offsets, dtype="<u8").tobytes())
+    write_atomically(tar_path.with_suffix(".tar.idx"), np.asarray(offsets, dtype="<u8").tobytes())
 
 
 def is_remote(path: str) -> bool:
@@ -150,9 +152,3 @@ def filesystem(url: str) -> Any:
         return fsspec.core.url_to_fs(url)[0]
     except ImportError as error:
         raise ValueError(f"{url}: {error}") from error
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(data)
-    os.replace(partial, path)

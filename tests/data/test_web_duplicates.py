@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from kosmos_data.document import Document, Image, Text
 from kosmos_data.web.draft import look_at, page_key
-from kosmos_data.web.near import hamming, near_groups, near_pairs
+from kosmos_data.web.hamming import hamming, near_groups, near_pairs
 from kosmos_data.web.page import ImageReference
 from kosmos_data.web.rules import DuplicateRules, ImageRules
 from kosmos_data.web.selection import DOCUMENT_DTYPE, PAGE_REASONS, PICTURE_DTYPE, PICTURE_REASONS, is_drawn, select

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .. import errors
+from .. import errors, extras
 from ..document import Image, Text
 
 
@@ -80,7 +80,8 @@ def _unpacked(path: Path) -> io.TextIOWrapper:
 
 
 def _parquet(path: Path) -> Iterator[dict[str, Any]]:
-    import pyarrow.parquet  # an extra: only whoever has parquet files needs it
+    with extras.hint("pyarrow"):
+        import pyarrow.parquet
 
     for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
         yield from batch.to_pylist()

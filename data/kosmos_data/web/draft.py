@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import errors
+from .. import errors, extras
 from ..document import Document, Image, Segment, Text
 from ..errors import BadSample
 from ..images import colour_range, on_white, open_image
-from . import missing
 from .page import ImageReference, Page
 
 _KEY_DIGITS = 32
@@ -113,7 +112,7 @@ def page_key(url: str) -> str:
 
     Canonical means without fragment and with sorted query (w3lib), so that two spellings of one address are one page.
     """
-    with missing.hint():
+    with extras.hint():
         from w3lib.url import canonicalize_url
     try:
         url = canonicalize_url(url)
@@ -128,7 +127,7 @@ def look_at(reference: ImageReference, data: bytes) -> Picture:
     Raises:
         BadSample: as for :func:`kosmos_data.images.open_image`.
     """
-    with missing.hint():
+    with extras.hint():
         import imagehash
     try:
         opened = open_image(data)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import codecs
 import re
 
-from .. import errors
+from .. import errors, extras
 from ..errors import BadSample
-from . import missing
 
 # The encodings of the WHATWG standard by Python's names. A page may claim any codec that Python has, also ``hex``,
 # ``zlib`` or ``idna``, which are not text encodings or take quadratic time.
@@ -44,7 +43,7 @@ def decode(html: bytes, declared: str | None = None) -> str:
 
 
 def _encoding(html: bytes, declared: str | None) -> str:
-    with missing.hint():
+    with extras.hint():
         from w3lib.encoding import html_body_declared_encoding, read_bom, resolve_encoding
     by_mark = read_bom(html)[0]
     in_header = resolve_encoding(declared) if declared and declared.isascii() else None

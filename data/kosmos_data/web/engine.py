@@ -30,10 +30,10 @@ from datatrove.executor.slurm import SlurmPipelineExecutor
 from loguru import logger
 from rich.progress import Progress
 
-from . import missing
+from .. import extras
 from .options import Execution
 
-_PRELOADED = ["kosmos_data.web.engine", "kosmos_data.web.stages", "kosmos_data.web.quality", "kosmos_data.shards"]
+_PRELOADED = ["kosmos_data.web.engine", "kosmos_data.web.stages", "kosmos_data.web.text_quality", "kosmos_data.shards"]
 _DEATHS = 3  # worker pools that may break without a task being finished in between
 
 
@@ -184,7 +184,7 @@ def _executor(stage: Stage, work: Path, execution: Execution, **further: Any) ->
         return LocalExecutor(**shared, workers=min(workers, stage.tasks))
     shared |= {"workers": execution.workers or -1, "tasks_per_job": execution.tasks_per_job}
     if execution.executor == "ray":
-        with missing.hint("ray>=2.50"):
+        with extras.hint("ray>=2.50"):
             import ray
         if not ray.is_initialized():
             ray.init()

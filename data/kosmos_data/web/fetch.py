@@ -23,6 +23,7 @@ from typing import Final
 from rich.progress import Progress
 
 from .. import errors
+from ..atomic import write_atomically
 from ..errors import BadSample
 from ..images import open_header
 from .fetch_table import FETCHED, FetchTable, Outcome
@@ -161,16 +162,10 @@ class _Fetcher:
                     return outcome
                 await asyncio.sleep(pause)
             else:
-                self._keep(url, data)
+                write_atomically(self.out / url_name(url), data)
                 digest = hashlib.sha256(data).hexdigest()
                 return Outcome(url, status, FETCHED, "", outcome.attempts, len(data), digest)
         raise AssertionError("the last attempt returns")
-
-    def _keep(self, url: str, data: bytes) -> None:
-        name = url_name(url)
-        partial = self.out / f".{name}.partial"
-        partial.write_bytes(data)
-        partial.rename(self.out / name)
 
 
 def check_image(data: bytes) -> None:

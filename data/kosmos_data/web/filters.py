@@ -13,9 +13,8 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import TYPE_CHECKING, Protocol
 
-from .. import errors
+from .. import errors, extras
 from ..errors import BadSample
-from . import missing
 from .draft import Draft, Picture, image_example, look_at, page_example
 from .held_out import HeldOutIndex
 from .ledger import IMAGES, PAGES, PARAGRAPHS, WITH_PAGE, Ledger
@@ -49,8 +48,8 @@ class Filters:
     """
 
     def __init__(self, text: TextRules, images: ImageRules, held_out: HeldOut, source: ImageSource) -> None:
-        with missing.hint():
-            from .quality import Quality
+        with extras.hint():
+            from .text_quality import Quality
         self.text, self.images, self.source = text, images, source
         self.missing: set[str] = set()  # addresses of images that the source does not have
         self.held_out = HeldOutIndex(held_out)
@@ -167,6 +166,6 @@ def _is_symbols(word: str) -> bool:
 
 @cache  # a second to load, and a process may run several tasks
 def _language_identifier() -> LanguageIdentifier:
-    with missing.hint():
+    with extras.hint():
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

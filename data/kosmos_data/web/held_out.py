@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import BadSample
 from ..overlap import LENGTHS, grams, text_grams, words
 from .draft import Draft, look_at
-from .near import hamming
+from .hamming import hamming
 from .page import ImageReference
 from .rules import HeldOut
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from urllib.parse import urldefrag, urljoin
 
-from . import missing
+from .. import extras
 from .page import ImageReference
 
 Attributes = Mapping[str, str | None]
@@ -88,7 +88,7 @@ def absolute(url: str, base: str) -> str | None:
 
 @lru_cache(maxsize=1024)
 def _absolute(url: str, base: str) -> str | None:
-    with missing.hint():
+    with extras.hint():
         from w3lib.url import safe_url_string
     try:
         joined = safe_url_string(urldefrag(urljoin(base, url)).url)

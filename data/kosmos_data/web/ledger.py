@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+
+from ..atomic import write_atomically
 
 RECORDS: Final = "records"
 PAGES: Final = "pages"
@@ -152,10 +153,7 @@ class Ledger:
 
     def write(self, folder: str | Path) -> None:
         """Write ``ledger.json`` into ``folder``, whole or not at all."""
-        path = Path(folder) / LEDGER_NAME
-        partial = path.with_name(LEDGER_NAME + ".partial")
-        partial.write_text(self.to_json(), encoding="utf-8")
-        os.replace(partial, path)
+        write_atomically(Path(folder) / LEDGER_NAME, self.to_json())
 
     def _rule(self, kind: str, stage: str, reason: str) -> Rule:
         assert kind in KINDS, kind

@@ -16,11 +16,10 @@ from typing import Any
 
 from rich.progress import Progress
 
-from .. import errors
-from . import missing
+from .. import errors, extras
 from .ledger import IMAGES, PAGES, Ledger, read_ledger
 from .options import WebOptions
-from .work import MISSING_IMAGES, Job, open_work
+from .work_folder import MISSING_IMAGES, Job, open_work
 
 
 def run(
@@ -45,7 +44,7 @@ def run(
     """
     options = options or WebOptions()
     job = _job(warcs, options)
-    with missing.hint():
+    with extras.hint():
         from . import engine
     out = Path(out).resolve()
     work = open_work(out, job)
@@ -93,9 +92,9 @@ def _stages(work: Path, out: Path, job: Job) -> list[Any]:
     from datatrove.utils.hashing import HashConfig
 
     from .engine import Stage
-    from .quality import Words
     from .sources import IndexImages
     from .stages import Extract, Finish, Quiet, Select, WriteShards
+    from .text_quality import Words
 
     rules = job.options.duplicates
     # sha1 is in every Python; datatrove's default hands text to xxhash, which since its version 4 wants bytes.

@@ -15,11 +15,12 @@ from datetime import UTC, datetime
 from typing import Final, Self
 from urllib.parse import urljoin, urlsplit
 
-from . import missing, safe_http
+from .. import extras
+from . import safe_http
 from .robots import Robots
 from .safe_http import Refused
 
-with missing.hint():
+with extras.hint():
     import httpx
 
 ROBOTS: Final = "disallowed by robots.txt"

@@ -16,9 +16,9 @@ import zlib
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
-from . import missing
+from .. import extras
 
-with missing.hint():
+with extras.hint():
     import httpcore
     import httpx
 

@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from .near import near_groups
+from .hamming import near_groups
 from .rules import DuplicateRules, ImageRules
 
 DOCUMENT_DTYPE: Final = np.dtype(

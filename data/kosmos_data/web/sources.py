@@ -15,7 +15,7 @@ from ..errors import BadSample
 from . import html, warc
 from .html_images import absolute
 from .page import Page, url_name
-from .work import read_job, whole_folder
+from .work_folder import read_job, whole_folder
 
 _PLACE: Final = np.dtype([("url", "<u8"), ("file", "<i4"), ("position", "<i8")])
 

@@ -1,7 +1,7 @@
 """The steps of the web pipeline, as datatrove runs them: extract, select, write the shards, finish.
 
 Between the first two, datatrove's minhash makes signatures, matches and clusters. Every step takes what it needs from
-the work folder (``work.py``) and writes whole files or none, so that a task can be killed and run again at any point.
+the work folder (``work_folder.py``) and writes whole files or none: a task can be killed and run again at any point.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ from typing import Any
 
 import numpy as np
 
+from ..atomic import write_atomically
 from ..document import Document, Image, Segment, Text, to_files
 from ..errors import BadSample
 from ..index import INDEX_NAME, ShardInfo, write_index
 from ..reader import Corpus
-from .accounting import account
 from .draft import Draft, clean, page_example
 from .filters import Filters
 from .ledger import PAGES, RECORDS, Ledger, read_ledger
 from .selection import DOCUMENT_DTYPE, PICTURE_DTYPE, Selection, select
+from .selection_ledger import account
 from .sources import ImageFiles, pages
-from .work import MISSING_IMAGES, read_job, selection_folder, task_folder, whole_folder, write_atomically
+from .work_folder import MISSING_IMAGES, read_job, selection_folder, task_folder, whole_folder
 
 _MANIFEST = "manifest.npz"
 _PLAN_DTYPE = np.dtype([("task", "<i4"), ("index", "<i4"), ("images", "<u8")])  # images: one bit for each that stays

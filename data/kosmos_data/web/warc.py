@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 import fsspec
 
-from . import html_rules, missing
+from .. import extras
+from . import html_rules
 from .html_images import absolute
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def responses(path: str | Path, skipped: Counter[str]) -> Iterator[Response]:
 
 def _read_from(file: BinaryIO, start: int, skipped: Counter[str]) -> Generator[Response, None, int | None]:
     """Read on until a record is broken; return where to go on behind it, or None at the end of the file."""
-    with missing.hint():
+    with extras.hint():
         from fastwarc.warc import ArchiveIterator
     file.seek(start)
     position, held = start, None
@@ -217,7 +218,7 @@ class WarcWriter:
 
     def write(self, url: str, content_type: str, body: bytes) -> None:
         """Append a response with status 200."""
-        with missing.hint():
+        with extras.hint():
             from fastwarc.stream_io import GzipWriter
             from fastwarc.warc import WarcRecord, WarcRecordType
         record = WarcRecord()

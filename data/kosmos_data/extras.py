@@ -1,4 +1,4 @@
-"""One sentence for whoever has not installed the optional packages of the web path."""
+"""One sentence for whoever lacks a package that only some users need."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from contextlib import contextmanager
 @contextmanager
 def hint(package: str = "kosmos-metalm[web]") -> Iterator[None]:
     """Around an import: a missing package becomes an error that names the command which installs it.
+
+    Args:
+        package: what to install; the extra of the web path unless it is said.
 
     Raises:
         ModuleNotFoundError: with that command.

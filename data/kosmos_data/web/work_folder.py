@@ -11,7 +11,6 @@ shards/000000.json               a finished shard's line of index.json
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from typing import Any
 
 from kosmos import settings
 
+from ..atomic import write_atomically
 from .options import WebOptions
 
 FOLDER = "work"
@@ -98,11 +98,3 @@ def whole_folder(path: Path) -> Iterator[Path]:
     yield partial
     shutil.rmtree(path, ignore_errors=True)
     partial.rename(path)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

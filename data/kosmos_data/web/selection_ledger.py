@@ -13,7 +13,7 @@ from .draft import image_example, look_at, page_example
 from .ledger import IMAGES, PAGES, PARAGRAPHS, WITH_PAGE, Ledger
 from .page import ImageReference
 from .selection import BEYOND, ONE_IMAGE, PAGE_REASONS, PICTURE_REASONS, Selection
-from .work import task_folder
+from .work_folder import task_folder
 
 
 def account(ledger: Ledger, work: str, documents: np.ndarray, pictures: np.ndarray, chosen: Selection) -> None:
