@@ -31,7 +31,8 @@ def markdown(study: Study) -> str:
 def _conditions(study: Study) -> str:
     made = study["conditions"]
     lines = [
-        f"`{made['command']}`, {made['date']}, {made['hardware']}; {study['budget']:.3g} FLOPs an objective, "
+        f"`{made['command']}`, {made['date']}, {made['hardware']}, {study['minutes']:.0f} minutes; "
+        f"{study['budget']:.3g} FLOPs an objective, "
         f"{made['parameters']:,} parameters in the decoder, {made['vocabulary']:,} tokens in the vocabulary."
     ]
     if study["encoder"]:
