@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
 import random
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from html import escape
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -19,7 +15,7 @@ from hypothesis import strategies as st
 pytest.importorskip("selectolax")
 
 from kosmos_data.errors import NOT_HTML, PAGE_TOO_DEEP, PAGE_TOO_LARGE, PAGE_WITHOUT_TEXT, BadSample
-from kosmos_data.web import html_rules, warc
+from kosmos_data.web import html_rules
 from kosmos_data.web.html import extract
 from kosmos_data.web.html_images import largest_first
 from kosmos_data.web.page import ImageReference
@@ -338,47 +334,6 @@ def test_hostile_lengths_take_no_time() -> None:
     assert time.process_time() - start < 5
 
 
-def mutate(html: bytes, rng: random.Random) -> bytes:
-    """One to six edits: bytes flipped, cut, repeated; markup, entities and nesting inserted."""
-    markup = (
-        b"<table>",
-        b"</div>",
-        b"<figure><figcaption>",
-        b"<noscript>",
-        b"<picture><source srcset=",
-        b"<pre>",
-        b"&#x110000;",
-    )
-    markup += (
-        b"<!--",
-        b"<svg><foreignObject>",
-        b"\x00",
-        b"<base href=",
-        b"<select>",
-        b"]]>",
-        b"<plaintext>",
-        b"&" * 50,
-        b"\xff\xfe",
-    )
-    changed = bytearray(html)
-    for _ in range(rng.randint(1, 6)):
-        at = rng.randrange(len(changed) + 1)
-        match rng.randrange(6):
-            case 0 if at < len(changed):
-                changed[at] ^= 1 << rng.randrange(8)
-            case 1:
-                del changed[at : rng.choice((at + rng.randint(1, 40), len(changed)))]
-            case 2:
-                changed[at:at] = changed[at : at + rng.randint(1, 200)] * rng.randint(1, 5)
-            case 3:
-                changed[at:at] = rng.choice(markup)
-            case 4:
-                changed[at:at] = rng.choice((b"<div>", b"<b>", b"<ul><li>", b"<a>")) * rng.choice((3, 300, 3000))
-            case _:
-                changed[at:at] = rng.randbytes(rng.randint(1, 30))
-    return bytes(changed)
-
-
 SAMPLE = f"""<!DOCTYPE html><html lang=en><head><meta charset=utf-8><title>Title</title><base href="/b/"></head>
 <body class=page><nav><a href=/>Home</a></nav><header><h1>Title</h1></header><main><article><p>{PROSE}
 <img src="1.png" srcset="1.png 1x, 2.png 2x"><figure><img data-src=3.png src="data:,">
@@ -388,7 +343,7 @@ SAMPLE = f"""<!DOCTYPE html><html lang=en><head><meta charset=utf-8><title>Title
 </main><footer>&copy; nobody</footer></body></html>""".encode()
 
 
-def test_a_thousand_mutated_pages() -> None:
+def test_a_thousand_mutated_pages(mutate: Callable[[bytes, random.Random], bytes]) -> None:
     rng = random.Random(4)
     found: Counter[str] = Counter()
     slowest = 0.0
@@ -412,143 +367,3 @@ def test_a_thousand_mutated_pages() -> None:
     assert found["good"] > 300
     assert found[PAGE_TOO_DEEP] > 20
     assert slowest < 1
-
-
-# --- WARC
-
-
-def archive(path: Path, count: int = 12) -> dict[str, bytes]:
-    """Write pages and images in turn; return the images."""
-    images = {f"https://example.org/{n}.png": random.Random(n).randbytes(2000) for n in range(count)}
-    with warc.WarcWriter(path) as writer:
-        for number, (url, data) in enumerate(images.items()):
-            writer.write(f"https://example.org/{number}.html", "text/html; charset=latin1", b"<p>page %d" % number * 30)
-            writer.write(url, "image/png", data)
-    return images
-
-
-def record(
-    head: str, body: bytes, url: str = "https://example.org/x", kind: str = "response", length: int | None = None
-) -> bytes:
-    """A record written by hand."""
-    block = head.encode() + b"\r\n\r\n" + body
-    size = len(block) if length is None else length
-    lines = f"WARC/1.0\r\nWARC-Type: {kind}\r\nWARC-Target-URI: {url}\r\nWARC-Date: 2024-01-01T00:00:00Z\r\n"
-    lines += f"Content-Type: application/http; msgtype={kind}\r\nContent-Length: {size}\r\n\r\n"
-    return lines.encode() + block + b"\r\n\r\n"
-
-
-PAGE = "HTTP/1.1 200 OK\r\nContent-Type: text/html"
-FORMS: dict[str, Callable[[bytes], bytes]] = {
-    "members": lambda data: data,
-    "plain": gzip.decompress,
-    "whole": lambda data: gzip.compress(gzip.decompress(data)),
-}
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_pages_and_images_of_a_warc(tmp_path: Path, form: str) -> None:
-    images = archive(tmp_path / "a.warc.gz")
-    path = tmp_path / "b.warc"
-    path.write_bytes(FORMS[form]((tmp_path / "a.warc.gz").read_bytes()))
-    skipped: Counter[str] = Counter()
-    found = list(warc.pages(path, skipped))
-    assert found == [(f"https://example.org/{n}.html", b"<p>page %d" % n * 30, "iso-8859-1") for n in range(12)] or (
-        [(url, body) for url, body, _ in found]
-        == [(f"https://example.org/{n}.html", b"<p>page %d" % n * 30) for n in range(12)]
-    )
-    assert not skipped
-    places = {response.url: response.position for response in warc.responses(path, skipped) if response.is_image}
-    assert {url: warc.image_at(path, position, url) for url, position in places.items()} == images
-    assert warc.image_at(path, 0, "https://example.org/none.png") is None
-
-
-def test_the_same_responses_give_the_same_bytes(tmp_path: Path) -> None:
-    archive(tmp_path / "a.warc.gz")
-    archive(tmp_path / "b.warc.gz")
-    assert (tmp_path / "a.warc.gz").read_bytes() == (tmp_path / "b.warc.gz").read_bytes()
-
-
-def test_what_is_no_page_is_counted(tmp_path: Path) -> None:
-    path = tmp_path / "a.warc"
-    zipped = gzip.compress(b"<p>zipped")
-    path.write_bytes(
-        record(PAGE, b"<p>one")
-        + record("HTTP/1.1 404 Not Found\r\nContent-Type: text/html", b"<p>no")
-        + record(PAGE, b"<p>dns", url="dns:example.org")
-        + record("GET / HTTP/1.1\r\nHost: example.org", b"", kind="request")
-        + record("HTTP/1.1 200 OK\r\nContent-Type: application/pdf", b"%PDF")
-        + record(PAGE + "; charset=koi8-r", b"<p>" + "привет".encode("koi8-r"), url="<https://example.org/brackets>")
-        + record(PAGE + "\r\nContent-Encoding: gzip", zipped)
-        + record(PAGE + "\r\nContent-Encoding: gzip", b"<p>said to be zipped")
-        + record(PAGE + "\r\nContent-Encoding: gzip", zipped[:12] + b"\xff" * 9)
-        + record(PAGE + "\r\nContent-Encoding: gzip", gzip.compress(bytes(50_000_000)))
-        + record(PAGE + "\r\nTransfer-Encoding: chunked", b"9\r\n<p>chunks\r\n0\r\n\r\n")
-        + record(PAGE, b"<p>" + b"x" * html_rules.MAX_BYTES)
-    )
-    skipped: Counter[str] = Counter()
-    found = list(warc.pages(path, skipped))
-    assert [body.decode("koi8-r") for _, body, _ in found] == [
-        "<p>one", "<p>привет", "<p>zipped", "<p>said to be zipped", "<p>chunks",
-    ]  # fmt: skip
-    assert found[1] == ("https://example.org/brackets", "<p>привет".encode("koi8-r"), "koi8-r")
-    assert skipped == {
-        warc.NOT_OK: 1, warc.OTHER_SCHEME: 1, warc.OTHER_TYPE: 1, warc.UNDECODABLE: 1, warc.TOO_LARGE: 2,
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("zipped", [False, True])
-@pytest.mark.parametrize("length", [3, 60, 5000, 10**15, -1])
-def test_a_wrong_length_costs_one_record(tmp_path: Path, length: int, zipped: bool) -> None:
-    pack = gzip.compress if zipped else bytes
-    good = [pack(record(PAGE, b"<p>page %d" % number * 20)) for number in range(6)]
-    good[3] = pack(record(PAGE, b"<p>broken" * 20, length=length))
-    (tmp_path / "a.warc").write_bytes(b"".join(good))
-    skipped: Counter[str] = Counter()
-    bodies = [body for _, body, _ in warc.pages(tmp_path / "a.warc", skipped)]
-    assert bodies == [b"<p>page %d" % number * 20 for number in (0, 1, 2, 4, 5)]
-    assert skipped[warc.BROKEN] >= 1
-
-
-def test_a_file_that_was_cut_off_keeps_its_beginning(tmp_path: Path) -> None:
-    archive(tmp_path / "a.warc.gz")
-    data = (tmp_path / "a.warc.gz").read_bytes()
-    (tmp_path / "b.warc.gz").write_bytes(data[:-500])
-    skipped: Counter[str] = Counter()
-    found = [response.url for response in warc.responses(tmp_path / "b.warc.gz", skipped)]
-    assert len(found) == 23
-    assert skipped == {warc.BROKEN: 1}
-
-
-def test_three_hundred_mutated_warcs(tmp_path: Path) -> None:
-    archive(tmp_path / "a.warc.gz", count=6)
-    good, rng = (tmp_path / "a.warc.gz").read_bytes(), random.Random(5)
-    kept: Counter[int] = Counter()
-    broken: Counter[str] = Counter()
-    for number in range(300):
-        path = tmp_path / "m.warc"
-        path.write_bytes(mutate(good if number % 2 else gzip.decompress(good), rng))
-        kept[sum(1 for _ in warc.responses(path, broken))] += 1
-    assert kept.total() == 300
-    assert broken[warc.BROKEN] > 200
-    assert sum(number * count for number, count in kept.items()) > 0.4 * 12 * 300
-
-
-def test_the_packages_are_asked_for_by_name_and_only_when_needed() -> None:
-    program = (
-        "import sys\n"
-        "import kosmos_data, kosmos_data.cli, kosmos_data.web, kosmos_data.web.page\n"
-        "packages = ('fastwarc', 'selectolax', 'httpx', 'w3lib', 'datatrove')\n"
-        "assert not any(name in sys.modules for name in packages)\n"
-        "sys.modules.update(dict.fromkeys(packages))\n"
-        "for use in ('from kosmos_data.web import fetch',\n"
-        '            \'from kosmos_data.web.html import extract; extract(b"<p>", "")\',\n'
-        '            \'from kosmos_data.web.warc import *; WarcWriter("/dev/null").write("u", "t", b"")\'):\n'
-        "    try: exec(use)\n"
-        "    except ModuleNotFoundError as error: assert 'pip install \"kosmos-metalm[web]\"' in str(error), error\n"
-        "    else: raise AssertionError(use)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env={"PYTHONPATH": ":".join(sys.path)}
-    )
-    assert done.returncode == 0, done.stderr

@@ -6,8 +6,6 @@ import io
 import json
 import random
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -365,28 +363,6 @@ def test_options_and_sources_of_the_readme_are_those_of_the_program(repository: 
     assert named >= 18
     for source in set(re.split(", ", ", ".join(SOURCES.values()))) - {"FineWeb"}:
         assert any(source in row[3] for row in rows), source
-
-
-def test_without_the_extra_one_line_says_what_to_install() -> None:
-    program = """
-import sys
-for name in ("datatrove", "py3langid", "imagehash", "w3lib", "fastwarc", "selectolax", "ray"):
-    sys.modules[name] = None
-import kosmos_data, kosmos_data.web.pipeline, kosmos_data.web.report, kosmos_data.web.filters, kosmos_data.cli
-from kosmos_data.web.filters import Filters
-from kosmos_data.web.rules import *
-for call in (lambda: Filters(TextRules(), ImageRules(), HeldOut(), {}),
-             lambda: kosmos_data.web.pipeline.run([__file__], sys.argv[1] + "/out")):
-    try:
-        call()
-    except ModuleNotFoundError as error:
-        print(error)
-"""
-    ran = subprocess.run(
-        [sys.executable, "-c", program.replace("__file__", "sys.executable"), "/tmp"], capture_output=True, text=True
-    )
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.count('run: pip install "kosmos-metalm[web]"') == 2
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"])

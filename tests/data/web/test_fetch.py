@@ -34,7 +34,7 @@ from kosmos_data.web.fetch_table import FetchTable
 from kosmos_data.web.page import url_name
 
 OPTIONS = FetchOptions(timeout=1.0, backoff=0.01, max_wait=0.5, max_bytes=50_000, allow_private=True)
-CERTIFICATE = Path(__file__).parents[1] / "fixtures" / "data" / "self_signed.pem"
+CERTIFICATE = Path(__file__).parents[2] / "fixtures" / "data" / "self_signed.pem"
 
 
 def picture() -> bytes:
