@@ -178,13 +178,33 @@ def _load_processor(folder: str) -> Any:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="kosmos data", description=(__doc__ or "").splitlines()[0])
     verbs = parser.add_subparsers(required=True, metavar="VERB")
+    _add_verbs_that_make(verbs)
+    _add_verbs_of_the_web(verbs)
+    _add_verbs_that_look(verbs)
+    _add_verbs_about_runs(verbs)
+    return parser
 
+
+def _add_verbs_that_make(verbs: Any) -> None:
     make = verbs.add_parser("make", help="build a corpus: make RECIPE --out DIR [key=value …]")
     make.add_argument("recipe", help="name of a recipe (starter, …) or path of a recipe YAML")
     make.add_argument("--out", required=True, help="folder to fill; new or empty")
     make.add_argument("--seed", type=int, help="overrides the recipe's seed")
     make.set_defaults(run=_make, overridable=True)
 
+    imports = verbs.add_parser("import", help="convert a published data set: import FORMAT SOURCE --out DIR")
+    imports.add_argument("format", help="img2dataset, coco-captions, karpathy, vqav2, llava, obelics, mmc4 or text")
+    imports.add_argument("source", help="file or folder in that format")
+    imports.add_argument("--images", help="folder of the picture files; default: the source's folder")
+    imports.add_argument("--out", required=True, help="folder for the shards; new or empty")
+    imports.set_defaults(run=_import)
+
+    index = verbs.add_parser("index", help="index a folder of webdataset tars that another program wrote")
+    index.add_argument("path", help="folder with .tar files")
+    index.set_defaults(run=_index)
+
+
+def _add_verbs_of_the_web(verbs: Any) -> None:
     web = verbs.add_parser("web", help="WARC files to interleaved documents: web WARC … --out DIR [key=value …]")
     web.add_argument(
         "warcs", nargs="+", metavar="WARC", help=".warc or .warc.gz files of pages, with or without images"
@@ -205,6 +225,8 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("--per-host", type=int, default=2, help="of them, to one host")
     fetch.set_defaults(run=_fetch)
 
+
+def _add_verbs_that_look(verbs: Any) -> None:
     inspect = verbs.add_parser("inspect", help="print one document of each kind")
     inspect.add_argument("path", help="a shard, a corpus folder, or a folder of corpora")
     inspect.add_argument("--objective", help="also show what it makes of it: a name, or '{name: ul2, variant: ul2r}'")
@@ -218,17 +240,8 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--no-images", action="store_true", help="do not decode images")
     check.set_defaults(run=_check)
 
-    imports = verbs.add_parser("import", help="convert a published data set: import FORMAT SOURCE --out DIR")
-    imports.add_argument("format", help="img2dataset, coco-captions, karpathy, vqav2, llava, obelics, mmc4 or text")
-    imports.add_argument("source", help="file or folder in that format")
-    imports.add_argument("--images", help="folder of the picture files; default: the source's folder")
-    imports.add_argument("--out", required=True, help="folder for the shards; new or empty")
-    imports.set_defaults(run=_import)
 
-    index = verbs.add_parser("index", help="index a folder of webdataset tars that another program wrote")
-    index.add_argument("path", help="folder with .tar files")
-    index.set_defaults(run=_index)
-
+def _add_verbs_about_runs(verbs: Any) -> None:
     order = verbs.add_parser("order", help="print 'step sha256' of every global batch, to compare runs with diff")
     _add_run_arguments(order)
     order.add_argument("--ranks", type=int, default=1, help="data-parallel ranks to imitate")
@@ -242,7 +255,6 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("--step", type=int, required=True, help="which step")
     replay.add_argument("--row", type=int, help="only this row")
     replay.set_defaults(run=_replay)
-    return parser
 
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:

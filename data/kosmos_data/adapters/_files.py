@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import errors, extras
-from ..document import Image, Text
+from ..document import Image
 
 
 def read_json(path: Path) -> Any:
@@ -46,12 +46,6 @@ def read_image(path: Path, skipped: Counter[str]) -> Image | None:
         skipped[errors.IMAGE_MISSING] += 1
         return None
     return Image(data)
-
-
-def turn(question: str, answer: str, last: bool) -> list[Text]:
-    """A question with its answer as KOSMOS-1 asks (section 4.2); only the answer, with its line end, is supervised."""
-    end = "" if last else "\n"
-    return [Text(f"Question: {question.strip()} Answer:", supervised=False), Text(f" {answer.strip()}{end}")]
 
 
 def _lines(path: Path, skipped: Counter[str]) -> Iterator[dict[str, Any]]:

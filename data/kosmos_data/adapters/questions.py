@@ -10,7 +10,8 @@ from typing import Any
 
 from .. import errors
 from ..document import Document, Segment, Text
-from ._files import files, read_image, read_json, turn
+from ..turns import turn
+from ._files import files, read_image, read_json
 
 _IMAGE = re.compile("<image>")
 

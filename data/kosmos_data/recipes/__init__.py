@@ -66,15 +66,14 @@ def make(name: str, out: str | Path, overrides: Sequence[str] = (), progress: Pr
         ValueError: unknown recipe or option, or ``out`` is not empty.
         ModuleNotFoundError: the package that holds the source data is not installed.
     """
-    recipe = settings.load(Recipe, find(name))
+    recipe = settings.load(Recipe, find(name), [f"options.{override}" for override in overrides])
     try:
         builder = importlib.import_module(f".{recipe.builder}", __name__)
     except ModuleNotFoundError as error:
         if error.name != f"{__name__}.{recipe.builder}":
             raise
         raise ValueError(f"{find(name)}: no builder {recipe.builder!r} in kosmos_data.recipes") from None
-    options = settings.load(Recipe, find(name), [f"options.{override}" for override in overrides]).options
-    options = settings.from_dict(builder.Options, options, f"recipe {name}: ")
+    options = settings.from_dict(builder.Options, recipe.options, f"recipe {name}: ")
     out = Path(out)
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty; give a new folder or remove it")

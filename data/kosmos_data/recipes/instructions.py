@@ -21,9 +21,9 @@ from typing import Any
 import yaml
 from rich.progress import Progress
 
-from ..adapters._files import turn
 from ..document import Document
 from ..shards import write_shards
+from ..turns import turn
 from . import packages, wordnet
 from .splits import counted, held_out
 from .wordnet import Synset

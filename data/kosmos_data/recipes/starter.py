@@ -22,6 +22,7 @@ from rich.progress import Progress
 
 from ..document import Document, Image, Segment, Text
 from ..shards import write_shards
+from ..turns import turn
 from . import easy_vqa, speeches, splits
 from .easy_vqa import Picture
 from .evaluation_files import write_captions, write_text, write_vqa
@@ -124,7 +125,7 @@ def question_answers(pictures: Iterable[Picture], images: dict[int, bytes], opti
             turns, rest = rest[:size], rest[size:]
             segments: list[Segment] = [Image(images[picture.number])]
             for position, (question, answer) in enumerate(turns):
-                segments += _ended(_turn(question, answer), last=position == len(turns) - 1)
+                segments += turn(question, answer, last=position == len(turns) - 1)
             yield Document(f"{picture.number:05d}-{number}", segments, {"image": picture.number})
             number += 1
 
@@ -142,12 +143,12 @@ def interleaved(pictures: list[Picture], images: dict[int, bytes], options: Opti
             chosen = [(picture, [Text(_sentence(CAPTIONS[0], picture))]) for picture in rng.sample(captioned, count)]
         elif kind == "questions":
             shown = rng.sample(pictures, count)
-            chosen = [(picture, _turn(*rng.choice(list(picture.questions)))) for picture in shown]
+            chosen = [(picture, turn(*rng.choice(list(picture.questions)), last=True)) for picture in shown]
         else:
             chosen = _contrast(*rng.choice(asked), count, rng)
         segments: list[Segment] = []
-        for position, (picture, turn) in enumerate(chosen):
-            segments += [Image(images[picture.number]), *_ended(turn, last=position == count - 1)]
+        for position, (picture, said) in enumerate(chosen):
+            segments += [Image(images[picture.number]), *_ended(said, last=position == count - 1)]
         yield Document(f"{number:06d}", segments, {"kind": kind})
 
 
@@ -166,7 +167,7 @@ def _contrast(
 ) -> list[tuple[Picture, list[Text]]]:
     """``count`` pictures asked the same question, their answers drawn uniformly from those that it has."""
     drawn = [rng.choice(sorted(answers)) for _ in range(count)]
-    return [(rng.choice(answers[answer]), _turn(question, answer)) for answer in drawn]
+    return [(rng.choice(answers[answer]), turn(question, answer, last=True)) for answer in drawn]
 
 
 def text_documents(texts: dict[str, str], options: Options) -> Iterator[Document]:
@@ -176,13 +177,9 @@ def text_documents(texts: dict[str, str], options: Options) -> Iterator[Document
             yield Document(f"{name}-{number:03d}", [Text(part)], {"speech": name})
 
 
-def _turn(question: str, answer: str) -> list[Text]:
-    return [Text(f"Question: {question} Answer:", supervised=False), Text(f" {answer}")]
-
-
-def _ended(turn: list[Text], last: bool) -> list[Text]:
-    """The newline that ends a line belongs to its answer: a model trained on answers alone must learn to stop."""
-    return turn if last else [*turn[:-1], replace(turn[-1], text=turn[-1].text + "\n")]
+def _ended(said: list[Text], last: bool) -> list[Text]:
+    """A turn or a caption with the line end that all but the last of a document have."""
+    return said if last else [*said[:-1], replace(said[-1], text=said[-1].text + "\n")]
 
 
 def _sentence(template: str, picture: Picture) -> str:

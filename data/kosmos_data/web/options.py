@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from .rules import DuplicateRules, HeldOut, ImageRules, TextRules
-
-EXECUTORS = ("local", "slurm", "ray")
 
 
 @dataclass
@@ -39,15 +38,13 @@ class Execution:
         slurm: for ``slurm``.
     """
 
-    executor: str = "local"
+    executor: Literal["local", "slurm", "ray"] = "local"
     workers: int = 0
     tasks_per_job: int = 1
     ray_memory_gb: float = 2.0
     slurm: Slurm = field(default_factory=Slurm)
 
     def __post_init__(self) -> None:
-        if self.executor not in EXECUTORS:
-            raise ValueError(f"executor {self.executor!r}; choose one of {', '.join(EXECUTORS)}")
         if self.workers < 0:
             raise ValueError(f"workers is {self.workers}; 0 means as many as there are cores or tasks")
 

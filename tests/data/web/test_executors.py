@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from kosmos import settings
 from kosmos_data.web.options import Execution, Slurm, WebOptions
 from kosmos_data.web.pipeline import run
 
@@ -109,8 +110,8 @@ def test_slurm_runs_the_same_and_notices_a_lost_stage(
     options: MakeOptions,
     files: Files,
 ) -> None:
-    settings = Slurm(partition="cpu", time="01:00:00", memory_gb=3, sbatch={"account": "lab"})
-    chosen = options(2, executor="slurm", tasks_per_job=14, slurm=settings)
+    slurm_settings = Slurm(partition="cpu", time="01:00:00", memory_gb=3, sbatch={"account": "lab"})
+    chosen = options(2, executor="slurm", tasks_per_job=14, slurm=slurm_settings)
     monkeypatch.setenv("FAKE_LOST", "kosmos-2-extract")
     assert run(web.warcs, tmp_path / "out", chosen) is None
     names = ["1-index", "2-extract", "3-match", "4-select", "5-shards", "6-finish"]
@@ -132,8 +133,8 @@ def test_slurm_runs_the_same_and_notices_a_lost_stage(
 def test_slurm_wants_a_partition(web: Any, tmp_path: Path, options: MakeOptions) -> None:
     with pytest.raises(ValueError, match="partition"):
         run(web.warcs, tmp_path / "out", options(executor="slurm"))
-    with pytest.raises(ValueError, match="choose one of local, slurm, ray"):
-        Execution(executor="dask")
+    with pytest.raises(ValueError, match=r"executor.*'local', 'slurm', 'ray'.*dask"):
+        settings.load(WebOptions, None, ["execution.executor=dask"])
 
 
 @pytest.mark.slow
