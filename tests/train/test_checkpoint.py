@@ -162,6 +162,7 @@ def test_half_checkpoints_are_passed_over(saved: tuple[Any, Any, Path]) -> None:
         assert checkpoint.find_latest(folder) == whole
         shutil.rmtree(half)
     (folder / ".step-000002.partial").mkdir()
+    shutil.copytree(whole, folder / "step-000002-mine")
     assert checkpoint.find_latest(folder) == whole
 
 

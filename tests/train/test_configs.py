@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 
 from kosmos import KosmosConfig, doctor, settings
@@ -39,6 +40,10 @@ def test_every_config_dry_runs(
         data.workers = 0
         data.rows_per_step = 8 * data.rows_per_micro_batch
         data.lanes = 8
+    picture = tmp_path / "red.png"
+    picture.write_bytes(tiny.picture("red"))
+    for prompt in config.samples.prompts:
+        prompt.images = [str(picture)]
     if config.model.checkpoint is None:
         config.processor = values["processor"]
         config.model.vision_weights = config.model.span_weights = None
@@ -103,12 +108,14 @@ def test_plan_counts_the_whole_step(values: dict[str, Any]) -> None:
         ({"engine": {"zero_stage": 0, "precision": "bf16"}}, "keeps no fp32 master weights"),
         ({"engine": {"zero_stage": 3}, "model": {"compile": True}}, "break the graphs"),
         ({"engine": {"zero_stage": 0, "offload_optimizer": True}}, "needs engine.zero_stage >= 1"),
+        ({"model": {"vision_weights": "/nowhere/ViT"}}, "/nowhere/ViT"),
+        ({"samples": {"every": 5, "prompts": [{"images": ["/nowhere/cat.jpg"]}]}}, "/nowhere/cat.jpg"),
     ],
 )
 def test_what_cannot_work_is_refused(values: dict[str, Any], change: dict[str, Any], message: str) -> None:
     for section, fields in change.items():
         values[section] = values.get(section, {}) | fields
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         plan(settings.from_dict(TrainConfig, values), 4)
 
 

@@ -167,13 +167,13 @@ def test_gradients_are_those_of_the_weighted_mean(values: dict[str, Any]) -> Non
     engine = jobs.make_engine(no_dropout(values))
     processor = jobs.build_processor_of(engine)
     batch = jobs.step_batch(1, processor, 0, 1)
-    before = engine.evaluate([batch])["loss"]
+    before = engine.evaluate([batch], engine.sources)["loss"]
     for micro in batch.micro_batches:
         micro["loss_weight"] = micro["loss_weight"] * 2
-    assert engine.evaluate([batch])["loss"] == pytest.approx(before, rel=1e-6)
+    assert engine.evaluate([batch], engine.sources)["loss"] == pytest.approx(before, rel=1e-6)
     weight = batch.micro_batches[0]["loss_weight"]
     weight[tuple(weight.nonzero()[3])] *= 50
-    assert engine.evaluate([batch])["loss"] != pytest.approx(before, rel=1e-6)
+    assert engine.evaluate([batch], engine.sources)["loss"] != pytest.approx(before, rel=1e-6)
     engine.close()
 
 

@@ -109,6 +109,31 @@ exit $worst
 """
 
 
+def test_launcher_hands_on_the_exit_code(config: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    """A mistake in the settings is 2, as for ``kosmos train`` alone (of torchrun it would be 1): the Kubernetes Job and
+    the Slurm script go by it."""
+    command = [sys.executable, "-m", "kosmos_train.launcher", "--master-port", str(free_port())]
+    command += ["-m", "kosmos_train.pretrain", str(config), f"run={tmp_path / 'run'}", "optim.lrr=1"]
+    done = subprocess.run(command, env=environment, check=False, timeout=120, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "unknown key 'optim.lrr'" in done.stderr
+
+
+@pytest.mark.parametrize(("state", "code", "comes_back"), [("COMPLETING", 75, False), ("RUNNING", 75, True),
+                                                           ("RUNNING", 1, False)])  # fmt: skip
+def test_slurm_script_requeues_what_was_interrupted(
+    environment: dict[str, str], tmp_path: Path, state: str, code: int, comes_back: bool
+) -> None:
+    """Preempted ranks end with 75 and the job comes back; one that was cancelled or failed does not."""
+    stand_in(environment, "srun", f"exit {code}")
+    stand_in(environment, "squeue", f"echo {state}")
+    stand_in(environment, "scontrol", f'[ "$1" = show ] && echo localhost || touch {tmp_path / "requeued"}')
+    environment |= {"SLURM_JOB_ID": "7", "SLURM_NNODES": "1", "SLURM_JOB_NODELIST": "localhost"}
+    done = subprocess.run(["bash", str(LAUNCH / "slurm.sbatch")], env=environment, check=False, timeout=20)
+    assert done.returncode == (0 if comes_back else code)
+    assert (tmp_path / "requeued").exists() == comes_back
+
+
 @pytest.mark.slow
 def test_slurm_job_saves_is_requeued_and_resumes(
     config: Path, values: dict[str, Any], environment: dict[str, str], tmp_path: Path
@@ -120,6 +145,7 @@ def test_slurm_job_saves_is_requeued_and_resumes(
     config.write_text(yaml.safe_dump(values))
     run, requeued = tmp_path / "run", tmp_path / "requeued"
     stand_in(environment, "srun", SRUN)
+    stand_in(environment, "squeue", "echo RUNNING")
     stand_in(environment, "scontrol", f'[ "$1" = show ] && printf "localhost\\nother\\n" || echo "$@" >> {requeued}')
     environment |= {"SLURM_JOB_ID": "7", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "local[1-2]", "GPUS_PER_NODE": "1"}
 

@@ -34,10 +34,12 @@ def test_a_run_leaves_what_it_promises(values: dict[str, Any], tmp_path: Path) -
     image = tmp_path / "red.png"
     image.write_bytes(tiny.picture("red"))
     prompts = [{"text": "An image of", "images": [str(image)]}, {"text": "the fish"}]
+    text, *pictures = values["data"]["sources"]
+    held_out = values["data"] | {"sources": [*pictures, text, text | {"name": "other text"}]}  # not those of training
     values |= {
         "steps": 40,
         "samples": {"every": 20, "prompts": prompts, "max_new_tokens": 4},
-        "eval": {"every": 20, "batches": 2, "data": values["data"]},
+        "eval": {"every": 20, "batches": 2, "data": held_out},
         "checkpoint": {"every": 20, "keep": 1},
     }
     run = tmp_path / "run"
@@ -50,7 +52,8 @@ def test_a_run_leaves_what_it_promises(values: dict[str, Any], tmp_path: Path) -
     assert all({"step", "loss", "tokens"} <= row.keys() for row in rows)
     assert sum(row["loss"] for row in rows[-5:]) < sum(row["loss"] for row in rows[:5]) - 2
     assert rows[-1]["tokens"] == sum(sum(row["source_tokens"].values()) for row in rows)
-    assert set(rows[19]["eval_loss"]) == {"loss", "text", "pairs", "interleaved"}
+    assert set(rows[19]["eval_loss"]) == {"loss", "text", "other text", "pairs", "interleaved"}
+    assert rows[19]["eval_loss"]["text"] == pytest.approx(rows[19]["eval_loss"]["other text"], rel=0.2)
     samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
     assert [(sample["step"], sample["prompt"]) for sample in samples] == [
         (step, prompt["text"]) for step in (20, 40) for prompt in prompts
@@ -65,25 +68,30 @@ def test_a_run_leaves_what_it_promises(values: dict[str, Any], tmp_path: Path) -
 
 
 def test_trackers_write_under_the_run(values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """TensorBoard, trackio and W&B get the numbers of every step, nested ones by path; a missing package has a name."""
+    """TensorBoard, trackio and W&B get the numbers of every step, nested ones by path; a missing package has a name.
+
+    A resumed run goes on in TensorBoard without the steps that are made again.
+    """
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "run" / "trackio"))  # it looks once, when it is imported
     for package in ("trackio", "wandb"):
         pytest.importorskip(package)
-    values |= {"steps": 4, "log": {"tracking": ["tensorboard", "trackio", "wandb"]}}
+    values |= {"steps": 4, "checkpoint": {"every": 2}, "log": {"tracking": ["tensorboard", "trackio", "wandb"]}}
     train(config_of(values), tmp_path / "run")
     rows = read_metrics(tmp_path / "run")
     expected = [row["source_loss"]["pairs"] for row in rows]
-    events = event_accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
-    events.Reload()
-    assert [event.value for event in events.Scalars("source_loss/pairs")] == pytest.approx(expected)
     assert list((tmp_path / "run" / "trackio").glob("*.db"))
     (logged,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
     history = wandb_history(logged)
     assert [row["source_loss/pairs"] for row in history] == pytest.approx(expected)
     assert [row["_step"] for row in history] == [1, 2, 3, 4]
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-000004")
+    train(config_of(values | {"log": {"tracking": ["tensorboard"]}}), tmp_path / "run", resume=True)
+    events = event_accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    assert [event.value for event in events.Scalars("source_loss/pairs")] == pytest.approx(expected)
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ValueError, match=r"log.tracking: wandb needs a package that is missing .*pip install"):
+    with pytest.raises(ValueError, match=r"log.tracking: wandb needs a package that is missing; pip install"):
         train(config_of(values | {"log": {"tracking": ["wandb"]}}), tmp_path / "other")
 
 
@@ -126,6 +134,8 @@ def test_resume_needs_the_same_run(values: dict[str, Any], tmp_path: Path) -> No
         train(config_of(values), run)
     with pytest.raises(ValueError, match=r"started with optim.lr=0.001, now it is 0.01"):
         train(config_of(values | {"optim": {"lr": 1e-2, "warmup": 4}}), run, resume=True)
+    with pytest.raises(ValueError, match=r'started with engine.precision="fp32", now it is "bf16"'):
+        train(config_of(values | {"engine": {"precision": "bf16"}}), run, resume=True)
     assert train(config_of(values | {"log": {"every": 5}}), run, resume=True).step == 12
     assert len(read_metrics(run)) == 12
 

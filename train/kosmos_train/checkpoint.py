@@ -172,7 +172,9 @@ def _remove(checkpoint: Path) -> None:
 
 
 def _by_step(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+    """What is called like a checkpoint, oldest first; somebody's ``step-000100-copy`` is left alone."""
+    named = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdecimal()]
+    return sorted(named, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def _make_empty(partial: Path) -> None:

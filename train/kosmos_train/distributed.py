@@ -76,16 +76,17 @@ class World:
         """Raise on every rank when ``error`` is set on one, so that no rank waits for one that has given up.
 
         Raises:
-            OSError, ValueError or RuntimeError: the failing rank's own kind where it is one of these.
+            OSError, ValueError: the failing rank's own error, and on the others one of this family that names it.
+            RuntimeError: for anything else.
         """
-        report = None if error is None else (type(error).__name__, str(error))
+        kind = next((kind for kind in (ValueError, OSError) if isinstance(error, kind)), RuntimeError)
+        report = None if error is None else (kind, str(error))
         failures = [(rank, *found) for rank, found in enumerate(self.gather(report)) if found is not None]
         if error is not None:
             raise error
         if failures:
             rank, kind, message = failures[0]
-            family = OSError if kind in ("OSError", "PermissionError", "FileNotFoundError") else RuntimeError
-            raise (ValueError if kind == "ValueError" else family)(f"rank {rank} failed {doing}: {message}")
+            raise kind(f"rank {rank} failed {doing}: {message}")
 
 
 def start(timeout_minutes: float = 30.0) -> World:

@@ -1,21 +1,27 @@
 """``kosmos train CONFIG --dry-run``: everything that can be known before a GPU is paid for.
 
-Settings are checked, corpora opened and a few batches read, the model is built on the meta device (no memory), and a
-table says how large it is, what a GPU must hold, and how long the run takes at an assumed utilisation.
+Settings are checked, corpora opened and a few batches read, weights and sample pictures looked for, the model is built
+on the meta device (no memory), and a table says how large it is, what a GPU must hold, and how long the run takes at an
+assumed utilisation.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from kosmos_data import DataConfig
 
 from .build import build_config, build_processor
 from .config import TrainConfig
 from .flops import PEAKS, ModelCost, device_peak, model_cost
 from .loading import describe
 from .optim import freeze
+from .samples import encode_prompts
+from .trackers import require
 
 PROBE_BATCHES = 2
 
@@ -44,20 +50,20 @@ def plan(config: TrainConfig, gpus: int) -> Plan:
     """
     config.check(gpus)
     processor = build_processor(config)
-    batches = _probe(config, processor)
+    batches = _probe(config.data, processor)
+    held_out = _probe(config.eval.data, processor) if config.eval.every and config.eval.data else []
     with torch.device("meta"):
         from kosmos import KosmosForConditionalGeneration
 
         model = KosmosForConditionalGeneration(build_config(config.model, processor))
-    refuse_misfits(model.config, batches)
-    if config.eval.tasks_every:
-        from .evaluation import check_tasks
-
-        check_tasks(config.eval, processor, model)
+    refuse_misfits(model.config, batches + held_out)
+    _look_ahead(config, processor, model)
     freeze(model, config.model.freeze)
     cost = model_cost(model, config.data.row_tokens)
     tokens = sum(batch.stats["tokens"] for batch in batches) / len(batches)
     images = sum(batch.stats["images"] for batch in batches) / len(batches)
+    micro_batches = [micro for batch in batches for micro in batch.micro_batches]
+    spans = sum(int(micro["span_attention_mask"].sum()) for micro in micro_batches if "span_input_ids" in micro)
     return Plan(
         cost=cost,
         tokens_per_step=tokens,
@@ -65,8 +71,24 @@ def plan(config: TrainConfig, gpus: int) -> Plan:
         packed=tokens / (config.data.rows_per_step * config.data.row_tokens),
         micro_batches=config.micro_batches(gpus),
         memory=memory(config, cost, model.config, gpus),
-        flops_per_step=tokens * cost.token_flops + images * cost.image_flops,
+        flops_per_step=cost.flops(tokens, images, spans / len(batches)),
     )
+
+
+def _look_ahead(config: TrainConfig, processor: Any, model: Any) -> None:
+    """What the run would only miss after its start: weights, tasks, sample pictures, trackers' packages."""
+    from kosmos.encoders import find_weights
+
+    for weights in (config.model.vision_weights, config.model.span_weights):
+        if weights is not None:
+            find_weights(Path(weights))
+    if config.eval.tasks_every:
+        from .evaluation import check_tasks
+
+        check_tasks(config.eval, processor, model)
+    encode_prompts(config.samples, processor)
+    for name in config.log.tracking:
+        require(name)
 
 
 def refuse_misfits(config: Any, batches: list[Any]) -> None:
@@ -111,8 +133,8 @@ def memory(config: TrainConfig, cost: ModelCost, model_config: Any, gpus: int) -
     }
 
 
-def dry_run(config: TrainConfig, gpus: int, utilisation: float = 0.4) -> None:
-    """Print the plan of a run."""
+def dry_run(config: TrainConfig, gpus: int, done: int = 0, utilisation: float = 0.4) -> None:
+    """Print the plan of a run of which so many steps are ``done``."""
     from rich.console import Console
     from rich.table import Table
 
@@ -130,14 +152,15 @@ def dry_run(config: TrainConfig, gpus: int, utilisation: float = 0.4) -> None:
         table.add_row(name, f"{size / 2**30:.2f} GiB a GPU")
     table.add_row("memory", f"{sum(found.memory.values()) / 2**30:.2f} GiB a GPU")
     table.add_section()
-    for name, value in _schedule(config, found, gpus, utilisation).items():
+    for name, value in _schedule(config, found, gpus, done, utilisation).items():
         table.add_row(name, value)
     Console().print(table)
 
 
-def _schedule(config: TrainConfig, found: Plan, gpus: int, utilisation: float) -> dict[str, str]:
-    data, peak = config.data, device_peak() or PEAKS["H100"]
-    seconds = found.flops_per_step / (gpus * peak * utilisation)
+def _schedule(config: TrainConfig, found: Plan, gpus: int, done: int, utilisation: float) -> dict[str, str]:
+    data, own_peak = config.data, device_peak()
+    peak, whose = (PEAKS["H100"], "an H100's") if own_peak is None else (own_peak, "this GPU's")
+    seconds, left = found.flops_per_step / (gpus * peak * utilisation), max(0, config.steps - done)
     return {
         "a step": f"{data.rows_per_step} rows of {data.row_tokens} = {found.tokens_per_step:,.0f} tokens, "
         f"{found.images_per_step:,.0f} images; {found.micro_batches} micro-batches of {data.rows_per_micro_batch} rows",
@@ -145,23 +168,28 @@ def _schedule(config: TrainConfig, found: Plan, gpus: int, utilisation: float) -
         "FLOPs": f"{found.cost.token_flops:.3g} a token, {found.cost.image_flops:.3g} an image, "
         f"{found.flops_per_step:.3g} a step",
         "the run": f"{config.steps:,} steps, {config.steps * found.tokens_per_step / 1e9:.3g} B tokens",
-        "time": f"{seconds:.3g} s a step, {seconds * config.steps / 86400:.3g} days "
-        f"at {100 * utilisation:.0f} % of {peak / 1e12:.0f} TFLOP/s a GPU",
+        "to go": f"{left:,} steps, {left * found.tokens_per_step / 1e9:.3g} B tokens, "
+        f"{seconds * left / 86400:.3g} days",
+        "at": f"{seconds:.3g} s a step, {100 * utilisation:.0f} % of {whose} {peak / 1e12:.0f} TFLOP/s",
     }
 
 
-def _probe(config: TrainConfig, processor: Any) -> list[Any]:
-    """The first batches of the run, read by one process: proof that shards, objective and tokenizer fit."""
+def _probe(config: DataConfig, processor: Any) -> list[Any]:
+    """The first batches, read by one process: proof that shards, objective and tokenizer fit.
+
+    Raises:
+        ValueError: more lanes than documents.
+    """
     from kosmos_data import build_loader
 
-    lanes = config.data.lane_count
-    counts = {name: found["documents"] for name, found in describe(config.data).items()}
+    lanes = config.lane_count
+    counts = {name: found["documents"] for name, found in describe(config).items()}
     too_few = {name: count for name, count in counts.items() if count < lanes}
     if too_few:
         raise ValueError(
             f"data.lanes={lanes} streams cannot share {too_few} documents: lower data.lanes or bring more documents"
         )
-    loader = build_loader(config.data, processor)
+    loader = build_loader(config, processor)
     batches = [next(loader) for _ in range(PROBE_BATCHES)]
     loader.close()
     return batches

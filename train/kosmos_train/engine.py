@@ -47,8 +47,8 @@ class StepResult:
     """Why the update was skipped, or None."""
     images: int = 0
     """Images read."""
-    rows: int = 0
-    """Rows read."""
+    span_tokens: int = 0
+    """Tokens read by the encoder of text spans, its BOS included."""
     part_norms: dict[str, float] = field(default_factory=dict)
     """The same by part of the model; every ``log.every`` steps."""
     votes: dict[str, float] = field(default_factory=dict)
@@ -146,7 +146,7 @@ class Engine:
             output = self.deepspeed(**self.inputs(micro), num_items_in_batch=counts[0])
             # DeepSpeed averages gradients over the ranks; ours are shares of one sum.
             self.deepspeed.backward(output.loss * self.world.size, scale_wrt_gas=False)
-            losses += self._losses(output, micro)
+            losses += self._losses(output, micro, len(losses))
         self._fill_losses(result, self.world.sum(losses.tolist()), counts)
         self._update(result, measured=number % self.config.log.every == 0)
         return result
@@ -173,22 +173,27 @@ class Engine:
         return {part: clipped * square**0.5 for part, square in zip(PARTS, squares, strict=True) if square}
 
     @torch.no_grad()
-    def evaluate(self, batches: list[Any]) -> dict[str, float]:
-        """Mean loss over held-out batches, in total (``loss``) and by source; nothing is updated."""
+    def evaluate(self, batches: list[Any], sources: list[str]) -> dict[str, float]:
+        """Mean loss over held-out batches, in total (``loss``) and by source; nothing is updated.
+
+        Args:
+            sources: the names of the held-out corpora, which need not be those of the training.
+
+        Raises:
+            ValueError: no token of the batches is supervised.
+        """
         self.deepspeed.eval()
-        sums = [0.0] * (2 * len(self.sources) + 2)
-        for batch in batches:
-            losses = torch.zeros(len(self.sources) + 1, dtype=torch.float64, device=self.world.device)
-            for micro in batch.micro_batches:
-                output = self.deepspeed(**self.inputs(micro), num_items_in_batch=1.0)
-                losses += self._losses(output, micro)
-            local = self._count_local(batch)
-            sums = [a + b for a, b in zip(sums, [*losses.tolist(), *local[: len(losses)]], strict=True)]
-        sums = self.world.sum(sums)
-        losses_by, weights_by = sums[: len(sums) // 2], sums[len(sums) // 2 :]
-        if weights_by[0] <= 0:
+        size = len(sources) + 1
+        losses = torch.zeros(size, dtype=torch.float64, device=self.world.device)
+        weights = torch.zeros(size, dtype=torch.float64)
+        for micro in (micro for batch in batches for micro in batch.micro_batches):
+            output = self.deepspeed(**self.inputs(micro), num_items_in_batch=1.0)
+            losses += self._losses(output, micro, size)
+            weights += _by_source(micro["loss_weight"].double(), micro["source_ids"], size)
+        sums = self.world.sum([*losses.tolist(), *weights.tolist()])
+        if sums[size] <= 0:
             raise ValueError("eval.data: no supervised token in the held-out batches")
-        named = zip(["loss", *self.sources], losses_by, weights_by, strict=True)
+        named = zip(["loss", *sources], sums[:size], sums[size:], strict=True)
         return {name: loss / weight for name, loss, weight in named if weight > 0}
 
     def full_weights(self, wanted: bool) -> dict[str, torch.Tensor]:
@@ -233,32 +238,31 @@ class Engine:
         # Every rank must touch every trainable parameter, also with text-only rows: else ZeRO waits or aborts.
         return {**moved, "dummy_image": True}
 
-    def _losses(self, output: Any, micro: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Weighted loss sums: total first, then by source; stays on the device."""
-        weighted = output.token_loss.detach().double() * micro["loss_weight"].to(self.world.device)
-        sources = micro["source_ids"].to(self.world.device)
-        by_source = torch.bincount((sources + 1).flatten(), weighted.flatten(), minlength=len(self.sources) + 1)
-        return torch.cat([weighted.sum()[None], by_source[1:]])
+    def _losses(self, output: Any, micro: dict[str, torch.Tensor], size: int) -> torch.Tensor:
+        """Weighted loss sums (size,): total first, then by source; stays on the device."""
+        device = self.world.device
+        weighted = output.token_loss.detach().double() * micro["loss_weight"].to(device)
+        return _by_source(weighted, micro["source_ids"].to(device), size)
 
     def _count_local(self, batch: Any) -> list[float]:
-        """Weight in total and by source; then tokens by source, supervised tokens, images, rows."""
+        """Weight in total and by source; then tokens by source, supervised tokens, images, span tokens."""
         size = len(self.sources) + 1
         weight = torch.zeros(size, dtype=torch.float64)
         tokens = torch.zeros(size, dtype=torch.float64)
-        supervised = images = rows = 0
+        supervised = images = spans = 0
         for micro in batch.micro_batches if batch is not None else ():
-            sources = (micro["source_ids"] + 1).flatten()
-            weight += torch.bincount(sources, micro["loss_weight"].flatten().double(), minlength=size)
-            tokens += torch.bincount(sources, minlength=size)
+            sources = micro["source_ids"]
+            weight += _by_source(micro["loss_weight"].double(), sources, size)
+            tokens += _by_source(torch.ones(sources.shape, dtype=torch.float64), sources, size)
             supervised += int((micro["loss_weight"] > 0).sum())
             images += len(micro.get("pixel_values", ()))
-            rows += len(micro["input_ids"])
-        return [float(weight.sum()), *weight[1:].tolist(), *tokens[1:].tolist(), supervised, images, rows]
+            spans += int(micro["span_attention_mask"].sum()) if "span_attention_mask" in micro else 0
+        return [*weight.tolist(), *tokens[1:].tolist(), supervised, images, spans]
 
     def _result(self, counts: list[float]) -> StepResult:
         size = len(self.sources)
         tokens = dict(zip(self.sources, (int(count) for count in counts[1 + size : 1 + 2 * size]), strict=True))
-        supervised, images, rows = (int(count) for count in counts[1 + 2 * size : 4 + 2 * size])
+        supervised, images, spans = (int(count) for count in counts[1 + 2 * size : 4 + 2 * size])
         return StepResult(
             loss=float("nan"),
             tokens=sum(tokens.values()),
@@ -267,7 +271,7 @@ class Engine:
             source_tokens=tokens,
             grad_norm=float("nan"),
             images=images,
-            rows=rows,
+            span_tokens=spans,
         )
 
     def _fill_losses(self, result: StepResult, losses: list[float], counts: list[float]) -> None:
@@ -275,6 +279,16 @@ class Engine:
         for source, loss, weight in zip(self.sources, losses[1:], counts[1 : 1 + len(self.sources)], strict=True):
             if weight > 0:
                 result.source_loss[source] = loss / weight
+
+
+def _by_source(values: torch.Tensor, sources: torch.Tensor, size: int) -> torch.Tensor:
+    """Sums (size,) of ``values`` (B, T): over all tokens first, then by source (-1: padding, only in the total).
+
+    On a GPU without waiting for it, as ``bincount`` would.
+    """
+    sums = values.new_zeros(size).index_add_(0, (sources + 1).flatten(), values.flatten())
+    sums[0] = values.sum()
+    return sums
 
 
 def seed_everything(seed: int, step: int, rank: int, index: int) -> None:

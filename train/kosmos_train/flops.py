@@ -1,8 +1,10 @@
 """What a model costs: parameters, floating-point operations, memory; and the utilisation that a speed amounts to.
 
 FLOPs follow the usual convention (PaLM, appendix B): 2 for each multiply-add, 6N per token for parts that are trained
-(forward and twice backward), attention added, recomputation not counted. A *frozen* part costs 2N: it has no backward
-pass. A vision tower is paid per patch, the connector per query, the decoder per token.
+(forward and twice backward), attention added, recomputation not counted. A *frozen* encoder costs 2N: it has no
+backward pass; frozen weights of the decoder cost 4N, as the gradient of the connectors comes through them. A vision
+tower is paid per patch, the connector per query, the decoder per token, the text encoder per token of the spans that it
+reads.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import torch
 
 # Dense bf16 peaks in FLOP/s from the vendors' data sheets (not the doubled sparse figures).
 PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12,
-         "L4": 121e12, "A10": 125e12, "RTX 4090": 165e12, "RTX 3090": 71e12}  # fmt: skip
+         "L40": 181e12, "L4": 121e12, "A10": 125e12, "RTX 4090": 165e12, "RTX 3090": 71e12}  # fmt: skip
 
 PARTS = ("decoder", "embeddings", "connector", "vision", "spans")
 
@@ -31,18 +33,22 @@ class ModelCost:
     """Training FLOPs of one decoder token, its share of attention included."""
     image_flops: float
     """Training FLOPs of one image before the decoder."""
+    span_flops: float = 0.0
+    """Training FLOPs of one token in the bidirectional encoder of text spans and its connector."""
 
     @property
     def trainable(self) -> int:
         """Parameters that learn."""
         return sum(self.parameters.values()) - sum(self.frozen.values())
 
-    def utilisation(self, tokens: int, images: int, seconds: float, processes: int) -> float | None:
-        """Model FLOPs utilisation of a step over all processes, 0–1; None on a device whose peak is not known."""
+    def flops(self, tokens: float, images: float, span_tokens: float) -> float:
+        """Training FLOPs of so many tokens, images, and tokens of text spans."""
+        return tokens * self.token_flops + images * self.image_flops + span_tokens * self.span_flops
+
+    def utilisation(self, flops: float, seconds: float, processes: int) -> float | None:
+        """Model FLOPs utilisation over all processes, 0–1; None on a device whose peak is not known."""
         peak = device_peak()
-        if peak is None:
-            return None
-        return (tokens * self.token_flops + images * self.image_flops) / (seconds * processes * peak)
+        return None if peak is None else flops / (seconds * processes * peak)
 
 
 def device_peak() -> float | None:
@@ -61,16 +67,16 @@ def model_cost(model: Any, row_tokens: int) -> ModelCost:
         part = part_of(name)
         parts[part] += parameter.numel()
         frozen[part] += 0 if parameter.requires_grad else parameter.numel()
-    text = model.config.text_config
-    learns = parts["decoder"] > frozen["decoder"]
-    matrices = parts["decoder"] + text.vocab_size * text.hidden_size  # the output matrix is used, the lookup is free
+    text, output = model.config.text_config, model.get_output_embeddings().weight
+    matrices = parts["decoder"] + output.numel()  # the output matrix is used, the lookup is free
+    trained = parts["decoder"] - frozen["decoder"] + (output.numel() if output.requires_grad else 0)
     attention = 2 * text.num_hidden_layers * text.hidden_size * row_tokens  # QK and AV forward, half of it masked
-    factor = 3 if learns else 2
     return ModelCost(
         parameters={part: count for part, count in parts.items() if count},
         frozen={part: frozen[part] for part, count in parts.items() if count},
-        token_flops=float(factor * (2 * matrices + attention)),
+        token_flops=float(4 * matrices + 2 * trained + 3 * attention),
         image_flops=_image_flops(model, parts, frozen),
+        span_flops=_span_flops(model),
     )
 
 
@@ -82,6 +88,12 @@ def _image_flops(model: Any, parts: dict[str, int], frozen: dict[str, int]) -> f
     tower = (2 * frozen["vision"] + 6 * trained) * patches
     queries = int(model.config.num_image_tokens)
     return float(tower + 6 * parts["connector"] * (patches + queries) / 2)
+
+
+def _span_flops(model: Any) -> float:
+    """Spans are short, so their attention is left out; the lookup is free."""
+    used = [p for name, p in model.named_parameters() if part_of(name) == "spans" and ".embeddings." not in name]
+    return float(sum((6 if parameter.requires_grad else 2) * parameter.numel() for parameter in used))
 
 
 def part_of(name: str) -> str:

@@ -10,6 +10,8 @@ import faulthandler
 import math
 import signal
 import statistics
+import time
+import traceback
 from collections import deque
 from pathlib import Path
 from types import FrameType
@@ -102,12 +104,14 @@ class Interrupt:
 class Watchdog:
     """Ends a process whose loop stands still, after writing the stack of every thread to a file.
 
-    faulthandler's own timer thread does the work, so it fires also when Python is stuck in a collective.
+    faulthandler's own timer thread does the work, so it fires also when Python is stuck in a collective. All ranks
+    stand still and time out together; one that fails because a peer was a moment faster says where it stood, too.
     """
 
     def __init__(self, minutes: float, path: Path) -> None:
         self.seconds = minutes * 60
         self.path = path
+        self._since = 0.0
         self._file: IO[str] | None = None
 
     def __enter__(self) -> Watchdog:
@@ -120,10 +124,16 @@ class Watchdog:
     def beat(self) -> None:
         """A step is done: start the clock again."""
         if self._file is not None:
+            self._since = time.monotonic()
             faulthandler.dump_traceback_later(self.seconds, exit=True, file=self._file)
 
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            faulthandler.cancel_dump_traceback_later()
-            self._file.close()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, stack: object) -> None:
+        if self._file is None:
+            return
+        faulthandler.cancel_dump_traceback_later()
+        stood_still = error is not None and time.monotonic() - self._since > 0.9 * self.seconds
+        if stood_still:
+            traceback.print_exception(error, file=self._file)
+        self._file.close()
+        if not stood_still:
             self.path.unlink()

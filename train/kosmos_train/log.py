@@ -32,7 +32,7 @@ class RunLog:
         self._path = metrics
         self.tokens = cut_after(metrics, start_step)
         self._file: IO[str] = metrics.open("a", encoding="utf-8")
-        self.trackers = [open_tracker(name, metrics.parent, run_name) for name in config.tracking]
+        self.trackers = [open_tracker(name, metrics.parent, run_name, start_step) for name in config.tracking]
         self._row: dict[str, Any] = {}
         self._since = _Window()
         self._began = time.perf_counter()

@@ -26,7 +26,7 @@ from .run_dir import RunDir
 from .samples import Sampler
 from .upload import open_uploader
 
-MAX_REWINDS = 3
+MAX_REWINDS = 3  # without a new checkpoint in between
 
 
 class Loop:
@@ -119,7 +119,8 @@ class Loop:
         if self.log is not None:
             seconds = time.perf_counter() - began
             waited = result.votes["waited"] / self.engine.world.size
-            self.log.step(self.step, result, rate, seconds, waited, **self._measures(result, seconds), **reasons)
+            measures = self._measures(result, batch.step, seconds)
+            self.log.step(self.step, result, rate, seconds, waited, **measures, **reasons)
         return result.votes["interrupted"] > 0
 
     def _votes(self, batch: Any, waited: float) -> dict[str, float]:
@@ -144,17 +145,19 @@ class Loop:
             total.update(skipped)
         return {"bad_samples": dict(total)}
 
-    def _measures(self, result: StepResult, seconds: float) -> dict[str, Any]:
+    def _measures(self, result: StepResult, number: int, seconds: float) -> dict[str, Any]:
         rewound = {} if self._rewound_from is None else {"rewound_from": self._rewound_from}
         self._rewound_from = None
         measures: dict[str, Any] = {
             **rewound,
+            "batch": number,
             "packed": round(result.tokens / result.votes["positions"], 4),
             "order": joint_order(result.votes),
         }
         if result.votes["fallbacks"]:  # too short for their objective: they stayed plain causal text
             measures["fallbacks"] = int(result.votes["fallbacks"])
-        utilisation = self.cost.utilisation(result.tokens, result.images, seconds, self.engine.world.size)
+        flops = self.cost.flops(result.tokens, result.images, result.span_tokens)
+        utilisation = self.cost.utilisation(flops, seconds, self.engine.world.size)
         if utilisation is not None:
             measures["mfu"] = round(utilisation, 4)
         if self.engine.world.device.type == "cuda":
@@ -194,7 +197,8 @@ class Loop:
         return not self.engine.world.any(self.interrupt.received is not None)
 
     def _held_out_loss(self) -> dict[str, float]:
-        losses = self.engine.evaluate(self.held_out)
+        assert self.config.eval.data is not None, "TrainConfig.check() has refused this"
+        losses = self.engine.evaluate(self.held_out, [source.name for source in self.config.eval.data.sources])
         self._say("  [cyan]held-out[/cyan] " + "  ".join(f"{name} {loss:.4g}" for name, loss in losses.items()))
         return losses
 
@@ -211,13 +215,12 @@ class Loop:
             "loader": merge_states(states),
             "guard": self.engine.guard.state(),
             "frozen": self.frozen,
-            "zero_stage": self.config.engine.zero_stage,
-            "precision": self.config.engine.precision,
         }
         began = time.perf_counter()
         folder = self.run_dir.checkpoints
         path = checkpoint.save(folder, self.step, self.engine, self.processor, state, self.config.checkpoint.keep)
         self.saved_step = self.step
+        self.rewinds = 0
         if self.uploader is not None:
             self.uploader.start(path)
         self._say(f"  [dim]checkpoint {path} in {time.perf_counter() - began:.1f}s[/dim]")

@@ -94,6 +94,20 @@ def _assemble(config: Any, run: Any, resume: bool, world: Any) -> dict[str, Any]
     }
 
 
+def _plan(config: Any, gpus: int | None, run: str | None) -> int:
+    """``--dry-run``; what a ``run`` to be resumed has done already is not to go any more."""
+    import torch
+
+    from .checkpoint import find_latest, read_state
+    from .dry_run import dry_run
+    from .run_dir import RunDir
+
+    latest = find_latest(RunDir(run).checkpoints) if run else None
+    devices = torch.cuda.device_count() or 1 if gpus is None else gpus
+    dry_run(config, devices, read_state(latest)["step"] if latest else 0)
+    return 0
+
+
 def main(argv: Sequence[str]) -> int:
     """The command ``kosmos train`` (and ``kosmos tune``)."""
     from .arguments import add_run_arguments, parse_run_arguments, require_run
@@ -107,14 +121,11 @@ def main(argv: Sequence[str]) -> int:
     add_run_arguments(parser)
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of run=DIR, or start")
     parser.add_argument("--dry-run", action="store_true", help="check all, print size, memory and time; no training")
-    parser.add_argument("--gpus", type=int, default=8, help="devices that --dry-run plans for (8)")
+    parser.add_argument("--gpus", type=int, help="devices that --dry-run plans for (those of this machine, or 1)")
     arguments, run = parse_run_arguments(parser, argv)
     config = settings.load(TrainConfig, arguments.config, arguments.overrides)
     if arguments.dry_run:
-        from .dry_run import dry_run
-
-        dry_run(config, arguments.gpus)
-        return 0
+        return _plan(config, arguments.gpus, run if arguments.resume else None)
     return 0 if train(config, require_run(run), arguments.resume).finished else INTERRUPTED
 
 

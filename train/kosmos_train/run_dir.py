@@ -26,8 +26,11 @@ from .distributed import World
 
 PACKAGES = ("kosmos-metalm", "torch", "deepspeed", "transformers", "open_clip_torch", "timm", "webdataset", "numpy")
 # Settings that may differ between a run and its resumption: they change speed or logging, not the numbers.
-FREE = ("engine", "checkpoint", "samples", "eval", "guard", "log")
-FREE_DATA = ("rows_per_micro_batch", "workers", "max_bad_rate", "skip_steps")
+FREE = (
+    *("checkpoint", "samples", "eval", "guard", "log"),
+    *("engine.zero_stage", "engine.offload_optimizer", "engine.timeout_minutes", "engine.deepspeed"),
+    *("data.rows_per_micro_batch", "data.workers", "data.max_bad_rate", "data.skip_steps"),
+)
 
 
 class RunDir:
@@ -55,9 +58,12 @@ class RunDir:
         if self.metrics.exists() and self.metrics.stat().st_size:  # a start that failed before its first step is no run
             if not resume:
                 raise ValueError(f"{self.path} already holds a run; add --resume to go on, or choose another run=DIR")
-            _check_same(settings.read_yaml(self.config), settings.to_dict(config), self.path)
+            before = settings.load(TrainConfig, self.config)  # settings that are newer than the run get their defaults
+            _check_same(settings.to_dict(before), settings.to_dict(config), self.path)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        settings.write_yaml(config, self.config)
+        partial = self.config.with_name(".config.yaml.partial")
+        settings.write_yaml(config, partial)
+        partial.rename(self.config)
 
     def record_launch(self, step: int, world: World, data: dict[str, Any]) -> None:
         """Append to ``environment.json`` what this start runs on; ``data`` describes the corpora."""
@@ -103,7 +109,7 @@ def _fixed(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
     """The settings that make a run what it is, as ``a.b`` → JSON text."""
     fixed: dict[str, str] = {}
     for key, value in values.items():
-        if (not prefix and key in FREE) or (prefix == "data." and key in FREE_DATA):
+        if prefix + key in FREE:
             continue
         if isinstance(value, dict):
             fixed.update(_fixed(value, f"{prefix}{key}."))

@@ -10,9 +10,27 @@ import torch
 from PIL import Image
 from rich.markup import escape
 
-from .config import Prompt, SampleConfig
+from .config import SampleConfig
 from .engine import Engine
 from .log import cut_after
+
+
+def encode_prompts(config: SampleConfig, processor: Any) -> list[Any]:
+    """The prompts as model inputs, checked before training starts rather than after the first thousand steps.
+
+    Raises:
+        FileNotFoundError: a picture is missing.
+        OSError: a picture cannot be read.
+        ValueError: a prompt is too long.
+    """
+    if not config.every:
+        return []
+    encoded = []
+    for prompt in config.prompts:
+        images = [Image.open(name) for name in prompt.images] or None
+        text = "<image>" * len(prompt.images) + prompt.text
+        encoded.append(processor(images=images, text=text, return_tensors="pt"))
+    return encoded
 
 
 class Sampler:
@@ -22,13 +40,7 @@ class Sampler:
         self.config, self.processor, self.path = config, processor, path
         if main:
             cut_after(path, start_step)
-        self.inputs = [self._encode(prompt) for prompt in config.prompts] if config.every else []
-
-    def _encode(self, prompt: Prompt) -> Any:
-        """Prompt as model input, checked before training starts rather than after the first thousand steps."""
-        text = "<image>" * len(prompt.images) + prompt.text
-        images = [Image.open(name) for name in prompt.images] or None
-        return self.processor(images=images, text=text, return_tensors="pt")
+        self.inputs = encode_prompts(config, processor)
 
     @torch.no_grad()
     def run(self, step: int, engine: Engine, say: Any) -> None:

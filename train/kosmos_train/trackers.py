@@ -1,10 +1,13 @@
 """Optional back ends for scalars; each writes under the run folder and needs its own package.
 
-After a rewind W&B keeps the first numbers of the steps that are made again; ``metrics.jsonl`` has the last ones.
+A resumed run goes on in TensorBoard, without the steps behind the checkpoint, and in trackio; W&B gets a run of its own
+for each start. After a rewind W&B keeps the first numbers of the steps that are made again; ``metrics.jsonl`` has the
+last ones.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,10 +26,10 @@ class Tracker(Protocol):
 class TensorBoard:
     """Event files in ``RUN/tensorboard``."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, start_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder / "tensorboard"))
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1 if start_step else None)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Record the values of a step."""
@@ -54,28 +57,30 @@ class WandbLike:
         self._module.finish()
 
 
-def open_tracker(name: str, folder: Path, run_name: str) -> Tracker:
-    """Open one back end by name.
+def require(name: str) -> None:
+    """Check that the package of a back end, which has the same name, is there.
+
+    Raises:
+        ValueError: it is missing.
+    """
+    if importlib.util.find_spec(name) is None:
+        raise ValueError(f"log.tracking: {name} needs a package that is missing; pip install 'kosmos-metalm[tracking]'")
+
+
+def open_tracker(name: str, folder: Path, run_name: str, start_step: int) -> Tracker:
+    """Open one back end by name; ``start_step`` is the last step that was done before.
 
     Raises:
         ValueError: its package is missing, or there is no such back end.
     """
-    try:
-        return _open(name, folder, run_name)
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"log.tracking: {name} needs a package that is missing ({error}); pip install 'kosmos-metalm[tracking]'"
-        ) from error
-
-
-def _open(name: str, folder: Path, run_name: str) -> Tracker:
+    require(name)
     if name == "tensorboard":
-        return TensorBoard(folder)
+        return TensorBoard(folder, start_step)
     if name == "trackio":
         os.environ.setdefault("TRACKIO_DIR", str(folder.resolve() / "trackio"))
         import trackio
 
-        return WandbLike(trackio, folder, run_name, embed=False)
+        return WandbLike(trackio, folder, run_name, embed=False, resume="allow")
     if name == "wandb":
         import wandb
 

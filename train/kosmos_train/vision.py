@@ -2,7 +2,7 @@
 
 For a domain without a public CLIP, and for the demo, which may download nothing. The result is a folder in open_clip's
 own layout (``open_clip_config.json``, ``open_clip_model.safetensors``), so the same path that loads ``ViT-L-14`` from a
-file loads it. For towers of real size use open_clip's trainer and point ``model.vision`` at what it writes.
+file loads it. For towers of real size use open_clip's trainer and point ``model.vision_weights`` at what it writes.
 
 Differs from CLIP (Radford et al. 2021): pairs with the same caption are one class (UniCL, Yang et al. 2022, eq. 3), as
 otherwise a small corpus is full of false negatives.

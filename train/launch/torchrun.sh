@@ -5,7 +5,7 @@
 set -euo pipefail
 : "${NODES:=1}" "${HEAD:=localhost}" "${PORT:=29500}" "${PROCESSES:=gpu}" "${RESTARTS:=0}" "${PYTHON:=python}"
 
-exec "$PYTHON" -m torch.distributed.run \
+exec "$PYTHON" -m kosmos_train.launcher \
     --nnodes "$NODES" \
     --nproc-per-node "$PROCESSES" \
     --rdzv-id kosmos \
