@@ -1,8 +1,9 @@
 """What one gets without looking: the scores that a result must beat to mean anything.
 
 ``majority answer`` always says the training split's most frequent answer; ``question only`` says the most frequent
-training answer to exactly this text. Both are computed from the data with the task's own metric. Source: Goyal et al.
-2017 (VQAv2), which shows how far language priors carry.
+training answer to exactly this text. Without a training split, and without a chance level, ``constant answer`` always
+says the evaluated split's own most frequent answer. All are computed from the data with the task's own metric. Source:
+Goyal et al. 2017 (VQAv2), which shows how far language priors carry.
 """
 
 from __future__ import annotations
@@ -17,23 +18,20 @@ from .results import Row, make_rows
 from .tasks import Task
 
 MAJORITY, QUESTION_ONLY, CHANCE, SHUFFLED = "majority answer", "question only", "chance", "shuffled"
+CONSTANT = "constant answer"
 
 
 def baseline_rows(task: Task, items: Sequence[Item], train: Sequence[Item], seed: int) -> list[Row]:
-    """Rows of the baselines on the evaluated items; ``train`` may be empty, then only chance is known."""
+    """Rows of the baselines on the evaluated items; ``train`` may be empty."""
     rows: list[Row] = []
-    if train and not any(item.candidates for item in items):  # an answer of another item is none of the choices
-        said = [_common(item.answers) for item in train]
-        majority = _common(said)
-        rows += _rows(task, items, [majority] * len(items), MAJORITY, "none", seed)
-        if any(item.fields for item in items):
-            by_text: dict[str, list[str]] = defaultdict(list)
-            for item, answer in zip(train, said, strict=True):
-                by_text[_text(task, item)].append(answer)
-            guess = {text: _common(answers) for text, answers in by_text.items()}
-            predictions = [guess.get(_text(task, item), majority) for item in items]
-            rows += _rows(task, items, predictions, QUESTION_ONLY, "text-only", seed)
     value = chance(task, items)
+    is_fixed = any(item.candidates or item.candidate_images for item in items)  # another item's answer is no choice
+    is_open = not is_fixed and task.decoding.method != "likelihood"
+    if is_open and train:
+        rows += _trained(task, items, train, seed)
+    elif is_open and value is None:
+        common = _common([_common(item.answers) for item in items])
+        rows += _rows(task, items, [common] * len(items), CONSTANT, "none", seed)
     if value is not None:
         row: dict[str, Any] = {"task": task.name, "model": CHANCE, "shots": 0, "context": "none"}
         rows.append(row | {"metric": task.metrics[0], "value": value, "low": value, "high": value, "n": len(items),
@@ -41,11 +39,27 @@ def baseline_rows(task: Task, items: Sequence[Item], train: Sequence[Item], seed
     return rows
 
 
+def _trained(task: Task, items: Sequence[Item], train: Sequence[Item], seed: int) -> list[Row]:
+    """The two baselines that know the training split's answers."""
+    said = [_common(item.answers) for item in train]
+    majority = _common(said)
+    rows = _rows(task, items, [majority] * len(items), MAJORITY, "none", seed)
+    if any(item.fields for item in items):
+        by_text: dict[str, list[str]] = defaultdict(list)
+        for item, answer in zip(train, said, strict=True):
+            by_text[_text(task, item)].append(answer)
+        guess = {text: _common(answers) for text, answers in by_text.items()}
+        predictions = [guess.get(_text(task, item), majority) for item in items]
+        rows += _rows(task, items, predictions, QUESTION_ONLY, "text-only", seed)
+    return rows
+
+
 def chance(task: Task, items: Sequence[Item]) -> float | None:
-    """What a blind guess scores: the task's figure or, where candidates are ranked, one over their number."""
-    if task.chance is not None or task.decoding.method not in ("rank", "cloze") or task.metrics[0] != "accuracy":
+    """What a blind guess scores: the task's figure or, among candidates, one over their number."""
+    is_choice = task.decoding.method in ("rank", "cloze") or task.decoding.constrained
+    if task.chance is not None or not is_choice or task.metrics[0] not in ("accuracy", "exact_match"):
         return task.chance
-    sizes = [len(item.candidates or task.decoding.candidates) for item in items]
+    sizes = [len(item.candidate_images or item.candidates or task.decoding.candidates) for item in items]
     return sum(1 / size for size in sizes) / len(sizes) if all(sizes) else None
 
 
@@ -82,4 +96,4 @@ def _common(answers: Sequence[str]) -> str:
 
 
 def _text(task: Task, item: Item) -> str:
-    return prompts.build(task, item, context="text-only").text
+    return prompts.build(task, item, context="text-only", extra={"rationale": ""}).text

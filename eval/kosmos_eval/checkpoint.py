@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from kosmos.loading import find_checkpoint, load
 
 from . import results, tasks
-from .evaluate import evaluate
 from .results import Row
+from .session import Session
 from .store import Rank
+from .task_data import TaskData
 
 
 def evaluate_checkpoint(
@@ -25,11 +25,17 @@ def evaluate_checkpoint(
     device: str | None = None,
     name: str | None = None,
     out: str | Path | None = None,
-    **options: Any,
+    shots: Sequence[int] = (0,),
+    contexts: Sequence[str] = ("image+text",),
+    limit: int | None = None,
+    few_shot_limit: int | None = None,
+    seed: int = 0,
+    batch_rows: int = 128,
 ) -> list[Row]:
-    """Evaluate a checkpoint on tasks; writes ``results.json`` and ``samples/`` and prints one table.
+    """Evaluate a checkpoint on tasks; prints one table, and writes ``samples/`` and, after each task, ``results.json``.
 
-    Under torchrun the items are shared among the ranks; rank 0 writes and returns the rows.
+    All tasks are read and checked before the model is loaded. Under torchrun the items are shared among the ranks; rank
+    0 writes and returns the rows.
 
     Args:
         checkpoint: a checkpoint folder or a run directory.
@@ -38,30 +44,31 @@ def evaluate_checkpoint(
         overrides: ``key=value`` for every task's YAML.
         device: where the model runs; default a GPU (of this rank) if there is one.
         name: the model's name in the rows; default the folder's.
-        out: default ``CHECKPOINT/eval``.
-        **options: of :func:`kosmos_eval.evaluate.evaluate`.
+        out: default ``CHECKPOINT/eval``. The other arguments are those of :func:`kosmos_eval.evaluate.evaluate`.
+
+    Raises:
+        FileNotFoundError, ValueError: no such checkpoint, task, data or device; what ``evaluate`` raises.
     """
-    chosen = [tasks.load(task, overrides) for task in names]
-    folder = find_checkpoint(checkpoint)
+    if not names:
+        raise ValueError("no task is named; kosmos eval tasks lists them")
+    folder, rank = find_checkpoint(checkpoint), Rank.from_environment()
+    loaded = [TaskData(tasks.load(task, overrides), data) for task in names]
+    for one in loaded:
+        one.check(shots, contexts)
+        one.subset(limit)
     out = Path(out) if out is not None else Path(checkpoint) / "eval"
-    rank = Rank.from_environment()
     console = Console(quiet=rank.index > 0)
-    model, processor = load(folder, device or rank.device())
+    model, processor = load(folder, rank.device(device))
     rows: list[Row] = []
-    for task in chosen:
-        rows += evaluate(
-            model,
-            processor,
-            task,
-            data,
-            name=name or Path(checkpoint).name,
-            out=out,
-            console=console,
-            rank=rank,
-            **options,
+    for one in loaded:
+        session = Session(
+            model, processor, one, seed, name or Path(checkpoint).name, out, batch_rows, console=console, rank=rank
         )
+        fresh = session.evaluate(shots, contexts, limit, few_shot_limit, with_baselines=True)
+        if rank.index == 0:
+            results.write(fresh, out / "results.json")
+        rows += fresh
     if rank.index == 0:
-        results.write(rows, out / "results.json")
         console.print(results.table(rows))
         console.print(f"{out / 'results.json'}: {len(rows)} rows; every prompt and answer in {out / 'samples'}")
     return rows

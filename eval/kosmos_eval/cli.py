@@ -1,7 +1,7 @@
 """``kosmos eval``: evaluate a checkpoint, score prediction files, compare and report results.
 
-The first word decides: ``score``, ``report``, ``compare``, ``tasks``, ``make``; anything else is the checkpoint to
-evaluate.
+The first word decides: ``score``, ``report``, ``compare``, ``contamination``, ``tasks``, ``make``; anything else is the
+checkpoint to evaluate.
 """
 
 from __future__ import annotations
@@ -14,13 +14,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 _EPILOG = """\
-other uses:
-  kosmos eval score --predictions P.json --references R.json --metrics cider,bleu    score files, no model needed
-  kosmos eval report RESULTS [RESULTS ...] --out DIR                                 Markdown table and plot
-  kosmos eval compare SAMPLES_A SAMPLES_B                                            paired difference of two models
-  kosmos eval tasks                                                                  what can be evaluated
-  kosmos eval make NAME --out DIR                                                    data of the KOSMOS-1 suite
-  kosmos eval contamination --task T --data DIR --shards CORPUS [CORPUS ...]         test items in the training data?
+examples:
+  kosmos eval runs/demo/tune --tasks easy_vqa --data corpora/starter/eval --shots 0,4 --context image+text,shuffled
+  kosmos eval CHECKPOINT --tasks vqa,caption --data MY_FOLDER --set dataset.images={split}/images/{image_id}.png
+
+other uses, each with its own --help:
+  kosmos eval tasks                                              what can be evaluated
+  kosmos eval make NAME --out DIR                                make data of the KOSMOS-1 suite
+  kosmos eval score --predictions P.json --references R.json     score files, no model needed
+  kosmos eval report RESULTS [RESULTS ...] --out DIR             Markdown tables and plot
+  kosmos eval compare SAMPLES_A SAMPLES_B                        paired difference of two models
+  kosmos eval contamination --task T --data DIR --shards CORPUS  are test items in the training data?
 """
 
 
@@ -51,18 +55,24 @@ def _evaluate(argv: Sequence[str]) -> int:
     )
     add = parser.add_argument
     add("checkpoint", type=Path, help="a checkpoint folder or a run directory")
-    add("--tasks", type=_names, required=True, help="comma-separated names (see: kosmos eval tasks) or YAML paths")
-    add("--data", type=Path, required=True, help="folder that the tasks' paths are relative to")
-    add("--shots", type=_numbers, default=[0], help="numbers of demonstrations, e.g. 0,2,4,8 (0)")
-    add("--context", type=_names, default=["image+text"], help="image+text, shuffled, text-only, none (image+text)")
-    add("--limit", type=int, help="evaluate so many items, always the same ones (all)")
-    add("--few-shot-limit", type=int, help="the same for shots > 0 (--limit)")
-    add("--out", type=Path, help="folder for results.json and samples/ (CHECKPOINT/eval)")
+    add("--tasks", metavar="A,B", type=_names, required=True, help="names (see: kosmos eval tasks) or YAML paths")
+    add("--data", metavar="DIR", type=Path, required=True, help="folder that the tasks' paths are relative to")
+    add("--shots", metavar="K,K", type=_numbers, default=[0], help="numbers of demonstrations, e.g. 0,2,4,8 (0)")
+    add(
+        "--context", metavar="C,C", type=_names, default=["image+text"],
+        help="what a prompt holds: image+text, shuffled (another item's image), text-only, none (image+text)",
+    )  # fmt: skip
+    add("--limit", metavar="N", type=int, help="evaluate so many items, always the same ones (all)")
+    add("--few-shot-limit", metavar="N", type=int, help="the same for shots > 0 (--limit)")
+    add("--out", metavar="DIR", type=Path, help="folder for results.json and samples/ (CHECKPOINT/eval)")
     add("--name", help="the model's name in the results (the checkpoint folder's)")
-    add("--seed", type=int, default=0, help="of shuffled images, sampling and intervals (0)")
-    add("--batch-size", type=int, default=128, help="prompts in a batch at most (128)")
+    add("--seed", metavar="N", type=int, default=0, help="of shuffled images, sampling and intervals (0)")
+    add("--batch-size", metavar="N", type=int, default=128, help="prompts in a batch at most (128)")
     add("--device", help="cpu, cuda, cuda:1 … (a GPU if there is one)")
-    add("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="change the tasks' YAML keys")
+    add(
+        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE",
+        help="change a key of the tasks' YAML, e.g. metrics=cider,bleu or decoding.method=beam; may be repeated",
+    )  # fmt: skip
     options = parser.parse_args(argv)
 
     from .checkpoint import evaluate_checkpoint
@@ -86,14 +96,20 @@ def _evaluate(argv: Sequence[str]) -> int:
 
 
 def _score(argv: Sequence[str]) -> int:
-    from .score import Judges, score_files
+    from .score import ALLOWED, Judges, score_files
 
-    parser = argparse.ArgumentParser(prog="kosmos eval score", description="Score published-format files; prints JSON.")
+    parser = argparse.ArgumentParser(
+        prog="kosmos eval score",
+        description="Score result files in the published COCO-caption and VQAv2 formats without a model; prints JSON.",
+        epilog="".join(f"metrics for {kind}: {', '.join(names)}\n" for kind, names in ALLOWED.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
-    add("--predictions", type=Path, required=True, help="[{image_id, caption}, …] or [{question_id, answer}, …]")
-    add("--references", type=Path, required=True, help="COCO caption or VQAv2 annotation file")
-    add("--questions", type=Path, help="VQAv2 question file, checked against the annotations")
-    add("--metrics", type=_names, default=[], help="comma-separated; default vqa, or bleu,rouge_l,cider")
+    add("--predictions", metavar="P.json", type=Path, required=True,
+        help="[{image_id, caption}, …] or [{question_id, answer}, …]")  # fmt: skip
+    add("--references", metavar="R.json", type=Path, required=True, help="COCO caption or VQAv2 annotation file")
+    add("--questions", metavar="Q.json", type=Path, help="VQAv2 question file, checked against the annotations")
+    add("--metrics", metavar="A,B", type=_names, default=[], help="see below; default vqa, or bleu,rouge_l,cider")
     add("--partial", action="store_true", help="VQA: score only the questions that have a prediction")
     add("--seed", type=int, default=0, help="seed of the bootstrap intervals (0)")
     add("--images", type=Path, help="clipscore: folder of the images")
@@ -118,11 +134,13 @@ def _score(argv: Sequence[str]) -> int:
 def _report(argv: Sequence[str]) -> int:
     from .report import report
 
-    parser = argparse.ArgumentParser(prog="kosmos eval report", description="Markdown table and plot of results.")
+    parser = argparse.ArgumentParser(prog="kosmos eval report", description="Markdown tables and a plot of results.")
     parser.add_argument("results", type=Path, nargs="+", help="results.json files or folders that hold one")
     parser.add_argument("--out", type=Path, default=Path("."), help="folder for report.md and shots.png (.)")
     options = parser.parse_args(argv)
-    sys.stdout.write(report(options.results, options.out).read_text(encoding="utf-8"))
+    written = report(options.results, options.out)
+    sys.stdout.write(written.read_text(encoding="utf-8"))
+    sys.stderr.write(f"{written} and {options.out / 'shots.png'} written\n")
     return 0
 
 
@@ -134,10 +152,10 @@ def _compare(argv: Sequence[str]) -> int:
         description="Paired bootstrap of two models on the same items, from their samples/*.jsonl; prints JSON.",
     )
     parser.add_argument(
-        "first", type=Path, help="samples of one model, e.g. runs/a/eval/samples/easy_vqa-0shot-image+text.jsonl"
+        "first", type=Path, help="samples of one model, e.g. runs/a/eval/samples/a/easy_vqa-0shot-image+text.jsonl"
     )
     parser.add_argument("second", type=Path, help="samples of the other")
-    parser.add_argument("--metric", help="metric to compare (the first of the task)")
+    parser.add_argument("--metric", help="any that the answers allow (the first of the task)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (0)")
     options = parser.parse_args(argv)
     return _print_json(compare_samples(options.first, options.second, options.metric, options.seed).to_dict())
@@ -151,11 +169,11 @@ def _tasks(argv: Sequence[str]) -> int:
 
     argparse.ArgumentParser(prog="kosmos eval tasks", description="List the tasks.").parse_args(argv)
     table = Table(box=None, pad_edge=False)
-    for heading, fixed in (("task", True), ("what", False), ("metrics", False), ("answers by", True)):
+    for heading, fixed in (("task", True), ("what", False), ("metric", True), ("answers by", True)):
         table.add_column(heading, no_wrap=fixed)
     for name in tasks.known():
         task = tasks.load(name)
-        table.add_row(name, task.description, ", ".join(task.metrics), task.decoding.method)
+        table.add_row(name, task.description, task.metrics[0], task.decoding.method)
     console = Console()
     console.print(table)
     console.print(

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from .metrics import MetricScore, mean_score, roc_auc
+from . import formats, metrics
+from .metrics import MetricScore
 from .statistics import Comparison, compare
+
+Records = dict[str, dict[str, Any]]
 
 
 def compare_samples(first: str | Path, second: str | Path, metric: str | None = None, seed: int = 0) -> Comparison:
-    """The paired difference ``second - first`` of a metric's mean over the same items, whole images resampled.
+    """The paired difference ``second - first`` of a metric over the same items, whole images resampled.
+
+    The metric is worked out anew from the logged answers, as a whole: BLEU is that of the corpus, not a mean.
+
+    Args:
+        metric: any that the logs allow; default the first of the task.
 
     Raises:
-        ValueError: the logs hold other items or lack the metric.
+        ValueError: the logs hold other items, or not what the metric needs.
         FileNotFoundError: no such log.
     """
     one, two = _read(first), _read(second)
@@ -22,25 +29,32 @@ def compare_samples(first: str | Path, second: str | Path, metric: str | None = 
         only = sorted(set(one) ^ set(two))
         raise ValueError(f"{first} and {second} hold different items: {len(only)} are in one only (first: {only[0]})")
     name = metric or next(iter(next(iter(one.values()))["metrics"]))
-    scores = [_score(one, name, first), _score({key: two[key] for key in one}, name, second)]
+    scores = [_score(records, name) for records in (one, {key: two[key] for key in one})]
     clusters = ["|".join(image["sha256"] for image in record["images"]) or key for key, record in one.items()]
     return compare(scores[0], scores[1], clusters, seed)
 
 
-def _score(records: dict[str, dict[str, Any]], metric: str, path: str | Path) -> MetricScore:
-    for record in records.values():
-        if metric not in record["metrics"]:
-            raise ValueError(f"{path}: no metric {metric!r}; it holds {', '.join(record['metrics'])}")
-    if metric == "roc_auc":
-        return roc_auc(*([record[key] for record in records.values()] for key in ("confidence", "positive")))
-    return mean_score(metric, [float(record["metrics"][metric]) for record in records.values()])
+def _score(records: Records, metric: str) -> MetricScore:
+    def column(key: str) -> list[Any]:
+        return [record[key] for record in records.values()]
+
+    likelihoods = confidences = positive = None
+    logged = set(next(iter(records.values()))["metrics"])
+    if logged & set(metrics.LIKELIHOOD_METRICS):
+        likelihoods = [scores[0] for scores in column("scores")]
+    if logged & set(metrics.CONFIDENCE_METRICS):
+        confidences, positive = column("confidence"), column("positive")
+    predictions, answers = column("prediction"), column("answers")
+    return metrics.compute([metric], predictions, answers, likelihoods, confidences, positive)[0]
 
 
-def _read(path: str | Path) -> dict[str, dict[str, Any]]:
+def _read(path: str | Path) -> Records:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no samples here; kosmos eval writes them to OUT/samples/")
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    if not records or "metrics" not in records[0]:
+    records = [record for _, record in formats.read_json_lines(path)]
+    if not records or not all(
+        {"id", "prediction", "answers", "images", "metrics"} <= record.keys() for record in records
+    ):
         raise ValueError(f"{path}: not a finished sample log of kosmos eval")
     return {record["id"]: record for record in records}

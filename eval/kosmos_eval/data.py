@@ -7,7 +7,6 @@ check what the field's tools pass over: that every image exists, that every ques
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -57,7 +56,8 @@ def load_items(task: Task, data: str | Path, split: str) -> list[Item]:
     """
     data, files = Path(data), task.dataset
     if not data.is_dir():
-        raise FileNotFoundError(f"{data}: no such data folder (task {task.name} looks for {files.annotations} in it)")
+        wanted = _path(Path(), files.annotations, split)
+        raise FileNotFoundError(f"{data}: no such data folder (task {task.name} looks for {wanted} in it)")
     items = _READERS[files.format](files, data, split)
     if not items:
         raise ValueError(f"{_path(data, files.annotations, split)}: no items in split {split!r}")
@@ -122,11 +122,14 @@ def _read_captions(files: DatasetFiles, data: Path, split: str) -> list[Item]:
 def _read_karpathy(files: DatasetFiles, data: Path, split: str) -> list[Item]:
     """Karpathy's ``restval`` images belong to the training split, as everywhere in the literature."""
     splits = {"train", "restval"} if split == "train" else {split}
-    items = []
-    for entry in formats.read_json(_path(data, files.annotations, split))["images"]:
+    path, items = _path(data, files.annotations, split), []
+    entries = formats.read_list(path, "images")
+    formats.require(path, entries, {"split": str, "filename": str, "imgid": formats.Identifier, "sentences": list})
+    for entry in entries:
         if entry["split"] in splits:
             folder = f"{entry['filepath']}/" if "filepath" in entry else ""
             names = {"image_id": entry.get("cocoid", entry["imgid"]), "file_name": folder + entry["filename"]}
+            formats.require(path, entry["sentences"], {"raw": str})
             captions = tuple(sentence["raw"] for sentence in entry["sentences"])
             items.append(Item(str(names["image_id"]), {}, _images(files, data, split, **names), captions))
     return items
@@ -139,13 +142,14 @@ def _read_vizwiz(files: DatasetFiles, data: Path, split: str) -> list[Item]:
     entries = formats.read_json(path)
     if not isinstance(entries, list):
         raise ValueError(f"{path}: expected a list of questions, found a {type(entries).__name__}")
+    formats.require(path, entries, {"image": str, "question": str})
     items = []
     for number, entry in enumerate(entries):
-        answers = tuple(answer["answer"] for answer in entry.get("answers", []))
-        if not answers:
+        if not entry.get("answers"):
             raise ValueError(
                 f"{path}: entry {number} (counting from 0) has no answers; the test answers are not public"
             )
+        answers = formats.votes(path, entry["image"], entry["answers"])
         images = _images(files, data, split, file_name=entry["image"])
         items.append(
             Item(entry["image"], {"question": entry["question"]}, images, answers, entry.get("answer_type", ""))
@@ -173,7 +177,10 @@ def _read_jsonl(files: DatasetFiles, data: Path, split: str) -> list[Item]:
 
 
 def _json_item(entry: dict[str, Any], path: Path, number: int, data: Path, files: DatasetFiles, split: str) -> Item:
-    if not entry.get("answers") or not isinstance(entry["answers"], list):
+    for key in ("answers", "images", "candidates", "candidate_images", "demonstrations"):
+        if not isinstance(entry.get(key, []), list):
+            raise ValueError(f'{path}:{number}: "{key}" must be a list, not {entry[key]!r}')
+    if not entry.get("answers"):
         raise ValueError(f'{path}:{number}: "answers" must be a list with at least one answer')
 
     def image(name: str) -> Path:
@@ -181,7 +188,7 @@ def _json_item(entry: dict[str, Any], path: Path, number: int, data: Path, files
 
     known = ("id", "images", "answers", "candidates", "candidate_images", "group", "demonstrations")
     identifier = str(entry.get("id", number))
-    own = [{"id": f"{identifier}:{i}", **shot} for i, shot in enumerate(entry.get("demonstrations") or (), start=1)]
+    own = [{"id": f"{identifier}:{i}", **shot} for i, shot in enumerate(entry.get("demonstrations", ()), start=1)]
     return Item(
         id=identifier,
         fields={key: str(value) for key, value in entry.items() if key not in known},
@@ -216,16 +223,8 @@ def _read_shards(files: DatasetFiles, data: Path, split: str) -> list[Item]:
 
 def _json_lines(path: Path, key: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line numbers and objects of a JSON lines file, each with something under ``key``."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number}: not valid JSON ({error})") from error
-        if not isinstance(entry, dict) or not entry.get(key):
+    for number, entry in formats.read_json_lines(path):
+        if not entry.get(key):
             raise ValueError(f'{path}:{number}: expected an object with something under "{key}"')
         yield number, entry
 
@@ -257,5 +256,6 @@ def _check_images(items: Sequence[Item], task: Task) -> None:
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise FileNotFoundError(
-            f"task {task.name}: {len(missing)} of {len(paths)} images are missing, first {missing[0]}"
+            f"task {task.name}: {len(missing)} of {len(paths)} images are missing, first {missing[0]}; where they lie "
+            f"is dataset.images, here {task.dataset.images!r} (--set dataset.images=…)"
         )

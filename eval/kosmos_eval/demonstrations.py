@@ -23,6 +23,7 @@ from .tasks import Task
 
 # Features of images (N, D), one vector each, for RICES.
 EmbedImages = Callable[[Sequence[Path]], Tensor]
+_QUERIES = 256  # compared with the whole pool at a time
 
 
 class DemonstrationPool:
@@ -104,18 +105,16 @@ def _nearest_items(
     pool: Sequence[Item], evaluated: Sequence[Item], embed: EmbedImages, keep: int = 256
 ) -> dict[tuple[Path, ...], list[int]]:
     """For each evaluated image the pool's items by cosine similarity of the first image, ties by position."""
-    pool_images = list(dict.fromkeys(item.images[0] for item in pool))
-    place = {path: i for i, path in enumerate(pool_images)}
-    members: list[list[int]] = [[] for _ in pool_images]
+    first: dict[Path, int] = {}  # of several items of an image the first
     for index, item in enumerate(pool):
-        members[place[item.images[0]]].append(index)
-    queries = list(dict.fromkeys(item.images for item in evaluated))
-    similarity = _unit(embed([images[0] for images in queries])) @ _unit(embed(pool_images)).T
-    order = similarity.argsort(dim=1, descending=True, stable=True)[:, :keep].tolist()
-    return {
-        images: [index for image in row for index in members[image][:1]]
-        for images, row in zip(queries, order, strict=True)
-    }
+        first.setdefault(item.images[0], index)
+    places, queries = list(first.values()), list(dict.fromkeys(item.images for item in evaluated))
+    queries_QW, pool_PW = _unit(embed([images[0] for images in queries])), _unit(embed(list(first)))
+    nearest: list[list[int]] = []
+    for chunk_CW in queries_QW.split(_QUERIES):  # all similarities of VQAv2 at once would take 13 GB
+        similarity_CP = chunk_CW @ pool_PW.T
+        nearest += similarity_CP.argsort(dim=1, descending=True, stable=True)[:, :keep].tolist()
+    return {images: [places[image] for image in row] for images, row in zip(queries, nearest, strict=True)}
 
 
 def _unit(features_ND: Tensor) -> Tensor:

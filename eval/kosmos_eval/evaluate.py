@@ -14,13 +14,11 @@ from typing import Any
 
 from rich.console import Console
 
-from . import baselines as base
 from . import tasks
-from .answering import Run
-from .data import Item, stable_hash
 from .results import Row
 from .session import Session
 from .store import Rank
+from .task_data import TaskData
 from .tasks import Task
 
 
@@ -62,37 +60,8 @@ def evaluate(
     Raises:
         ValueError, FileNotFoundError: unknown task or context, bad data, a prompt longer than the model takes.
     """
-    task = task if isinstance(task, Task) else tasks.load(task)
-    session = Session(model, processor, task, Path(data), seed, name, out, batch_rows, console, rank)
-    session.check(shots, contexts)
-    was_training = model.training
-    model.eval()
-    try:
-        rows: list[Row] = []
-        for count in shots:
-            for context in contexts:
-                size = few_shot_limit if count and few_shot_limit is not None else limit
-                rows += session.run(Run(session.task, count, context, subset(session.items, task, size), seed))
-    finally:
-        model.train(was_training)
-    if session.rank.index > 0:
-        return []
-    others: list[Row] = []
-    if with_baselines:
-        others = base.baseline_rows(session.task, subset(session.items, task, limit), session.train, seed)
-    base.attach(rows, others)
-    return rows + others
-
-
-def subset(items: Sequence[Item], task: Task, limit: int | None) -> list[Item]:
-    """``limit`` items chosen by hash, in file order; all if there are no more.
-
-    Raises:
-        ValueError: a limit below 1.
-    """
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit {limit} must be at least 1")
-    if limit is None or limit >= len(items):
-        return list(items)
-    chosen = set(sorted(range(len(items)), key=lambda i: stable_hash("limit", task.name, items[i].id))[:limit])
-    return [item for i, item in enumerate(items) if i in chosen]
+    loaded = task if isinstance(task, Task) else tasks.load(task)
+    material = TaskData(loaded, data)
+    material.check(shots, contexts)
+    session = Session(model, processor, material, seed, name, out, batch_rows, console, rank)
+    return session.evaluate(shots, contexts, limit, few_shot_limit, with_baselines)

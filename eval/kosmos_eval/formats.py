@@ -7,12 +7,13 @@ caption). Every reader names the file and the entry in its errors.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 Identifier = int | str
+Answer = int | float | str  # some files write "2" as a number
 
 
 @dataclass(frozen=True)
@@ -49,36 +50,72 @@ def read_json(path: str | Path) -> Any:
         raise ValueError(f"{path}: not valid JSON ({error})") from error
 
 
+def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Numbers, from 1, and objects of a file with one JSON object a line; empty lines are passed over.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file; a line that is no JSON object.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    with path.open(encoding="utf-8") as file:  # not splitlines(), which also breaks at U+2028 within a text
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}:{number}: not valid JSON ({error})") from error
+            if not isinstance(entry, dict):
+                raise ValueError(f"{path}:{number}: expected a JSON object, found a {type(entry).__name__}")
+            yield number, entry
+
+
 def read_vqa_questions(path: str | Path) -> list[dict[str, Any]]:
     """The ``questions`` list of a VQAv2 question file: question_id, image_id, question."""
-    questions = _list_under(path, "questions")
-    _require(path, questions, ("question_id", "image_id", "question"))
+    questions = read_list(path, "questions")
+    require(path, questions, {"question_id": Identifier, "image_id": Identifier, "question": str})
     return questions
 
 
 def read_vqa_annotations(path: str | Path) -> list[VqaAnnotation]:
     """The annotations of a VQAv2 annotation file."""
-    entries = _list_under(path, "annotations")
-    _require(path, entries, ("question_id", "image_id", "answers"))
+    entries = read_list(path, "annotations")
+    require(path, entries, {"question_id": Identifier, "image_id": Identifier, "answers": list})
     annotations = []
     for entry in entries:
-        answers = tuple(answer["answer"] if isinstance(answer, dict) else str(answer) for answer in entry["answers"])
-        if not answers:
+        if not entry["answers"]:
             raise ValueError(f"{path}: question {entry['question_id']} has an empty list of answers")
+        answers = votes(path, entry["question_id"], entry["answers"])
         types = str(entry.get("question_type", "")), str(entry.get("answer_type", ""))
         annotations.append(VqaAnnotation(entry["question_id"], entry["image_id"], answers, *types))
     return annotations
 
 
+def votes(path: str | Path, question: Identifier, answers: Iterable[Any]) -> tuple[str, ...]:
+    """The annotators' answers to one question, given as ``{"answer": text, …}`` or as plain text.
+
+    Raises:
+        ValueError: one is neither.
+    """
+    texts = [answer.get("answer") if isinstance(answer, Mapping) else answer for answer in answers]
+    for text in texts:
+        if not _is(text, Answer):
+            raise ValueError(f"{path}: question {question}: an answer is {text!r}, which is no text")
+    return tuple(map(str, texts))
+
+
 def read_caption_references(path: str | Path) -> CaptionReferences:
     """The captions of a COCO caption annotation file (``captions_val2014.json`` and the like)."""
-    entries = _list_under(path, "annotations")
-    _require(path, entries, ("image_id", "caption"))
+    entries = read_list(path, "annotations")
+    require(path, entries, {"image_id": Identifier, "caption": str})
     captions: dict[Identifier, list[str]] = {}
     for entry in entries:
         captions.setdefault(entry["image_id"], []).append(entry["caption"])
-    images = read_json(path).get("images", [])
-    return CaptionReferences(captions, {image["id"]: image["file_name"] for image in images if "file_name" in image})
+    images = [image for image in read_json(path).get("images", []) if "file_name" in image]
+    require(path, images, {"id": Identifier, "file_name": str})
+    return CaptionReferences(captions, {image["id"]: image["file_name"] for image in images})
 
 
 def read_results(path: str | Path, key: str, value: str) -> dict[Identifier, str]:
@@ -91,7 +128,7 @@ def read_results(path: str | Path, key: str, value: str) -> dict[Identifier, str
     entries = read_json(path)
     if not isinstance(entries, list):
         raise ValueError(f'{path}: expected a list [{{"{key}": …, "{value}": …}}, …], found a {type(entries).__name__}')
-    _require(path, entries, (key, value))
+    require(path, entries, {key: Identifier, value: Answer})
     results: dict[Identifier, str] = {}
     for entry in entries:
         if entry[key] in results:
@@ -102,23 +139,38 @@ def read_results(path: str | Path, key: str, value: str) -> dict[Identifier, str
 
 def reference_kind(path: str | Path) -> str:
     """Either "vqa" or "captions", from what the annotations hold."""
-    entries = _list_under(path, "annotations")
-    first = entries[0] if entries else {}
+    entries = read_list(path, "annotations")
+    if not entries:
+        raise ValueError(f'{path}: "annotations" is empty')
+    first = entries[0]
     for kind, key in (("vqa", "answers"), ("captions", "caption")):
         if isinstance(first, Mapping) and key in first:
             return kind
     raise ValueError(f'{path}: its "annotations" hold neither VQA answers nor captions')
 
 
-def _list_under(path: str | Path, key: str) -> list[dict[str, Any]]:
+def require(path: str | Path, entries: Iterable[Any], kinds: Mapping[str, Any]) -> None:
+    """Check that every entry is an object with these keys, each of its kind.
+
+    Raises:
+        ValueError: the first that is not so.
+    """
+    for number, entry in enumerate(entries):
+        for key, kind in kinds.items():
+            if not isinstance(entry, Mapping) or key not in entry:
+                raise ValueError(f'{path}: entry {number} (counting from 0) has no "{key}"')
+            if not _is(entry[key], kind):
+                wanted = {list: "a list", str: "text", Identifier: "a number or text"}.get(kind, "text")
+                raise ValueError(f'{path}: entry {number} (counting from 0): "{key}" is {entry[key]!r}, not {wanted}')
+
+
+def _is(value: Any, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def read_list(path: str | Path, key: str) -> list[dict[str, Any]]:
+    """The list under ``key`` of a JSON object, as COCO's and VQAv2's files have it."""
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get(key), list):
         raise ValueError(f'{path}: expected a JSON object with a list under "{key}"')
     return content[key]
-
-
-def _require(path: str | Path, entries: Iterable[Any], keys: tuple[str, ...]) -> None:
-    for number, entry in enumerate(entries):
-        for key in keys:
-            if not isinstance(entry, Mapping) or key not in entry:
-                raise ValueError(f'{path}: entry {number} (counting from 0) has no "{key}"')

@@ -9,12 +9,13 @@ HellaSwag clean-up) is done here, because no template can. Labels that are not p
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
+
+from . import formats
 
 Entry = dict[str, Any]
 
@@ -46,15 +47,11 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Entry]]:
     """Objects of a JSON lines file; a file NAME-labels.lst beside it (PIQA, Winogrande) brings the labels."""
     labels = path.with_name(f"{path.stem}-labels.lst")
     answers = labels.read_text(encoding="utf-8").split() if labels.is_file() else None
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if answers is not None and len(answers) != len(lines):
-        raise ValueError(f"{labels}: {len(answers)} labels for {len(lines)} entries of {path.name}")
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number}: not valid JSON ({error})") from error
-        yield number, row if answers is None else {"label": answers[number - 1], **row}
+    rows = list(formats.read_json_lines(path))
+    if answers is not None and len(answers) != len(rows):
+        raise ValueError(f"{labels}: {len(answers)} labels for {len(rows)} entries of {path.name}")
+    for place, (number, row) in enumerate(rows):
+        yield number, row if answers is None else {"label": answers[place], **row}
 
 
 def _csv(path: Path) -> Iterator[tuple[int, Entry]]:

@@ -1,9 +1,9 @@
-"""``kosmos eval report``: result rows as a Markdown table and a plot of score against shots with 95 % intervals."""
+"""``kosmos eval report``: result rows as Markdown tables and a plot of score against shots with 95 % intervals."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +18,74 @@ def report(paths: Sequence[str | Path], out: str | Path) -> Path:
     """Write ``report.md`` and ``shots.png`` from one or several result files; returns the Markdown file's path.
 
     Raises:
-        FileNotFoundError, ValueError: a file is missing, is no result file, or holds no row.
+        FileNotFoundError, ValueError: a file is missing, is no result file, or holds no row; two files have other
+            results of one model.
     """
-    rows = [row for path in paths for row in results.read(path)]
-    if not rows:
-        raise ValueError(f"{paths[0]}: no result rows")
+    rows = _collected(paths)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     plot(rows, out / "shots.png")
-    text = "# Evaluation\n\n" + markdown(rows) + "\n![score against shots](shots.png)\n"
-    (out / "report.md").write_text(text, encoding="utf-8")
+    (out / "report.md").write_text(markdown(rows), encoding="utf-8")
     return out / "report.md"
 
 
+def _collected(paths: Sequence[str | Path]) -> list[Row]:
+    """The rows of all files; baselines, which are in each, once."""
+    rows: dict[tuple[Any, ...], Row] = {}
+    for path in paths:
+        for row in results.read(path):
+            known = rows.setdefault((*results.key(row), row["value"] if results.is_baseline(row) else ""), row)
+            if known["value"] != row["value"]:
+                raise ValueError(
+                    f"{path}: a second result of model {row['model']!r} on {row['task']} with {row['shots']} shots, "
+                    f"context {row['context']}; give each model its own --name when it is evaluated"
+                )
+    if not rows:
+        raise ValueError(f"{paths[0]}: no result rows")
+    return list(rows.values())
+
+
 def markdown(rows: Sequence[Row]) -> str:
-    """A Markdown table of all rows, baselines in italics."""
-    head = ("task", "model", "shots", "context", "metric", "score", "95 %", "n")
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * 5 + " ---: |" * 3]
-    for row in rows:
-        name = f"*{row['model']}*" if results.is_baseline(row) else str(row["model"])
-        cells = [row["task"], name, row["shots"], row["context"], row["metric"], f"{row['value']:.3f}"]
-        cells += [f"{row['low']:.3f}–{row['high']:.3f}", row["n"]]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    notes = sorted({f"{row['task']}: prompt `{row['prompt']!r}`, {row['decoding']}" for row in rows if "prompt" in row})
-    return "\n".join([*lines, "", *(f"- {note}" for note in notes)]) + "\n"
+    """A table a task of its headline metric over shots, the plot, and all rows."""
+    lines = ["# Evaluation", ""]
+    for (task, metric), members in _panels(rows).items():
+        lines += [f"## {task}: {metric}", "", *_over_shots(members), "", *_how(members), ""]
+    lines += ["![score against shots](shots.png)", "", "## All rows", ""]
+    lines += _table(["task", "model", "shots", "context", "metric", "score", "95 %", "n"], map(_cells, rows))
+    return "\n".join(lines) + "\n"
+
+
+def _over_shots(members: Sequence[Row]) -> list[str]:
+    """A line a model and context, a column a number of shots; baselines in italics below."""
+    shots = sorted({row["shots"] for row in members if not results.is_baseline(row)}) or [0]
+    lines: dict[tuple[str, str], dict[int, str]] = {}
+    for row in sorted(members, key=results.is_baseline):
+        score = f"{row['value']:.3f} ({_interval(row)})" if row["low"] < row["high"] else f"{row['value']:.3f}"
+        lines.setdefault((_name(row), row["context"]), {})[row["shots"]] = score
+    cells = ([*line, *(scores.get(count, "") for count in shots)] for line, scores in lines.items())
+    return _table(["model", "context", *(f"{count} shots" for count in shots)], cells)
+
+
+def _how(members: Sequence[Row]) -> list[str]:
+    how = {f"Prompt `{row['prompt']!r}`, {row['decoding']}." for row in members if "prompt" in row}
+    return sorted(how)
+
+
+def _cells(row: Row) -> list[str]:
+    start = [row["task"], _name(row), row["shots"], row["context"], row["metric"]]
+    return [*map(str, start), f"{row['value']:.3f}", _interval(row), str(row["n"])]
+
+
+def _name(row: Row) -> str:
+    return f"*{row['model']}*" if results.is_baseline(row) else str(row["model"])
+
+
+def _interval(row: Row) -> str:
+    return f"{row['low']:.3f}–{row['high']:.3f}"
+
+
+def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
+    return ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *lines)]
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:

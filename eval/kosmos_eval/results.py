@@ -2,7 +2,7 @@
 
 Contract: ``task, model, shots, context, metric, value, low, high, n`` (accuracies in 0–1, the interval is the 95 %
 bootstrap over images). Scores of one question type carry it in ``question_type`` and in the metric's name
-(``vqa:color``).
+(``vqa:color``). ``results.schema.json`` beside this module says it all as a JSON schema.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from .data import Item
 from .tasks import Task
 
 Row = dict[str, Any]
+_CONTRACT = ("task", "model", "shots", "context", "metric", "value", "low", "high", "n")
 _KEY = ("task", "model", "shots", "context", "metric", "split", "seed")
 
 
@@ -115,7 +116,7 @@ def commit() -> str | None:
 def write(rows: Sequence[Row], path: Path) -> list[Row]:
     """Write ``results.json``; rows of the same run in the file are replaced, others kept. Returns what it now holds."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    merged = {_key(row): row for row in (*read(path), *rows)} if path.is_file() else {_key(row): row for row in rows}
+    merged = {key(row): row for row in (*read(path), *rows)} if path.is_file() else {key(row): row for row in rows}
     temporary = path.with_name(path.name + ".new")
     temporary.write_text(json.dumps(list(merged.values()), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     temporary.replace(path)
@@ -136,12 +137,12 @@ def read(path: str | Path) -> list[Row]:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and "metric" in row for row in rows):
-        raise ValueError(f"{path}: expected a list of result rows")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and {*_CONTRACT} <= row.keys() for row in rows):
+        raise ValueError(f"{path}: expected a list of result rows, each with {', '.join(_CONTRACT)}")
     return rows
 
 
-def _key(row: Row) -> tuple[Any, ...]:
+def key(row: Row) -> tuple[Any, ...]:
     """What makes two rows the same run; a baseline also depends on which items it was scored on."""
     return tuple(row.get(name) for name in (*_KEY, *(("n",) if is_baseline(row) else ())))
 

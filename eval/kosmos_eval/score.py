@@ -12,6 +12,11 @@ from . import formats, metrics, statistics
 
 MODEL_METRICS = ("clipscore", "refclipscore", "bertscore")
 DEFAULT_METRICS = {"vqa": ("vqa",), "captions": ("bleu", "rouge_l", "cider")}
+# What can be said of each kind of file; VQA accuracy counts votes, which captions are not.
+ALLOWED = {
+    "vqa": (*metrics.ANSWER_METRICS, *metrics.CAPTION_METRICS),
+    "captions": (*metrics.CAPTION_METRICS, *MODEL_METRICS, "exact_match", "f1", "anls", "accuracy"),
+}
 
 
 @dataclass(frozen=True)
@@ -54,14 +59,32 @@ def score_files(
         judges: models for clipscore, refclipscore and bertscore.
 
     Returns:
-        ``{"task", "n", METRIC: value, …, "intervals": {METRIC: [low, high]}, …}``; accuracies in 0–1; VQA files also
-        get ``by_question_type`` and ``by_answer_type``.
+        ``{"task", "n", METRIC: value, …, "intervals": {METRIC: [low, high]}, "references_without_prediction"}``;
+        accuracies in 0–1; VQA files also get ``by_question_type`` and ``by_answer_type``.
+
+    Raises:
+        FileNotFoundError, ValueError: a missing or malformed file, ids that do not match, an unknown or unfit metric.
     """
-    if formats.reference_kind(references) == "vqa":
-        return _score_vqa(predictions, references, questions, names or DEFAULT_METRICS["vqa"], partial, seed)
+    kind = formats.reference_kind(references)
+    names = _chosen(names or DEFAULT_METRICS[kind], kind, references)
+    if kind == "vqa":
+        return _score_vqa(predictions, references, questions, names, partial, seed)
     if questions is not None:
         raise ValueError(f"{questions}: a question file goes with VQA annotations, but {references} holds captions")
-    return _score_captions(predictions, references, names or DEFAULT_METRICS["captions"], seed, judges or Judges())
+    return _score_captions(predictions, references, names, seed, judges or Judges())
+
+
+def _chosen(names: Sequence[str], kind: str, references: str | Path) -> list[str]:
+    """The metrics by their full names; ValueError for one that is unknown or says nothing about such a file."""
+    names = metrics.resolve(names, (*metrics.NAMES, *MODEL_METRICS))
+    for name in names:
+        if name not in ALLOWED[kind]:
+            holds = "VQA answers" if kind == "vqa" else "captions"
+            raise ValueError(
+                f"metric {name!r} is none for {references}, which holds {holds}; choose from {', '.join(ALLOWED[kind])}"
+            )
+    metrics.check_available(names)
+    return names
 
 
 def _score_captions(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,48 +15,41 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
-from . import metrics, prompts, results, tasks
+from . import baselines, metrics, prompts, results
 from .answering import Run, answer_run, candidates, continuations
-from .data import Item, content_hash, load_items
-from .demonstrations import DemonstrationPool
+from .data import Item, content_hash
 from .engine import Engine
 from .metrics import auc
 from .prompts import Prompt
 from .results import Row
 from .runner import Runner
 from .store import Rank, Record, SampleLog, request_hash
-from .tasks import Task
+from .task_data import TaskData
+from .tasks import CANDIDATE, Task
 
 
 class Session:
-    """What the runs of one call share: data, encoded images, demonstrations."""
+    """A model before the data of one task; the arguments are those of :func:`kosmos_eval.evaluate.evaluate`."""
 
     def __init__(
         self,
         model: Any,
         processor: Any,
-        task: Task,
-        data: Path,
-        seed: int,
-        name: str,
-        out: str | Path | None,
-        batch_rows: int,
-        console: Console | None,
-        rank: Rank | None,
+        data: TaskData,
+        seed: int = 0,
+        name: str = "model",
+        out: str | Path | None = None,
+        batch_rows: int = 128,
+        console: Console | None = None,
+        rank: Rank | None = None,
     ) -> None:
-        self.task, self.seed, self.name = task, seed, name
+        self.data, self.task, self.items = data, data.task, data.items
+        self.seed, self.name = seed, name
         self.console = console or Console(quiet=True)
         self.rank = rank or Rank.from_environment()
         self.folder = Path(out) / "samples" / name.replace("/", "_") if out is not None else None
-        self.items = load_items(task, data, task.split)
-        self._data = data
-        is_choice = task.decoding.constrained or task.decoding.method in ("rank", "cloze")
-        if is_choice and not task.decoding.candidates and not all(item.candidates for item in self.items):
-            names = sorted({answer for item in self.items for answer in item.answers})
-            self.task = replace(task, decoding=replace(task.decoding, candidates=names))
         self.runner = Runner(model, processor)
         self.engine = Engine(self.runner, batch_rows)
-        self._pool: DemonstrationPool | None = None
         self._shown = False
 
     @cached_property
@@ -63,40 +57,30 @@ class Session:
         """Of the weights that answer."""
         return fingerprint(self.runner.model)
 
-    @cached_property
-    def train(self) -> list[Item]:
-        """Items of the demonstrations' split, read when something needs them."""
-        split, data = self.task.demonstrations.split, self._data
-        if not split:
+    def evaluate(
+        self,
+        shots: Sequence[int],
+        contexts: Sequence[str],
+        limit: int | None,
+        few_shot_limit: int | None,
+        with_baselines: bool,
+    ) -> list[Row]:
+        """All runs in order, then the baselines; on ranks other than 0 an empty list."""
+        rows: list[Row] = []
+        with _evaluation_mode(self.runner.model):
+            for count in shots:
+                for context in contexts:
+                    size = few_shot_limit if count and few_shot_limit is not None else limit
+                    rows += self.run(Run(self.task, count, context, self.data.subset(size), self.seed))
+        if self.rank.index > 0:
             return []
-        files = self.task.dataset
-        own, other = (files.annotations.format(split=name) for name in (self.task.split, split))
-        if not (data / other).exists() or (own == other and files.format != "karpathy"):  # one file holds all splits
-            self.console.print(f"{self.task.name}: no {split!r} split here, so no baselines and no demonstrations")
-            return []
-        return load_items(self.task, data, split)
-
-    def check(self, shots: Sequence[int], contexts: Sequence[str]) -> None:
-        """Refuse what cannot work before anything is computed."""
-        metrics.check_available(self.task.metrics)
-        for context in contexts:
-            if context not in tasks.CONTEXTS:
-                raise ValueError(f"unknown context {context!r}; choose from {', '.join(tasks.CONTEXTS)}")
-            if context == "shuffled" and not any(item.images for item in self.items):
-                raise ValueError(f"task {self.task.name} has no images to shuffle")
-        for count in shots:
-            if count < 0:
-                raise ValueError(f"{count} shots: the number of demonstrations cannot be negative")
-            if count and self.task.decoding.method == "cloze":
-                raise ValueError(f"task {self.task.name}: method cloze fills one blank; it takes no demonstrations")
-            if count and self.task.demonstrations.method != "own" and not self.train:
-                raise ValueError(f"task {self.task.name}: {count} shots need a demonstrations.split with data")
-
-    @property
-    def pool(self) -> DemonstrationPool:
-        if self._pool is None:
-            self._pool = DemonstrationPool(self.task, self.train, self.items, self.runner.image_embeddings)
-        return self._pool
+        others: list[Row] = []
+        if with_baselines:
+            if self.task.demonstrations.split and not self.data.train:
+                self.console.print(f"{self.task.name}: no {self.task.demonstrations.split!r} split for baselines here")
+            others = baselines.baseline_rows(self.task, self.data.subset(limit), self.data.train, self.seed)
+        baselines.attach(rows, others)
+        return rows + others
 
     def run(self, run: Run) -> list[Row]:
         """Answer, log and score one run."""
@@ -146,60 +130,64 @@ class Session:
     def _prompts(self, run: Run) -> list[Prompt]:
         """The prompt of every item, with fewer demonstrations where the model's length leaves no room for all."""
         swapped = prompts.shuffled_images(run.task, self.items, self.seed) if run.context == "shuffled" else {}
-        room = self._answer_room(run)
-        built = [self._fitted(run, item, swapped.get(item.images, item.images), room) for item in run.items]
-        reduced = sum(prompt.shots < run.shots for prompt in built)
-        if reduced:
-            self.console.print(
-                f"  [bold red]{reduced} of {len(built)} prompts got fewer than {run.shots} demonstrations: "
-                f"more do not fit in {self.runner.max_length} tokens[/]"
-            )
-        shortened = sum(prompt.shortened for prompt in built)
-        if shortened:
-            self.console.print(
-                f"  [bold red]{shortened} of {len(built)} prompts lost the end of their {run.task.prompt.shorten!r}: "
-                f"it does not fit in {self.runner.max_length} tokens[/]"
-            )
-        if run.shots and self.pool.leaking:
-            self.console.print(f"  {len(self.pool.leaking)} examples share content with the evaluated split: left out")
+        pool = self.data.pool(self.runner.image_embeddings) if run.shots else None
+        built = []
+        for item in run.items:
+            shots = pool.draw(item, run.shots) if pool else []
+            built.append(self._fitted(run, item, shots, swapped.get(item.images, item.images)))
+        limit = f"in {self.runner.max_length} tokens"
+        if reduced := sum(prompt.shots < run.shots for prompt in built):
+            self._warn(f"{reduced} of {len(built)} prompts got fewer than {run.shots} demonstrations: "
+                       f"more do not fit {limit}")  # fmt: skip
+        if shortened := sum(prompt.shortened for prompt in built):
+            self._warn(f"{shortened} of {len(built)} prompts lost the end of their {run.task.prompt.shorten!r}: "
+                       f"it does not fit {limit}")  # fmt: skip
+        if pool and pool.leaking:
+            self.console.print(f"  {len(pool.leaking)} examples share content with the evaluated split: left out")
         return built
 
-    def _fitted(self, run: Run, item: Item, images: Sequence[Path], room: int) -> Prompt:
+    def _warn(self, text: str) -> None:
+        self.console.print(f"  [bold red]{escape(text)}[/]")
+
+    def _fitted(self, run: Run, item: Item, shots: Sequence[Item], images: Sequence[Path]) -> Prompt:
         """One item's prompt: demonstrations are left out first, then words of the field that the task lets go."""
-        shots = self.pool.draw(item, run.shots) if run.shots else []
         given = (*images, *item.candidate_images[:1])
-        shown = item
-
-        def build() -> tuple[Prompt, int]:
-            prompt = prompts.build(run.task, shown, shots, run.context, given, run.task.rationale)
-            return prompt, self.runner.length(prompt) + room - self.runner.max_length
-
-        prompt, excess = build()
+        shown, field = item, run.task.prompt.shorten
+        prompt, excess = self._built(run, shown, shots, given)
         while excess > 0 and shots:
             shots = shots[1:]
-            prompt, excess = build()
-        field = run.task.prompt.shorten
+            prompt, excess = self._built(run, shown, shots, given)
         while excess > 0 and shown.fields.get(field, "").strip():
             words = shown.fields[field].split()
             shown = replace(item, fields=item.fields | {field: " ".join(words[: -max(1, excess // 4)])})
-            prompt, excess = build()
+            prompt, excess = self._built(run, shown, shots, given)
         if excess > 0:
-            tokens = excess + self.runner.max_length
             raise ValueError(
-                f"task {run.task.name}, item {item.id}: prompt and answer take {tokens} tokens, the model "
-                f"{self.runner.max_length}; leave the item out, or let a field lose its end (prompt.shorten)"
+                f"task {run.task.name}, item {item.id}: prompt and answer take {excess + self.runner.max_length} "
+                f"tokens, the model {self.runner.max_length}; leave the item out, or let a field lose its end "
+                "(prompt.shorten)"
             )
         return replace(prompt, shortened=shown is not item)
 
-    def _answer_room(self, run: Run) -> int:
-        room = run.task.decoding.max_new_tokens
-        if run.task.decoding.method in ("rank", "cloze"):
-            texts = {text for item in run.items for text in continuations(run.task, item)}
-            room = max((len(self.runner.text_ids(text)) for text in texts), default=0)
-        if tasks.CANDIDATE in run.task.prompt.template:
-            words = {prompts.wording(run.task, text) for item in run.items for text in candidates(run.task, item)}
-            room += max(len(self.runner.text_ids(text)) for text in words)
-        return room + (run.task.rationale_tokens if run.task.rationale else 0)
+    def _built(self, run: Run, item: Item, shots: Sequence[Item], images: Sequence[Path]) -> tuple[Prompt, int]:
+        """A prompt, and how many tokens it and its answer have too many; of a rationale, it or what follows it."""
+        room = self._answer_room(run.task, item)
+        build = partial(prompts.build, run.task, item, shots, run.context, images)
+        if not run.task.rationale:
+            prompt = build()
+            return prompt, self.runner.length(prompt) + room - self.runner.max_length
+        first, second = build(run.task.rationale), build(extra={"rationale": ""})
+        longest = max(self.runner.length(first), self.runner.length(second) + room)
+        return first, longest + run.task.rationale_tokens - self.runner.max_length
+
+    def _answer_room(self, task: Task, item: Item) -> int:
+        """Tokens that an item's answer may take, its longest candidate where it is chosen."""
+        if task.decoding.method not in ("rank", "cloze"):
+            return task.decoding.max_new_tokens
+        room = max(len(self.runner.text_ids(text)) for text in continuations(task, item))
+        if CANDIDATE in task.prompt.template:
+            room += max(len(self.runner.text_ids(prompts.wording(task, text))) for text in candidates(task, item))
+        return room
 
     def _request(self, run: Run, item: Item, prompt: Prompt) -> str:
         images = [content_hash(path) for path in (*prompt.images, *item.candidate_images)]
@@ -229,6 +217,17 @@ class Session:
         runs = [(token, len(list(same))) for token, same in itertools.groupby(ids)]
         shown = " ".join(f"{token}" if count == 1 else f"{token}×{count}" for token, count in runs)
         self.console.print(f"  its token ids: {shown}", soft_wrap=True, highlight=False)
+
+
+@contextmanager
+def _evaluation_mode(model: Any) -> Iterator[None]:
+    """Without dropout; the training mode is left as it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def fingerprint(model: Any) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-_POLL_SECONDS = 0.2
+_POLL_SECONDS = 0.2, 5.0  # at first and at most: each look reads all parts again
 _STALL_SECONDS = 1800.0
 
 Record = dict[str, Any]
@@ -34,11 +34,21 @@ class Rank:
     def from_environment(cls) -> Rank:
         return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
 
-    def device(self) -> str:
-        """This rank's GPU if there are any."""
+    def device(self, wanted: str | None = None) -> str:
+        """The device ``wanted``, or this rank's GPU if there are any.
+
+        Raises:
+            ValueError: there is no such device.
+        """
         import torch
 
-        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+        if wanted is None:
+            return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+        try:
+            torch.empty(0, device=wanted)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"device {wanted!r}: {str(error).splitlines()[0]}") from error
+        return wanted
 
 
 class SampleLog:
@@ -51,7 +61,6 @@ class SampleLog:
         if folder is None and rank.world > 1:
             raise ValueError("several ranks share their answers through files: give an output folder")
         self.folder, self.name, self.rank = folder, name, rank
-        self.broken_lines = 0
         self._records: dict[str, Record] = {}
         self._file: IO[str] | None = None
 
@@ -91,7 +100,7 @@ class SampleLog:
         Raises:
             RuntimeError: another rank made no progress for half an hour.
         """
-        deadline, count = time.monotonic() + _STALL_SECONDS, -1
+        deadline, count, (pause, longest) = time.monotonic() + _STALL_SECONDS, -1, _POLL_SECONDS
         while len(found := self.finished(requests)) < len(order):
             if len(found) > count:
                 deadline, count = time.monotonic() + _STALL_SECONDS, len(found)
@@ -99,7 +108,8 @@ class SampleLog:
                 raise RuntimeError(
                     f"{self.name}: {len(order) - count} answers of other ranks never came; are they alive?"
                 )
-            time.sleep(_POLL_SECONDS)
+            time.sleep(pause)
+            pause = min(1.2 * pause, longest)
         return [found[key] for key in order]
 
     def publish(self, records: Sequence[Record]) -> None:
@@ -124,12 +134,13 @@ class SampleLog:
         return [path for path in (self.folder / f"{self.name}.jsonl", *parts) if path.is_file()]
 
     def _read(self, path: Path) -> None:
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                record = json.loads(line)
-                self._records[record["id"]] = record
-            except (json.JSONDecodeError, KeyError, TypeError):
-                self.broken_lines += 1  # a killed run leaves at most one torn line; its item is answered again
+        with path.open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                try:
+                    record = json.loads(line)
+                    self._records[record["id"]] = record
+                except (json.JSONDecodeError, KeyError, TypeError):
+                    continue  # torn by a kill, or half written as we read: the item is asked, or looked for, again
 
 
 def request_hash(*parts: Any) -> str:

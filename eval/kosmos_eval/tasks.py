@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_type_hints
 
 from kosmos import settings
 
@@ -156,7 +157,7 @@ class Task:
         rationale: a first prompt whose free answer becomes ``{rationale}`` in ``prompt`` (KOSMOS-1's multimodal
             chain of thought); empty: none.
         rationale_tokens: length of the rationale at most.
-        chance: score of a blind guess in [0, 1], printed beside the results, where it is defined.
+        chance: score of a blind guess, printed beside the results, where it is defined.
         name: file name without ``.yaml``; filled in by :func:`load`.
     """
 
@@ -219,14 +220,30 @@ def load(name: str | Path, overrides: Sequence[str] = ()) -> Task:
     """The task called ``name`` (a file of the tasks folder) or the YAML at the path ``name``.
 
     Args:
-        overrides: ``key=value``, for example ``demonstrations.seed=1``.
+        overrides: ``key=value``, for example ``demonstrations.seed=1``; a value for a key of text is taken as it is
+            (``dataset.images={split}/{file_name}``), one for a list may be ``a,b``; both may be YAML in quotes or
+            brackets.
 
     Raises:
         ValueError: unknown task or key, with a suggestion.
     """
     path = _find(str(name))
-    task = settings.load(Task, path, list(overrides))
+    task = settings.load(Task, path, [_as_yaml(override) for override in overrides])
     return dataclasses.replace(task, name=task.name or path.stem)
+
+
+def _as_yaml(override: str) -> str:
+    """An override with its value quoted where the key holds text or a list of texts: braces, colons and yes would be
+    something else in YAML."""
+    key, separator, value = override.partition("=")
+    kind: Any = Task
+    for name in key.split("."):
+        kind = get_type_hints(kind).get(name) if dataclasses.is_dataclass(kind) else None
+    if kind is str and not value.startswith(("'", '"')):
+        value = json.dumps(value)
+    elif kind == list[str] and not value.startswith("["):
+        value = json.dumps([text.strip() for text in value.split(",")])
+    return key + separator + value
 
 
 def known() -> dict[str, Path]:

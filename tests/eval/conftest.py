@@ -104,3 +104,14 @@ def model(processor: KosmosProcessor) -> KosmosForConditionalGeneration:
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     return model
+
+
+@pytest.fixture(scope="session")
+def checkpoint(
+    model: KosmosForConditionalGeneration, processor: KosmosProcessor, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The random model as a folder."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "toy"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder

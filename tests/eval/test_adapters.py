@@ -29,16 +29,6 @@ from kosmos_eval.prompts import Prompt
 from kosmos_eval.tasks import Decoding
 
 
-@pytest.fixture(scope="module")
-def checkpoint(
-    model: KosmosForConditionalGeneration, processor: KosmosProcessor, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    folder = tmp_path_factory.mktemp("adapters") / "toy"
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
-
-
 @torch.no_grad()
 def plain(model: KosmosForConditionalGeneration, context: list[int], target: list[int]) -> tuple[float, bool]:
     logits = model(input_ids=torch.tensor([context + target])).logits[0, len(context) - 1 : -1].log_softmax(-1)

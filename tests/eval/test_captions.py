@@ -57,6 +57,12 @@ def test_corpus_scores_equal_official(coco_sample: dict[str, Any]) -> None:
     official = {"cider": expected["CIDEr"], "rouge_l": expected["ROUGE_L"]}
     official |= {f"bleu_{n}": expected[f"Bleu_{n}"] for n in range(1, 5)}
     assert scores == pytest.approx(official, abs=5e-4)
+    published = coco_sample["expected"]["published"]  # three decimals
+    assert scores["cider"] == pytest.approx(published["CIDEr"], abs=1e-3)
+    assert scores["rouge_l"] == pytest.approx(published["ROUGE_L"], abs=1e-3)
+    assert [scores[f"bleu_{n}"] for n in range(1, 5)] == pytest.approx(
+        [published[f"Bleu_{n}"] for n in range(1, 5)], abs=1e-3
+    )
 
 
 def test_per_image_scores_equal_official(coco_sample: dict[str, Any]) -> None:
@@ -116,7 +122,10 @@ def test_meteor_formula_on_known_counts() -> None:
 @pytest.mark.skipif(not coco_java.available(), reason="METEOR needs java and pycocoevalcap")
 def test_meteor_equals_official(coco_sample: dict[str, Any]) -> None:
     (score,) = metrics.compute(["meteor"], coco_sample["predictions"], coco_sample["references"])
-    assert score.value == pytest.approx(coco_sample["expected"]["corpus"]["METEOR"], abs=1e-6)
+    expected = coco_sample["expected"]
+    assert score.value == pytest.approx(expected["corpus"]["METEOR"], abs=1e-6)
+    assert score.value == pytest.approx(expected["published"]["METEOR"], abs=1e-3)
+    np.testing.assert_allclose(score.per_item, expected["METEOR"], atol=1e-6)
 
 
 @pytest.mark.skipif(coco_java.available(), reason="Java and pycocoevalcap are here")

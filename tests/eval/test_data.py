@@ -80,6 +80,9 @@ def test_parquet_has_the_columns_of_json_lines(tmp_path: Path) -> None:
         ("{broken", "test.jsonl:2: not valid JSON"),
         ('{"question": "q"}', 'something under "answers"'),
         ('{"answers": "x"}', "must be a list"),
+        ('{"answers": ["x"], "images": "1.jpg"}', "\"images\" must be a list, not '1.jpg'"),
+        ('{"answers": ["x"], "candidates": "yes"}', '"candidates" must be a list'),
+        ("[1]", "test.jsonl:2: expected a JSON object"),
         ('{"id": "1", "answers": ["x"]}', "item id 1 occurs twice"),
     ],
 )
@@ -87,6 +90,33 @@ def test_bad_lines_are_named(tmp_path: Path, line: str, message: str) -> None:
     (tmp_path / "test.jsonl").write_text('{"id": "1", "answers": ["x"]}\n' + line + "\n")
     with pytest.raises(ValueError, match=message):
         load_items(task("jsonl", "{split}.jsonl"), tmp_path, "test")
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "message"),
+    [
+        ("karpathy", {"annotations": []}, 'with a list under "images"'),
+        ("karpathy", {"images": [{"filename": "a.jpg"}]}, 'entry 0 .* has no "split"'),
+        ("vizwiz", [{"image": "a.jpg"}], 'entry 0 .* has no "question"'),
+        (
+            "vizwiz",
+            [{"image": "a.jpg", "question": "?", "answers": [{"text": "b"}]}],
+            "question a.jpg: an answer is None",
+        ),
+        ("captions", {"annotations": [{"image_id": 1, "caption": 3}]}, '"caption" is 3, not text'),
+        ("captions", {"annotations": [{"image_id": 1, "caption": "a"}], "images": [{"file_name": "a"}]}, 'no "id"'),
+    ],
+)
+def test_another_file_than_the_format_says(tmp_path: Path, kind: str, content: Any, message: str) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        load_items(task(kind, "a.json"), tmp_path, "test")
+
+
+def test_missing_images_say_what_to_change(tmp_path: Path) -> None:
+    (tmp_path / "test.jsonl").write_text('{"images": ["1.jpg"], "answers": ["x"]}')
+    with pytest.raises(FileNotFoundError, match=r"1 of 1 images .*images/1\.jpg; .*--set dataset\.images="):
+        load_items(task("jsonl", "{split}.jsonl", "images/{file_name}"), tmp_path, "test")
 
 
 def test_empty_and_missing_files(tmp_path: Path) -> None:

@@ -8,13 +8,14 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import torch
 from PIL import Image
 from rich.console import Console
 
 from kosmos import KosmosForConditionalGeneration, KosmosProcessor
-from kosmos_eval import tasks
+from kosmos_eval import results, tasks
 from kosmos_eval.evaluate import evaluate
 from kosmos_eval.store import Rank
 from kosmos_eval.tasks import Task
@@ -41,6 +42,7 @@ def test_rows_hold_the_contract(
         for key in ("task", "model", "shots", "context", "metric", "value", "low", "high", "n"):
             assert key in row, row
         assert 0 <= row["low"] <= row["value"] <= row["high"] <= 1
+    jsonschema.validate(rows, json.loads((Path(results.__file__).parent / "results.schema.json").read_text()))
     mine = [row for row in rows if row["model"] == "toy" and row["question_type"] is None]
     assert [(row["shots"], row["context"]) for row in mine] == [
         (0, "image+text"), (0, "shuffled"), (2, "image+text"), (2, "shuffled")
@@ -270,6 +272,70 @@ def test_too_long_prompts_lose_demonstrations_loudly(
         evaluate(model, processor, task, toy_data)
 
 
+def test_the_room_of_one_item_s_long_answer_costs_the_others_nothing(
+    model: Model, processor: KosmosProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The prompt of an item does not depend on which others are evaluated with it."""
+    for split, start in (("test", 0), ("train", 10)):
+        lines = [{"id": f"{split}{i}", "question": f"is it {i}?", "answers": ["yes"], "candidates": ["yes", "no" * end]}
+                 for i, end in ((start, 1), (start + 1, 15))]  # fmt: skip
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    task = Task(
+        "t", tasks.DatasetFiles("jsonl", "{split}.jsonl"), tasks.Prompt("Question: {question} Answer:"),
+        demonstrations=tasks.Demonstrations("train"), decoding=tasks.Decoding("rank"), metrics=["accuracy"], name="t",
+    )  # fmt: skip
+    monkeypatch.setattr(processor, "max_length", 50)
+    rows = evaluate(model, processor, task, tmp_path, shots=(1,), out=tmp_path / "out")
+    log = (tmp_path / "out/samples/model/t-1shot-image+text.jsonl").read_text().splitlines()
+    assert [json.loads(line)["shots"] for line in log] == [1, 0]
+    assert rows[0]["items_with_fewer_shots"] == 1
+
+
+def test_a_rationale_leaves_room_for_the_question_behind_it(
+    model: Model, processor: KosmosProcessor, toy_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second prompt is the longer one; that it does not fit shows before anything is answered."""
+    template = "<image>{rationale}" + " Question: {question}" * 3 + " Answer:"
+    task = tasks.load("easy_vqa", ["rationale=<image>is it?", "rationale_tokens=8", f"prompt.template={template}"])
+    evaluate(model, processor, task, toy_data, limit=4)
+    asked = spy(monkeypatch)
+    monkeypatch.setattr(processor, "max_length", 40)
+    with pytest.raises(ValueError, match="prompt and answer take"):
+        evaluate(model, processor, task, toy_data, limit=4)
+    assert not asked
+
+
+def test_texts_with_line_separators_are_logged_and_resumed(
+    model: Model, processor: KosmosProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """U+2028 and U+0085 are white space to Python's splitlines(), but no end of a JSON line."""
+    (tmp_path / "test.jsonl").write_text(
+        json.dumps({"question": "is it\u2028 red\x85?", "answers": ["yes"]}, ensure_ascii=False)
+    )
+    task = Task("t", tasks.DatasetFiles("jsonl", "{split}.jsonl"), tasks.Prompt("{question}"), metrics=["f1"], name="t")
+    evaluate(model, processor, task, tmp_path, out=tmp_path / "out")
+    asked = spy(monkeypatch)
+    evaluate(model, processor, task, tmp_path, out=tmp_path / "out")
+    assert sum(asked) == 0
+
+
+def test_an_answer_that_cannot_be_chosen_is_an_error(model: Model, processor: KosmosProcessor, tmp_path: Path) -> None:
+    item = {"first": "bus", "second": "egg", "answers": ["true"]}
+    (tmp_path / "test.jsonl").write_text(json.dumps(item))
+    with pytest.raises(ValueError, match=r"its answer 'true' is none of the 2 candidates \(Yes, No\)"):
+        evaluate(model, processor, "relative_size", tmp_path)
+
+
+def test_a_task_without_training_data_is_compared_with_its_best_constant(
+    model: Model, processor: KosmosProcessor, tmp_path: Path
+) -> None:
+    lines = [{"question": f"is it {i}?", "answers": [answer]} for i, answer in enumerate(["red", "red", "blue"])]
+    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    task = Task("t", tasks.DatasetFiles("jsonl", "{split}.jsonl"), tasks.Prompt("{question}"), metrics=["f1"], name="t")
+    rows = evaluate(model, processor, task, tmp_path)
+    assert rows[0]["baselines"] == {"constant answer": pytest.approx(2 / 3)}
+
+
 def test_captions_are_scored_as_a_whole(model: Model, processor: KosmosProcessor, toy_data: Path) -> None:
     rows = evaluate(model, processor, "easy_vqa_caption", toy_data, shots=(0, 2))
     assert [row["metric"] for row in rows[:2]] == ["cider", "bleu_1"]
@@ -339,7 +405,8 @@ def test_bits_per_byte_equal_a_plain_sum(model: Model, processor: KosmosProcesso
     (tmp_path / "test").mkdir()
     lines = [json.dumps({"id": str(i), "text": text}) for i, text in enumerate(texts)]
     (tmp_path / "test/text.jsonl").write_text("\n".join(lines))
-    (row,) = evaluate(model, processor, "starter_text", tmp_path, out=tmp_path / "out")
+    row, blind = evaluate(model, processor, "starter_text", tmp_path, out=tmp_path / "out")
+    assert (blind["model"], blind["value"]) == ("chance", 8)
     nats = 0.0
     for text in texts:
         ids = processor.encode_text(text)

@@ -70,6 +70,15 @@ def own_vqa(root: Path, name: str) -> None:
     vqa(root, "{split}/questions.json", "{split}/annotations.json", "{split}/images/{image_id}.jpg", ("test", "train"))
 
 
+def own_captions(root: Path, name: str) -> None:
+    for split, start in (("test", 0), ("train", 4)):
+        images = [{"id": i, "file_name": f"{i}.jpg"} for i in range(start, start + 4)]
+        for image in images:
+            picture(root / split / "images" / str(image["file_name"]), 30 * int(str(image["id"])))
+        captions = [{"image_id": image["id"], "id": image["id"], "caption": "a red circle"} for image in images]
+        (root / split / "captions.json").write_text(json.dumps({"images": images, "annotations": captions}))
+
+
 def vizwiz(root: Path, name: str) -> None:
     for split, shade in (("val", 10), ("train", 200)):
         picture(root / split / f"{split}.jpg", shade)
@@ -110,6 +119,7 @@ LAYOUTS: dict[str, tuple[Callable[[Path, str], None], tuple[int, ...]]] = {
     "okvqa": (coco_vqa(""), (0, 2)),
     "vizwiz": (vizwiz, (0, 1)),
     "vqa": (own_vqa, (0, 2)),
+    "caption": (own_captions, (0, 2)),
     "nocaps": (nocaps, (0,)),
     "image_classification": (classes, (0,)),
     "text_classification": (texts, (0, 2)),
@@ -131,6 +141,15 @@ def test_a_task_runs_on_its_published_layout(
     mine = [row for row in rows if row["model"] == "model" and row["question_type"] is None]
     assert [row["shots"] for row in mine if row["metric"] == tasks.load(name).metrics[0]] == list(shots)
     assert all(row["n"] >= 1 for row in mine)
+    assert all(row["baselines"] for row in mine if row["metric"] == tasks.load(name).metrics[0]), "nothing to beat"
+
+
+def test_class_names_give_the_chance(
+    model: KosmosForConditionalGeneration, processor: KosmosProcessor, tmp_path: Path
+) -> None:
+    classes(tmp_path, "image_classification")
+    rows = evaluate(model, processor, "image_classification", tmp_path)
+    assert rows[0]["baselines"] == {"chance": 0.5}
 
 
 def test_labels_of_the_split_are_the_candidates_and_give_the_chance(

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from kosmos import KosmosForConditionalGeneration, KosmosProcessor
 from kosmos.cli import main
 
 # A pause after every batch, so that the kill falls between the first and the last answer.
@@ -30,16 +29,6 @@ def slow(self, *arguments):
 Engine.generate = slow
 sys.exit(main(sys.argv[1:]))
 """
-
-
-@pytest.fixture(scope="module")
-def checkpoint(
-    model: KosmosForConditionalGeneration, processor: KosmosProcessor, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    folder = tmp_path_factory.mktemp("processes") / "toy"
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
 
 
 def arguments(checkpoint: Path, data: Path, out: Path) -> list[str]:

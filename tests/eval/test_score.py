@@ -63,6 +63,10 @@ def test_missing_vqa_predictions_are_not_passed_over(goldens: Path, tmp_path: Pa
         ('[{"image_id": 139}]', 'no "caption"'),
         ('[{"image_id": 139, "caption": "a"}, {"image_id": 139, "caption": "b"}]', "occurs twice"),
         ('[{"image_id": -1, "caption": "a"}]', "not among the references"),
+        ('[{"image_id": 139, "caption": null}]', '"caption" is None, not text'),
+        ('[{"image_id": 139, "caption": ["a"]}]', "is \\['a'\\], not text"),
+        ('[{"image_id": [139], "caption": "a"}]', '"image_id" is'),
+        ('[{"image_id": "139", "caption": "a"}]', r"not among the references \(first: '139'\)"),
         ("[]", "no predictions"),
     ],
 )
@@ -71,6 +75,47 @@ def test_bad_prediction_files(goldens: Path, tmp_path: Path, content: str, messa
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
         score_files(path, goldens / "captions/references.json")
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"answers": []}, "question 1 has an empty list of answers"),
+        ({"answers": None}, '"answers" is None, not a list'),
+        ({"answers": [{"answer_confidence": "yes"}]}, "question 1: an answer is None"),
+        ({"caption": None}, '"caption" is None, not text'),
+        ({"multiple_choice_answer": "yes"}, "neither VQA answers nor captions"),
+    ],
+)
+def test_bad_reference_files(tmp_path: Path, entry: dict[str, Any], message: str) -> None:
+    (tmp_path / "r.json").write_text(json.dumps({"annotations": [{"question_id": 1, "image_id": 1} | entry]}))
+    key, value = ("image_id", "caption") if "caption" in entry else ("question_id", "answer")
+    (tmp_path / "p.json").write_text(json.dumps([{key: 1, value: "3"}]))
+    with pytest.raises(ValueError, match=message):
+        score_files(tmp_path / "p.json", tmp_path / "r.json")
+
+
+def test_numbers_are_answers_too(tmp_path: Path) -> None:
+    annotation = {"question_id": 1, "image_id": 1, "answers": [{"answer": 3}, {"answer": "3"}, "3", 4]}
+    (tmp_path / "r.json").write_text(json.dumps({"annotations": [annotation]}))
+    (tmp_path / "p.json").write_text(json.dumps([{"question_id": 1, "answer": 3}]))
+    assert score_files(tmp_path / "p.json", tmp_path / "r.json")["vqa"] == pytest.approx((3 * 2 / 3 + 1) / 4)
+
+
+@pytest.mark.parametrize(
+    ("folder", "metric", "message"),
+    [
+        ("captions", "cidr", "did you mean 'cider'"),
+        ("captions", "clipscor", "did you mean 'clipscore'"),
+        ("captions", "vqa", r"metric 'vqa' is none for .*which holds captions; choose from bleu_1"),
+        ("vqa", "clipscore", r"metric 'clipscore' is none for .*which holds VQA answers"),
+        ("vqa", "roc_auc", "metric 'roc_auc' is none"),
+    ],
+)
+def test_metrics_that_do_not_go_with_the_files(goldens: Path, folder: str, metric: str, message: str) -> None:
+    references = goldens / folder / ("references.json" if folder == "captions" else "annotations.json")
+    with pytest.raises(ValueError, match=message):
+        score_files(goldens / folder / "predictions.json", references, names=[metric])
 
 
 def test_missing_file() -> None:

@@ -39,6 +39,19 @@ def test_unknown_task_and_key_get_suggestions(tmp_path: Path) -> None:
         tasks.load("easy_vqa", ["metrics=[vqaa]"])
 
 
+def test_overrides_of_texts_and_lists_are_taken_as_they_are() -> None:
+    task = tasks.load(
+        "easy_vqa",
+        ["dataset.images={split}/{image_id}.jpg", "prompt.template=<image>Q: {question} A:", "metrics=vqa,f1",
+         "decoding.method=rank", "decoding.candidates=yes,no", 'prompt.separator="\\n\\n"', "demonstrations.split="],
+    )  # fmt: skip
+    assert task.dataset.images == "{split}/{image_id}.jpg"
+    assert task.prompt.template == "<image>Q: {question} A:"
+    assert task.prompt.separator == "\n\n"
+    assert (task.metrics, task.decoding.candidates) == (["vqa", "f1"], ["yes", "no"])
+    assert task.demonstrations.split == ""
+
+
 def test_a_blank_at_the_end_of_the_prompt_is_refused() -> None:
     with pytest.raises(ValueError, match="ends in white space"):
         tasks.load("easy_vqa", ["prompt.template='Question: {question} Answer: '"])

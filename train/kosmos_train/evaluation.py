@@ -16,8 +16,8 @@ from rich.markup import escape
 
 from kosmos_eval import results, tasks
 from kosmos_eval.evaluate import evaluate
-from kosmos_eval.session import Session
 from kosmos_eval.store import Rank
+from kosmos_eval.task_data import TaskData
 
 from .config import EvalConfig, EvalTask
 from .distributed import World
@@ -84,9 +84,7 @@ def check_tasks(config: EvalConfig, processor: Any, model: Any) -> None:
         ValueError, FileNotFoundError: unknown task, metric or context, missing or bad data, no demonstrations.
     """
     for wanted in config.tasks:
-        task = tasks.load(wanted.task)
-        session = Session(model, processor, task, Path(wanted.data), 0, "", None, config.batch_rows, None, Rank())
-        session.check(wanted.shots, wanted.contexts)
+        TaskData(tasks.load(wanted.task), wanted.data).check(wanted.shots, wanted.contexts)
 
 
 def scores_of(rows: list[results.Row]) -> Scores:

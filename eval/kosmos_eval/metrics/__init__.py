@@ -75,15 +75,16 @@ _PER_ANSWER: dict[str, Callable[[str, Sequence[str]], float]] = {
     "f1": text.f1,
     "anls": text.anls,
 }
+ANSWER_METRICS = tuple(_PER_ANSWER)
 _BLEU = [f"bleu_{n}" for n in range(1, captions.MAX_ORDER + 1)]
 _JAVA = ("meteor", "spice")
 CAPTION_METRICS = (*_BLEU, "rouge_l", "cider", *_JAVA)
 LIKELIHOOD_METRICS = ("bits_per_byte",)
 CONFIDENCE_METRICS = ("roc_auc",)
-NAMES = (*_PER_ANSWER, *CAPTION_METRICS, *LIKELIHOOD_METRICS, *CONFIDENCE_METRICS)
+NAMES = (*ANSWER_METRICS, *CAPTION_METRICS, *LIKELIHOOD_METRICS, *CONFIDENCE_METRICS)
 
 
-def resolve(names: Sequence[str]) -> list[str]:
+def resolve(names: Sequence[str], known: Sequence[str] = NAMES) -> list[str]:
     """Expand "bleu" to its four orders and reject unknown names.
 
     Raises:
@@ -93,9 +94,9 @@ def resolve(names: Sequence[str]) -> list[str]:
     for name in names:
         expanded = _BLEU if name == "bleu" else [name]
         for one in expanded:
-            if one not in NAMES:
-                near = difflib.get_close_matches(one, NAMES, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known metrics: {', '.join(NAMES)}"
+            if one not in known:
+                near = difflib.get_close_matches(one, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known metrics: {', '.join(known)}"
                 raise ValueError(f"unknown metric {one!r}; {hint}")
             if one not in resolved:
                 resolved.append(one)

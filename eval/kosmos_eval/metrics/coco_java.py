@@ -114,9 +114,14 @@ def _tokenized(
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
     tokenizer = PTBTokenizer()
-    result = tokenizer.tokenize({i: [{"caption": text}] for i, text in enumerate(predictions)})
-    truth = tokenizer.tokenize({i: [{"caption": text} for text in refs] for i, refs in enumerate(references)})
+    result = tokenizer.tokenize({i: [_caption(text)] for i, text in enumerate(predictions)})
+    truth = tokenizer.tokenize({i: [_caption(text) for text in refs] for i, refs in enumerate(references)})
     return result, truth
+
+
+def _caption(text: str) -> dict[str, str]:
+    """On one line whatever its white space: the program pairs lines with images by their number."""
+    return {"caption": " ".join(text.split())}
 
 
 def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

@@ -8,7 +8,6 @@ from word lists, whose labels are exact because the adjective decides.
 from __future__ import annotations
 
 import itertools
-import json
 import random
 import textwrap
 from collections.abc import Iterator
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
+
+from .. import formats
 
 SIZE = 224
 LABELS = ("negative", "positive")
@@ -92,11 +93,10 @@ def _compose(seed: int) -> Iterator[tuple[str, str]]:
 
 
 def _read(source: Path) -> Iterator[tuple[str, str]]:
-    if not source.is_file():
-        raise FileNotFoundError(f"{source}: no such file of JSON lines")
-    for number, line in enumerate(source.read_text(encoding="utf-8").splitlines(), start=1):
-        entry = json.loads(line)
+    for number, entry in formats.read_json_lines(source):
         if "text" not in entry or "label" not in entry:
             raise ValueError(f'{source}:{number}: expected {{"text": …, "label": …}}')
-        label = entry["label"]
-        yield entry["text"], LABELS[label] if isinstance(label, int) else str(label)
+        label = dict(enumerate(LABELS)).get(entry["label"], entry["label"])
+        if label not in LABELS:
+            raise ValueError(f"{source}:{number}: label {label!r} is none of 0, 1, {', '.join(LABELS)}")
+        yield entry["text"], label
