@@ -8,12 +8,16 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from kosmos import KosmosConfig, doctor, settings
 from kosmos.processing_kosmos import load_processor
+from kosmos_data import build_loader
 from kosmos_train import TrainConfig, train
+from kosmos_train.build import build_model
 from kosmos_train.dry_run import dry_run, plan
 from kosmos_train.engine import deepspeed_config
+from kosmos_train.flops import model_cost
 
 CONFIGS = Path(__file__).parents[2] / "train" / "configs"
 RUNS = sorted(path for path in CONFIGS.rglob("*.yaml") if "\ndata:" in path.read_text())
@@ -76,7 +80,6 @@ def test_kosmos1_is_the_papers() -> None:
 def test_cost_agrees_with_the_other_count(values: dict[str, Any]) -> None:
     """FLOPs and parameters of kosmos-1 against the doctor's independent formulas."""
     from kosmos import KosmosForConditionalGeneration
-    from kosmos_train.flops import model_cost
 
     config = KosmosConfig.preset("kosmos-1")
     with torch.device("meta"):
@@ -87,6 +90,38 @@ def test_cost_agrees_with_the_other_count(values: dict[str, Any]) -> None:
     assert cost.token_flops == pytest.approx(doctor.training_flops(config, 2048)[1], rel=0.01)
     tower = doctor.image_flops(config, parts)
     assert tower < cost.image_flops < 1.2 * tower  # ours adds the connector
+
+
+ENCODER = {"model_type": "bert", "vocab_size": 1, "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 3,
+           "num_attention_heads": 2, "max_position_embeddings": 64}  # fmt: skip
+
+
+@pytest.mark.parametrize("frozen", [[], ["model.decoder.layers.*"]])
+def test_flops_are_those_that_are_computed(values: dict[str, Any], frozen: list[str]) -> None:
+    """Against torch's own counter, over rows with text spans and rows with images; frozen blocks cost their forward
+    pass and the gradient that goes through them. Ours are a little more: the output of every token is counted."""
+    text = {"position_type": "sinusoidal", "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 3}
+    spans = {"model_config": ENCODER, "train_last_blocks": 1}
+    values["model"] |= {"overrides": {"span_encoder_config": spans, "text_config": text}, "freeze": frozen}
+    del values["data"]["sources"][2]
+    values["data"]["sources"][0]["objective"] = {"name": "semi_causal", "min_length": 8, "max_length": 16}
+    config = settings.from_dict(TrainConfig, values)
+    processor = load_processor(values["processor"])
+    model = build_model(config, processor).train()
+    cost = model_cost(model, config.data.row_tokens)
+    seen = set()
+    for micro in next(build_loader(config.data, processor)).micro_batches:
+        inputs = {name: tensor for name, tensor in micro.items() if name != "source_ids"}
+        if "pixel_values" in inputs:
+            inputs["pixel_values"] = processor.image_processor.normalize(inputs["pixel_values"])
+        with FlopCounterMode(display=False) as counter:
+            model(**inputs).loss.backward()
+        images = len(inputs.get("pixel_values", ()))
+        spans_read = int(inputs["span_attention_mask"].sum()) if "span_input_ids" in inputs else 0
+        counted = cost.flops(inputs["input_ids"].numel(), images, spans_read)
+        assert 0.83 < counter.get_total_flops() / counted < 1.0
+        seen |= inputs.keys()
+    assert {"pixel_values", "span_input_ids"} <= seen
 
 
 def test_plan_counts_the_whole_step(values: dict[str, Any]) -> None:
