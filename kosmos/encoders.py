@@ -221,7 +221,9 @@ class SpanEncoder(Encoder):
         fields = dict(config.model_config or {})
         model_type = fields.pop("model_type", None)
         if model_type not in CONFIG_MAPPING:
-            raise ValueError(f"span_encoder_config.model_config: transformers knows no model_type {model_type!r}")
+            raise ValueError(
+                f"span_encoder_config.model_config: transformers knows no model_type {model_type!r}; try 'bert'"
+            )
         self.encoder = AutoModel.from_config(CONFIG_MAPPING[model_type](**fields))
         if hasattr(self.encoder, "pooler"):
             self.encoder.pooler = None

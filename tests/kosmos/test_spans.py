@@ -8,6 +8,8 @@ from PIL import Image
 from transformers import AutoProcessor, BertTokenizerFast
 
 from kosmos import KosmosConfig, KosmosForConditionalGeneration, KosmosProcessor
+from kosmos.configuration_kosmos import KosmosSpanEncoderConfig
+from kosmos.encoders import SpanEncoder
 
 RED = Image.new("RGB", (48, 40), "red")
 
@@ -137,6 +139,18 @@ def test_counts_that_differ_name_both(model, with_spans) -> None:
         model(input_ids=inputs["input_ids"], span_input_ids=inputs["span_input_ids"][:, :3])
     with pytest.raises(ValueError, match=r"3 placeholders .* no span_input_ids were given"):
         model(input_ids=inputs["input_ids"])
+
+
+def test_encoders_and_ids_that_cannot_work(model, with_spans) -> None:
+    """An encoder that transformers does not know; ids of another tokenizer; spans that no position is left for."""
+    with pytest.raises(ValueError, match=r"knows no model_type 'berd'; try 'bert'"):
+        SpanEncoder(KosmosSpanEncoderConfig(model_config={"model_type": "berd"}))
+    inputs = with_spans(text="<span>what is red</span>", return_tensors="pt")
+    with pytest.raises(ValueError, match=r"hold id 999, but the span encoder's vocabulary is \d+"):
+        model(input_ids=inputs["input_ids"], span_input_ids=inputs["span_input_ids"].clamp(min=999))
+    slots = torch.full((1, 600), with_spans.span_slot_id)
+    with pytest.raises(ValueError, match="are 601 long, but the span encoder reads 512"):
+        model(input_ids=slots, span_input_ids=torch.zeros((1, 601), dtype=torch.long))
 
 
 @pytest.mark.parametrize("beams", [1, 2])

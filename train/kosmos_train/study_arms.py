@@ -74,7 +74,7 @@ def _step_flops(config: TrainConfig, processor: Any) -> float:
 
 
 def token_flops(encoder: torch.nn.Module, length: int, output: int = 0) -> float:
-    """Training FLOPs of one token of a bidirectional encoder that reads ``length``.
+    """Training FLOPs of one token of a bidirectional encoder, with BERT's names, that reads ``length``.
 
     Args:
         output: weights of an output matrix that is tied to the embedding.
