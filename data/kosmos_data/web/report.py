@@ -19,6 +19,7 @@ from rich.table import Table
 from ..document import Document, Image
 from ..errors import BadSample
 from ..images import open_image
+from ..index import INDEX_NAME
 from ..reader import Corpus
 from .ledger import IMAGES, KINDS, PAGES, PARAGRAPHS, RECORDS, WITH_PAGE, Example, Ledger, Rule, read_ledger
 from .rules import SOURCES
@@ -32,7 +33,7 @@ _WHAT = {
     RECORDS: "What lies in the WARC files beside pages and images.",
     PAGES: "A page that is left at the end is a document.",
     IMAGES: "Every image that a page names, where it stands in the text.",
-    PARAGRAPHS: "Left out of pages that stay otherwise.",
+    PARAGRAPHS: "Left out of a page that stays, or gone with a page that does not.",
 }
 
 
@@ -56,14 +57,18 @@ def table(ledger: Ledger) -> Table:
 def write_report(folder: str | Path) -> Path:
     """Write ``report.html`` for the corpus in ``folder`` and return its path.
 
+    A page that was written while the shards were still there stays as it is once they are not (recipe ``docs``).
+
     Raises:
         FileNotFoundError: there is no ledger, or no shards although the ledger says that documents were left.
         ValueError: the ledger or the index is malformed.
     """
     folder = Path(folder)
     ledger = read_ledger(folder)
-    corpus = Corpus(folder) if ledger.kept[PAGES] else None
     path = folder / REPORT_NAME
+    if path.exists() and not (folder / INDEX_NAME).exists():
+        return path
+    corpus = Corpus(folder) if ledger.kept[PAGES] else None
     path.write_text(page(folder.resolve().name, ledger, corpus), encoding="utf-8")
     return path
 

@@ -27,6 +27,9 @@ def test_the_page_of_the_report_shows_everything_and_loads_nothing(made: Path) -
     assert not re.findall(r"(?:src|href)=[\"'](?!data:image/)", page)
     assert "default-src 'none'" in page
     assert "<script" not in page
+    (made / "index.json").rename(made / "elsewhere.json")  # the shards were moved: the page stays
+    assert write_report(made).read_text(encoding="utf-8") == page
+    (made / "elsewhere.json").rename(made / "index.json")
     (made / "report.html").unlink()
 
 
