@@ -67,6 +67,23 @@ def test_a_run_leaves_what_it_promises(values: dict[str, Any], tmp_path: Path) -
     assert plot([run], tmp_path / "loss.png").stat().st_size > 10_000
 
 
+def test_runs_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line a run, in full on a terminal of 80 columns; two folders of the same name are told apart."""
+    row = {"loss": 2.0, "seconds": 2.0, "tokens_per_second": 500.0, "data_wait": 0.25, "source_loss": {"text": 2.0}}
+    for folder, steps in (("a", 3), ("b", 30)):
+        (tmp_path / folder / "run").mkdir(parents=True)
+        lines = [row | {"step": step, "tokens": 1000 * step, "loss": step / 10} for step in range(1, steps + 1)]
+        (tmp_path / folder / "run" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main(["runs", "list", "a/run", "b/run"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["a/run", "3", "3,000", "0.2000", "–", "500", "25.0", "%", "0"] in lines
+    assert ["b/run", "30", "30,000", "2.0500", "–", "500", "25.0", "%", "0"] in lines
+    one, two = (plot(runs, tmp_path / "loss.png").stat().st_size for runs in (["a/run"], ["a/run", "b/run"]))
+    assert two > one
+
+
 def test_trackers_write_under_the_run(values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """TensorBoard, trackio and W&B get the numbers of every step, nested ones by path; a missing package has a name.
 

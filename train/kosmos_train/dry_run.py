@@ -140,7 +140,7 @@ def dry_run(config: TrainConfig, gpus: int, done: int = 0, utilisation: float = 
 
     found = plan(config, gpus)
     table = Table(
-        "", "", show_header=False, title=f"{gpus} GPUs, ZeRO {config.engine.zero_stage}, {config.engine.precision}"
+        "", "", show_header=False, title=f"GPUs: {gpus}, ZeRO {config.engine.zero_stage}, {config.engine.precision}"
     )
     for part, count in found.cost.parameters.items():
         frozen = found.cost.frozen[part]

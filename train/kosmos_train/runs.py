@@ -33,6 +33,14 @@ def read_metrics(run: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
+def read_all(runs: Sequence[str | Path]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each run by its folder's name, or by its path where two folders have the same name."""
+    names = [Path(run).resolve().name for run in runs]
+    if len(set(names)) < len(names):
+        names = [str(run) for run in runs]
+    return {name: read_metrics(run) for name, run in zip(names, runs, strict=True)}
+
+
 def flatten(row: dict[str, Any], prefix: str = "", separator: str = "/") -> dict[str, Any]:
     """Nested dictionaries as one, names joined."""
     flat: dict[str, Any] = {}
@@ -67,7 +75,7 @@ def plot(runs: Sequence[str | Path], out: str | Path, against: str = "step", win
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    metrics = {Path(run).resolve().name: read_metrics(run) for run in runs}
+    metrics = read_all(runs)
     titles = ["loss (nats a token)", "loss by source"]
     if any(TASKS in row for rows in metrics.values() for row in rows):
         titles.append("task scores")
@@ -120,18 +128,19 @@ def score_table(runs: Sequence[str | Path]) -> Any:
     Raises:
         ValueError: no run was evaluated on tasks.
     """
+    from rich.box import SIMPLE
     from rich.table import Table
 
     lines = [
-        (Path(run).resolve().name, row["step"], flatten(row[TASKS], separator=" "))
-        for run in runs
-        for row in read_metrics(run)
+        (name, row["step"], flatten(row[TASKS], separator=" "))
+        for name, rows in read_all(runs).items()
+        for row in rows
         if row.get(TASKS)
     ]
     if not lines:
         raise ValueError(f"no task scores in {', '.join(map(str, runs))}; set eval.tasks and eval.tasks_every")
     names = sorted({name for _, _, scores in lines for name in scores})
-    shown = Table("run", "step", *names)
+    shown = Table("run", "step", *names, box=SIMPLE)
     for run, step, scores in lines:
         shown.add_row(run, str(step), *(f"{scores[name]:.4f}" if name in scores else "–" for name in names))
     return shown
@@ -139,17 +148,20 @@ def score_table(runs: Sequence[str | Path]) -> Any:
 
 def table(runs: Sequence[str | Path]) -> Any:
     """One line a run: steps, tokens, last loss, speed, data wait, skipped updates."""
+    from rich.box import SIMPLE
     from rich.table import Table
 
-    shown = Table("run", "step", "tokens", "loss (last 20)", "held-out", "tokens/s", "data wait", "skipped")
-    for run in runs:
-        rows = read_metrics(run)
+    shown = Table(box=SIMPLE, pad_edge=False, caption="loss: mean of the last 20 steps", caption_justify="left")
+    shown.add_column("run", overflow="fold")
+    for column in ("step", "tokens", "loss", "held-out", "tokens/s", "wait", "skipped"):
+        shown.add_column(column, justify="right", no_wrap=True)
+    for name, rows in read_all(runs).items():
         seconds = sum(row["seconds"] for row in rows)
         read = sum(row["seconds"] * row["tokens_per_second"] for row in rows)
         wait = sum(row["seconds"] * row["data_wait"] for row in rows)
         held_out = [row["eval_loss"]["loss"] for row in rows if "eval_loss" in row]
         shown.add_row(
-            Path(run).resolve().name,
+            name,
             str(rows[-1]["step"]),
             f"{rows[-1]['tokens']:,}",
             f"{smooth([row['loss'] for row in rows], 20)[-1]:.4f}",
