@@ -12,6 +12,7 @@ safetensors are read: a pickle from elsewhere can run code.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import shutil
@@ -20,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from .configuration_kosmos import KosmosConfig
 from .convert_config import hf_kosmos2_fields, kosmos2_config, torchscale_config
@@ -35,10 +37,11 @@ KOSMOS2_PREFIXES = {
     "text_model.model.": "model.decoder.",
     "vision_model.model.": "model.vision_tower.encoder.",
     "image_to_text_projection.": "model.connector.",
+    "text_model.lm_head.": "lm_head.",  # on disk also where it is tied, if its writer wished
 }
 # Tables that both sides compute; older checkpoints carry them.
 DERIVED = (".embeddings.position_ids", ".embed_positions.weights", ".embed_positions._float_tensor", ".xpos.scale")
-TIED = ("text_model.lm_head.weight", "lm_head.weight")
+EMBEDDINGS, OUTPUT = ("text_model.model.embed_tokens.weight", "model.decoder.embed_tokens.weight"), "lm_head.weight"
 SENTENCEPIECE = ("sentencepiece.bpe.model", "sentencepiece.model", "spiece.model")
 
 
@@ -53,9 +56,10 @@ def from_kosmos2(source: str | Path, target: str | Path) -> None:
     """
     source, target = _folders(source, target)
     config = kosmos2_config(_read_config(source, "kosmos-2"))
-    _convert_files(source, target, _from_kosmos2_name)
-    _finish(config, source, target)
-    _write_processor(config, source, target)
+    with _writing(target):
+        _convert_files(source, target, _from_kosmos2_name)
+        _finish(config, source, target)
+        _write_processor(config, source, target)
 
 
 def to_kosmos2(source: str | Path, target: str | Path) -> None:
@@ -69,13 +73,14 @@ def to_kosmos2(source: str | Path, target: str | Path) -> None:
 
     source, target = _folders(source, target)
     fields = hf_kosmos2_fields(KosmosConfig(**_read_config(source, "kosmos")))
-    _convert_files(source, target, _to_kosmos2_name)
-    config = Kosmos2Config(**fields, architectures=["Kosmos2ForConditionalGeneration"], dtype=_dtype(target))
-    with torch.device("meta"):
-        expected = Kosmos2ForConditionalGeneration(config).state_dict()
-    _check(expected, target, "Kosmos2ForConditionalGeneration")
-    config.save_pretrained(target)
-    _copy(source, target, "generation_config.json")
+    with _writing(target):
+        _convert_files(source, target, _to_kosmos2_name)
+        config = Kosmos2Config(**fields, architectures=["Kosmos2ForConditionalGeneration"], dtype=_dtype(target))
+        with torch.device("meta"):
+            model = Kosmos2ForConditionalGeneration(config)
+        _check(model, target)
+        config.save_pretrained(target)
+        _copy(source, target, "generation_config.json")
 
 
 def from_torchscale(source: str | Path, target: str | Path) -> None:
@@ -96,19 +101,15 @@ def from_torchscale(source: str | Path, target: str | Path) -> None:
     config = torchscale_config(fields, tuple(state["embed_tokens.weight"].shape))
     output = state.pop("output_projection.weight", None)
     renamed = {f"model.decoder.{name}": tensor for name, tensor in state.items()}
-    if not config.tie_word_embeddings and output is not None:
-        renamed["lm_head.weight"] = output
-    elif output is not None and not torch.equal(output, state["embed_tokens.weight"]):
-        raise ValueError(
-            "config.json ties input and output embeddings, but output_projection differs from embed_tokens"
-        )
-    target.mkdir(parents=True, exist_ok=True)
-    save_file(renamed, target / "model.safetensors", {"format": "pt"})
-    _finish(config, source, target)
+    if output is not None:
+        renamed[OUTPUT] = output
+    with _writing(target):
+        save_file(renamed, target / "model.safetensors", {"format": "pt"})
+        _finish(config, source, target)
 
 
 def _from_kosmos2_name(name: str) -> str | None:
-    if name.endswith(DERIVED) or name in TIED:
+    if name.endswith(DERIVED):
         return None
     for theirs, ours in KOSMOS2_PREFIXES.items():
         if name.startswith(theirs):
@@ -120,14 +121,22 @@ def _to_kosmos2_name(name: str) -> str | None:
     for theirs, ours in KOSMOS2_PREFIXES.items():
         if name.startswith(ours):
             return theirs + name.removeprefix(ours)
-    if name in TIED:
-        return None
     raise ValueError(f"tensor {name!r} has no place in Kosmos-2")
+
+
+@contextlib.contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    """Make ``target``, and remove it again if the conversion fails."""
+    target.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(target)
+        raise
 
 
 def _convert_files(source: Path, target: Path, rename: Callable[[str], str | None]) -> None:
     """Rename all tensors of all shards; a name that maps to None is dropped."""
-    target.mkdir(parents=True, exist_ok=True)
     places, size = {}, 0
     files = _weight_files(source)
     for file in files:
@@ -154,9 +163,12 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _read(file: Path) -> Iterator[tuple[str, Tensor]]:
-    with safe_open(file, framework="pt") as tensors:
-        for name in tensors.keys():  # noqa: SIM118 - not a mapping
-            yield name, tensors.get_tensor(name)
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - not a mapping
+                yield name, tensors.get_tensor(name)
+    except SafetensorError as error:
+        raise ValueError(f"{file} is not a readable safetensors file: {error}") from error
 
 
 def _folders(source: str | Path, target: str | Path) -> tuple[Path, Path]:
@@ -173,8 +185,11 @@ def _folders(source: str | Path, target: str | Path) -> tuple[Path, Path]:
 def _read_config(folder: Path, model_type: str | None) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist")
-    fields = json.loads(path.read_text())
+        raise FileNotFoundError(f"{path} does not exist; SRC must hold the model's configuration")
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
     if model_type is not None and fields.get("model_type") != model_type:
         raise ValueError(f"{path} describes model_type {fields.get('model_type')!r}, expected {model_type!r}")
     return {name: value for name, value in fields.items() if name not in ("model_type", "transformers_version")}
@@ -183,30 +198,36 @@ def _read_config(folder: Path, model_type: str | None) -> dict[str, Any]:
 def _finish(config: KosmosConfig, source: Path, target: Path) -> None:
     """Check the written tensors against the model and write the configuration."""
     with torch.device("meta"):
-        expected = KosmosForConditionalGeneration(config).state_dict()
-    if config.tie_word_embeddings:
-        expected.pop("lm_head.weight")
-    _check(expected, target, "KosmosForConditionalGeneration")
+        model = KosmosForConditionalGeneration(config)
+    _check(model, target)
     config.architectures, config.dtype = ["KosmosForConditionalGeneration"], _dtype(target)
     config.save_pretrained(target)
     _copy(source, target, "generation_config.json")
 
 
-def _check(expected: dict[str, Tensor], target: Path, model: str) -> None:
-    written = {}
+def _check(model: PreTrainedModel, target: Path) -> None:
+    """Refuse what was written unless it is the model's tensors; a tied output matrix may be there or not."""
+    files: dict[str, Path] = {}
+    written: dict[str, tuple[int, ...]] = {}
     for file in _weight_files(target):
         with safe_open(file, framework="pt") as tensors:
-            written.update({name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()})  # noqa: SIM118
-    wanted = {name: tuple(tensor.shape) for name, tensor in expected.items() if name not in TIED or name in written}
+            for name in tensors.keys():  # noqa: SIM118 - not a mapping
+                files[name], written[name] = file, tuple(tensors.get_slice(name).get_shape())
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    outputs = [name for name in wanted if name.endswith(OUTPUT)]
+    if model.config.tie_word_embeddings:
+        wanted = {name: shape for name, shape in wanted.items() if name not in outputs or name in written}
     missing, extra = sorted(wanted.keys() - written.keys()), sorted(written.keys() - wanted.keys())
     shapes = [f"{n}: {written[n]} against {wanted[n]}" for n in wanted if n in written and written[n] != wanted[n]]
     if missing or extra or shapes:
-        shutil.rmtree(target)
         raise ValueError(
-            f"the checkpoint does not fit {model} as its config.json describes it: {len(missing)} tensors missing "
-            f"{missing[:3]}, {len(extra)} left over {extra[:3]}, {len(shapes)} of other shape (checkpoint, model) "
-            f"{shapes[:3]}"
+            f"the checkpoint does not fit {type(model).__name__} as its config.json describes it: {len(missing)} "
+            f"tensors missing {missing[:3]}, {len(extra)} left over {extra[:3]}, {len(shapes)} of other shape "
+            f"(checkpoint, model) {shapes[:3]}"
         )
+    tied = [name for name in (*outputs, *EMBEDDINGS) if name in written] if model.config.tie_word_embeddings else []
+    if len(tied) == 2 and not torch.equal(*(dict(_read(files[name]))[name] for name in tied)):
+        raise ValueError(f"config.json ties input and output embeddings, but {tied[0]} differs from {tied[1]}")
 
 
 def _dtype(folder: Path) -> torch.dtype:

@@ -33,18 +33,18 @@ def kosmos2_config(fields: dict[str, Any]) -> KosmosConfig:
             "max_position_embeddings": text.max_position_embeddings,
             "initialization": "normal",
             "initializer_range": text.init_std,
-            "pad_token_id": text.pad_token_id,
-            "bos_token_id": text.bos_token_id,
-            "eos_token_id": text.eos_token_id,
+            **{name: getattr(text, name) for name in SAME_TEXT_FIELDS},
         },
         vision_config={"backend": "clip", "model_config": {name: getattr(vision, name) for name in VISION_FIELDS}},
         connector_config={"kind": "xconnector", "num_queries": theirs.latent_query_num},
         image_token_id=text.vocab_size,
         boi_token_id=64003 if known else None,
         eoi_token_id=64004 if known else None,
+        tie_word_embeddings=theirs.tie_word_embeddings or text.tie_word_embeddings,  # there one of them is enough
     )
 
 
+SAME_TEXT_FIELDS = ("use_cache", "tie_word_embeddings", "pad_token_id", "bos_token_id", "eos_token_id")
 VISION_FIELDS = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels", "image_size"),
     *("patch_size", "hidden_act", "layer_norm_eps", "attention_dropout", "initializer_range", "initializer_factor"),
@@ -65,7 +65,6 @@ def hf_kosmos2_fields(config: KosmosConfig) -> dict[str, Any]:
         "connector": (config.connector_config.kind, "xconnector"),
         "connector heads": (config.connector_config.num_heads or text.num_attention_heads, text.num_attention_heads),
         "span encoder": (config.span_encoder_config, None),
-        "tied embeddings": (config.tie_word_embeddings, True),
     }
     wrong = [f"{name} is {ours!r}, Kosmos-2 has {theirs!r}" for name, (ours, theirs) in has.items() if ours != theirs]
     if wrong:
@@ -85,17 +84,19 @@ def hf_kosmos2_fields(config: KosmosConfig) -> dict[str, Any]:
             "scale_embedding": text.scale_embedding,
             "max_position_embeddings": text.max_position_embeddings,
             "init_std": text.initializer_range,
-            "pad_token_id": text.pad_token_id,
-            "bos_token_id": text.bos_token_id,
-            "eos_token_id": text.eos_token_id,
+            **{name: getattr(text, name) for name in SAME_TEXT_FIELDS},
         },
         "vision_config": dict(vision.model_config),
         "latent_query_num": config.connector_config.num_queries,
+        "tie_word_embeddings": config.tie_word_embeddings,
     }
 
 
 # What a torchscale DecoderConfig must not ask for, because no Kosmos decoder does it.
-TORCHSCALE_REFUSED = ("deepnorm", "moe_freq", "rel_pos_buckets", "multiway", "layernorm_embedding", "drop_path_rate")
+TORCHSCALE_REFUSED = (
+    *("deepnorm", "moe_freq", "rel_pos_buckets", "multiway", "layernorm_embedding", "drop_path_rate"),
+    *("no_output_layer", "segment_length", "dilated_ratio"),
+)
 TORCHSCALE_ACTIVATIONS = {"gelu": "gelu", "relu": "relu", "swish": "silu"}
 
 

@@ -17,8 +17,6 @@ from torch import Tensor, nn
 
 from .configuration_kosmos import KosmosTextConfig
 
-FIRST_SINUSOID = 2  # fairseq counts from pad_token_id + 1 = 2; KOSMOS-2's weights expect it
-
 
 class KosmosPositions(nn.Module):
     """What a position adds to the embeddings, and how it turns queries and keys.
@@ -42,7 +40,8 @@ class KosmosPositions(nn.Module):
                 f"position_in_span was given, but text_config.position_type is {kind!r}: only 'learned_2d' reads it"
             )
         if kind == "sinusoidal":
-            return hidden_BTD + sinusoid(position_ids_BT, hidden_BTD.shape[-1]).to(hidden_BTD.dtype)
+            table = sinusoid(position_ids_BT, hidden_BTD.shape[-1], first_sinusoid(self.config.pad_token_id))
+            return hidden_BTD + table.to(hidden_BTD.dtype)
         if kind == "learned_2d":
             self._check_range("position_ids", position_ids_BT)
             hidden_BTD = hidden_BTD + self.first(position_ids_BT.clamp(min=0))
@@ -108,9 +107,14 @@ def count_positions(real_BT: Tensor) -> Tensor:
     return real_BT.cumsum(1) * real_BT - 1
 
 
-def sinusoid(position_ids_BT: Tensor, width: int) -> Tensor:
+def first_sinusoid(pad_token_id: int | None) -> int:
+    """Where fairseq, and so KOSMOS-2's weights, begin to count: behind the id of padding, 1 in every preset."""
+    return 2 if pad_token_id is None else pad_token_id + 1
+
+
+def sinusoid(position_ids_BT: Tensor, width: int, first: int = 2) -> Tensor:
     """Return fairseq's sinusoid, sines in the first half and cosines in the second, (B, T, width) fp32; -1 gives 0."""
     half = width // 2
     frequency = torch.exp(torch.arange(half, device=position_ids_BT.device).float() * -(math.log(10000) / (half - 1)))
-    angle = (position_ids_BT[..., None] + FIRST_SINUSOID).float() * frequency
+    angle = (position_ids_BT[..., None] + first).float() * frequency
     return torch.cat([angle.sin(), angle.cos()], dim=-1) * (position_ids_BT >= 0)[..., None]

@@ -15,22 +15,28 @@ from kosmos import KosmosForConditionalGeneration
 from kosmos.cli import main
 from kosmos.convert import from_torchscale
 
-GOLDEN = Path(__file__).parents[1] / "fixtures" / "kosmos" / "torchscale" / "subln_xpos"
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "kosmos" / "torchscale"
+GOLDEN = FIXTURES / "subln_xpos"
+SIZES = {
+    "plain": {"embed_dim": 64, "layers": 3, "attention_heads": 4, "ffn_dim": 128, "latent_query_num": 8},
+    "odd": {"embed_dim": 30, "layers": 2, "attention_heads": 5, "ffn_dim": 51, "latent_query_num": 3}
+    | {"vocab_size": 61, "layer_norm_eps": 1e-3, "activation_function": "relu", "scale_embedding": False}
+    | {"pad_token_id": 3, "use_cache": False, "image_size": 21, "patch_size": 7, "hidden_act": "gelu"},
+    "untied": {"embed_dim": 48, "layers": 2, "attention_heads": 6, "ffn_dim": 40, "latent_query_num": 5}
+    | {"tie_word_embeddings": False},
+}
 
 
-@pytest.fixture(scope="module", params=[(64, 3, 4, 8), (48, 2, 6, 5)])
+@pytest.fixture(scope="module", params=SIZES)
 def kosmos2(request, tmp_path_factory) -> tuple[Kosmos2ForConditionalGeneration, Path]:
-    width, layers, heads, queries = request.param
-    torch.manual_seed(layers)
-    text = {"vocab_size": 97, "embed_dim": width, "layers": layers, "ffn_dim": 2 * width, "attention_heads": heads}
+    fields = {"vocab_size": 97, "image_size": 28, "patch_size": 14, "hidden_act": "quick_gelu", **SIZES[request.param]}
+    torch.manual_seed(fields["layers"])
     vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    model = Kosmos2ForConditionalGeneration(
-        Kosmos2Config(
-            text_config={**text, "max_position_embeddings": 128},
-            vision_config={**vision, "image_size": 28, "patch_size": 14},
-            latent_query_num=queries,
-        )
-    ).eval()
+    vision |= {name: fields.pop(name) for name in ("image_size", "patch_size", "hidden_act")}
+    config = {"latent_query_num": fields.pop("latent_query_num"), "vision_config": vision}
+    config["tie_word_embeddings"] = fields.get("tie_word_embeddings", True)
+    config["text_config"] = {**fields, "max_position_embeddings": 128}
+    model = Kosmos2ForConditionalGeneration(Kosmos2Config(**config)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:
@@ -42,10 +48,11 @@ def kosmos2(request, tmp_path_factory) -> tuple[Kosmos2ForConditionalGeneration,
 
 
 def prompt(model: Kosmos2ForConditionalGeneration) -> dict[str, torch.Tensor]:
-    ids = torch.randint(4, 97, (2, 25), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(4, model.config.text_config.vocab_size, (2, 25), generator=torch.Generator().manual_seed(0))
     places = torch.zeros_like(ids)
     places[:, 3 : 3 + model.config.latent_query_num] = 1
-    pixels = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(1))
+    size = model.config.vision_config.image_size
+    pixels = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
     return {"input_ids": ids, "image_embeds_position_mask": places, "pixel_values": pixels}
 
 
@@ -65,8 +72,9 @@ def test_logits_equal_hugging_face(kosmos2, padded: bool) -> None:
     inputs = prompt(theirs)
     model, our_inputs = ours(folder, inputs)
     if padded:
-        inputs["input_ids"][1, -6:], our_inputs["input_ids"][1, -6:] = 1, 1
-        mask = (inputs["input_ids"] != 1).long()
+        pad = theirs.config.text_config.pad_token_id
+        inputs["input_ids"][1, -6:], our_inputs["input_ids"][1, -6:] = pad, pad
+        mask = (inputs["input_ids"] != pad).long()
         inputs["attention_mask"], our_inputs["attention_mask"] = mask, mask
     torch.testing.assert_close(model(**our_inputs).logits, theirs(**inputs).logits, atol=1e-5, rtol=0)
 
@@ -96,10 +104,35 @@ def read(folder: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
+def test_an_output_matrix_on_disk_stays_there(kosmos2, tmp_path, capsys) -> None:
+    """Some checkpoints hold the tied matrix twice; two different ones are no tied model."""
+    theirs, folder = kosmos2
+    source = tmp_path / "theirs"
+    source.mkdir()
+    shutil.copy(folder / "config.json", source)
+    state = {name: tensor.clone() for name, tensor in theirs.state_dict().items()}
+    save_file(state, source / "model.safetensors")
+    assert main(["convert", "--from", "kosmos2", str(source), str(tmp_path / "ours")]) == 0
+    assert main(["convert", "--to", "kosmos2", str(tmp_path / "ours"), str(tmp_path / "back")]) == 0
+    back = read(tmp_path / "back")
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[name], state[name]) for name in state)
+    loaded = KosmosForConditionalGeneration.from_pretrained(tmp_path / "ours")
+    assert torch.equal(loaded.lm_head.weight, state["text_model.lm_head.weight"])
+    if theirs.config.tie_word_embeddings:
+        save_file(
+            state | {"text_model.lm_head.weight": state["text_model.lm_head.weight"] + 1}, source / "model.safetensors"
+        )
+        assert main(["convert", "--from", "kosmos2", str(source), str(tmp_path / "other")]) == 2
+        assert "lm_head.weight differs from model.decoder.embed_tokens.weight" in capsys.readouterr().err
+        assert not (tmp_path / "other").exists()
+
+
 @torch.no_grad()
-def test_torchscale_golden(tmp_path) -> None:
-    assert main(["convert", "--from", "torchscale", str(GOLDEN), str(tmp_path / "ours")]) == 0
-    expected = load_file(GOLDEN / "expected.safetensors")
+@pytest.mark.parametrize("name", ["subln_xpos", "untied_swish"])
+def test_torchscale_golden(tmp_path, name: str) -> None:
+    assert main(["convert", "--from", "torchscale", str(FIXTURES / name), str(tmp_path / "ours")]) == 0
+    expected = load_file(FIXTURES / name / "expected.safetensors")
     model = KosmosForConditionalGeneration.from_pretrained(tmp_path / "ours")
     torch.testing.assert_close(model(input_ids=expected["input_ids"]).logits, expected["logits"], atol=1e-5, rtol=0)
 
@@ -127,15 +160,25 @@ def test_bad_sources_are_refused(tmp_path, kosmos2, capsys) -> None:
 
     def complaint(*argv: str) -> str:
         assert main(["convert", *argv, str(tmp_path / "out")]) == 2
-        assert not list((tmp_path / "out").glob("*")) if (tmp_path / "out").exists() else True
+        assert not (tmp_path / "out").exists()
         return capsys.readouterr().err
 
     assert "describes model_type None, expected 'kosmos-2'" in complaint("--from", "kosmos2", str(source))
     assert "is not a folder" in complaint("--from", "kosmos2", str(tmp_path / "nowhere"))
     (source / "config.json").write_text(json.dumps(fields | {"decoder_layers": 4}))
     assert "does not fit" in complaint("--from", "torchscale", str(source))
-    (source / "config.json").write_text(json.dumps(fields | {"deepnorm": True}))
-    assert "deepnorm=True is not supported" in complaint("--from", "torchscale", str(source))
+    state = load_file(source / "decoder.safetensors")
+    for name in ("deepnorm", "layernorm_embedding", "multiway", "no_output_layer"):
+        (source / "config.json").write_text(json.dumps(fields | {name: True}))
+        assert f"{name}=True is not supported" in complaint("--from", "torchscale", str(source))
+    for name in ("subln", "xpos_rel_pos"):
+        (source / "config.json").write_text(json.dumps(fields | {name: False}))
+        assert f"'{name}': False" in complaint("--from", "torchscale", str(source))
+    (source / "config.json").write_text(json.dumps(fields | {"share_decoder_input_output_embed": False}))
+    save_file({n: t for n, t in state.items() if n != "output_projection.weight"}, source / "decoder.safetensors")
+    assert "1 tensors missing ['lm_head.weight']" in complaint("--from", "torchscale", str(source))
+    (source / "config.json").write_text("{")
+    assert "config.json is not JSON" in complaint("--from", "torchscale", str(source))
     (source / "config.json").write_text(json.dumps(fields | {"vocab_size": 98}))
     assert "config.json says 98 tokens of width 64, embed_tokens.weight is (97, 64)" in complaint(
         "--from", "torchscale", str(source)
@@ -143,6 +186,35 @@ def test_bad_sources_are_refused(tmp_path, kosmos2, capsys) -> None:
     assert "not empty" in (
         main(["convert", "--from", "torchscale", str(GOLDEN), str(folder)]) and capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize("kosmos2", ["plain"], indirect=True)
+def test_kosmos2_files_that_do_not_fit(kosmos2, tmp_path, capsys) -> None:
+    _, folder = kosmos2
+    whole = read(folder)
+
+    def complaint(state: dict[str, torch.Tensor], file: str = "model.safetensors") -> str:
+        source = tmp_path / "source"
+        shutil.rmtree(source, ignore_errors=True)
+        source.mkdir()
+        shutil.copy(folder / "config.json", source)
+        save_file(state, source / file)
+        assert main(["convert", "--from", "kosmos2", str(source), str(tmp_path / "out")]) == 2
+        assert not (tmp_path / "out").exists()
+        return capsys.readouterr().err
+
+    name = "text_model.model.layers.1.ffn.fc1.weight"
+    assert "1 tensors missing ['model.decoder.layers.1.ffn.fc1.weight'], 0 left over" in complaint(
+        {n: t for n, t in whole.items() if n != name}
+    )
+    extra = complaint(whole | {"text_model.model.layers.3.ffn.fc1.weight": whole[name].clone()})
+    assert "0 tensors missing [], 1 left over ['model.decoder.layers.3.ffn.fc1.weight']" in extra
+    assert "tensor 'audio.weight' is none of Kosmos-2's" in complaint(whole | {"audio.weight": torch.ones(1)})
+    assert "fc1.weight: (128, 63) against (128, 64)" in complaint(whole | {name: whole[name][:, 1:].contiguous()})
+    assert "holds no model.safetensors (pickles are not read" in complaint(whole, "pytorch_model.bin")
+    (tmp_path / "source" / "model.safetensors").write_bytes(b"not tensors")
+    assert main(["convert", "--from", "kosmos2", str(tmp_path / "source"), str(tmp_path / "out")]) == 2
+    assert "is not a readable safetensors file" in capsys.readouterr().err
 
 
 def test_only_kosmos2_architectures_become_kosmos2(build, tmp_path, capsys) -> None:
