@@ -9,7 +9,7 @@ quantised or partitioned weights, other kernels than sdpa, blockwise attention) 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +17,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from .configuration_kosmos import KosmosTextConfig
-
-if TYPE_CHECKING:
-    from .decoder import KosmosBlock, KosmosDecoder
+from .decoder import KosmosAttention, KosmosBlock, KosmosDecoder, KosmosFeedForward
 
 
 class GrowingLayer(DynamicLayer):
@@ -38,12 +36,15 @@ class GrowingLayer(DynamicLayer):
             self.keys, self.values = new[:, 0, :, :0], new[:, 1, :, :0]
         seen, length = self.keys.shape[2], new.shape[3]
         buffer = self.buffer
-        # reordering beams or repeating rows puts other tensors in the place of the views
-        if buffer is None or seen + length > buffer.shape[3] or self.keys.data_ptr() != buffer.data_ptr():
+        if buffer is None or seen + length > buffer.shape[3] or not self._views(buffer):
             buffer = self._grow(max(2 * (seen + length), 64))
         buffer.narrow(3, seen, length).copy_(new)
         self.keys, self.values = buffer.narrow(3, 0, seen + length).unbind(1)
         return self.keys, self.values
+
+    def _views(self, buffer: Tensor) -> bool:
+        """Whether keys are still what was made here: to reorder, choose or repeat rows puts other tensors there."""
+        return self.keys.data_ptr() == buffer.data_ptr() and len(self.keys) == len(buffer)
 
     def _grow(self, capacity: int) -> Tensor:
         rows, heads, seen, width = self.keys.shape
@@ -110,13 +111,13 @@ class DecodeStep:
         self.heads = decoder.config.num_attention_heads
         self.eps = decoder.config.layer_norm_eps
         self.scaling = (decoder.config.hidden_size // self.heads) ** -0.5
-        self.layers = [_tensors(layer) for layer in decoder.layers]
+        self.layers: list[LayerTensors] = []  # made with the first token: many calls only read a prompt
         self.width, self.ffn_width = (decoder.config.hidden_size,), (decoder.config.intermediate_size,)
         self.last_norm = decoder.layer_norm.weight, decoder.layer_norm.bias
         self.activation = gelu if decoder.config.hidden_act == "gelu" else decoder.layers[0].ffn.activation
         self.workspace: Workspace | None = None
         self.rotations: Tensor | None = None
-        self.padded: bool | None = None
+        self.padded: tuple[Cache, bool] | None = None
 
     def __call__(
         self,
@@ -137,8 +138,10 @@ class DecodeStep:
         """
         hidden = (embeds_BD * self.decoder.embed_scale)[:, None]
         hidden = self.decoder.positions.add_to(hidden, position_ids_B1, position_in_span_B1)[:, 0]
-        rotation, mask = self._rotation(position_ids_B1), self._mask(attention_mask)
+        rotation, mask = self._rotation(position_ids_B1), self._mask(attention_mask, cache)
         work = self._workspace(embeds_BD)
+        if not self.layers:
+            self.layers = [_tensors(layer) for layer in self.decoder.layers]
         layer_norm, addmm, eps = torch.layer_norm, torch.addmm, self.eps
         for index, layer in enumerate(self.layers):
             normed = layer_norm(hidden, self.width, *layer.attention_norm, eps)
@@ -159,7 +162,7 @@ class DecodeStep:
             work.turn(rotation)
         if type(cache) is GrowingCache:
             keys, values = cache.layers[index].append(work.key_value)
-        else:
+        else:  # all caches of transformers copy what they are given
             keys, values = cache.update(work.key, work.value, index)
         attended = F.scaled_dot_product_attention(work.query, keys, values, attn_mask=mask, scale=self.scaling)
         return attended.reshape(work.rows, -1)
@@ -177,7 +180,7 @@ class DecodeStep:
             return self._factors(position_ids_B1)
         last = int(position_ids_B1.max())
         if self.rotations is None or last >= len(self.rotations):
-            self.rotations = self._factors(torch.arange(max(2 * last, 64))[:, None])
+            self.rotations = self._factors(torch.arange(max(2 * last, 64), device="cpu")[:, None])
         return self.rotations.index_select(0, position_ids_B1[:, 0])
 
     def _factors(self, position_ids_N1: Tensor) -> Tensor:
@@ -185,13 +188,13 @@ class DecodeStep:
         assert rotation is not None
         return torch.cat([rotation, torch.ones_like(rotation[:, :, :1])], dim=2)[:, 0]
 
-    def _mask(self, attention_mask: Tensor | None) -> Tensor | None:
-        """Return what sdpa needs. A mask of ones stays one throughout a ``generate()``, so it is looked at once."""
+    def _mask(self, attention_mask: Tensor | None, cache: Cache) -> Tensor | None:
+        """Return what sdpa needs. A mask of ones stays one as long as its cache grows, so it is looked at once."""
         if attention_mask is None or attention_mask.ndim == 4:
             return attention_mask
-        if self.padded is None:
-            self.padded = not bool(attention_mask.all())
-        return attention_mask.bool()[:, None, None] if self.padded else None
+        if self.padded is None or self.padded[0] is not cache:
+            self.padded = cache, not bool(attention_mask.all())
+        return attention_mask.bool()[:, None, None] if self.padded[1] else None
 
 
 def _add(hidden_BD: Tensor, normed: Tensor, projection: tuple[Tensor, Tensor]) -> Tensor:
@@ -207,27 +210,36 @@ def gelu(inner_BF: Tensor) -> Tensor:
 
 
 def can_step(decoder: KosmosDecoder) -> bool:
-    """Whether ``DecodeStep`` computes what the modules would: plain layers without hooks, attention by sdpa."""
+    """Whether ``DecodeStep`` computes what the modules would: as they were built, unwatched, attention by sdpa."""
     config = decoder.config
     if config._attn_implementation != "sdpa" or config.blockwise_causal_length is not None:
         return False
-    if torch.is_autocast_enabled(decoder.layer_norm.weight.device.type):
+    if torch.is_autocast_enabled(decoder.layer_norm.weight.device.type) or nn.modules.module._has_any_global_hook():
         return False
-    plain = (nn.Linear, nn.LayerNorm)
-    for layer in decoder.layers:
-        attention, ffn = layer.self_attn, layer.ffn
-        leaves = [attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj, ffn.fc1, ffn.fc2]
-        leaves += [layer.self_attn_layer_norm, attention.inner_attn_ln, layer.final_layer_norm, ffn.ffn_layernorm]
-        if any(type(leaf) not in plain or hasattr(leaf.weight, "ds_id") for leaf in leaves):
-            return False
-        if any(watched(module) for module in (layer, attention, ffn, *leaves)):
-            return False
-    return not watched(decoder)
+    if type(decoder) is not KosmosDecoder or watched(decoder) or not all(map(_as_built, decoder.layers)):
+        return False
+    parameters = [*decoder.layers.parameters(), *decoder.layer_norm.parameters()]
+    if any(type(parameter) is not nn.Parameter or hasattr(parameter, "ds_id") for parameter in parameters):
+        return False
+    return len({(parameter.dtype, parameter.device) for parameter in parameters}) == 1
+
+
+def _as_built(layer: nn.Module) -> bool:
+    """Whether no module of a block was replaced or is watched; adapters and quantisation do the one or the other."""
+    if type(layer) is not KosmosBlock:
+        return False
+    modules = list(layer.modules())
+    plain = all(type(module) in PLAIN or module is layer.ffn.activation for module in modules)
+    return plain and not any(map(watched, modules))
+
+
+PLAIN = (KosmosBlock, KosmosAttention, KosmosFeedForward, nn.Linear, nn.LayerNorm)
 
 
 def watched(module: nn.Module) -> bool:
-    """Whether somebody hooked into this module, so that it must be called."""
-    return bool(module._forward_hooks or module._forward_pre_hooks) or hasattr(module, "_hf_hook")
+    """Whether somebody hooked into this module or gave it a ``forward`` of its own, so that it must be called."""
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    return bool(hooks) or hasattr(module, "_hf_hook") or "forward" in vars(module)
 
 
 def _tensors(layer: KosmosBlock) -> LayerTensors:

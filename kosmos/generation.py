@@ -9,20 +9,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation import GenerationMixin
+from transformers.generation import GenerationMixin, StoppingCriteria, StoppingCriteriaList
 
 from .decode import DecodeStep, GrowingCache, can_step, watched
 from .sampling import next_positions, sample
 
 # The step of the generate() that is running in this thread; assisted generation nests them.
 _STEP: ContextVar[DecodeStep | None] = ContextVar("step", default=None)
+# The tokenizer that was given to it, for the stop strings of an assistant.
+_TOKENIZER: ContextVar[Any] = ContextVar("tokenizer", default=None)
 
 # What a prompt may bring for the loop of sampling.py; anything else is left to transformers.
 KNOWN_INPUTS = {
     "attention_mask", "block_ids", "inputs_embeds", "logits_to_keep", "past_key_values", "pixel_values", "position_ids",
     "position_in_span", "span_attention_mask", "span_input_ids", "use_cache",
 }  # fmt: skip
-STEPWISE = ("forward", "prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
+STEPWISE = ("forward", "prepare_inputs_for_generation", "_update_model_kwargs_for_generation", "_prefill")
 
 
 class KosmosGenerationMixin(GenerationMixin):
@@ -32,11 +34,21 @@ class KosmosGenerationMixin(GenerationMixin):
         """transformers' ``generate``; single tokens after the prompt go through ``DecodeStep`` where it applies."""
         decoder = self.model.decoder
         lean = not self.training and not watched(self.model) and can_step(decoder)
-        token = _STEP.set(DecodeStep(decoder) if lean else None)
+        step = _STEP.set(DecodeStep(decoder) if lean else None)
+        tokenizer = _TOKENIZER.set(kwargs.get("tokenizer") or _TOKENIZER.get())
         try:
             return super().generate(*args, **kwargs)
         finally:
-            _STEP.reset(token)
+            _STEP.reset(step)
+            _TOKENIZER.reset(tokenizer)
+
+    def _get_stopping_criteria(
+        self, generation_config: Any, stopping_criteria: Any, tokenizer: Any = None, **kwargs: Any
+    ) -> Any:
+        """transformers hands stop strings on to an assistant, but not the tokenizer that they need."""
+        if tokenizer is None and generation_config.is_assistant:
+            tokenizer = _TOKENIZER.get()
+        return super()._get_stopping_criteria(generation_config, stopping_criteria, tokenizer=tokenizer, **kwargs)
 
     def _decode_step(
         self,
@@ -55,7 +67,7 @@ class KosmosGenerationMixin(GenerationMixin):
             return None
         if any(value for name, value in options.items() if name not in ("use_cache", "return_dict")):
             return None
-        embeds_BD = step.decoder.embed_tokens(input_ids[:, 0])
+        embeds_BD = step.decoder.embed_tokens(input_ids)[:, 0]
         return self.lm_head(step(embeds_BD, position_ids, attention_mask, cache, position_in_span))[:, None]
 
     def _sample(
@@ -77,6 +89,21 @@ class KosmosGenerationMixin(GenerationMixin):
         return super()._sample(
             input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer, **model_kwargs
         )
+
+    def _assisted_decoding(self, input_ids: Tensor, *args: Any, stopping_criteria: Any, **kwargs: Any) -> Any:
+        """transformers asks its criteria after several tokens at a time, and so misses stop strings between them."""
+        ends = EveryEnd(stopping_criteria, input_ids.shape[1])
+        out = super()._assisted_decoding(input_ids, *args, stopping_criteria=StoppingCriteriaList([ends]), **kwargs)
+        if isinstance(out, Tensor):
+            return out[:, : ends.length]
+        beyond = out.sequences.shape[1] - ends.length
+        if beyond:
+            out.sequences = out.sequences[:, :-beyond]
+            out.past_key_values.crop(-beyond)
+            for name in ("scores", "logits", "attentions", "hidden_states"):
+                if out.get(name) is not None:
+                    out[name] = out[name][:-beyond]
+        return out
 
     def _loops(self, step: DecodeStep, generation_config: Any, inputs: dict[str, Any]) -> bool:
         """Whether ``sampling.sample`` may stand for transformers' loop: nobody looks at, or changes, what it skips."""
@@ -111,13 +138,17 @@ class KosmosGenerationMixin(GenerationMixin):
         inputs = super().prepare_inputs_for_generation(
             input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
-        if is_first_iteration and kwargs.get("block_ids") is not None:
-            inputs["attention_mask"] = kwargs.get("attention_mask")  # of a static cache it made a causal 4-D one
-        if not is_first_iteration and kwargs.get("use_cache", True):
-            for name in ("pixel_values", "span_input_ids", "span_attention_mask", "block_ids"):
-                inputs.pop(name, None)
-            if inputs.get("position_in_span") is not None:
-                inputs["position_in_span"] = inputs["position_in_span"][:, -inputs["input_ids"].shape[1] :]
+        if is_first_iteration or not kwargs.get("use_cache", True):
+            if kwargs.get("block_ids") is not None:
+                inputs["attention_mask"] = kwargs.get("attention_mask")  # of a static cache it made a causal 4-D one
+            return inputs
+        assisting = inputs["input_ids"].shape[1] > 1 and not kwargs["past_key_values"].get_seq_length()
+        for name in ("pixel_values", "span_input_ids", "span_attention_mask", "block_ids"):
+            inputs.pop(name, None)
+            if assisting and kwargs.get(name) is not None:  # an assistant's prompt is never a first iteration
+                inputs[name] = kwargs[name]
+        if inputs.get("position_in_span") is not None:
+            inputs["position_in_span"] = inputs["position_in_span"][:, -inputs["input_ids"].shape[1] :]
         return inputs
 
     def _update_model_kwargs_for_generation(
@@ -131,7 +162,7 @@ class KosmosGenerationMixin(GenerationMixin):
         if blocks is not None:
             model_kwargs["block_ids"] = F.pad(blocks, (0, num_new_tokens), value=-1)
         if second is not None:
-            first = torch.arange(second.shape[1])[None] if first is None else first
+            first = torch.arange(second.shape[1], device=second.device)[None] if first is None else first
             first = first.expand(len(second), -1)
             for _ in range(num_new_tokens):
                 next_first, next_second = next_positions(first[:, -1:], second[:, -1:])
@@ -147,7 +178,9 @@ class KosmosGenerationMixin(GenerationMixin):
         flat = {name: kwargs.pop(name, None) for name in ("pixel_values", "span_input_ids", "span_attention_mask")}
         if expand_size > 1 and input_ids is not None:
             if flat["pixel_values"] is not None:
-                counts = (input_ids == self.config.image_token_id).sum(1) // self.config.num_image_tokens
+                embeds = kwargs.get("inputs_embeds")
+                places = input_ids == self.config.image_token_id if embeds is None else self.model.image_places(embeds)
+                counts = places.sum(1) // self.config.num_image_tokens
                 flat["pixel_values"] = _repeat_groups(flat["pixel_values"], counts.tolist(), expand_size)
             if flat["span_input_ids"] is not None:
                 mask = flat["span_attention_mask"]
@@ -157,6 +190,22 @@ class KosmosGenerationMixin(GenerationMixin):
                 flat["span_attention_mask"] = _repeat_groups(mask, counts, expand_size)
         input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
         return input_ids, {**kwargs, **{name: value for name, value in flat.items() if value is not None}}
+
+
+class EveryEnd(StoppingCriteria):
+    """Asks ``criteria`` at every length since the last time, one row; ``length`` is where they were first met."""
+
+    def __init__(self, criteria: StoppingCriteriaList, length: int) -> None:
+        self.criteria, self.length = criteria, length
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        """Return whether the row is done, (1,)."""
+        assert input_ids.shape[1] > self.length
+        done = torch.zeros(1, dtype=torch.bool, device=input_ids.device)
+        while not done.any() and self.length < input_ids.shape[1]:
+            self.length += 1
+            done = self.criteria(input_ids[:, : self.length], scores, **kwargs)
+        return done
 
 
 def _repeat_groups(flat: Tensor, counts: list[int], times: int) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 IGNORE = -100
 
@@ -119,9 +120,12 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         return (nll_N * weight_N).sum(), nll_N
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         """Scale the gradients made in the forward pass."""
-        scale = grads[0]
+        scale, needed = grads[0], ctx.needs_input_grad[:2]
+        if [ctx.grad_hidden is None, ctx.grad_weight is None] != [not need for need in needed]:
+            raise RuntimeError("the loss was differentiated before, and its gradients freed; compute the loss again")
         hidden = None if ctx.grad_hidden is None else ctx.grad_hidden * scale.to(ctx.grad_hidden.dtype)
         weight = None if ctx.grad_weight is None else (ctx.grad_weight.mul_(scale)).to(ctx.weight_dtype)
         ctx.grad_hidden = ctx.grad_weight = None

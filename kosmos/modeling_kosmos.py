@@ -132,7 +132,7 @@ class KosmosModel(KosmosPreTrainedModel):
         if input_ids is not None:
             inputs_embeds, images, spans = self._embed(input_ids)
         elif pixel_values is not None:
-            images = self._image_places(inputs_embeds)
+            images = self.image_places(inputs_embeds)
         image_features = None
         if pixel_values is not None:
             image_features = self.get_image_features(pixel_values)
@@ -193,7 +193,7 @@ class KosmosModel(KosmosPreTrainedModel):
             return None
         return count_positions(input_ids_BT != text_config.pad_token_id)
 
-    def _image_places(self, inputs_embeds: Tensor) -> Tensor:
+    def image_places(self, inputs_embeds: Tensor) -> Tensor:
         """Find placeholders among embeddings, as prompt tuning needs; the placeholder must have an embedding."""
         embedding, token = self.decoder.embed_tokens, self.config.image_token_id
         if token is None or token >= embedding.num_embeddings:

@@ -62,7 +62,7 @@ class Picker:
             chosen = self.screen.choose(hidden_BD)
             if chosen is not None:
                 return chosen
-        return self.from_logits(tokens_BT, self.head(hidden_BD))
+        return self.from_logits(tokens_BT, self.head(hidden_BD[:, None])[:, 0])
 
     def from_logits(self, tokens_BT: Tensor, logits_BV: Tensor) -> Tensor:
         """Return the next tokens, (B,), from the logits (B, V)."""
@@ -90,7 +90,7 @@ def sample(
     second_B1 = None if second is None else second[:, -1:]
     place = Place(inputs["position_ids"][:, -1:], inputs.get("attention_mask"), inputs["past_key_values"], second_B1)
     ends = any(hasattr(criterion, "eos_token_id") for criterion in criteria)
-    unfinished_B = torch.ones(len(tokens_BT), dtype=torch.long)
+    unfinished_B = torch.ones_like(picked_B)
     while True:
         if ends:
             picked_B = picked_B * unfinished_B + generation_config._pad_token_tensor * (1 - unfinished_B)
@@ -101,7 +101,7 @@ def sample(
         if not unfinished_B.any():
             break
         place = place.next()
-        picked_B = picker(tokens_BT, step(step.decoder.embed_tokens(picked_B), *place))
+        picked_B = picker(tokens_BT, step(step.decoder.embed_tokens(picked_B[:, None])[:, 0], *place))
     if streamer is not None:
         streamer.end()
     return tokens_BT

@@ -2,13 +2,13 @@
 
 At the sizes that run on a CPU the output matrix is most of what a decoded token reads (33 of 52 MB at d=256, 6 layers,
 V=32,000). A bf16 copy is half of that, and AMX and AVX-512 multiply it several times faster. It cannot decide, but it
-can exclude: with u = 2⁻⁹, the rounding of bf16, E a row of the matrix and x the hidden state,
+can exclude: with u = 2⁻⁸, the unit roundoff of bf16, E a row of the matrix, x the hidden state and fp32 sums,
 
-    |E·x - bf16(bf16(E)·bf16(x))| ≤ (3u + O(u²) + rounding of the fp32 sums) ‖E‖‖x‖ ≤ 2⁻⁷ ‖E‖‖x‖
+    |E·x - bf16(bf16(E)·bf16(x))| ≤ (3u + 3u² + u³ + d·2⁻²⁴) ‖E‖‖x‖ < 3.25u ‖E‖‖x‖   up to d = 10,000
 
-so that no row whose rough logit is more than twice this bound (with the largest ‖E‖) below the best can win. What is
-left, a token or a few, is multiplied in fp32. Where two tokens are equal up to the rounding of an fp32 sum, either may
-be chosen, as with any other order of summation.
+(a rounding of each factor, and one of the result), so that no row whose rough logit is more than twice this bound (with
+the largest ‖E‖) below the best can win. What is left, a token or a few, is multiplied in fp32. Where two tokens are
+equal up to the rounding of an fp32 sum, either may be chosen, as with any other order of summation.
 
 Differs from the papers: not in them. Costs one bf16 copy of the output matrix while ``generate()`` runs.
 """
@@ -20,9 +20,12 @@ import math
 import torch
 from torch import Tensor, nn
 
-BOUND = 2.0**-7
+from .decode import watched
+
+BOUND = 3.25 * 2.0**-8
+WIDEST = 10_000  # up to which the bound holds
 SMALLEST_MATRIX = 2**22  # elements; below, the product is not what a token costs
-MOST_CANDIDATES = 1024  # a row; beyond, the plain product is as fast
+MOST_CANDIDATES = 64  # a row; beyond, the plain product is taken
 
 
 class Screen:
@@ -31,23 +34,24 @@ class Screen:
     def __init__(self, weight_VD: Tensor) -> None:
         self.weight, self.rough = weight_VD, weight_VD.bfloat16()
         self.bound = BOUND * float(torch.linalg.vector_norm(weight_VD, dim=1).max())
+        self.most = min(MOST_CANDIDATES, len(weight_VD))
 
     def choose(self, hidden_BD: Tensor) -> Tensor | None:
         """Return the likeliest token of each row, (B,); None where too many are left, or a logit is not finite."""
-        rough_BV = self._rough_logits(hidden_BD.bfloat16())
-        best_B = rough_BV.amax(-1).tolist()
-        norm_B = torch.linalg.vector_norm(hidden_BD, dim=1).tolist()
+        rough_BN, token_BN = self._rough_logits(hidden_BD.bfloat16()).topk(self.most)
+        rough_BN = rough_BN.float()
+        threshold_B1 = rough_BN[:, :1] - 2 * self.bound * torch.linalg.vector_norm(hidden_BD, dim=1, keepdim=True)
+        left_B = (rough_BN >= threshold_B1).sum(1).tolist()
+        if not all(math.isfinite(threshold) for threshold in threshold_B1[:, 0].tolist()):
+            return None
+        if max(left_B) == self.most < len(self.weight):
+            return None
         chosen = []
-        for row, (best, norm) in enumerate(zip(best_B, norm_B, strict=True)):
-            threshold = best - 2 * self.bound * norm
-            threshold -= abs(threshold) * 2.0**-8  # so that bf16 rounds it down
-            if not math.isfinite(threshold):
-                return None
-            token_N = (rough_BV[row] >= threshold).nonzero()[:, 0]
-            if len(token_N) > MOST_CANDIDATES:
-                return None
-            if len(token_N) > 1:
-                token_N = token_N[torch.mv(self.weight[token_N], hidden_BD[row]).argmax(0, keepdim=True)]
+        for hidden_D, token_N, left in zip(hidden_BD, token_BN, left_B, strict=True):
+            token_N = token_N[:left]
+            if left > 1:  # in the order of the vocabulary: of equals the first, as argmax
+                token_N = token_N.sort().values
+                token_N = token_N[torch.mv(self.weight[token_N], hidden_D).argmax(0, keepdim=True)]
             chosen.append(token_N)
         return torch.cat(chosen)
 
@@ -60,9 +64,9 @@ class Screen:
 
 def can_screen(head: nn.Module) -> bool:
     """Whether a screen of this output matrix is right and pays: plain, fp32, large, on a CPU that multiplies bf16."""
-    if type(head) is not nn.Linear or head.bias is not None:
+    if type(head) is not nn.Linear or head.bias is not None or watched(head):
         return False
     weight = head.weight
-    if weight.dtype != torch.float32 or weight.device.type != "cpu" or weight.numel() < SMALLEST_MATRIX:
+    if type(weight) is not nn.Parameter or weight.dtype != torch.float32 or weight.device.type != "cpu":
         return False
-    return torch.cpu._is_avx512_bf16_supported()
+    return weight.numel() >= SMALLEST_MATRIX and weight.shape[1] <= WIDEST and torch.cpu._is_avx512_bf16_supported()

@@ -97,15 +97,35 @@ def test_streaming_and_stop_strings(processor, build) -> None:
     text = tokenizer.decode(full[0, length:])
     assert "".join(streamer) == text
     stop = tokenizer.decode(full[0, length + 9 : length + 11]).strip()
-    stopped = model.generate(**call, stop_strings=[stop], tokenizer=tokenizer)
+    options = {"stop_strings": [stop], "tokenizer": tokenizer}
+    stopped = model.generate(**call, **options)
     assert stopped.shape[1] < full.shape[1]
     assert torch.equal(stopped, full[:, : stopped.shape[1]])
+    assert torch.equal(model.generate(**call, **options, return_dict_in_generate=True).sequences, stopped)
+    assisted = model.generate(
+        **call, **options, assistant_model=build(images=False, text={"vocab_size": len(tokenizer)})
+    )
+    assert torch.equal(assisted, stopped)
 
 
 def test_assisted_generation(build, ids) -> None:
     model, assistant = build(images=False), build(images=False, seed=1)
     call = {"input_ids": ids[:1], "max_new_tokens": 10, "do_sample": False, "eos_token_id": None, **VARIED}
     assert torch.equal(model.generate(**call, assistant_model=assistant), model.generate(**call))
+
+
+def test_assistants_and_beams_read_images_too(build, ids) -> None:
+    """An assistant is given the same prompt; beams over embeddings find their images by the placeholder's own."""
+    model, assistant = build(), build(seed=1)
+    rows, pixels = with_images(ids, 2)
+    call = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, **VARIED}
+    first = {"input_ids": rows[:1], "pixel_values": pixels[:2]}
+    assert torch.equal(model.generate(**first, **call, assistant_model=assistant), model.generate(**first, **call))
+    model.resize_token_embeddings(104)
+    call |= {"num_beams": 2, "suppress_tokens": list(range(97, 104)), "no_repeat_ngram_size": 0}
+    expected = model.generate(rows, pixel_values=pixels, **call)[:, 30:]
+    embeds = model.get_input_embeddings()(rows)
+    assert torch.equal(model.generate(inputs_embeds=embeds, pixel_values=pixels, **call), expected)
 
 
 @pytest.mark.parametrize("options", [{}, {"use_cache": False}, {"cache_implementation": "static"}, {"num_beams": 2}])

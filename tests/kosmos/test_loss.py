@@ -80,6 +80,15 @@ def test_shift() -> None:
     assert shift(torch.tensor([[5, 6, 7]])).tolist() == [[6, 7, -100]]
 
 
+def test_gradients_are_made_once() -> None:
+    """They are freed as they are used; a second time is an error, as with torch's own, and never a missing gradient."""
+    hidden, matrix = torch.randn(1, 4, 8, requires_grad=True), torch.randn(9, 8, requires_grad=True)
+    loss = cross_entropy(hidden, matrix, torch.ones(1, 4, dtype=torch.long)).loss
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="compute the loss again"):
+        loss.backward()
+
+
 def test_nothing_supervised_is_an_error_unless_normalised() -> None:
     hidden, matrix = torch.randn(1, 4, 8, requires_grad=True), torch.randn(9, 8)
     ignored = torch.full((1, 4), -100)

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LogitsProcessorList, TextIteratorStreamer
+from transformers import DynamicCache, LogitsProcessorList, TextIteratorStreamer
 from transformers.generation import GenerationMixin
 
 from kosmos import sampling
+from kosmos.decode import GrowingCache, can_step
 
 
 @pytest.fixture
@@ -93,15 +94,47 @@ def test_screened_tokens_are_the_same(build, ids, only_ours, monkeypatch) -> Non
     assert used == [2] * (24 - sampling.SCREEN_AFTER // 2)
 
 
-def test_who_looks_at_every_token_sees_it(build, ids) -> None:
-    """Hooks on the model, and a forward of one's own, are called for each token."""
-    call = {"input_ids": ids, "max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
-    expected = build(images=False).generate(**call)
-    for part in (lambda model: model, lambda model: model.model, lambda model: model.model.decoder.layers[1].ffn.fc1):
-        model, lengths = build(images=False), []
-        part(model).register_forward_hook(lambda *_, lengths=lengths: lengths.append(1))
-        assert torch.equal(model.generate(**call), expected)
-        assert len(lengths) == 4
+WATCHED = ("", "model", "model.decoder", "model.decoder.embed_tokens", "model.decoder.layers.1.ffn.fc1")
+WATCHED += ("model.decoder.layers.0.ffn.activation", "lm_head")
+CALL = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
+
+
+@pytest.mark.parametrize("way", ["hook", "forward"])
+@pytest.mark.parametrize("name", WATCHED)
+def test_who_looks_at_every_token_sees_it(build, ids, name: str, way: str) -> None:
+    """Hooks on a module, and a forward of one's own, are called for each token."""
+    expected = build(images=False).generate(ids, **CALL)
+    model, shapes = build(images=False), []
+    part = model.get_submodule(name)
+    if way == "hook":
+        part.register_forward_hook(lambda module, inputs, out: shapes.append(len(inputs)))
+    else:
+        forward = part.forward
+        part.forward = lambda *args, **kwargs: shapes.append(len(args)) or forward(*args, **kwargs)
+    assert torch.equal(model.generate(ids, **CALL), expected)
+    assert len(shapes) == 4
+
+
+def test_what_was_changed_keeps_the_module_tree(build, ids) -> None:
+    model = build(images=False)
+    decoder = model.model.decoder
+    assert can_step(decoder)
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
+    assert not can_step(decoder)
+    handle.remove()
+    decoder.layers[0].ffn.fc1.half()
+    assert not can_step(decoder)
+    decoder.layers[0].ffn.fc1.float()
+    torch.nn.utils.parametrize.register_parametrization(decoder.layers[1].ffn.fc2, "weight", torch.nn.Identity())
+    assert not can_step(decoder)
+    torch.nn.utils.parametrize.remove_parametrizations(decoder.layers[1].ffn.fc2, "weight")
+    assert can_step(decoder)
+    decoder.layers[2] = torch.nn.ModuleDict({"block": decoder.layers[2]})
+    assert not can_step(decoder)
+
+
+def test_a_forward_of_a_subclass_is_called(build, ids) -> None:
+    call = {"input_ids": ids, **CALL}
     model = build(images=False)
     base = type(model)
 
@@ -113,3 +146,28 @@ def test_who_looks_at_every_token_sees_it(build, ids) -> None:
 
     model.__class__ = Noisy
     assert (model.generate(**call)[:, 30:] == 7).all()
+
+
+def test_the_growing_cache_keeps_what_others_put_into_it(build) -> None:
+    """Reordering, dropping, repeating, choosing rows or tokens, as beams and assistants do, against a plain cache."""
+    config = build(images=False).config.get_text_config()
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = GrowingCache(config), DynamicCache(config=config)
+    changes = [
+        lambda cache: None,
+        lambda cache: cache.reorder_cache(torch.tensor([1, 1])),
+        lambda cache: cache.crop(-3),
+        lambda cache: cache.batch_repeat_interleave(2),
+        lambda cache: cache.batch_select_indices(torch.tensor([0, 3])),
+        lambda cache: [setattr(part, n, getattr(part, n)[:1]) for part in cache.layers for n in ("keys", "values")],
+    ]
+    for change in changes:
+        change(ours)
+        change(theirs)
+        rows = theirs.layers[0].keys.shape[0] if theirs.get_seq_length() else 2
+        for length in (5, 1, 1):
+            key, value = torch.randn(2, rows, 4, length, 16, generator=generator)
+            for layer in range(3):
+                for a, b in zip(ours.update(key, value, layer), theirs.update(key, value, layer), strict=True):
+                    assert torch.equal(a, b)
+    assert len(ours.layers[0].buffer) == 1

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from kosmos.screening import BOUND, Screen
+from kosmos.screening import BOUND, SMALLEST_MATRIX, Screen, can_screen
 
 
 @given(seed=st.integers(0, 10**6), rows=st.integers(1, 5), width=st.integers(1, 70), spread=st.floats(0.01, 30))
@@ -25,9 +25,10 @@ def test_screened_equals_the_argmax(seed: int, rows: int, width: int, spread: fl
         assert ((best - picked) <= 1e-6 * (1 + best.abs())).all()
 
 
-@given(width=st.integers(1, 300), direction=st.sampled_from([-1.0, 1.0]))
-def test_the_bound_holds_when_every_rounding_errs_the_same_way(width: int, direction: float) -> None:
-    ones = torch.full((1, width), 1 + direction * 0.99 * 2.0**-9)
+@given(width=st.integers(1, 300), value=st.sampled_from([1 + 0.999 * 2.0**-8, 1 - 0.999 * 2.0**-9]))
+@example(width=257, value=1 + 0.999 * 2.0**-8)  # the result is rounded down as well: 0.0116 of at most 0.0127
+def test_the_bound_holds_when_every_rounding_errs_the_same_way(width: int, value: float) -> None:
+    ones = torch.full((1, width), value)
     rough = Screen(ones)._rough_logits(ones.bfloat16()).double()
     exact = ones.double() @ ones.double().T
     assert (rough - exact).abs() <= BOUND * ones.double().norm() ** 2
@@ -42,3 +43,23 @@ def test_what_a_screen_leaves_to_the_plain_product(rows: int) -> None:
     assert screen.choose(hidden) is not None
     hidden[-1, 3] = torch.nan
     assert screen.choose(hidden) is None
+
+
+def test_equal_tokens_are_told_apart_as_by_argmax() -> None:
+    weight = torch.randn(40, 16, generator=torch.Generator().manual_seed(0))
+    weight[7] = weight[31] = weight.sum(0)
+    assert Screen(weight).choose(weight[31:32]).tolist() == [7]
+
+
+def test_only_plain_output_matrices_are_screened(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    head = torch.nn.Linear(64, SMALLEST_MATRIX // 64, bias=False)
+    assert can_screen(head)
+    hook = head.register_forward_hook(lambda module, inputs, logits: -logits)
+    assert not can_screen(head)
+    hook.remove()
+    head.forward = lambda hidden: hidden
+    assert not can_screen(head)
+    assert not can_screen(torch.nn.Linear(64, SMALLEST_MATRIX // 64))
+    assert not can_screen(torch.nn.Linear(64, 100, bias=False))
+    assert not can_screen(torch.nn.Linear(64, SMALLEST_MATRIX // 64, bias=False, dtype=torch.bfloat16))
