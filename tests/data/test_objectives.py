@@ -64,6 +64,22 @@ def test_glm_spans_are_those_of_the_release() -> None:
     assert min(gaps) == 1
 
 
+def test_glm_shuffles_its_pieces_where_positions_tell_them_apart(
+    objective_processor: KosmosProcessor, objective_words: list[str]
+) -> None:
+    sop = objective_processor.tokenizer.convert_tokens_to_ids("<sop>")
+    for two_positions in (True, False):
+        make = objectives.get("glm", objective_processor, two_positions=two_positions)
+        sorted_ones = 0
+        for seed in range(20):
+            document = Document("k", [Text(" ".join(objective_words))])
+            example = make(document, seed)
+            firsts = np.flatnonzero(example.token == sop) + 1  # every word occurs once: what stood first in the text?
+            order = [objective_processor.encode_text(document.text).index(example.token[at]) for at in firsts]
+            sorted_ones += order == sorted(order)
+        assert sorted_ones == 20 if not two_positions else sorted_ones < 10
+
+
 def raw_length(inputs: int, density: float, mean: float) -> tuple[int, int]:
     """T5's ``random_spans_helper``: the longest text whose corrupted form fits, and the length of its targets."""
 
@@ -293,6 +309,17 @@ def test_long_documents_become_windows(objective_processor: KosmosProcessor, obj
     assert len(starts) == 3
     assert example.block.max() == 3
     assert (np.diff(example.position) == 1).all()
+
+
+def test_each_window_draws_for_itself(objective_processor: KosmosProcessor, objective_words: list[str]) -> None:
+    """The same text twice: hidden otherwise the second time."""
+    text = " ".join(objective_words)
+    make = objectives.get("span_corruption", objective_processor, chunk_tokens=82)
+    example = make(Document("k", [Text(f"{text} {text}")]), 0)
+    (middle,) = np.flatnonzero(example.cuts)
+    first, second = (set(part[part >= 0].tolist()) for part in np.split(example.label, [middle]))
+    assert len(first) > 10
+    assert first != second
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,8 @@ def same(one: StepBatch, two: StepBatch) -> bool:
 
 def test_a_schedule_follows_the_steps(corpus: str, objective_processor: KosmosProcessor) -> None:
     """Sentinels first, blocks next, then neither; what waits in a pool when a stage ends is still of the old one."""
+    schedule = objectives.from_settings(SCHEDULE, objective_processor)
+    assert [schedule.stages.index(schedule.at(step)) for step in range(8)] == [0, 0, 0, 1, 1, 1, 2, 2]
     loader = build_loader(config(corpus, SCHEDULE, packing="concat"), objective_processor)
     batches = [next(loader) for _ in range(14)]
     sentinel = objective_processor.tokenizer.convert_tokens_to_ids("<extra_id_0>")
