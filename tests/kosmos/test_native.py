@@ -175,39 +175,42 @@ def test_dummy_image_touches_every_parameter(build, ids) -> None:
     assert not any(p.grad.any() for p in touched)
 
 
+SAVE = """
+import sys
+from kosmos import KosmosConfig, KosmosForConditionalGeneration, KosmosImageProcessor, KosmosProcessor
+for kind, auto in (
+    (KosmosConfig, "AutoConfig"),
+    (KosmosForConditionalGeneration, "AutoModelForImageTextToText"),
+    (KosmosProcessor, "AutoProcessor"),
+    (KosmosImageProcessor, "AutoImageProcessor"),
+):
+    kind.register_for_auto_class(auto)
+for kind in (KosmosForConditionalGeneration, KosmosProcessor):
+    kind.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2])
+"""
 REMOTE = """
 import sys
 sys.modules["kosmos"] = None  # our package is not there
-from transformers import AutoModelForImageTextToText
-import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
 model = AutoModelForImageTextToText.from_pretrained(sys.argv[1], trust_remote_code=True)
-assert type(model).__module__.startswith("transformers_modules"), type(model)
-print(float(model(input_ids=torch.tensor([[5, 6, 7]])).logits.double().sum()))
+processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
+assert all(type(part).__module__.startswith("transformers_modules") for part in (model, processor)), type(model)
+inputs = processor(images=[Image.new("RGB", (40, 32), "red")], text="<image>what is red?", return_tensors="pt")
+print(*model.generate(**inputs, max_new_tokens=5, do_sample=False)[0].tolist())
 """
 
 
-def test_trust_remote_code_without_our_package(model, tmp_path) -> None:
-    """The folder carries the code: register_for_auto_class copies the model and what it imports."""
-    script = (
-        "import sys, torch\n"
-        "from kosmos import KosmosConfig, KosmosForConditionalGeneration as Model\n"
-        "KosmosConfig.register_for_auto_class(); Model.register_for_auto_class('AutoModelForImageTextToText')\n"
-        "Model.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2])\n"
-    )
-    model.save_pretrained(tmp_path / "plain")
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    source, target = str(tmp_path / "plain"), str(tmp_path / "remote")
-    subprocess.run([sys.executable, "-c", script, source, target], check=True, env=environment)
-    done = subprocess.run(
-        [sys.executable, "-c", REMOTE, target],
-        check=True,
-        env=environment,
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
-    expected = float(model(input_ids=torch.tensor([[5, 6, 7]])).logits.double().sum())
-    assert float(done.stdout.split()[-1]) == pytest.approx(expected, abs=1e-3)
+def test_trust_remote_code_without_our_package(folder, model, processor, pictures, tmp_path) -> None:
+    """The folder carries the code: register_for_auto_class copies the model, the processor and what they import."""
+    options = {"check": True, "env": {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}}
+    target = str(tmp_path / "remote")
+    subprocess.run([sys.executable, "-c", SAVE, str(folder), target], **options)
+    command = [sys.executable, "-c", REMOTE, target]
+    done = subprocess.run(command, **options, capture_output=True, text=True, cwd=tmp_path)
+    inputs = processor(images=pictures[:1], text="<image>what is red?", return_tensors="pt")
+    expected = model.generate(**inputs, max_new_tokens=5, do_sample=False)[0].tolist()
+    assert done.stdout.split()[-len(expected) :] == [str(token) for token in expected]
 
 
 def test_trl_sft_step(model, processor, pictures, tmp_path) -> None:
