@@ -12,6 +12,7 @@ from .results import Row
 
 _COLUMNS = 3  # panels side by side
 _LINES = ("-", "--", "-.", ":")  # one for each context
+_LABEL_HEIGHT = 0.04  # of the axis
 
 
 def report(paths: Sequence[str | Path], out: str | Path) -> Path:
@@ -100,19 +101,30 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     FigureCanvasAgg(figure)
     for place, ((task, metric), members) in enumerate(panels.items()):
         axes = figure.add_subplot(math.ceil(len(panels) / columns), columns, place + 1)
-        _curves(axes, [row for row in members if not results.is_baseline(row)])
-        for row in members:
-            if results.is_baseline(row):
-                axes.axhline(row["value"], linestyle=":", color="grey", linewidth=1)
-                axes.annotate(row["model"], (1.01, row["value"]), xycoords=("axes fraction", "data"), fontsize=7,
-                              va="center", color="grey", annotation_clip=False)  # fmt: skip
         highest = max(row["high"] for row in members)
-        axes.set_ylim(0, 1.03 if highest <= 1 else 1.08 * highest)
+        top = 1.03 if highest <= 1 else 1.08 * highest
+        _curves(axes, [row for row in members if not results.is_baseline(row)])
+        _levels(axes, [row for row in members if results.is_baseline(row)], top)
+        axes.set_ylim(0, top)
         axes.set(title=task, xlabel="demonstrations in the prompt", ylabel=metric)
         axes.set_xticks(sorted({row["shots"] for row in members}))
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=7)
     figure.savefig(path, dpi=150)
+
+
+def _levels(axes: Any, baselines: Sequence[Row], top: float) -> None:
+    """Grey lines; the names of those too close for a label each share one."""
+    labels: list[tuple[float, list[str]]] = []
+    for row in sorted(baselines, key=lambda row: row["value"]):
+        axes.axhline(row["value"], linestyle=":", color="grey", linewidth=1)
+        if labels and row["value"] - labels[-1][0] < _LABEL_HEIGHT * top:
+            labels[-1][1].append(row["model"])
+        else:
+            labels.append((row["value"], [row["model"]]))
+    for value, names in labels:
+        axes.annotate("\n".join(dict.fromkeys(names)), (1.01, value), xycoords=("axes fraction", "data"), fontsize=7,
+                      va="center", color="grey", annotation_clip=False)  # fmt: skip
 
 
 def _curves(axes: Any, members: Sequence[Row]) -> None:
@@ -131,7 +143,7 @@ def _curves(axes: Any, members: Sequence[Row]) -> None:
         shift = (place - (len(curves) - 1) / 2) * width
         axes.errorbar([row["shots"] + shift for row in points], [row["value"] for row in points], yerr=bars, marker="o",
                       markersize=4, capsize=3, label=f"{model}, {context}", color=f"C{models.index(model)}",
-                      linestyle=_LINES[contexts.index(context) % len(_LINES)])  # fmt: skip
+                      linestyle=_LINES[contexts.index(context) % len(_LINES)], clip_on=False)  # fmt: skip
 
 
 def _panels(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:

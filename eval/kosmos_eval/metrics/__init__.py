@@ -95,7 +95,7 @@ def resolve(names: Sequence[str], known: Sequence[str] = NAMES) -> list[str]:
         expanded = _BLEU if name == "bleu" else [name]
         for one in expanded:
             if one not in known:
-                near = difflib.get_close_matches(one, known, n=1)
+                near = difflib.get_close_matches(one, ("bleu", *known), n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"known metrics: {', '.join(known)}"
                 raise ValueError(f"unknown metric {one!r}; {hint}")
             if one not in resolved:

@@ -96,7 +96,8 @@ def draw(cell: Cell) -> Image.Image:
 
 
 def _group(rules: dict[str, str]) -> str:
-    return f"{sum(rule != 'constant' for rule in rules.values())} rules"
+    changing = sum(rule != "constant" for rule in rules.values())
+    return f"{changing} rule{'s' * (changing > 1)}"
 
 
 def _item(out: Path, name: str, images: list[Image.Image], right: int) -> dict[str, Any]:
