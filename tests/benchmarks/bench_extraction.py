@@ -6,7 +6,8 @@
 Pages are drawn by hash of their address. The extractors take turns, each with the setting that keeps images if it has
 one; CPU time of this process is compared, and the ratios of the medians are what counts. Images in order: those that an
 extractor returns whose addresses follow each other as the ``<img>`` elements of the page do. Agreement: F1 of the words
-with trafilatura's main text (without tables, which we leave out by rule).
+with trafilatura's main text (without tables, which we leave out by rule). Left out: all text of the same pages that is
+not in ours, by the elements that it stands in, so that every loss can be looked at.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ import re
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import unescape
 
 import trafilatura
-from selectolax.lexbor import LexborHTMLParser
+from selectolax.lexbor import LexborHTMLParser, LexborNode
 
 from kosmos_data.errors import BadSample
 from kosmos_data.web import warc
@@ -84,6 +85,34 @@ def f1(one: str, other: str) -> float:
     return 2 * (a & b).total() / max(1, a.total() + b.total())
 
 
+def left_out(pages: Sequence[WebPage]) -> tuple[int, Counter[str]]:
+    """Characters of all text in the pages, and of what is not in ours, by the four elements around it."""
+    total, lost = 0, Counter[str]()
+    for page in pages:
+        kept = re.sub(r"\s", "", ours(page)[0])
+        body = LexborHTMLParser(page[1]).body
+        for node in body.traverse(include_text=True) if body else ():
+            text = re.sub(r"\s", "", node.text_content or "") if node.tag == "-text" else ""
+            around = _around(node) if len(text) > 2 else []
+            if not around or {"script", "style"} & {name.partition(".")[0] for name in around}:
+                continue
+            total += len(text)
+            if text not in kept:
+                lost[" > ".join(around[-4:])] += len(text)
+    return total, lost
+
+
+def _around(node: LexborNode) -> list[str]:
+    """Tag and first class of every element around a node, outermost first."""
+    found: list[str] = []
+    parent = node.parent
+    while parent is not None:
+        name = (parent.attributes.get("class") or "").partition(" ")[0]
+        found.append(f"{parent.tag}.{name}" if name else parent.tag or "")
+        parent = parent.parent
+    return found[::-1]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("warcs", nargs="+")
@@ -115,12 +144,15 @@ def main() -> None:
             "images in order": sum(in_order(images, page) for page, (_, images) in zip(pages, found, strict=True)),
         }
     print(json.dumps(report, indent=1))
-    agreement = sorted(
-        (f1(ours(page)[0], trafilaturas(page)[0]), page[0]) for page in everything[: arguments.agreement]
-    )
+    sample = everything[: arguments.agreement]
+    agreement = sorted((f1(ours(page)[0], trafilaturas(page)[0]), page[0]) for page in sample)
     print(f"word F1 with trafilatura on {len(agreement)} pages: median {agreement[len(agreement) // 2][0]:.2f}")
     for score, url in agreement[:10]:
         print(f"  {score:.2f} {url}")
+    total, lost = left_out(sample)
+    print(f"left out: {lost.total():,} of {total:,} characters on {len(sample)} pages")
+    for around, count in lost.most_common():
+        print(f"  {count:6,} {around}")
 
 
 if __name__ == "__main__":

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -261,6 +263,66 @@ def test_text_from_parquet(tmp_path: Path) -> None:
     parquet.write_table(arrow.table({"text": ["One", "Two"]}), tmp_path / "x.parquet")
     documents, _ = imported("text", tmp_path / "x.parquet")
     assert [document.segments[0].text for document in documents] == ["One", "Two"]
+
+
+@pytest.mark.parametrize("name", ["../private.png", "{folder}/private.png", "a/../../private.png"])
+def test_a_record_gets_no_file_outside_the_folder_of_its_pictures(tmp_path: Path, make_png: Png, name: str) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "private.png").write_bytes(make_png(0))
+    record = {"image": name.format(folder=tmp_path), "conversations": [{"from": "human", "value": "<image>\nWhat?"}]}
+    record["conversations"].append({"from": "gpt", "value": "A secret."})
+    (tmp_path / "llava.json").write_text(json.dumps([record]))
+    with pytest.raises(ValueError, match=r"no usable record .*\{'image missing': 1\}"):
+        convert("llava", tmp_path / "llava.json", tmp_path / "out", tmp_path / "images")
+
+
+RECORDS: dict[str, Any] = {
+    "coco-captions": {
+        "images": [{"id": 1, "file_name": "1.png"}],
+        "annotations": [{"id": 2, "image_id": 1, "caption": "A dog."}],
+    },
+    "karpathy": {"images": [{"filename": "1.png", "split": "train", "sentences": [{"raw": "A dog."}]}]},
+    "llava": [
+        {
+            "id": "a.b",
+            "image": "1.png",
+            "conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "A"}],
+        }
+    ],
+    "obelics": {"texts": ["One", None], "images": [None, "http://x/1"], "general_metadata": '{"url": "u"}'},
+    "mmc4": {"text_list": ["One", "Two"], "image_info": [{"image_name": "1.png", "matched_text_index": 1}]},
+    "text": {"text": "One", "n": 1},
+}
+
+
+def _spoiled(value: Any, rng: random.Random) -> Any:
+    """One place of a JSON value replaced by something else, or gone."""
+    if isinstance(value, (dict, list)) and value and rng.random() < 0.8:
+        changed = value.copy()
+        place = rng.choice(list(value)) if isinstance(value, dict) else rng.randrange(len(value))
+        if rng.random() < 0.3:
+            del changed[place]
+        else:
+            changed[place] = _spoiled(value[place], rng)
+        return changed
+    return rng.choice([None, 5, -1.5, "x" * 300, "..", "", [], {}, [[]], True, "\ud800"])
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_spoiled_records_are_counted_or_the_source_is_named(tmp_path: Path, make_png: Png, name: str) -> None:
+    rng, source = random.Random(name), tmp_path / ("a.jsonl" if name in ("obelics", "mmc4", "text") else "a.json")
+    (tmp_path / "1.png").write_bytes(make_png(1))
+    refused = 0
+    for number in range(60):
+        source.write_text(json.dumps(_spoiled(RECORDS[name], rng)) + "\n")
+        try:
+            convert(name, source, tmp_path / str(number))
+        except ValueError as error:
+            assert str(source) in str(error)  # noqa: PT017 - either is right
+            refused += 1
+        else:
+            list(Corpus(tmp_path / str(number)))
+    assert refused > 5
 
 
 def test_import_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -1,6 +1,7 @@
 """kill -9 of a worker, and of the whole process, at random moments: nothing lost, nothing repeated.
 
-A few kills in every run of the tests; ``KOSMOS_KILLS=50 pytest tests/data/test_kill.py`` makes fifty of each.
+A few kills in every run of the tests; ``KOSMOS_KILLS=25 pytest -o timeout=3000
+tests/data/test_kill.py`` makes twenty-five of each.
 """
 
 from __future__ import annotations

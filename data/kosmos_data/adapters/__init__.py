@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeAlias
 
+from .. import errors
 from ..document import Document
 from ..shards import ShardInfo, ShardWriter
 
@@ -65,8 +66,11 @@ def convert(
     with ShardWriter(out, max_documents) as writer:
         try:
             for document in adapter(source, folder, skipped):
-                writer.write(document)
-        except (KeyError, TypeError) as error:
+                try:
+                    writer.write(document)
+                except UnicodeEncodeError:  # a lone surrogate, which JSON may hold and a shard may not
+                    skipped[errors.JSON] += 1
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise ValueError(f"{source} is not in the format {name!r}: {error}") from error
         if not writer.documents:
             raise ValueError(f"{source}: no usable record in format {name!r}; skipped: {dict(skipped) or 'none'}")

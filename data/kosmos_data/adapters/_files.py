@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -33,15 +34,25 @@ def files(source: Path, *patterns: str) -> list[Path]:
 def records(source: Path, skipped: Counter[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """(key, record) of JSONL (plain, .gz, .zst or .zip) and parquet files; broken lines are counted."""
     for path in files(source, "*.jsonl", "*.jsonl.gz", "*.jsonl.zst", "*.jsonl.zip", "*.parquet"):
-        stem = re.sub(r"[^\w-]", "_", path.name.split(".")[0])
+        stem = key_of(path.name.split(".")[0])
         rows = _parquet(path) if path.suffix == ".parquet" else _lines(path, skipped)
         for number, row in enumerate(rows):
             yield f"{stem}-{number:08d}", row
 
 
-def read_image(path: Path, skipped: Counter[str]) -> Image | None:
-    """The bytes of a picture file, or None, counted, if it is missing or empty."""
-    data = path.read_bytes() if path.is_file() else b""
+def key_of(name: str) -> str:
+    """A part of a document's key, in which dots would end it."""
+    return re.sub(r"[^\w-]", "_", name)
+
+
+def read_image(folder: Path, name: str, skipped: Counter[str]) -> Image | None:
+    """The bytes of a picture file below ``folder``, or None, counted, if it is missing or empty.
+
+    A record that names a file elsewhere (``../../private.png``) does not get it.
+    """
+    path = folder / name
+    inside = path.is_relative_to(folder) and ".." not in path.relative_to(folder).parts
+    data = path.read_bytes() if inside and os.path.isfile(path) else b""  # False for names that no file can have
     if not data:
         skipped[errors.IMAGE_MISSING] += 1
         return None

@@ -26,9 +26,9 @@ def obelics(source: Path, images: Path, skipped: Counter[str]) -> Iterator[Docum
             continue
         segments: list[Segment] = []
         for text, url in zip(texts, urls, strict=True):
-            if text:
+            if isinstance(text, str) and text:
                 segments.append(Text(text))
-            elif url and (picture := read_image(images / url_name(url), skipped)) is not None:
+            elif isinstance(url, str) and url and (picture := read_image(images, url_name(url), skipped)) is not None:
                 segments.append(picture)
         if not segments:
             skipped[errors.EMPTY] += 1
@@ -39,16 +39,18 @@ def obelics(source: Path, images: Path, skipped: Counter[str]) -> Iterator[Docum
 def mmc4(source: Path, images: Path, skipped: Counter[str]) -> Iterator[Document]:
     """Records with ``text_list`` and ``image_info``; a picture goes before the sentence that it is matched with."""
     for key, record in records(source, skipped):
-        sentences, infos = record.get("text_list"), record.get("image_info", [])
-        if not isinstance(sentences, list) or not sentences:
+        sentences, before = record.get("text_list"), defaultdict[int, list[str]](list)
+        try:
+            for info in record.get("image_info", []):
+                before[info["matched_text_index"]].append(str(info["image_name"]))
+        except (KeyError, TypeError):
+            sentences = None
+        if not sentences or not isinstance(sentences, list) or not all(isinstance(text, str) for text in sentences):
             skipped[errors.JSON] += 1
             continue
-        before: dict[int, list[str]] = defaultdict(list)
-        for info in infos:
-            before[info["matched_text_index"]].append(info["image_name"])
         segments: list[Segment] = []
         for number, sentence in enumerate(sentences):
-            loaded = (read_image(images / name, skipped) for name in before[number])
+            loaded = (read_image(images, name, skipped) for name in before[number])
             segments += [picture for picture in loaded if picture is not None]
             segments.append(Text(sentence))
         yield Document(key, segments, {"url": record["url"]} if "url" in record else {})

@@ -12,7 +12,7 @@ from ..check import sample_offsets
 from ..document import Document, Text, from_files
 from ..errors import BadSample
 from ..reader import parse_sample
-from ._files import files, read_image, read_json
+from ._files import files, key_of, read_image, read_json
 
 
 def img2dataset(source: Path, images: Path, skipped: Counter[str]) -> Iterator[Document]:
@@ -29,7 +29,7 @@ def img2dataset(source: Path, images: Path, skipped: Counter[str]) -> Iterator[D
                 except BadSample as error:
                     skipped[error.reason] += 1
                     continue
-                yield replace(document, key=f"{path.stem}/{document.key}")
+                yield replace(document, key=f"{key_of(path.stem)}/{document.key}")
 
 
 def coco_captions(source: Path, images: Path, skipped: Counter[str]) -> Iterator[Document]:
@@ -37,7 +37,7 @@ def coco_captions(source: Path, images: Path, skipped: Counter[str]) -> Iterator
     body = read_json(source)
     names = {image["id"]: image["file_name"] for image in body["images"]}
     for annotation in body["annotations"]:
-        picture = read_image(images / names.get(annotation["image_id"], "?"), skipped)
+        picture = read_image(images, names.get(annotation["image_id"], "?"), skipped)
         if picture is not None:
             key = f"{annotation['image_id']}-{annotation['id']}"
             yield Document(key, [picture, Text(annotation["caption"].strip())])
@@ -48,8 +48,8 @@ def karpathy(source: Path, images: Path, skipped: Counter[str]) -> Iterator[Docu
     for image in read_json(source)["images"]:
         if image["split"] not in ("train", "restval"):
             continue
-        picture = read_image(images / image.get("filepath", "") / image["filename"], skipped)
+        picture = read_image(images, f"{image.get('filepath', '.')}/{image['filename']}", skipped)
         if picture is None:
             continue
         for number, sentence in enumerate(image["sentences"]):
-            yield Document(f"{Path(image['filename']).stem}-{number}", [picture, Text(sentence["raw"].strip())])
+            yield Document(f"{key_of(Path(image['filename']).stem)}-{number}", [picture, Text(sentence["raw"].strip())])

@@ -11,7 +11,7 @@ from typing import Any
 from .. import errors
 from ..document import Document, Segment, Text
 from ..turns import turn
-from ._files import files, read_image, read_json
+from ._files import files, key_of, read_image, read_json
 
 _IMAGE = re.compile("<image>")
 
@@ -35,7 +35,7 @@ def vqav2(source: Path, images: Path, skipped: Counter[str]) -> Iterator[Documen
         asked[question["image_id"]].append((question["question"], answers[question["question_id"]]))
     pictures = _by_number(images)
     for number, pairs in asked.items():
-        picture = read_image(pictures.get(number, images / "?"), skipped)
+        picture = read_image(images, pictures.get(number, "?"), skipped)
         if picture is not None:
             turns = [turn(*pair, last=place == len(pairs) - 1) for place, pair in enumerate(pairs)]
             yield Document(str(number), [picture, *(segment for pair in turns for segment in pair)])
@@ -46,17 +46,17 @@ def llava(source: Path, images: Path, skipped: Counter[str]) -> Iterator[Documen
     for number, record in enumerate(read_json(source)):
         names = record.get("image") or []
         names = [names] if isinstance(names, str) else list(names)
-        loaded = [read_image(images / name, skipped) for name in names]
+        loaded = [read_image(images, name, skipped) for name in names]
         turns = record.get("conversations") or []
         roles = [said.get("from") for said in turns]
         if None in loaded or not turns or roles != ["human", "gpt"] * (len(turns) // 2):
-            skipped["no conversation"] += None not in loaded
+            if None not in loaded:
+                skipped["no conversation"] += 1
             continue
         if sum(said["value"].count("<image>") for said in turns) != len(loaded):
             skipped[errors.IMAGE_MISSING] += 1
             continue
-        key = re.sub(r"[^\w-]", "_", str(record.get("id", "")))
-        yield Document(f"{number:08d}-{key}", _conversation(turns, loaded))
+        yield Document(f"{number:08d}-{key_of(str(record.get('id', '')))}", _conversation(turns, loaded))
 
 
 def _conversation(turns: list[dict[str, Any]], pictures: list[Any]) -> list[Segment]:
@@ -100,9 +100,10 @@ def _questions_and_annotations(source: Path) -> tuple[Path, Path]:
     return asking[0], fitting[0]
 
 
-def _by_number(folder: Path) -> dict[int, Path]:
+def _by_number(folder: Path) -> dict[int, str]:
+    """Names of the picture files below ``folder`` by the number that each ends in."""
     found = {}
     for path in sorted(folder.rglob("*")):
         if (digits := re.search(r"(\d+)$", path.stem)) and path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"):
-            found[int(digits.group(1))] = path
+            found[int(digits.group(1))] = str(path.relative_to(folder))
     return found
