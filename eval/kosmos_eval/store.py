@@ -61,7 +61,7 @@ class SampleLog:
         if folder is None and rank.world > 1:
             raise ValueError("several ranks share their answers through files: give an output folder")
         self.folder, self.name, self.rank = folder, name, rank
-        self._records: dict[str, Record] = {}
+        self._records: dict[tuple[str, str], Record] = {}  # by item and request
         self._file: IO[str] | None = None
 
     def __enter__(self) -> SampleLog:
@@ -83,12 +83,12 @@ class SampleLog:
         """Records on disk, of any rank, that answer the given requests (item id → request hash)."""
         for path in self._files():
             self._read(path)
-        return {key: record for key, record in self._records.items() if requests.get(key) == record["request"]}
+        return {key: self._records[key, wanted] for key, wanted in requests.items() if (key, wanted) in self._records}
 
     def add(self, records: Iterable[Record]) -> None:
         """Append records and hand them to the operating system, so that a killed run keeps them."""
         for record in records:
-            self._records[record["id"]] = record
+            self._records[record["id"], record["request"]] = record
             if self._file is not None:
                 self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
         if self._file is not None:
@@ -113,17 +113,21 @@ class SampleLog:
         return [found[key] for key in order]
 
     def publish(self, records: Sequence[Record]) -> None:
-        """Write the merged file and remove the parts."""
+        """Write the merged file and remove the parts; answers to items that this run leaves out (``--limit``) are kept
+        in a part of their own, for a later run."""
         if self.folder is None:
             return
-        temporary = self.folder / f"{self.name}.jsonl.new"
-        lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        temporary.write_text("".join(lines), encoding="utf-8")
-        temporary.replace(self.folder / f"{self.name}.jsonl")
-        for part in self.folder.glob(f"{_escaped(self.name)}.part-*.jsonl"):
+        ids = {record["id"] for record in records}
+        others = [record for (key, _), record in self._records.items() if key not in ids]
+        parts = set(self.folder.glob(f"{_escaped(self.name)}.part-*.jsonl"))
+        if others:
+            _write(self._part("rest"), others)
+            parts.discard(self._part("rest"))
+        _write(self.folder / f"{self.name}.jsonl", records)
+        for part in parts:
             part.unlink(missing_ok=True)
 
-    def _part(self, rank: int) -> Path:
+    def _part(self, rank: int | str) -> Path:
         assert self.folder is not None
         return self.folder / f"{self.name}.part-{rank}.jsonl"
 
@@ -138,7 +142,7 @@ class SampleLog:
             for line in file:
                 try:
                     record = json.loads(line)
-                    self._records[record["id"]] = record
+                    self._records[record["id"], record["request"]] = record
                 except (json.JSONDecodeError, KeyError, TypeError):
                     continue  # torn by a kill, or half written as we read: the item is asked, or looked for, again
 
@@ -146,6 +150,13 @@ class SampleLog:
 def request_hash(*parts: Any) -> str:
     """A short hash of everything that decides an answer."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _write(path: Path, records: Iterable[Record]) -> None:
+    """One line a record; a kill leaves the old file."""
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+    temporary.replace(path)
 
 
 def _end_last_line(path: Path) -> None:

@@ -245,6 +245,26 @@ def test_the_limit_is_a_fixed_subset(
     assert set(few.splitlines()) <= set(whole.splitlines())
 
 
+def test_a_limited_run_throws_no_answer_away(
+    model: Model,
+    processor: KosmosProcessor,
+    toy_data: Path,
+    task: Task,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log = tmp_path / "samples/model/easy_vqa-0shot-image+text.jsonl"
+    evaluate(model, processor, task, toy_data, out=tmp_path)
+    whole = log.read_text()
+    asked = spy(monkeypatch)
+    evaluate(model, processor, task, toy_data, limit=7, out=tmp_path)
+    assert len(log.read_text().splitlines()) == 7
+    evaluate(model, processor, task, toy_data, out=tmp_path)
+    assert log.read_text() == whole
+    assert [path.name for path in log.parent.iterdir()] == [log.name]
+    assert sum(asked) == 0
+
+
 def test_training_mode_is_left_alone(model: Model, processor: KosmosProcessor, toy_data: Path, task: Task) -> None:
     model.train()
     try:
