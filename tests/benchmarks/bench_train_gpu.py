@@ -1,6 +1,10 @@
 """MFU and data wait of a real run of the 1.6B model on one GPU, from shards to updates, in one command.
 
-    python tests/benchmarks/bench_train_gpu.py [--steps 260] [--rows 24] [--micro 8] [--workers 12]
+    PYTHONPATH=.:data:train:eval python tests/benchmarks/bench_train_gpu.py [--steps 260] [--rows 24] [--micro 8]
+
+Without the PYTHONPATH where kosmos is installed. On a machine with torch, torchvision, transformers, timm, sentencepiece
+and rich it still needs deepspeed (hjson, pydantic), open_clip_torch (ftfy), webdataset (braceexpand), jsonargparse and,
+for Triton's launcher, a C compiler.
 
 ``train/configs/kosmos1.yaml`` as it stands (mixing, packing, ZeRO, bf16, guards, the loop), but for a corpus made here
 of random words and noisy 224 px JPEGs, a small vocabulary (FLOPs are counted with it), one GPU's rows, and a constant
@@ -12,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import random
 import tempfile
 from collections.abc import Iterator
@@ -107,7 +112,7 @@ def main() -> None:
     images = sum(row["images"] for row in rows) / seconds
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     print(
-        f"{device}, torch {torch.__version__}: {len(rows)} steps in {seconds:.1f} s: "
+        f"{device}, {os.cpu_count()} CPU cores, torch {torch.__version__}: {len(rows)} steps in {seconds:.1f} s: "
         f"MFU {100 * utilisation:.1f} % (bar 45), data wait {100 * wait:.1f} % (bar 2), "
         f"{tokens / seconds:,.0f} tokens/s, {images:,.0f} images/s, memory {rows[-1].get('memory_gb', 0):.0f} GiB"
     )

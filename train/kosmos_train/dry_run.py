@@ -57,7 +57,7 @@ def plan(config: TrainConfig, gpus: int) -> Plan:
 
         model = KosmosForConditionalGeneration(build_config(config.model, processor))
     refuse_misfits(model.config, batches + held_out)
-    _look_ahead(config, processor, model)
+    _look_ahead(config, processor)
     freeze(model, config.model.freeze)
     cost = model_cost(model, config.data.row_tokens)
     tokens = sum(batch.stats["tokens"] for batch in batches) / len(batches)
@@ -75,7 +75,7 @@ def plan(config: TrainConfig, gpus: int) -> Plan:
     )
 
 
-def _look_ahead(config: TrainConfig, processor: Any, model: Any) -> None:
+def _look_ahead(config: TrainConfig, processor: Any) -> None:
     """What the run would only miss after its start: weights, tasks, sample pictures, trackers' packages."""
     from kosmos.encoders import find_weights
 
@@ -85,7 +85,7 @@ def _look_ahead(config: TrainConfig, processor: Any, model: Any) -> None:
     if config.eval.tasks_every:
         from .evaluation import check_tasks
 
-        check_tasks(config.eval, processor, model)
+        check_tasks(config.eval)
     encode_prompts(config.samples, processor)
     for name in config.log.tracking:
         require(name)

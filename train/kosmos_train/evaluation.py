@@ -33,9 +33,9 @@ class TaskEvaluator:
         ValueError, FileNotFoundError: on all ranks, a task that could not be evaluated: its name, data, shots, context.
     """
 
-    def __init__(self, config: EvalConfig, processor: Any, folder: Path, model: Any, world: World) -> None:
+    def __init__(self, config: EvalConfig, processor: Any, folder: Path, world: World) -> None:
         self.config, self.processor, self.folder = config, processor, folder
-        world.attempt("opening eval.tasks", lambda: check_tasks(config, processor, model))
+        world.attempt("opening eval.tasks", lambda: check_tasks(config))
 
     def run(self, step: int, engine: Engine, say: Callable[[str], None], go_on: Callable[[], bool]) -> Scores:
         """Scores by task and number of shots, then by metric; on ranks other than 0 empty.
@@ -77,8 +77,8 @@ class TaskEvaluator:
         return rows
 
 
-def check_tasks(config: EvalConfig, processor: Any, model: Any) -> None:
-    """Read what the tasks ask for, so that a mistake shows before the first step; ``model`` may be on the meta device.
+def check_tasks(config: EvalConfig) -> None:
+    """Read what the tasks ask for, so that a mistake shows before the first step.
 
     Raises:
         ValueError, FileNotFoundError: unknown task, metric or context, missing or bad data, no demonstrations.

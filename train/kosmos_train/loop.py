@@ -74,8 +74,7 @@ class Loop:
     def _open_evaluator(self) -> Any:
         from .evaluation import TaskEvaluator  # with it comes all of kosmos_eval
 
-        engine = self.engine
-        return TaskEvaluator(self.config.eval, self.processor, self.run_dir.evaluation, engine.model, engine.world)
+        return TaskEvaluator(self.config.eval, self.processor, self.run_dir.evaluation, self.engine.world)
 
     def run(self) -> bool:
         """Train; True when the last step is done, False when a signal ended the run early (resume it later)."""
