@@ -33,12 +33,8 @@ USER_ERRORS = (ValueError, OSError, ModuleNotFoundError)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; return its exit code (2 for a user's mistake)."""
-    # Idle OpenMP threads spin for microseconds, then sleep: spinning on costs half the speed where cores are shared,
-    # sleeping at once a fifth where they are not.
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
+    given = list(sys.argv[1:] if argv is None else argv)
+    arguments = [argument for argument in given if argument != "--debug"]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_usage())
         return 0
@@ -50,9 +46,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else "see kosmos --help"
         return _complain(f"unknown command {verb!r}; {hint}")
+    return call(VERBS[verb][0], rest, debug="--debug" in given)
+
+
+def call(target: str, arguments: Sequence[str], debug: bool = False) -> int:
+    """Call ``module:function`` with a command line; the door of ``python -m MODULE`` too. Returns the exit code."""
+    # Idle OpenMP threads spin for microseconds, then sleep: spinning on costs half the speed where cores are shared,
+    # sleeping at once a fifth where they are not.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    debug = debug or "--debug" in arguments
     try:
-        module, function = VERBS[verb][0].split(":")
-        return getattr(importlib.import_module(module), function)(rest) or 0
+        module, function = target.split(":")
+        door = getattr(importlib.import_module(module), function)
+        return door([argument for argument in arguments if argument != "--debug"]) or 0
     except KeyboardInterrupt:
         return _complain("interrupted", code=130)
     except BrokenPipeError:  # the reader of our output, `head` for instance, has enough

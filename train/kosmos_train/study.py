@@ -31,6 +31,7 @@ from rich.markdown import Markdown
 from rich.progress import Progress
 
 from kosmos import settings
+from kosmos.cli import call
 from kosmos_data import recipes
 from kosmos_data.index import INDEX_NAME
 
@@ -265,4 +266,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(call("kosmos_train.study:main", sys.argv[1:]))
