@@ -53,6 +53,8 @@ def evaluate_checkpoint(
         raise ValueError("no task is named; kosmos eval tasks lists them")
     folder, rank = find_checkpoint(checkpoint), Rank.from_environment()
     loaded = [TaskData(tasks.load(task, overrides), data) for task in names]
+    if len({one.task.name for one in loaded}) < len(loaded):
+        raise ValueError(f"two tasks have one name: {', '.join(one.task.name for one in loaded)}; rename a YAML file")
     for one in loaded:
         one.check(shots, contexts)
         one.subset(limit)

@@ -128,13 +128,21 @@ class Engine:
         return {text: value for text, (value, _) in zip(texts, values, strict=True)}
 
     def _batches(self, prompts: Sequence[Prompt]) -> Iterator[list[tuple[int, list[Stage]]]]:
-        """Group prompts that share beginnings, then by length; every batch has the same number of stages."""
+        """Group prompts that share beginnings, then by length; every batch has the same number of stages.
+
+        Raises:
+            ValueError: a prompt is longer than the model reads; nothing is cut here.
+        """
         staged = []
         for index, prompt in enumerate(prompts):
             stages = self.runner.stages(prompt)
             if not self.share:
                 stages = [sum(stages[1:], stages[0])]
             lengths = tuple(len(stage.ids) for stage in stages)
+            if sum(lengths) > self.runner.max_length:
+                raise ValueError(
+                    f"prompt {prompt.text[:60]!r}… takes {sum(lengths)} tokens, the model {self.runner.max_length}"
+                )
             prefix = tuple(stage.key for stage in stages[:-1])
             staged.append(((len(stages), lengths[:-1], prefix, lengths[-1], index), stages))
         staged.sort(key=lambda entry: entry[0])

@@ -12,6 +12,9 @@ import torch
 from PIL import Image
 
 from kosmos import KosmosConfig, KosmosForConditionalGeneration, KosmosImageProcessor, KosmosProcessor, train_tokenizer
+from kosmos_eval import tasks
+from kosmos_eval.engine import Engine
+from kosmos_eval.tasks import Task
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "eval"
 
@@ -115,3 +118,22 @@ def checkpoint(
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many prompts the engine was given, call by call."""
+    counts: list[int] = []
+    generate = Engine.generate
+
+    def counting(self: Engine, prompts: Any, *rest: Any) -> Any:
+        counts.append(len(prompts))
+        return generate(self, prompts, *rest)
+
+    monkeypatch.setattr(Engine, "generate", counting)
+    return counts
+
+
+@pytest.fixture
+def task() -> Task:
+    return tasks.load("easy_vqa")

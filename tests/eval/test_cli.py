@@ -77,6 +77,7 @@ def test_a_second_evaluation_adds_to_the_results(checkpoint: Path, toy_data: Pat
         (["--tasks", "easy_vqa", "--shots", "0,30"], "30 demonstrations wanted, but split 'train' has 24"),
         (["--tasks", "easy_vqa", "--set", "dataset.images={split}/{image_id}.png"], "--set dataset.images="),
         (["--tasks", ","], "no task is named"),
+        (["--tasks", "easy_vqa,easy_vqa"], "two tasks have one name"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(

@@ -164,3 +164,13 @@ def test_unreadable_image_is_named(
     path.write_bytes(b"\x89PNG not really")
     with pytest.raises(ValueError, match=r"broken\.png: not a readable image"):
         list(Engine(Runner(model, processor)).generate([Prompt((path, "An image of"))], Decoding(), [0]))
+
+
+def test_nothing_is_cut_silently(
+    model: KosmosForConditionalGeneration, processor: KosmosProcessor, prompts: list[Prompt]
+) -> None:
+    engine = Engine(Runner(model, processor))
+    long = Prompt(("is it a red circle " * 80,))
+    for answers in (engine.generate([long], Decoding(), [0]), engine.rank([long], [["yes"]])):
+        with pytest.raises(ValueError, match=r"takes \d+ tokens, the model 256"):
+            next(answers)

@@ -62,11 +62,6 @@ def test_demonstrations_of_the_evaluated_split_are_refused() -> None:
         tasks.load("easy_vqa", ["demonstrations.split=test"])
 
 
-@pytest.fixture
-def task() -> Task:
-    return tasks.load("easy_vqa")
-
-
 def test_template_fields_and_images_must_match(task: Task, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"names \{question\}, but item 1 has text"):
         prompts.build(task, Item("1", {"text": "x"}, (tmp_path / "a.png",), ("a",)))
