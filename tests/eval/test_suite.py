@@ -116,6 +116,22 @@ def test_raven_answers_are_the_candidate_with_the_most_likely_yes(
         assert record["prompt"].startswith("Here are eight images:" + "<image>" * 8 + "The following image is:<image>")
 
 
+def test_six_candidates_as_in_iq50_have_their_own_chance(
+    model: KosmosForConditionalGeneration, processor: KosmosProcessor, toy_data: Path, tmp_path: Path
+) -> None:
+    data = made("raven", toy_data, tmp_path, count=2)
+    items = [
+        item | {"candidate_images": item["candidate_images"][:6], "answers": ["6"]}
+        for item in lines(data / "test.jsonl")
+    ]
+    (data / "test.jsonl").write_text("\n".join(map(json.dumps, items)))
+    (row, *_) = evaluate(model, processor, "raven", data)
+    assert row["baselines"] == {"chance": pytest.approx(1 / 6)}
+    (data / "test.jsonl").write_text(json.dumps(items[0] | {"answers": ["7"]}))
+    with pytest.raises(ValueError, match="its answer '7' is none of the 6 candidates"):
+        evaluate(model, processor, "raven", data)
+
+
 def test_concepts_are_settled_by_the_demonstrations_and_by_nothing_else(toy_data: Path, tmp_path: Path) -> None:
     """Looking up the shared property solves every item; the last word, the more frequent one and the order of the
     candidates solve half of them."""
