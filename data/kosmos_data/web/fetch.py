@@ -73,6 +73,8 @@ def read_list(path: str | Path) -> list[str]:
     Raises:
         FileNotFoundError: no such file.
     """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such list of addresses")
     lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 

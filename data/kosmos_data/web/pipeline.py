@@ -54,6 +54,8 @@ def run(
         return None
     ledger = read_ledger(out)
     if not ledger.kept[PAGES]:
+        if not ledger.entered[PAGES]:
+            raise ValueError(f"no page in {', '.join(job.warcs[:3])}: is this a WARC file with HTML responses?")
         hint = f"see: kosmos data report {out}"
         if missing_images := ledger.count(IMAGES, errors.IMAGE_MISSING):
             hint = (

@@ -152,6 +152,9 @@ def test_no_page_left_is_an_error_with_a_ledger(
         writer.write("http://x.example/", "text/html", html_page("T", paragraphs(1), []))
     with pytest.raises(ValueError, match="no page of 1 was left"):
         run([tmp_path / "a.warc.gz"], tmp_path / "out", options(workers=1))
+    (tmp_path / "notes.txt").write_text("no archive")
+    with pytest.raises(ValueError, match=r"no page in .*notes.txt: is this a WARC file"):
+        run([tmp_path / "notes.txt"], tmp_path / "none", options(workers=1))
     assert read_ledger(tmp_path / "out").count(PAGES, "no image") == 1
     assert "no image" in write_report(tmp_path / "out").read_text()
 
