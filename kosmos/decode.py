@@ -168,9 +168,11 @@ class DecodeStep:
         return attended.reshape(work.rows, -1)
 
     def _workspace(self, embeds_BD: Tensor) -> Workspace:
-        if self.workspace is None or self.workspace.rows != len(embeds_BD):
-            self.workspace = Workspace(len(embeds_BD), self.heads, self.width[0], embeds_BD)
-        return self.workspace
+        work = self.workspace
+        # what was made in inference mode cannot be written to outside of it
+        if work is None or work.rows != len(embeds_BD) or work.qkv.is_inference() != torch.is_inference_mode_enabled():
+            work = self.workspace = Workspace(len(embeds_BD), self.heads, self.width[0], embeds_BD)
+        return work
 
     def _rotation(self, position_ids_B1: Tensor) -> Tensor | None:
         """Return the factors of queries, keys and, so that one product does it all, 1 for values: (B, 3, 1, K/2)."""
@@ -203,10 +205,10 @@ def _add(hidden_BD: Tensor, normed: Tensor, projection: tuple[Tensor, Tensor]) -
 
 
 def gelu(inner_BF: Tensor) -> Tensor:
-    """``F.gelu`` for a few rows: a strided view avoids oneDNN's kernel, which takes 7 µs before it starts."""
-    if inner_BF.device.type != "cpu" or inner_BF.shape[1] % 16:
+    """``F.gelu`` for a few rows in fp32: the formula itself, without oneDNN's kernel that takes 7 µs to start."""
+    if inner_BF.device.type != "cpu" or inner_BF.dtype != torch.float32:
         return F.gelu(inner_BF)
-    return F.gelu(inner_BF.view(-1, 16).t()).t().view(inner_BF.shape)
+    return torch.erf(inner_BF * 0.5**0.5).add_(1).mul_(inner_BF).mul_(0.5)
 
 
 def can_step(decoder: KosmosDecoder) -> bool:

@@ -119,6 +119,8 @@ class KosmosGenerationMixin(GenerationMixin):
         cache = inputs.get("past_key_values")
         if type(cache) is not GrowingCache or cache.get_seq_length() or not inputs.get("use_cache"):
             return False
+        if getattr(cache, "_is_user_defined", False):
+            return False
         return {name for name, value in inputs.items() if value is not None} <= KNOWN_INPUTS
 
     def _prepare_cache_for_generation(

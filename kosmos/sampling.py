@@ -57,11 +57,12 @@ class Picker:
         """Return the next tokens, (B,)."""
         self.picked += len(hidden_BD)
         if self.screens and self.picked > SCREEN_AFTER:
-            if self.screen is None:
-                self.screen = Screen(self.head.weight)
-            chosen = self.screen.choose(hidden_BD)
+            with torch.inference_mode():
+                if self.screen is None:
+                    self.screen = Screen(self.head.weight)
+                chosen = self.screen.choose(hidden_BD)
             if chosen is not None:
-                return chosen
+                return chosen.clone()  # an ordinary tensor again
         return self.from_logits(tokens_BT, self.head(hidden_BD[:, None])[:, 0])
 
     def from_logits(self, tokens_BT: Tensor, logits_BV: Tensor) -> Tensor:
@@ -88,7 +89,9 @@ def sample(
     picked_B = picker.from_logits(tokens_BT, model(**prompt, return_dict=True).logits[:, -1])
     second = inputs.get("position_in_span")
     second_B1 = None if second is None else second[:, -1:]
-    place = Place(inputs["position_ids"][:, -1:], inputs.get("attention_mask"), inputs["past_key_values"], second_B1)
+    mask = inputs.get("attention_mask")
+    mask = None if mask is None or mask.all() else mask  # a mask of ones stays one
+    place = Place(inputs["position_ids"][:, -1:], mask, inputs["past_key_values"], second_B1)
     ends = any(hasattr(criterion, "eos_token_id") for criterion in criteria)
     unfinished_B = torch.ones_like(picked_B)
     while True:
@@ -101,7 +104,10 @@ def sample(
         if not unfinished_B.any():
             break
         place = place.next()
-        picked_B = picker(tokens_BT, step(step.decoder.embed_tokens(picked_B[:, None])[:, 0], *place))
+        embeds_BD = step.decoder.embed_tokens(picked_B[:, None])[:, 0]
+        with torch.inference_mode():  # a tenth of a small step's time is bookkeeping for views; the cache stays here
+            hidden_BD = step(embeds_BD, *place)
+        picked_B = picker(tokens_BT, hidden_BD)
     if streamer is not None:
         streamer.end()
     return tokens_BT
