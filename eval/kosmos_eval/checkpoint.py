@@ -14,6 +14,7 @@ from .results import Row
 from .session import Session
 from .store import Rank
 from .task_data import TaskData
+from .tasks import Task
 
 
 def evaluate_checkpoint(
@@ -49,12 +50,8 @@ def evaluate_checkpoint(
     Raises:
         FileNotFoundError, ValueError: no such checkpoint, task, data or device; what ``evaluate`` raises.
     """
-    if not names:
-        raise ValueError("no task is named; kosmos eval tasks lists them")
     folder, rank = find_checkpoint(checkpoint), Rank.from_environment()
-    loaded = [TaskData(tasks.load(task, overrides), data) for task in names]
-    if len({one.task.name for one in loaded}) < len(loaded):
-        raise ValueError(f"two tasks have one name: {', '.join(one.task.name for one in loaded)}; rename a YAML file")
+    loaded = _read([tasks.load(task, overrides) for task in names], data)
     for one in loaded:
         one.check(shots, contexts)
         one.subset(limit)
@@ -74,3 +71,12 @@ def evaluate_checkpoint(
         console.print(results.table(rows))
         console.print(f"{out / 'results.json'}: {len(rows)} rows; every prompt and answer in {out / 'samples'}")
     return rows
+
+
+def _read(chosen: Sequence[Task], data: str | Path) -> list[TaskData]:
+    if not chosen:
+        raise ValueError("no task is named; kosmos eval tasks lists them")
+    names = [task.name for task in chosen]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two tasks have one name: {', '.join(names)}; rename a YAML file")
+    return [TaskData(task, data) for task in chosen]
