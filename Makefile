@@ -32,8 +32,15 @@ lint: install  ## style, format, types and import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: install  ## speed against peers, ratios from one process each
-	@set -e; for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file; done
+bench: install  ## speed against peers, ratios from one process each; the loader's after make demo
+	@set -e; run() { echo "== $$*"; $(BIN)/python tests/benchmarks/bench_"$$@"; }; \
+	run model.py; run objectives.py; run train.py; run eval.py; \
+	if test -d runs/demo/processor; then \
+	  run data_loader.py photos runs/demo/processor; run data_scale.py index runs/demo/processor; \
+	else echo "== loader: left out, it takes the vocabulary of the demo (make demo)"; fi; \
+	if test -d corpora/docs/warc; then run extraction.py corpora/docs/warc/*.warc.gz; \
+	else echo "== extraction: left out, it takes the pages of a recipe (kosmos data make docs --out corpora/docs)"; fi; \
+	if command -v nvidia-smi > /dev/null; then run model_gpu.py; run train_gpu.py; fi
 
 notebook: install  ## open the chat notebook (train the demo first)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[notebook]"
