@@ -23,7 +23,8 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_kosmos import KosmosConfig
 from .connectors import QUERYING, build_connector
 from .decoder import KosmosDecoder, KosmosPreTrainedModel
-from .encoders import SpanEncoder, build_vision_tower, load_encoder_weights
+from .encoder_weights import load_encoder_weights
+from .encoders import SpanEncoder, build_vision_tower
 from .generation import KosmosGenerationMixin
 from .initialization import init_embedding
 from .loss import TokenLoss, cross_entropy, shift
@@ -243,7 +244,7 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
         return self.model.get_image_features(pixel_values)
 
     def load_vision_weights(self, path: str | Path) -> None:
-        """Load the vision tower's weights from a local file or folder, see encoders.load_encoder_weights."""
+        """Load the vision tower's weights from a local file or folder, see encoder_weights.py."""
         load_encoder_weights(self.model.vision_tower, path)
 
     def load_span_weights(self, path: str | Path) -> None:

@@ -15,7 +15,8 @@ from transformers import BertConfig, BertModel, CLIPVisionConfig, CLIPVisionMode
 
 from kosmos import KosmosForConditionalGeneration
 from kosmos.configuration_kosmos import KosmosSpanEncoderConfig, KosmosVisionConfig
-from kosmos.encoders import SpanEncoder, build_vision_tower, load_encoder_weights
+from kosmos.encoder_weights import load_encoder_weights
+from kosmos.encoders import SpanEncoder, build_vision_tower
 
 CLIP = {
     "embed_dim": 32,
@@ -219,6 +220,13 @@ def test_bad_weights_are_refused(tmp_path) -> None:
     save_file(state, tmp_path / "shapes.safetensors")
     with pytest.raises(ValueError, match=r"has shape \(3,\), the encoder"):
         load_encoder_weights(tower, tmp_path / "shapes.safetensors")
+
+    deep = build_vision_tower(
+        KosmosVisionConfig(model_config={**CLIP, "vision_cfg": {**CLIP["vision_cfg"], "layers": 3}})
+    )
+    save_file(deep.encoder.state_dict(), tmp_path / "deep.safetensors")
+    with pytest.raises(ValueError, match=r"more blocks than the encoder, which has 2: 12 tensors are left over"):
+        load_encoder_weights(tower, tmp_path / "deep.safetensors")
 
     class Code:
         def __reduce__(self):

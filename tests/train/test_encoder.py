@@ -10,7 +10,8 @@ import torch
 from transformers import AutoModel
 
 from kosmos.configuration_kosmos import KosmosSpanEncoderConfig
-from kosmos.encoders import SpanEncoder, load_encoder_weights
+from kosmos.encoder_weights import load_encoder_weights
+from kosmos.encoders import SpanEncoder
 from kosmos.processing_kosmos import load_processor
 from kosmos_train.encoder import EncoderConfig, batches, train_encoder
 

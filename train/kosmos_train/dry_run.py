@@ -77,7 +77,7 @@ def plan(config: TrainConfig, gpus: int) -> Plan:
 
 def _look_ahead(config: TrainConfig, processor: Any) -> None:
     """What the run would only miss after its start: weights, tasks, sample pictures, trackers' packages."""
-    from kosmos.encoders import find_weights
+    from kosmos.encoder_weights import find_weights
 
     for weights in (config.model.vision_weights, config.model.span_weights):
         if weights is not None:
