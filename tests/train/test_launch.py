@@ -125,10 +125,10 @@ def test_slurm_script_requeues_what_was_interrupted(
     environment: dict[str, str], tmp_path: Path, state: str, code: int, comes_back: bool
 ) -> None:
     """Preempted ranks end with 75 and the job comes back; one that was cancelled or failed does not."""
-    stand_in(environment, "srun", f"exit {code}")
+    stand_in(environment, "srun", f'[ "$SRUN_CPUS_PER_TASK" = 96 ] && exit {code}')  # loader workers need them
     stand_in(environment, "squeue", f"echo {state}")
     stand_in(environment, "scontrol", f'[ "$1" = show ] && echo localhost || touch {tmp_path / "requeued"}')
-    environment |= {"SLURM_JOB_ID": "7", "SLURM_NNODES": "1", "SLURM_JOB_NODELIST": "localhost"}
+    environment |= {"SLURM_JOB_ID": "7", "SLURM_NNODES": "1", "SLURM_JOB_NODELIST": "x", "SLURM_CPUS_PER_TASK": "96"}
     done = subprocess.run(["bash", str(LAUNCH / "slurm.sbatch")], env=environment, check=False, timeout=20)
     assert done.returncode == (0 if comes_back else code)
     assert (tmp_path / "requeued").exists() == comes_back
