@@ -103,8 +103,6 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGB", image.size, "white")
-        white.paste(
-            image, mask=image.getchannel("A")
-        )  # as alpha_composite, to the bit, and faster
+        white.paste(image, mask=image.getchannel("A"))  # as alpha_composite, to the bit, and faster
         return white
     return image if image.mode == "RGB" else image.convert("RGB")
