@@ -54,7 +54,7 @@ def memory(arguments: argparse.Namespace, processor: Any) -> None:
         read, mark = 0, 0
         for batch in build_loader(config, processor):
             read += batch.stats["documents"]
-            if read >= mark + arguments.samples // 10:
+            if read >= min(mark + arguments.samples // 10, arguments.samples):
                 mark = read
                 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
                 print(f"{read} samples: peak {peak:.0f} MiB", flush=True)
