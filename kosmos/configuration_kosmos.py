@@ -84,8 +84,8 @@ class KosmosTextConfig(PreTrainedConfig):
     """The causal decoder: MAGNETO sub-LN blocks with a switch for positions.
 
     Attributes:
-        position_type: ``xpos`` (KOSMOS-1), ``rope`` (xPos without decay), ``sinusoidal`` (KOSMOS-2, MetaLM; ids count
-            from 2 as in fairseq) or ``learned_2d`` (GLM's two tables).
+        position_type: ``xpos`` (KOSMOS-1), ``rope`` (xPos without decay), ``sinusoidal`` (KOSMOS-2, MetaLM; counts
+            from pad_token_id + 1 as fairseq does) or ``learned_2d`` (GLM's two tables).
         max_position_embeddings: training length; the size of the learned tables; xPos scales are centred on its half.
         scale_embedding: multiply text *and* image features by sqrt(hidden_size) (torchscale, KOSMOS-2).
         blockwise_causal_length: training length l for blockwise causal attention (xPos paper, section 3.3): outside
