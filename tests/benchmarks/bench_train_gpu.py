@@ -2,9 +2,9 @@
 
     PYTHONPATH=.:data:train:eval python tests/benchmarks/bench_train_gpu.py [--steps 260] [--rows 24] [--micro 8]
 
-Without the PYTHONPATH where kosmos is installed. Beside torch (2.11 was tried), transformers (from 5.21 on), torchvision,
-timm, sentencepiece and rich it needs deepspeed (hjson, pydantic), open_clip_torch (ftfy), webdataset (braceexpand),
-jsonargparse and, for Triton's launcher, a C compiler.
+Without the PYTHONPATH where kosmos is installed. Beside torch (2.11 was tried), transformers (from 5.21 on), timm,
+torchvision, sentencepiece and rich it needs deepspeed (hjson, pydantic), open_clip_torch (ftfy), webdataset
+(braceexpand), jsonargparse and, for Triton's launcher, a C compiler.
 
 ``train/configs/kosmos1.yaml`` as it stands (mixing, packing, ZeRO, bf16, guards, the loop), but for a corpus made here
 of random words and noisy 224 px JPEGs, a small vocabulary (FLOPs are counted with it), one GPU's rows, and a constant
