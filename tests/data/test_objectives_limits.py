@@ -119,6 +119,15 @@ def test_mistakes_are_named(processor: KosmosProcessor, objective_processor: Kos
     assert "no objective 'glmm'; did you mean 'glm'" in error(good, "mixture", parts=[{"name": "glmm"}])
 
 
+def test_a_tokenizer_is_enough_for_text(objective_processor: KosmosProcessor, objective_words: list[str]) -> None:
+    document = Document("k", [Text(" ".join(objective_words[:60]))])
+    for name in ("causal", "ul2", "glm", "semi_causal"):
+        alone = objectives.get(name, tokenizer=objective_processor.tokenizer)(document, 3)
+        whole = objectives.get(name, tokenizer=objective_processor)(document, 3)
+        for field in ("token", "label", "weight", "block", "position", "position_in_span"):
+            np.testing.assert_array_equal(getattr(alone, field), getattr(whole, field))
+
+
 def test_special_tokens_of_a_mixture() -> None:
     parts = [{"name": "glm"}, {"name": "causal"}, {"name": "mixture", "parts": [{"name": "fim"}]}]
     assert objectives.special_tokens([{"name": "mixture", "parts": parts}]) == [*glm.TOKENS, *fim.TOKENS]

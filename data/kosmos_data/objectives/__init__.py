@@ -23,6 +23,8 @@ from ..document import Document
 from ..example import Example, Flat
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
     from kosmos.processing_kosmos import KosmosProcessor
 
 Objective: TypeAlias = Callable[[Document, int], Example]
@@ -34,8 +36,11 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
-def get(name: str, processor: KosmosProcessor, **options: Any) -> Objective:
+def get(name: str, tokenizer: KosmosProcessor | PreTrainedTokenizerFast, **options: Any) -> Objective:
     """The objective called ``name`` with its options.
+
+    Args:
+        tokenizer: of KOSMOS's layout, alone for documents of text; a processor knows images and spans too.
 
     Raises:
         ValueError: no such objective, or an option that it does not have; the nearest known one is suggested.
@@ -47,7 +52,7 @@ def get(name: str, processor: KosmosProcessor, **options: Any) -> Objective:
     for option in options:
         if option not in known:
             raise ValueError(f"objective {name!r} has no option {option!r}; {_suggest(option, known)}")
-    return build(processor, **options)
+    return build(_processor(tokenizer), **options)
 
 
 def from_settings(settings: Mapping[str, Any] | str, processor: KosmosProcessor) -> Objective:
@@ -89,6 +94,13 @@ def special_tokens(objectives: Sequence[Mapping[str, Any] | str]) -> list[str]:
         nested = [part for value in options.values() if isinstance(value, list) for part in value]
         found += [token for token in (*tokens, *special_tokens(nested)) if token not in found]
     return found
+
+
+def _processor(tokenizer: KosmosProcessor | PreTrainedTokenizerFast) -> KosmosProcessor:
+    from kosmos.image_processing_kosmos import KosmosImageProcessor
+    from kosmos.processing_kosmos import KosmosProcessor
+
+    return tokenizer if isinstance(tokenizer, KosmosProcessor) else KosmosProcessor(KosmosImageProcessor(), tokenizer)
 
 
 def _suggest(word: str, known: list[str]) -> str:
