@@ -2,7 +2,9 @@
 
 The line on a terminal, for example::
 
-    step 120/2000  loss 2.314 (text 3.10 pairs 1.20)  lr 1.9e-04  |g| 0.83  4.1k tok/s  wait 1%  eta 3m12s
+    step 120/2000  loss 2.314 (text 3.10 pairs 1.20)  exposure 82%  lr 1.9e-04  |g| 0.83  4.1k tok/s  wait 1%  eta 3m12s
+
+Exposure is the share of the tokens that carry loss.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from rich.console import Console
+
+from kosmos_data.atomic import write_atomically
 
 from .config import LogConfig
 from .engine import StepResult
@@ -102,6 +106,7 @@ class RunLog:
         parts = [
             f"step {step}/{self.total}",
             f"loss [bold]{mean.loss():.4g}[/bold]" + (f" ({by_source})" if len(mean.sources) > 1 else ""),
+            f"exposure {mean.supervised / max(1, mean.tokens):.0%}",
             f"lr {rate:.2e}",
             f"|g| {norm:.3g}",
             f"{_short(speed)} tok/s",
@@ -117,11 +122,12 @@ class _Window:
     """Sums since the last line on the terminal."""
 
     def __init__(self) -> None:
-        self.tokens = self.seconds = self.waited = self.weighted = self.weight = 0.0
+        self.tokens = self.supervised = self.seconds = self.waited = self.weighted = self.weight = 0.0
         self.sources: dict[str, list[float]] = {}
 
     def add(self, result: StepResult, seconds: float, waited: float) -> None:
         self.tokens += result.tokens
+        self.supervised += result.supervised
         self.seconds += seconds
         self.waited += waited
         if result.loss == result.loss:
@@ -147,9 +153,7 @@ def cut_after(path: Path, step: int) -> int:
         if row is not None and row["step"] <= step:
             kept.append(line)
             tokens = row.get("tokens", tokens)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    partial.rename(path)
+    write_atomically(path, "".join(line + "\n" for line in kept))
     return tokens
 
 

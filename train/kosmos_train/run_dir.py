@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from kosmos import settings
+from kosmos_data.atomic import write_atomically
 
 from .config import TrainConfig
 from .distributed import World
@@ -85,13 +86,6 @@ class RunDir:
             }
         )
         write_atomically(self.environment, json.dumps(launches, indent=1))
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a small file in one step."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.rename(path)
 
 
 def _check_same(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:

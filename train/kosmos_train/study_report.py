@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .run_dir import write_atomically
+from kosmos_data.atomic import write_atomically
 
 Study = dict[str, Any]
 
