@@ -10,13 +10,25 @@ from typing import Any
 
 
 def note(text: str, folder: Path) -> dict[str, Any]:
-    """Say when it ran and in which process; fail on request."""
+    """Say when it ran and in which process."""
     began = time.time()
-    if text == "fail":
-        raise ValueError("asked to")
     (folder / "metrics.jsonl").write_text("{}\n")
-    time.sleep(0.3)
     return {"text": text, "process": os.getpid(), "began": began, "ended": time.time()}
+
+
+def meet(other: str, folder: Path) -> dict[str, Any]:
+    """End only when the job in the folder beside has begun."""
+    figures, deadline = note(other, folder), time.monotonic() + 120
+    while not (folder.parent / other / "metrics.jsonl").exists():
+        assert time.monotonic() < deadline, f"{other} never began"
+        time.sleep(0.01)
+    return figures | {"ended": time.time()}
+
+
+def fail(other: str, folder: Path) -> dict[str, Any]:
+    """Fail, but not before the job in the folder beside has begun."""
+    meet(other, folder)
+    raise ValueError("asked to")
 
 
 def last_step(folder: Path) -> dict[str, Any]:
@@ -24,6 +36,7 @@ def last_step(folder: Path) -> dict[str, Any]:
     asked: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
     try:
+        note("", folder)
         while not asked:
             time.sleep(0.05)
     finally:

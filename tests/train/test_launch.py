@@ -84,7 +84,7 @@ def test_deepspeed_launcher(config: Path, environment: dict[str, str], tmp_path:
     """The line in the hostfile's comment, for one rank of this host."""
     command = ["deepspeed", "--num_accelerators", "1", "--master_port", str(free_port()), "--no_local_rank"]
     command += ["--module", "kosmos_train.pretrain", str(config), f"run={tmp_path / 'run'}", "--resume"]
-    done = subprocess.run(command, env=environment, check=False, timeout=120, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, check=False, timeout=300, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert len(read_metrics(tmp_path / "run")) == 12
 
@@ -114,7 +114,7 @@ def test_launcher_hands_on_the_exit_code(config: Path, environment: dict[str, st
     the Slurm script go by it."""
     command = [sys.executable, "-m", "kosmos_train.launcher", "--master-port", str(free_port())]
     command += ["-m", "kosmos_train.pretrain", str(config), f"run={tmp_path / 'run'}", "optim.lrr=1"]
-    done = subprocess.run(command, env=environment, check=False, timeout=120, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, check=False, timeout=300, capture_output=True, text=True)
     assert done.returncode == 2
     assert "unknown key 'optim.lrr'" in done.stderr
 
@@ -129,7 +129,7 @@ def test_slurm_script_requeues_what_was_interrupted(
     stand_in(environment, "squeue", f"echo {state}")
     stand_in(environment, "scontrol", f'[ "$1" = show ] && echo localhost || touch {tmp_path / "requeued"}')
     environment |= {"SLURM_JOB_ID": "7", "SLURM_NNODES": "1", "SLURM_JOB_NODELIST": "x", "SLURM_CPUS_PER_TASK": "96"}
-    done = subprocess.run(["bash", str(LAUNCH / "slurm.sbatch")], env=environment, check=False, timeout=20)
+    done = subprocess.run(["bash", str(LAUNCH / "slurm.sbatch")], env=environment, check=False, timeout=60)
     assert done.returncode == (0 if comes_back else code)
     assert (tmp_path / "requeued").exists() == comes_back
 
@@ -260,9 +260,9 @@ def test_two_hosts_lose_each_other(
     else:
         job.kill(1)
     began = time.monotonic()
-    codes = job.wait(60)
+    codes = job.wait(120)
     assert all(codes), f"hosts ended with {codes}"
-    assert time.monotonic() - began < 45
+    assert time.monotonic() - began < 100
     if failure == "cut":
         run_all(f"ip -n {two_hosts[1]} link set eth0 up")
     launch_each(tmp_path / "second", calls).results()

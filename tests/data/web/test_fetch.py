@@ -33,7 +33,7 @@ from kosmos_data.web.fetch import FetchOptions, fetch, read_list
 from kosmos_data.web.fetch_table import FetchTable
 from kosmos_data.web.page import url_name
 
-OPTIONS = FetchOptions(timeout=1.0, backoff=0.01, max_wait=0.5, max_bytes=50_000, allow_private=True)
+OPTIONS = FetchOptions(timeout=2.0, backoff=0.01, max_wait=0.5, max_bytes=50_000, allow_private=True)
 CERTIFICATE = Path(__file__).parents[2] / "fixtures" / "data" / "self_signed.pem"
 
 
@@ -67,7 +67,7 @@ class Server:
         self.ready = threading.Event()
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
-        assert self.ready.wait(5)
+        assert self.ready.wait(30)
 
     def url(self, path: str) -> str:
         return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}{path}"
@@ -240,7 +240,7 @@ def test_each_misbehaviour_is_counted_and_only_failures_are_tried_again(server: 
 
 
 def test_private_addresses_are_refused_wherever_they_appear(server: Server, tmp_path: Path) -> None:
-    closed = FetchOptions(timeout=1.0, backoff=0.01, attempts=1)
+    closed = FetchOptions(timeout=5.0, backoff=0.01, attempts=1)
     direct = [server.url("/image/1"), f"http://localhost:{server.port}/image/1", "http://[::1]/", "http://0x7f000001/"]
     assert fetch(direct, tmp_path / "a", closed) == {safe_http.PRIVATE: 4}
     assert not server.asked
@@ -252,7 +252,7 @@ def test_a_redirect_to_a_private_address_is_refused(
     """The server counts as public here; where it redirects to does not."""
     own = safe_http.is_public
     monkeypatch.setattr(safe_http, "is_public", lambda address: address == "127.0.0.1" or own(address))
-    closed = FetchOptions(timeout=1.0, attempts=1)
+    closed = FetchOptions(timeout=5.0, attempts=1)
     assert fetch([server.url("/inward"), server.url("/image/1")], tmp_path, closed) == {
         safe_http.PRIVATE: 1,
         "fetched": 1,
