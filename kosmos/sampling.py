@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from .decode import DecodeStep
-from .screening import Screen, can_screen
+from .screening import KNOWN, Screen, can_screen, screen_of
 
-SCREEN_AFTER = 16  # tokens of all rows: making a Screen takes about as long as so many products
+# Tokens of all rows after which a screen pays: to make one takes about as long as so many products, to check one one.
+MAKE_AFTER, CHECK_AFTER = 16, 1
 
 
 class Place(NamedTuple):
@@ -51,18 +52,20 @@ class Picker:
         self.head, self.processors, self.do_sample = head, processors, do_sample
         self.screens = not do_sample and not len(processors) and can_screen(head)
         self.screen: Screen | None = None
+        self.wait = CHECK_AFTER if self.screens and head.weight in KNOWN else MAKE_AFTER
         self.picked = 0
 
     def __call__(self, tokens_BT: Tensor, hidden_BD: Tensor) -> Tensor:
         """Return the next tokens, (B,)."""
         self.picked += len(hidden_BD)
-        if self.screens and self.picked > SCREEN_AFTER:
+        if self.screens and self.picked > self.wait:
             with torch.inference_mode():
                 if self.screen is None:
-                    self.screen = Screen(self.head.weight)
-                chosen = self.screen.choose(hidden_BD)
+                    self.screen = screen_of(self.head.weight)
+                chosen = self.screen.choose(self.head.weight, hidden_BD)
             if chosen is not None:
                 return chosen.clone()  # an ordinary tensor again
+            self.wait = 2 * self.picked  # so that a model whose tokens it never tells apart loses little
         return self.from_logits(tokens_BT, self.head(hidden_BD[:, None])[:, 0])
 
     def from_logits(self, tokens_BT: Tensor, logits_BV: Tensor) -> Tensor:

@@ -1,16 +1,17 @@
-"""The likeliest token without the whole product in fp32: screened in bf16, decided in fp32.
+"""The likeliest token without the whole product in fp32: screened in 8-bit integers, decided in fp32.
 
 At the sizes that run on a CPU the output matrix is most of what a decoded token reads (33 of 52 MB at d=256, 6 layers,
-V=32,000). A bf16 copy is half of that, and AMX and AVX-512 multiply it several times faster. It cannot decide, but it
-can exclude: with u = 2⁻⁸, the unit roundoff of bf16, E a row of the matrix, x the hidden state and fp32 sums,
+V=32,000). A copy in 8-bit integers is a quarter of that, and AMX and VNNI multiply it several times faster. It cannot
+decide, but it can exclude. With a row of the matrix E = s(q + e) and the hidden state x = r(p + f), where q and p are
+integers up to 127 and e and f what rounding left, the integers' product is exact and
 
-    |E·x - bf16(bf16(E)·bf16(x))| ≤ (3u + 3u² + u³ + d·2⁻²⁴) ‖E‖‖x‖ < 3.25u ‖E‖‖x‖   up to d = 10,000
+    |E·x - s r q·p| = s r |(q + e)·f + e·p| ≤ s r (‖q + e‖‖f‖ + ‖e‖‖p‖)
 
-(a rounding of each factor, and one of the result), so that no row whose rough logit is more than twice this bound (with
-the largest ‖E‖) below the best can win. What is left, a token or a few, is multiplied in fp32. Where two tokens are
-equal up to the rounding of an fp32 sum, either may be chosen, as with any other order of summation.
+so that no row can win whose rough logit plus this is below the rough logit of another minus that one's. What is left, a
+token or a few, is multiplied in fp32. Where two tokens are equal up to the rounding of an fp32 sum, either may be
+chosen, as with any other order of summation.
 
-Differs from the papers: not in them. Costs one bf16 copy of the output matrix while ``generate()`` runs.
+Differs from the papers: not in them. Costs one int8 copy of the output matrix as long as the model lives.
 """
 
 from __future__ import annotations
@@ -19,53 +20,87 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from .decode import watched
 
-BOUND = 3.25 * 2.0**-8
-WIDEST = 10_000  # up to which the bound holds
+WIDTHS = range(2, 2**31 // 127**2)  # a sum of products fits 32 bits; torch's kernel reads one column wrongly
 SMALLEST_MATRIX = 2**22  # elements; below, the product is not what a token costs
+CHUNK = 2**17  # elements that are made integers at a time; in a cache, four times as fast
 MOST_CANDIDATES = 1024  # a row; beyond, the plain product is as fast
+SLACK = 1 + 2.0**-10  # for the rounding of norms, scales and scaled values, of which each is below 2⁻¹⁸
 
 
 class Screen:
-    """Chooses the argmax of ``weight_VD @ hidden``; holds the weights of the moment: one for each ``generate()``."""
+    """Chooses the argmax of ``weight_VD @ hidden`` as long as the weights stay what they are; does not keep them."""
 
     def __init__(self, weight_VD: Tensor) -> None:
-        self.weight, self.rough = weight_VD, weight_VD.bfloat16()
-        self.bound = BOUND * float(torch.linalg.vector_norm(weight_VD, dim=1).max())
+        self.print = fingerprint(weight_VD)
+        self.whole, self.scale = torch.empty_like(weight_VD, dtype=torch.int8), weight_VD.new_empty(len(weight_VD))
+        norms, rests = [], []
+        rows = max(1, CHUNK // weight_VD.shape[1])
+        parts = (tensor.split(rows) for tensor in (weight_VD, self.whole, self.scale))
+        for part_ND, whole_ND, scale_N in zip(*parts, strict=True):
+            torch.div(part_ND.abs().amax(1), 127, out=scale_N).clamp_(min=2.0**-100)  # a row of zeros stays one
+            scaled_ND = part_ND * (1 / scale_N)[:, None]
+            norms.append(torch.linalg.vector_norm(scaled_ND, dim=1).max())
+            rounded_ND = scaled_ND.round()
+            whole_ND.copy_(rounded_ND)
+            rests.append(torch.linalg.vector_norm(scaled_ND.sub_(rounded_ND), dim=1).max())
+        self.norm, self.rest = (SLACK * float(torch.stack(found).max()) for found in (norms, rests))
+        self.half = SLACK * 0.5 * math.sqrt(weight_VD.shape[1])  # at least the norm of what rounding a state leaves
 
-    def choose(self, hidden_BD: Tensor) -> Tensor | None:
+    def choose(self, weight_VD: Tensor, hidden_BD: Tensor) -> Tensor | None:
         """Return the likeliest token of each row, (B,); None where too many are left, or a logit is not finite."""
-        rough_BV = self._rough_logits(hidden_BD.bfloat16())
-        best_B = rough_BV.amax(-1).tolist()
-        norm_B = torch.linalg.vector_norm(hidden_BD, dim=1).tolist()
+        rough_BV, errors = self.rough(hidden_BD)
         chosen = []
-        for row, (best, norm) in enumerate(zip(best_B, norm_B, strict=True)):
-            threshold = best - 2 * self.bound * norm
-            threshold -= abs(threshold) * 2.0**-7  # so that bf16 rounds it down
-            if not math.isfinite(threshold):
+        for rough_V, error, hidden_D in zip(rough_BV, errors, hidden_BD, strict=True):
+            highest_V = rough_V.add_(error).mul_(self.scale)
+            highest, token = highest_V.max(0)
+            top = float(highest)
+            lowest = top - 2 * error * float(self.scale[token])  # the logit of this token is at least that
+            if not math.isfinite(lowest):
                 return None
-            token_N = (rough_BV[row] >= threshold).nonzero()[:, 0]
+            token_N = (highest_V >= lowest - 2.0**-20 * (abs(lowest) + abs(top))).nonzero()[:, 0]  # sums round, too
             if len(token_N) > MOST_CANDIDATES:
                 return None
             if len(token_N) > 1:
-                token_N = token_N[torch.mv(self.weight[token_N], hidden_BD[row]).argmax(0, keepdim=True)]
+                token_N = token_N[torch.mv(weight_VD[token_N], hidden_D).argmax(0, keepdim=True)]
             chosen.append(token_N)
         return torch.cat(chosen)
 
-    def _rough_logits(self, hidden_BD: Tensor) -> Tensor:
-        """Return bf16 logits (B, V); the large factor stands first because oneDNN would reorder it as the second."""
-        if len(hidden_BD) == 1:
-            return torch.mv(self.rough, hidden_BD[0])[None]
-        return torch.mm(self.rough, hidden_BD.t()).t().contiguous()
+    def rough(self, hidden_BD: Tensor) -> tuple[Tensor, list[float]]:
+        """Return q·p of all tokens as fp32, (B, V), and for each row how far E·x may be from it, both by s r."""
+        inverse_B1 = 127 / hidden_BD.abs().amax(1, keepdim=True)
+        whole_BD = (hidden_BD * inverse_B1).round_().to(torch.int8)
+        product_VB = torch._int_mm(self.whole, whole_BD.t().contiguous())
+        length_B = hidden_BD.square().sum(1).sqrt_().mul_(inverse_B1[:, 0])
+        errors = [self.norm * self.half + self.rest * (SLACK * length + self.half) for length in length_B.tolist()]
+        return product_VB.t().float(), errors
+
+
+def fingerprint(weight_VD: Tensor) -> Tensor:
+    """Return a number for each row that changes with any weight: its product with random numbers, (V,)."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.mv(weight_VD, torch.rand(weight_VD.shape[1], generator=generator).add_(0.5))
+
+
+KNOWN: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def screen_of(weight_VD: Tensor) -> Screen:
+    """Return the screen made before if no weight has changed (in-place writes leave no other trace), or a new one."""
+    screen = KNOWN.get(weight_VD)
+    if screen is None or not torch.equal(screen.print, fingerprint(weight_VD)):
+        screen = KNOWN[weight_VD] = Screen(weight_VD)
+    return screen
 
 
 def can_screen(head: nn.Module) -> bool:
-    """Whether a screen of this output matrix is right and pays: plain, fp32, large, on a CPU that multiplies bf16."""
+    """Whether a screen of this output matrix is right and pays: plain, fp32, large, on a CPU that multiplies int8."""
     if type(head) is not nn.Linear or head.bias is not None or watched(head):
         return False
     weight = head.weight
     if type(weight) is not nn.Parameter or weight.dtype != torch.float32 or weight.device.type != "cpu":
         return False
-    return weight.numel() >= SMALLEST_MATRIX and weight.shape[1] <= WIDEST and torch.cpu._is_avx512_bf16_supported()
+    return weight.numel() >= SMALLEST_MATRIX and weight.shape[1] in WIDTHS and torch.cpu._is_vnni_supported()

@@ -9,7 +9,7 @@ import torch
 from transformers import DynamicCache, LogitsProcessorList, TextIteratorStreamer
 from transformers.generation import GenerationMixin
 
-from kosmos import sampling
+from kosmos import sampling, screening
 from kosmos.decode import GrowingCache, can_step
 
 
@@ -83,15 +83,23 @@ def test_screened_tokens_are_the_same(build, ids, only_ours, monkeypatch) -> Non
     used: list[int] = []
 
     class Counted(sampling.Screen):
-        def choose(self, hidden_BD: torch.Tensor) -> torch.Tensor | None:
+        def choose(self, weight_VD: torch.Tensor, hidden_BD: torch.Tensor) -> torch.Tensor | None:
             used.append(len(hidden_BD))
-            return super().choose(hidden_BD)
+            return super().choose(weight_VD, hidden_BD)
 
-    monkeypatch.setattr(sampling, "Screen", Counted)
+    monkeypatch.setattr(screening, "Screen", Counted)
     monkeypatch.setattr(sampling, "can_screen", lambda head: True)
     ours, theirs = both(model, input_ids=ids, max_new_tokens=25, do_sample=False, eos_token_id=None)
     assert torch.equal(ours, theirs)
-    assert used == [2] * (24 - sampling.SCREEN_AFTER // 2)
+    assert used == [2] * (24 - sampling.MAKE_AFTER // 2)
+    model.lm_head.weight.data.mul_(torch.randn(len(model.lm_head.weight), 1))  # behind autograd's back
+    ours, theirs = both(model, input_ids=ids, max_new_tokens=25, do_sample=False, eos_token_id=None)
+    assert torch.equal(ours, theirs)
+    assert len(used) == 16 + 24
+    monkeypatch.setattr(screening, "MOST_CANDIDATES", 0)  # it tells none apart, and is asked less and less
+    ours, theirs = both(model, input_ids=ids, max_new_tokens=25, do_sample=False, eos_token_id=None)
+    assert torch.equal(ours, theirs)
+    assert len(used) == 16 + 24 + len(["2 tokens", "6", "14", "30"])
 
 
 WATCHED = ("", "model", "model.decoder", "model.decoder.embed_tokens", "model.decoder.layers.1.ffn.fc1")
