@@ -23,8 +23,8 @@ install: $(VENV)/.installed  ## create .venv and install everything
 demo: install  ## corpus, training, evaluation and chat on real images; about ten minutes on two cores
 	$(BIN)/kosmos demo
 
-test: install  ## the whole test suite
-	$(BIN)/python -m pytest
+test: install  ## the whole test suite, two tests at a time
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: install  ## style, format, types and import contracts
 	$(BIN)/ruff check .
