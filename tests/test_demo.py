@@ -34,7 +34,8 @@ def test_demo_leaves_what_the_readme_promises(demo: Path) -> None:
     assert {("tuned", "image+text"), ("tuned", "shuffled"), ("pretrained", "image+text")} <= zero_shot
     assert {row["shots"] for row in rows} == {0, 2, 4, 8}
     assert any(row["metric"] == "cider" for row in rows)
-    assert (demo / "loss.png").read_bytes().startswith(b"\x89PNG")
+    for picture in ("loss.png", "answers.png"):
+        assert (demo / picture).read_bytes().startswith(b"\x89PNG")
     metrics = [json.loads(line) for line in (demo / "pretrain" / "metrics.jsonl").read_text().splitlines()]
     assert all({"step", "loss", "tokens"} <= row.keys() for row in metrics)
     assert set(metrics[-1]["source_loss"]) == {"pairs", "qa", "interleaved", "text"}

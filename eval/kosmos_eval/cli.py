@@ -1,7 +1,7 @@
 """``kosmos eval``: evaluate a checkpoint, score prediction files, compare and report results.
 
-The first word decides: ``score``, ``report``, ``compare``, ``contamination``, ``tasks``, ``make``; anything else is the
-checkpoint to evaluate.
+The first word decides: ``score``, ``report``, ``gallery``, ``compare``, ``contamination``, ``tasks``, ``make``;
+anything else is the checkpoint to evaluate.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ other uses, each with its own --help:
   kosmos eval make NAME --out DIR                                make data of the KOSMOS-1 suite
   kosmos eval score --predictions P.json --references R.json     score files, no model needed
   kosmos eval report RESULTS [RESULTS ...] --out DIR             Markdown tables and plot
+  kosmos eval gallery SAMPLES --images DIR --out answers.png     a picture of questions and answers
   kosmos eval compare SAMPLES_A SAMPLES_B                        paired difference of two models
   kosmos eval contamination --task T --data DIR --shards CORPUS  are test items in the training data?
 """
@@ -33,6 +34,7 @@ def main(argv: Sequence[str]) -> int:
     verbs: dict[str, Callable[[Sequence[str]], int]] = {
         "score": _score,
         "report": _report,
+        "gallery": _gallery,
         "compare": _compare,
         "tasks": _tasks,
         "make": _make,
@@ -141,6 +143,25 @@ def _report(argv: Sequence[str]) -> int:
     written = report(options.results, options.out)
     sys.stdout.write(written.read_text(encoding="utf-8"))
     sys.stderr.write(f"{written} and {options.out / 'shots.png'} written\n")
+    return 0
+
+
+def _gallery(argv: Sequence[str]) -> int:
+    from .gallery import gallery
+
+    parser = argparse.ArgumentParser(
+        prog="kosmos eval gallery", description="A picture of what a model was asked and answered."
+    )
+    add = parser.add_argument
+    add("samples", type=Path, help="a sample log, e.g. runs/a/eval/samples/a/easy_vqa-0shot-image+text.jsonl")
+    add("--images", metavar="DIR", type=Path, required=True, help="folder of the images, for example --data of the run")
+    add("--out", metavar="FILE", type=Path, default=Path("answers.png"), help="PNG, PDF or SVG (answers.png)")
+    add("--count", metavar="N", type=int, default=12, help="items at most, each with an image of its own (12)")
+    add("--wrong", action="store_true", help="those with the lowest scores instead of a sample")
+    add("--seed", metavar="N", type=int, default=0, help="of the sample (0)")
+    options = parser.parse_args(argv)
+    shown = gallery(options.samples, options.images, options.out, options.count, options.wrong, options.seed)
+    sys.stderr.write(f"{options.out}: {len(shown)} items\n")
     return 0
 
 

@@ -24,7 +24,7 @@ def compare_samples(first: str | Path, second: str | Path, metric: str | None = 
         ValueError: the logs hold other items, or not what the metric needs.
         FileNotFoundError: no such log.
     """
-    one, two = _read(first), _read(second)
+    one, two = read_samples(first), read_samples(second)
     if set(one) != set(two):
         only = sorted(set(one) ^ set(two))
         raise ValueError(f"{first} and {second} hold different items: {len(only)} are in one only (first: {only[0]})")
@@ -48,7 +48,12 @@ def _score(records: Records, metric: str) -> MetricScore:
     return metrics.compute([metric], predictions, answers, likelihoods, confidences, positive)[0]
 
 
-def _read(path: str | Path) -> Records:
+def read_samples(path: str | Path) -> Records:
+    """A finished sample log by item.
+
+    Raises:
+        FileNotFoundError, ValueError: there is none, or it is not finished.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no samples here; kosmos eval writes them to OUT/samples/")

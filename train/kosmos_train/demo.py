@@ -151,6 +151,7 @@ def evaluate(demo: Demo) -> None:
     from kosmos.loading import load
     from kosmos_eval import results
     from kosmos_eval.evaluate import evaluate as evaluate_task
+    from kosmos_eval.gallery import gallery
 
     if demo.path("results.json").is_file():
         return
@@ -168,6 +169,8 @@ def evaluate(demo: Demo) -> None:
     # The baselines of all questions are rows already; here they only stand beside each score.
     rows += [row for row in shots if not results.is_baseline(row)]
     rows += evaluate_task(base, processor, "easy_vqa_caption", name="pretrained", limit=demo.limit, **common)
+    samples = demo.path("eval", "samples", "tuned", "easy_vqa-0shot-image+text.jsonl")
+    gallery(samples, demo.path("corpus", "eval"), demo.path("answers.png"))
     results.write(rows, demo.path("results.json"))
 
 
@@ -209,7 +212,8 @@ def _close(demo: Demo, rows: Sequence[dict[str, Any]], seconds: float) -> None:
     demo.console.print(table(overall(rows)))
     out = demo.out
     demo.console.print(
-        f"Done in {seconds / 60:.1f} min. All rows: {out}/results.json, the losses: {out}/loss.png. Try next:\n"
+        f"Done in {seconds / 60:.1f} min. Look at {out}/answers.png and {out}/loss.png; all scores: "
+        f"{out}/results.json. Try next:\n"
         f"  kosmos chat {out} --image {out}/corpus/eval/test/images/12.png\n"
         f"  kosmos eval {out}/tune --tasks easy_vqa --data {out}/corpus/eval --context image+text,text-only\n"
         f"  kosmos data inspect {out}/corpus/interleaved",

@@ -1,0 +1,96 @@
+"""``kosmos eval gallery``: a picture of what a model was asked and answered, from a sample log."""
+
+from __future__ import annotations
+
+import math
+import random
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from .compare import read_samples
+from .data import content_hash
+
+_COLUMNS = 4
+_WIDTH = 34  # characters of text beside each other below an image
+_GREEN, _RED = "#1a7f37", "#b3261e"
+
+
+def gallery(
+    samples: str | Path, images: str | Path, out: str | Path, count: int = 12, wrong: bool = False, seed: int = 0
+) -> list[str]:
+    """Draw items of a sample log, each with its own image; returns their ids in reading order.
+
+    An answer is green from half of the task's first metric on, else red, with a reference beside it.
+
+    Args:
+        samples: a finished log, ``OUT/samples/MODEL/*.jsonl``.
+        images: a folder with the images of the data, at any depth.
+        out: the picture, a format by its name (PNG, PDF, SVG).
+        count: items at most, no two with one image.
+        wrong: the lowest scores instead of a sample.
+        seed: of the sample.
+
+    Raises:
+        FileNotFoundError: no such log; an image is not in the folder (by name and SHA-256).
+        ValueError: the log is not finished, or has no images.
+    """
+    shown = choose(list(read_samples(samples).values()), count, wrong, seed)
+    if not shown:
+        raise ValueError(f"{samples}: no sample has an image")
+    files: dict[str, list[Path]] = {}
+    for path in sorted(Path(images).rglob("*")):
+        files.setdefault(path.name, []).append(path)
+    _draw(shown, [_find(record["images"][-1], files, Path(images)) for record in shown], Path(out))
+    return [record["id"] for record in shown]
+
+
+def choose(records: Sequence[dict[str, Any]], count: int, wrong: bool, seed: int) -> list[dict[str, Any]]:
+    """The items to show: in an order of chance, or lowest scores first; the first of each image."""
+    order = random.Random(seed).sample(records, len(records))
+    if wrong:
+        order.sort(key=_score)
+    chosen: dict[str, dict[str, Any]] = {}
+    for record in order:
+        if record["images"]:
+            chosen.setdefault(record["images"][-1]["sha256"], record)
+    return list(chosen.values())[:count]
+
+
+def _score(record: dict[str, Any]) -> float:
+    return float(next(iter(record["metrics"].values())))
+
+
+def _find(image: dict[str, str], files: dict[str, list[Path]], folder: Path) -> Path:
+    for path in files.get(image["file"], []):
+        if content_hash(path) == image["sha256"]:
+            return path
+    raise FileNotFoundError(f"{folder}: no image {image['file']} with SHA-256 {image['sha256'][:12]}… in it")
+
+
+def _draw(records: Sequence[dict[str, Any]], images: Sequence[Path], out: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(_COLUMNS, len(records))
+    rows = math.ceil(len(records) / columns)
+    figure = Figure(figsize=(2.6 * columns, 3.3 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    for place, (record, path) in enumerate(zip(records, images, strict=True), 1):
+        axes = figure.add_subplot(rows, columns, place)
+        with Image.open(path) as image:
+            axes.imshow(image.convert("RGB"))
+        axes.set(xticks=[], yticks=[])
+        right = _score(record) >= 0.5
+        answer = record["prediction"] if right else f"{record['prediction']}  (reference: {record['answers'][0]})"
+        axes.set_title(_wrapped(record["prompt"].rsplit("<image>", 1)[-1]), fontsize=8, loc="left", parse_math=False)
+        axes.set_xlabel(_wrapped(answer), fontsize=9, color=_GREEN if right else _RED, loc="left", parse_math=False)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=110)
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(textwrap.shorten(text, 4 * _WIDTH, placeholder=" …"), _WIDTH)
