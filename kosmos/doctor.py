@@ -25,11 +25,12 @@ PACKAGES = ("kosmos-metalm", "torch", "transformers", "open_clip_torch", "timm",
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a model: its parameters, and how many of them train."""
+    """One part of a model: its parameters, how many of them train, and how many are only looked up."""
 
     name: str
     parameters: int
     trainable: int
+    lookup: int
 
 
 def count_parts(config: KosmosConfig) -> list[Part]:
@@ -55,7 +56,9 @@ def count_parts(config: KosmosConfig) -> list[Part]:
         parameters = [parameter for module in group if module is not None for parameter in module.parameters()]
         if parameters:
             trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-            parts.append(Part(name, sum(parameter.numel() for parameter in parameters), trainable))
+            inside = [child for module in group for child in module.modules()]
+            lookup = sum(child.weight.numel() for child in inside if isinstance(child, torch.nn.Embedding))
+            parts.append(Part(name, sum(parameter.numel() for parameter in parameters), trainable, lookup))
     return parts
 
 
@@ -107,6 +110,12 @@ def image_flops(config: KosmosConfig, parts: list[Part]) -> float:
     return tokens * (2.0 * tower.parameters + 4.0 * tower.trainable)
 
 
+def span_flops(parts: list[Part]) -> float:
+    """Return FLOPs a token of a text span: forward 2N in encoder and connector, backward 4N for what trains."""
+    read = [part for part in parts if part.name.startswith("span ")]
+    return sum(2.0 * (part.parameters - part.lookup) + 4.0 * part.trainable for part in read)
+
+
 def describe_preset(config: KosmosConfig, arguments: argparse.Namespace, console: Console) -> None:
     """Print parameters by part, memory and FLOPs."""
     parts = count_parts(config)
@@ -134,6 +143,8 @@ def describe_preset(config: KosmosConfig, arguments: argparse.Namespace, console
     console.print(f"FLOPs/token, forward and backward at length {length}: {full:.4g} (causal attention: {causal:.4g})")
     if config.vision_config is not None:
         console.print(f"FLOPs/image of the vision tower: {image_flops(config, parts):.4g}")
+    if config.span_encoder_config is not None:
+        console.print(f"FLOPs/token of a text span, before the decoder: {span_flops(parts):.4g}")
 
 
 def describe_machine(console: Console) -> None:

@@ -8,7 +8,7 @@ import torch
 from kosmos import KosmosConfig, KosmosForConditionalGeneration
 from kosmos.cli import main
 from kosmos.configuration_kosmos import PRESETS
-from kosmos.doctor import count_parts, training_flops, training_memory
+from kosmos.doctor import count_parts, span_flops, training_flops, training_memory
 
 
 def test_kosmos2_has_the_published_number_of_parameters() -> None:
@@ -46,6 +46,13 @@ def test_flops_equal_the_convention() -> None:
     full, causal = training_flops(KosmosConfig.preset("kosmos-2"), 2048)
     assert full == pytest.approx(9.255e9, rel=1e-3)
     assert causal == pytest.approx(8.651e9, rel=1e-3)
+
+
+def test_spans_cost_what_their_matrices_do() -> None:
+    """MetaLM's encoder: 24 blocks of 12 d² weights at d = 1024, of which two train, and a connector to 2,048."""
+    block, connector = 12 * 1024**2, 1024 * 2048
+    expected = 2 * 24 * block + 4 * 2 * block + 6 * connector
+    assert span_flops(count_parts(KosmosConfig.preset("metalm"))) == pytest.approx(expected, rel=2e-3)
 
 
 def test_zero_divides_memory() -> None:
