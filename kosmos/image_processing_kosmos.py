@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ImageInput, make_flat_list_of_images
+
+from .pictures import on_white, upright
 
 # Beyond this an image is a decompression bomb, not a picture (Pillow's own limit is about the same).
 MAX_PIXELS = 178_956_970
@@ -59,7 +61,7 @@ class KosmosImageProcessor(BaseImageProcessor):
         width, height = image.size
         if not 0 < width * height <= MAX_PIXELS:
             raise ValueError(f"image of {width}×{height} pixels; expected 1 to {MAX_PIXELS} pixels")
-        image = _rgb(_upright(image))
+        image = on_white(upright(image))
         size = self.image_size
         if self.crop == "center":
             image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC) if image.size != (size, size) else image
@@ -91,18 +93,3 @@ def _as_pil(image: Any) -> Image.Image:
     if array.dtype != np.uint8:
         raise ValueError(f"an image array must be uint8 with values 0–255, got {array.dtype}; convert it first")
     return Image.fromarray(array if array.shape[-1] == 3 else np.moveaxis(array, 0, -1))
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF says; ``exif_transpose`` would copy also what needs no turning."""
-    return ImageOps.exif_transpose(image) if image.getexif().get(ExifTags.Base.Orientation, 1) != 1 else image
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """RGB over white: a transparent logo must not become black on black."""
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGB", image.size, "white")
-        white.paste(image, mask=image.getchannel("A"))  # as alpha_composite, to the bit, and faster
-        return white
-    return image if image.mode == "RGB" else image.convert("RGB")

@@ -49,16 +49,6 @@ def open_header(data: bytes) -> PIL.Image.Image:
     return _read(data, whole=False)
 
 
-def on_white(image: PIL.Image.Image) -> PIL.Image.Image:
-    """RGB; what is transparent becomes white, as a browser and the image processor show it."""
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = PIL.Image.new("RGB", rgba.size, "white")
-        white.paste(rgba, mask=rgba.getchannel("A"))
-        return white
-    return image.convert("RGB")
-
-
 def colour_range(rgb: PIL.Image.Image) -> int:
     """Largest difference, over the channels, between the lightest and the darkest pixel: 0 (one colour) to 255."""
     channels = cast("tuple[tuple[int, int], ...]", rgb.getextrema())

@@ -19,9 +19,11 @@ from typing import Any
 
 from rich.progress import Progress
 
+from kosmos.pictures import on_white
+
 from ..document import Document, Image, Text
 from ..errors import BadSample
-from ..images import colour_range, on_white, open_image
+from ..images import colour_range, open_image
 from ..shards import write_shards
 from .evaluation_files import write_coco
 from .picture_sources import Collections, Named

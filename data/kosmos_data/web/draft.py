@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from kosmos.pictures import on_white
+
 from .. import errors, extras
 from ..document import Document, Image, Segment, Text
 from ..errors import BadSample
-from ..images import colour_range, on_white, open_image
+from ..images import colour_range, open_image
 from .page import ImageReference, Page
 
 _KEY_DIGITS = 32
