@@ -5,11 +5,11 @@
 CORPUS ``photos`` writes 400 captioned JPEGs of 480×360 pixels to a temporary folder and measures on those; with a
 processor of 224 pixels that is what a web corpus is like.
 
-Three programs turn documents into ids and pixels. ``bare loop``: read, then Pillow's open and fit (RGB over white, as
-everywhere here), and the tokenizer's call, as anyone would write it. ``webdataset``: its own pipeline (read, shuffle,
-the same work, padded batches). ``loader``: ours, which also orders, mixes, packs, and makes batches for training. They
-take turns, and read other documents in each round; the median of the rounds' ratios is what counts, in CPU time of this
-process.
+Three programs turn documents into ids and pixels. ``bare loop``: read, then Pillow's open, convert (on white where a
+picture is transparent) and fit, and the tokenizer's call, as anyone would write it. ``webdataset``: its own pipeline
+(read, shuffle, the same work, padded batches). ``loader``: ours, which also orders, mixes, packs, and makes batches for
+training. They take turns, and read other documents in each round; the median of the rounds' ratios is what counts, in
+CPU time of this process.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ import PIL.ImageOps
 import torch
 import webdataset
 
-from kosmos.pictures import on_white
 from kosmos.processing_kosmos import KosmosProcessor, load_processor
 from kosmos_data import Corpus, DataConfig, Document, Image, SourceConfig, Text, build_loader, write_shards
 from kosmos_data.document import from_files
@@ -89,8 +88,11 @@ def plainly(processor: KosmosProcessor) -> Callable[[Document], tuple[list[int],
         ids, pixels = [tokenizer.bos_token_id], []
         for segment in document.segments:
             if isinstance(segment, Image):
-                picture = on_white(PIL.Image.open(io.BytesIO(segment.data)))
-                fitted = PIL.ImageOps.fit(picture, (size, size), PIL.Image.Resampling.BICUBIC)
+                picture = PIL.Image.open(io.BytesIO(segment.data))
+                if picture.has_transparency_data:
+                    white = PIL.Image.new("RGBA", picture.size, "white")
+                    picture = PIL.Image.alpha_composite(white, picture.convert("RGBA"))
+                fitted = PIL.ImageOps.fit(picture.convert("RGB"), (size, size), PIL.Image.Resampling.BICUBIC)
                 pixels.append(np.array(fitted).transpose(2, 0, 1))
                 ids += image_ids
             else:
