@@ -35,7 +35,7 @@ class Screen:
     """Chooses the argmax of ``weight_VD @ hidden`` as long as the weights stay what they are; does not keep them."""
 
     def __init__(self, weight_VD: Tensor) -> None:
-        self.print = fingerprint(weight_VD)
+        self.fingerprint = fingerprint(weight_VD)
         self.whole, self.scale = torch.empty_like(weight_VD, dtype=torch.int8), weight_VD.new_empty(len(weight_VD))
         norms, rests = [], []
         rows = max(1, CHUNK // weight_VD.shape[1])
@@ -91,7 +91,7 @@ KNOWN: WeakIdKeyDictionary = WeakIdKeyDictionary()
 def screen_of(weight_VD: Tensor) -> Screen:
     """Return the screen made before if no weight has changed (in-place writes leave no other trace), or a new one."""
     screen = KNOWN.get(weight_VD)
-    if screen is None or not torch.equal(screen.print, fingerprint(weight_VD)):
+    if screen is None or not torch.equal(screen.fingerprint, fingerprint(weight_VD)):
         screen = KNOWN[weight_VD] = Screen(weight_VD)
     return screen
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from PIL import Image
 
+from kosmos.pictures import on_white, upright
+
 from .compare import read_samples
 from .data import content_hash
 
@@ -82,7 +84,7 @@ def _draw(records: Sequence[dict[str, Any]], images: Sequence[Path], out: Path) 
     for place, (record, path) in enumerate(zip(records, images, strict=True), 1):
         axes = figure.add_subplot(rows, columns, place)
         with Image.open(path) as image:
-            axes.imshow(image.convert("RGB"))
+            axes.imshow(on_white(upright(image)))  # as the model's processor shows it
         axes.set(xticks=[], yticks=[])
         right = _score(record) >= 0.5
         answer = record["prediction"] if right else f"{record['prediction']}  (reference: {record['answers'][0]})"

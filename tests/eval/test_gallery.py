@@ -58,6 +58,18 @@ def test_lowest_scores_first_and_no_image_twice(
     }  # fmt: skip
 
 
+def test_pictures_look_as_the_model_sees_them(tmp_path: Path) -> None:
+    """Transparent ones are on white, not in the colour that nobody sees."""
+    path = tmp_path / "data" / "1.png"
+    path.parent.mkdir()
+    Image.new("RGBA", (16, 16), (*COLORS["red"], 0)).save(path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    record = {"id": "0", "prediction": "a", "answers": ["a"], "prompt": "<image>b", "metrics": {"vqa": 1.0}}
+    (tmp_path / "samples.jsonl").write_text(json.dumps(record | {"images": [{"file": "1.png", "sha256": digest}]}))
+    gallery(tmp_path / "samples.jsonl", tmp_path / "data", tmp_path / "out.png")
+    assert COLORS["red"] not in pixels(tmp_path / "out.png")
+
+
 def test_a_sample_is_always_the_same(samples: Path, tmp_path: Path) -> None:
     command = ["eval", "gallery", str(samples), "--images", str(tmp_path), "--out", str(tmp_path / "a" / "out.pdf")]
     drawn = [gallery(samples, tmp_path, tmp_path / "out.png", seed=seed) for seed in range(20)]

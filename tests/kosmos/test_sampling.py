@@ -10,7 +10,7 @@ from transformers import DynamicCache, LogitsProcessorList, TextIteratorStreamer
 from transformers.generation import GenerationMixin
 
 from kosmos import sampling, screening
-from kosmos.decode import GrowingCache, can_step
+from kosmos.decode import DecodeStep, GrowingCache, can_step
 
 
 @pytest.fixture
@@ -100,6 +100,26 @@ def test_screened_tokens_are_the_same(build, ids, only_ours, monkeypatch) -> Non
     ours, theirs = both(model, input_ids=ids, max_new_tokens=25, do_sample=False, eos_token_id=None)
     assert torch.equal(ours, theirs)
     assert len(used) == 16 + 24 + len(["2 tokens", "6", "14", "30"])
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+def test_the_step_equals_the_modules_where_the_inner_norm_feels_its_eps(build, ids, activation: str) -> None:
+    """Activations of a variance near eps: a factor that the norm does not take out exactly would show."""
+    model = build(images=False)
+    text = model.config.text_config
+    text.hidden_act = activation
+    model = type(model)(model.config).eval()
+    with torch.no_grad():
+        for layer in model.model.decoder.layers:
+            layer.ffn.fc1.weight.mul_(text.layer_norm_eps**0.5)
+            layer.ffn.fc1.bias.normal_(std=text.layer_norm_eps**0.5)
+        expected = model.model(input_ids=ids).last_hidden_state[:, -1]
+        cache = GrowingCache(text)
+        model.model(input_ids=ids[:, :-1], past_key_values=cache)
+        embeds_BD = model.model.decoder.embed_tokens(ids[:, -1])
+        place = torch.full((len(ids), 1), ids.shape[1] - 1)
+        found = DecodeStep(model.model.decoder)(embeds_BD, place, None, cache)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 WATCHED = ("", "model", "model.decoder", "model.decoder.embed_tokens", "model.decoder.layers.1.ffn.fc1")

@@ -177,7 +177,8 @@ def lonely_bad_data(values: dict[str, Any], run_dir: str) -> str:
 
 
 def test_bad_data_on_one_rank_stops_all(values: dict[str, Any], tmp_path: Path) -> None:
-    """In the middle of a run, too, every rank says what was wrong and where; none waits for a timeout."""
+    """In the middle of a run, too, every rank says what was wrong and where; none waits for the others' timeout,
+    which is longer than ``results()`` waits."""
     first, second = launch(tmp_path / "j", 2, lonely_bad_data, values, str(tmp_path / "run")).results()
     assert first == "OSError: rank 1 failed reading its data: the store is gone"  # OSError: one line at the terminal
     assert second == "ConnectionResetError: the store is gone"

@@ -153,7 +153,7 @@ def evaluate(demo: Demo) -> None:
     from kosmos_eval.evaluate import evaluate as evaluate_task
     from kosmos_eval.gallery import gallery
 
-    if demo.path("results.json").is_file():
+    if all(demo.path(name).is_file() for name in ("results.json", "answers.png")):
         return
     common: dict[str, Any] = {
         "data": demo.path("corpus", "eval"),
