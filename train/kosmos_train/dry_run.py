@@ -81,7 +81,7 @@ def _look_ahead(config: TrainConfig, processor: Any) -> None:
 
     for weights in (config.model.vision_weights, config.model.span_weights):
         if weights is not None:
-            find_weights(Path(weights))
+            find_weights(encoder_folder(weights))
     if config.eval.tasks_every:
         from .evaluation import check_tasks
 

