@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator, Sequence
+
 from .document import Text
 
 
@@ -16,3 +19,16 @@ def turn(question: str, answer: str, last: bool) -> list[Text]:
     """
     end = "" if last else "\n"
     return [Text(f"Question: {question.strip()} Answer:", supervised=False), Text(f" {answer.strip()}{end}")]
+
+
+def conversations(questions: Sequence[tuple[str, str]], most: int, rng: random.Random) -> Iterator[list[Text]]:
+    """A picture's (question, answer) pairs in random order, dealt out to documents of one to ``most`` turns each.
+
+    Several documents, so that the first question of each is asked with nothing but the image to go by, which is how the
+    model is tested.
+    """
+    rest = rng.sample(list(questions), len(questions))
+    while rest:
+        size = rng.randint(1, most)
+        turns, rest = rest[:size], rest[size:]
+        yield [part for place, pair in enumerate(turns) for part in turn(*pair, last=place == len(turns) - 1)]

@@ -88,7 +88,7 @@ def _answers(engine: Engine, run: Run, chosen: Sequence[Prompt], items: Sequence
 def _rank(engine: Engine, task: Task, chosen: Sequence[Prompt], items: Sequence[Item]) -> Iterator[list[Answer]]:
     """Likelihood ranking; the answer is the candidate itself, without what a cloze puts after it."""
     texts = [continuations(task, item) for item in items]
-    for batch in engine.rank(chosen, texts, task.decoding.normalisation):
+    for batch in engine.rank(chosen, texts, task.decoding.normalisation, task.decoding.bare_prompt):
         yield [replace(answer, text=candidates(task, items[answer.index])[answer.best]) for answer in batch]
 
 

@@ -103,7 +103,8 @@ def _read_vqa(files: DatasetFiles, data: Path, split: str) -> list[Item]:
             raise ValueError(f"{path}: question {entry['question_id']} has no annotation, so it cannot be scored")
         number = entry["image_id"]
         if number not in by_image:
-            by_image[number] = _images(files, data, split, image_id=number)
+            names = {"image_id": number, "file_name": entry.get("file_name", "")}
+            by_image[number] = _images(files, data, split, **names)
         group = getattr(truth, files.group)
         fields = {"question": entry["question"]}
         items.append(Item(str(entry["question_id"]), fields, by_image[number], truth.answers, group))

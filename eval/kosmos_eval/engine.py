@@ -68,10 +68,14 @@ class Engine:
 
     @torch.no_grad()
     def rank(
-        self, prompts: Sequence[Prompt], candidates: Sequence[Sequence[str]], normalisation: str = "sum"
+        self,
+        prompts: Sequence[Prompt],
+        candidates: Sequence[Sequence[str]],
+        normalisation: str = "sum",
+        bare_prompt: str = "Answer:",
     ) -> Iterator[list[Answer]]:
         """Score each prompt's candidate continuations; the answer's text is the best one (the first of equals)."""
-        bare = self._unconditional(candidates) if normalisation == "unconditional" else {}
+        bare = self._unconditional(candidates, bare_prompt) if normalisation == "unconditional" else {}
         for batch in self._batches(prompts):
             state, logits_BV = self._read([stages for _, stages in batch])
             answers = []
@@ -120,10 +124,10 @@ class Engine:
             return value / len(text.strip().encode())
         return value - bare.get(text, 0.0)
 
-    def _unconditional(self, candidates: Sequence[Sequence[str]]) -> dict[str, float]:
-        """Log-likelihood of each distinct candidate after ``<s> Answer:`` (GPT-3, section 2.4)."""
+    def _unconditional(self, candidates: Sequence[Sequence[str]], bare_prompt: str) -> dict[str, float]:
+        """Log-likelihood of each distinct candidate after ``<s>`` and ``bare_prompt`` (GPT-3, section 2.4)."""
         texts = list(dict.fromkeys(text for row in candidates for text in row))
-        state, logits_BV = self._read([self.runner.stages(Prompt(("Answer:",)))])
+        state, logits_BV = self._read([self.runner.stages(Prompt((bare_prompt,)))])
         (values,) = self._log_likelihoods(state, logits_BV, [texts])
         return {text: value for text, (value, _) in zip(texts, values, strict=True)}
 

@@ -73,7 +73,7 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def read_vqa_questions(path: str | Path) -> list[dict[str, Any]]:
-    """The ``questions`` list of a VQAv2 question file: question_id, image_id, question."""
+    """The ``questions`` list of a VQAv2 question file: question_id, image_id, question; some add file_name."""
     questions = read_list(path, "questions")
     require(path, questions, {"question_id": Identifier, "image_id": Identifier, "question": str})
     return questions

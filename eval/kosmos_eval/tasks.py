@@ -43,7 +43,8 @@ class DatasetFiles:
             with ``text`` and ``label``.
         questions: VQAv2 question file.
         annotations: VQAv2 annotations, COCO captions, the Karpathy file, the JSON lines, or the corpus folder.
-        images: image path with ``{image_id}`` or ``{file_name}`` (and ``{split}``); empty for tasks without images.
+        images: image path with ``{image_id}`` or, where the file has it, ``{file_name}`` (and ``{split}``); empty for
+            tasks without images.
         group: which of VQAv2's two types the scores are split by (VQAv2 has 65 question types and 3 answer types).
         lead: of ``shards``: only captions that begin with these words, which the prompt says, are taken.
     """
@@ -117,8 +118,10 @@ class Decoding:
             verbalizers: the words that stand for a class of the data, ``{entailment: "Yes"}``; its
             classes are then the candidates.
             normalisation: of a candidate's log-likelihood: ``sum``, ``mean`` over its tokens, per ``byte``, or
-            ``unconditional`` (minus the log-likelihood after the bare prompt, GPT-3 section 2.4). constrained: for
-            ``beam``: only the candidates can be written (KOSMOS-1's constrained ImageNet).
+            ``unconditional`` (minus the log-likelihood after ``bare_prompt``, GPT-3 section 2.4). bare_prompt: what
+            says nothing of the item: GPT-3's ``Answer:``, or the task's own words without the image, which makes the
+            score the pointwise mutual information of image and candidate. constrained: for ``beam``: only the
+            candidates can be written (KOSMOS-1's constrained ImageNet).
     """
 
     method: Literal["greedy", "beam", "sample", "rank", "cloze", "likelihood"] = "greedy"
@@ -130,6 +133,7 @@ class Decoding:
     candidates: list[str] = field(default_factory=list)
     verbalizers: dict[str, str] = field(default_factory=dict)
     normalisation: Literal["sum", "mean", "byte", "unconditional"] = "sum"
+    bare_prompt: str = "Answer:"
     constrained: bool = False
 
     def __post_init__(self) -> None:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import PIL.Image
 import pytest
 from rich.progress import Progress
 
+from kosmos import KosmosImageProcessor
 from kosmos_data import Corpus, recipes
-from kosmos_data.recipes import picture_sources, pictures
+from kosmos_data.images import open_image
+from kosmos_data.recipes import packages, picture_questions, picture_sources, pictures
 from kosmos_data.recipes.picture_sources import Collections, Named
 
 Png = Callable[..., bytes]
@@ -28,30 +35,35 @@ def test_emoji_have_names_and_keywords(tmp_path: Path) -> None:
     for name in ("1f600", "1f441-fe0f", "1f44b-1f3fb", "1f1e9-1f1ea", "0023-fe0f-20e3", "23-20e3", "e000"):
         (tmp_path / f"{name}.webp").write_bytes(b"")
     names = {"1f600": "grinning face", "1f441": "eye", "1f1e9-1f1ea": "flag Germany", "0023-20e3": "keycap #"}
-    table = {code: {"name": name, "group": "Flags" if "flag" in name else "x"} for code, name in names.items()}
+    table = {
+        code: {"name": name, "group": "Flags" if "flag" in name else "Animals & Nature"} for code, name in names.items()
+    }
     skipped: Counter[str] = Counter()
     words = {"1f600": ["grinning_face", "smile", ":D", "very_happy"], "1f441": ["see"]}
     found = {named.key: named for named in picture_sources.emoji(tmp_path, table, words, skipped)}
     assert set(found) == {"emoji/1f600", "emoji/1f441", "emoji/0023-20e3"}
     assert (found["emoji/1f600"].phrase, found["emoji/1f600"].keywords) == ("grinning face", ("smile", "very happy"))
+    assert found["emoji/1f441"].group == "animals and nature"
     assert skipped == {"skin tone": 1, "flag": 1, "another file of one emoji": 1, "no name": 1}
 
 
 def test_stamps_have_captions_in_many_languages(tmp_path: Path) -> None:
     captions = {
-        "dog.1": "A basset hound dog.\nde.utf8=Ein Basset.\nfr.utf8=\npt_BR.utf8=Um  cão.",
+        "animals/dog.1": "A basset hound dog.\nde.utf8=Ein Basset.\nfr.utf8=\npt_BR.utf8=Um  cão.",
         "knight": "Knight. The only piece that can jump over others.",
         "six": "6.",
         "vector": "A vector.",
     }
+    (tmp_path / "animals").mkdir()
     for name, text in captions.items():
         (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")
         if name != "vector":
             (tmp_path / f"{name}.png").write_bytes(b"")
     skipped: Counter[str] = Counter()
     dog, knight = picture_sources.stamps(tmp_path, skipped)
-    assert (dog.key, dog.phrase, dog.caption) == ("stamps/dog_1", "a basset hound dog", "A basset hound dog.")
+    assert (dog.key, dog.phrase, dog.caption) == ("stamps/animals/dog_1", "a basset hound dog", "A basset hound dog.")
     assert dog.translations == {"de": "Ein Basset.", "pt_BR": "Um cão."}
+    assert (dog.group, knight.group) == ("animals", "")
     assert (knight.phrase, knight.caption) == ("Knight", captions["knight"])
     assert skipped == {"no name": 1, "only as SVG": 1}
 
@@ -111,7 +123,9 @@ def by_hand(folder: Path, make_png: Png) -> list[Named]:
     for name, data in contents.items():
         path = folder / f"{name}.png"
         path.write_bytes(data)
-        named.append(Named(f"x/{name}", path, name, f"{name}.", ("one", "two"), {"de": f"{name} auf Deutsch"}))
+        group = ("animals", "food", "")[len(named) % 3]
+        words, translations = ("one", "two"), {"de": f"{name} auf Deutsch"}
+        named.append(Named(f"x/{name}", path, name, f"{name}.", words, translations, group))
     return named
 
 
@@ -137,6 +151,108 @@ def test_the_split_is_by_base_name(tmp_path: Path, make_png: Png, monkeypatch: p
     keys = Counter(document.key.rpartition("-")[2] for document in Corpus(out / "pairs"))
     assert keys == dict.fromkeys(("0", "1", "de"), len(trained))
     assert {document.segments[1].text for document in Corpus(out / "keywords")} == {"Keywords: one, two"}
+    asked = {hashlib.sha256(document.images[0].data).digest() for document in Corpus(out / "qa")}
+    assert asked == trained
+
+
+def read_choices(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_eight_names_of_which_one_is_right() -> None:
+    """Other base names, no name within another, every place of the right one, and no name much more often."""
+    names = [f"{color} {thing}" for color in ("red", "blue", "green", "old") for thing in ("cat", "hat", "house")]
+    things = [Named(f"x/{name}", Path(), name, name) for name in [*names, "woman cat", "man cat", "cat", "the old cat"]]
+    rows = picture_questions.choices(things)
+    assert rows == picture_questions.choices(things)
+    for thing, row in zip(things, rows, strict=True):
+        others = {name for name in row if name != thing.phrase}
+        assert len(set(row)) == 8
+        assert len(others) == 7
+        bases = [Named("", Path(), name, name).base_name for name in row]
+        assert len(set(bases)) == 8
+        words = set(thing.phrase.split()) - {"the"}
+        assert not any(words <= set(name.split()) or set(name.split()) <= words for name in others), row
+    assert [len(row) for row in picture_questions.choices(things[:3])] == [3, 3, 3], "fewer than eight: all there are"
+    many = [Named(f"x/{n}", Path(), f"{chr(97 + n // 26)}{chr(97 + n % 26)}", "") for n in range(200)]
+    rows = picture_questions.choices(many)
+    places = Counter(row.index(thing.phrase) for thing, row in zip(many, rows, strict=True))
+    assert min(places[place] for place in range(8)) > 10  # of 25 expected
+    assert max(Counter(name for row in rows for name in row).values()) < 20  # of 8 expected
+
+
+def test_yes_and_no_are_equally_frequent_in_each_question() -> None:
+    groups = ["animals and nature", "food and drink", "objects", "symbols", "people and body", "travel and places", ""]
+    things = [
+        Named(f"x/{n}", Path(), f"thing {n}", "", ("animal",) if n % 14 == 0 else ("clothing",), group=groups[n % 7])
+        for n in range(140)
+    ]
+    things += [Named("x/hat", Path(), "hat", "", (), group="objects"), Named("x/cow", Path(), "cow", "", (), group="")]
+    asked = picture_questions.ask(things)
+    counts = Counter((question.text, question.answer) for questions in asked for question in questions)
+    for kind in picture_questions.KINDS:
+        text = f"is this {kind.name}?"
+        assert counts[text, "yes"] == counts[text, "no"]
+    assert counts["is this an animal?", "yes"] == 10
+    assert counts["is this food or drink?", "yes"] == 20
+    by_key = {thing.key: {q.text: q.answer for q in questions} for thing, questions in zip(things, asked, strict=True)}
+    assert by_key["x/0"]["what kind of thing is it?"] == "animals and nature"
+    assert by_key["x/cow"] == {"what is this?": "cow"}, "no group: nothing else is known"
+    assert "is this an animal?" not in by_key["x/7"], "of a group with animals, but it does not say that it is one"
+
+
+def test_questions_are_asked_as_the_starter_asks(tmp_path: Path, make_png: Png) -> None:
+    (tmp_path / "in").mkdir()
+    things = [replace(thing, group="animals") for thing in by_hand(tmp_path / "in", make_png)[:30]]
+    documents = list(picture_questions.documents(things, 2))
+    lengths = Counter((len(document.segments) - 1) // 2 for document in documents)
+    assert set(lengths) == {1, 2}
+    for document in documents:
+        _, *turns = document.segments
+        assert [part.supervised for part in turns] == [False, True] * (len(turns) // 2)
+        assert turns[0].text.startswith("Question: ")
+        assert turns[0].text.endswith("? Answer:")
+        assert turns[1].text.startswith(" ")
+        assert turns[1].text.endswith("\n") == (len(turns) > 2)
+    assert sum(count * turns for turns, count in lengths.items()) == sum(map(len, picture_questions.ask(things)))
+
+
+def test_smaller_pictures_are_what_the_image_processor_makes_of_them(
+    tmp_path: Path, make_png: Png, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ``image_side`` a square picture is stored with the pixels that the model reads anyway, also a clear one."""
+    (tmp_path / "in").mkdir()
+    things = []
+    for number in range(12):
+        clear = PIL.Image.open(io.BytesIO(make_png(number, (100, 100)))).convert("RGBA")
+        clear.putalpha(PIL.Image.fromarray(np.full((100, 100), 20 * number, dtype=np.uint8)))
+        path = tmp_path / f"in/{number}.webp"
+        clear.save(path, lossless=True)
+        things.append(Named(f"x/{number}", path, f"thing {chr(97 + number)}", ""))
+    small = tmp_path / "in/small.png"
+    small.write_bytes(make_png(77, (50, 60)))
+    wide = tmp_path / "in/wide.png"
+    wide.write_bytes(make_png(78, (200, 100)))
+    things += [Named("x/small", small, "small", ""), Named("x/wide", wide, "wide", "")]
+    monkeypatch.setattr(Collections, "read", lambda self, name, skipped: iter(things))
+    settings = ["collections=[x]", "held_out_every=1000000", "image_side=64"]
+    recipes.make("pictures", tmp_path / "out", settings)
+    stored = {document.key: document.images[0].data for document in Corpus(tmp_path / "out/pairs")}
+    processor = KosmosImageProcessor(image_size=64)
+    for thing in things[1:12]:  # the first is wholly transparent, so it is of one colour
+        image = open_image(stored[f"{thing.key}-0"])
+        assert (image.size, image.mode) == ((64, 64), "RGB")
+        assert processor.to_tensor(image).equal(processor.to_tensor(open_image(thing.path.read_bytes())))
+    assert stored["x/small-0"] == small.read_bytes()
+    assert open_image(stored["x/wide-0"]).size == (128, 64)
+
+
+def test_a_missing_client_is_one_error_that_a_caller_can_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    settings = ["collections=[emoji]", f"cache={tmp_path / 'cache'}"]
+    with pytest.raises(packages.PackageUnavailable, match=r"^the program npm is missing: install Node\.js"):
+        recipes.make("pictures", tmp_path / "out", settings)
+    assert not list((tmp_path / "out").iterdir()), "nothing is left half written"
 
 
 @pytest.fixture(scope="module")
@@ -163,16 +279,25 @@ def test_the_real_emoji(built: Path) -> None:
     assert len(documents) == report["documents"]["pairs"]
     assert documents["emoji/1f402-0"].segments[1].text == "An image of ox"
     trained = {document.segments[1].text for document in documents.values()}
+    qa = [document for document in Corpus(built / "qa") if document.key.startswith("emoji/1f402-")]
+    assert {"Question: what kind of thing is it? Answer:", "Question: what is this? Answer:"} < {
+        segment.text for document in qa for segment in document.segments[1:]
+    }
+    rows = read_choices(built / "eval/test/names.jsonl")
+    assert len(rows) == report["eval_test_pictures"] == 188
+    assert {len(set(row["candidates"])) for row in rows} == {8}
+    assert all(row["answers"][0] in row["candidates"] for row in rows)
     captions = json.loads((built / "eval/test/captions.json").read_text())
     assert not {annotation["caption"] for annotation in captions["annotations"]} & trained
 
 
-def test_kosmos_eval_reads_the_captions(built: Path) -> None:
+@pytest.mark.parametrize("name", ["picture_captions", "picture_names", "picture_vqa"])
+def test_kosmos_eval_reads_the_real_emoji(built: Path, name: str) -> None:
     tasks, data = pytest.importorskip("kosmos_eval.tasks"), pytest.importorskip("kosmos_eval.data")
-    task = tasks.load("easy_vqa_caption")
+    task = tasks.load(name)
     for split, count in (("test", len(list((built / "eval/test/images").iterdir()))), ("train", 20)):
         items = data.load_items(task, built / "eval", split)
-        assert len(items) == count
+        assert len({item.images for item in items}) == count
         assert all(item.images[0].is_file() and item.answers for item in items)
 
 

@@ -89,19 +89,26 @@ def test_trie_of_nested_answers() -> None:
     assert trie.allowed([5, 2]) == [2]
 
 
-@pytest.mark.parametrize("normalisation", ["sum", "mean", "byte", "unconditional"])
+@pytest.mark.parametrize(
+    ("normalisation", "bare_prompt"),
+    [("sum", ""), ("mean", ""), ("byte", ""), ("unconditional", "Answer:"), ("unconditional", "An image of")],
+)
 def test_ranking_equals_forward_one_by_one(
-    model: KosmosForConditionalGeneration, processor: KosmosProcessor, prompts: list[Prompt], normalisation: str
+    model: KosmosForConditionalGeneration,
+    processor: KosmosProcessor,
+    prompts: list[Prompt],
+    normalisation: str,
+    bare_prompt: str,
 ) -> None:
     candidates = [" yes", " no", " a blue square", " red triangle circle"]
     engine = Engine(Runner(model, processor), batch_rows=4)
-    batches = engine.rank(prompts, [candidates] * len(prompts), normalisation)
+    batches = engine.rank(prompts, [candidates] * len(prompts), normalisation, bare_prompt)
     answers = sorted((answer for batch in batches for answer in batch), key=lambda answer: answer.index)
     for prompt, answer in zip(prompts, answers, strict=True):
         expected = []
         for text in candidates:
             score, tokens = log_likelihood(model, processor, prompt, text)
-            bare, _ = log_likelihood(model, processor, Prompt(("Answer:",)), text)
+            bare, _ = log_likelihood(model, processor, Prompt((bare_prompt or "Answer:",)), text)
             by = {
                 "sum": score,
                 "mean": score / tokens,

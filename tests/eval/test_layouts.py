@@ -8,11 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
 
 from kosmos import KosmosForConditionalGeneration, KosmosProcessor
+from kosmos_data.recipes import pictures
+from kosmos_data.recipes.picture_sources import Named
 from kosmos_eval import suite, tasks
 from kosmos_eval.evaluate import evaluate
 from kosmos_eval.suite import webpages
@@ -111,6 +114,20 @@ def speeches(root: Path, name: str) -> None:
     (root / "test/text.jsonl").write_text(json.dumps({"id": "a", "text": "a red circle"}))
 
 
+def named_pictures(root: Path, name: str) -> None:
+    """What recipe ``pictures`` writes, by its own writer: ten animals and ten fruits, a picture of noise each."""
+    rng = np.random.default_rng(0)
+    for split, first in (("test", 0), ("train", 10)):
+        shown = []
+        for number in range(first, first + 10):
+            for group, words in (("animals", "red circle"), ("food", "blue square")):
+                path = root / f"{split}-{group}{number}.png"
+                Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(path)
+                phrase = f"{words} {chr(97 + number)}{group[0]}"
+                shown.append(Named(f"x/{group}{number}", path, phrase, phrase, group=group))
+        pictures.write_evaluation(root / split, shown)
+
+
 # task → (writes its data, shots)
 LAYOUTS: dict[str, tuple[Callable[[Path, str], None], tuple[int, ...]]] = {
     "coco_caption": (karpathy, (0, 2)),
@@ -124,6 +141,9 @@ LAYOUTS: dict[str, tuple[Callable[[Path, str], None], tuple[int, ...]]] = {
     "image_classification": (classes, (0,)),
     "text_classification": (texts, (0, 2)),
     "starter_text": (speeches, (0,)),
+    "picture_names": (named_pictures, (0, 2)),
+    "picture_captions": (named_pictures, (0, 2)),
+    "picture_vqa": (named_pictures, (0, 2)),
 }
 
 
@@ -142,6 +162,25 @@ def test_a_task_runs_on_its_published_layout(
     assert [row["shots"] for row in mine if row["metric"] == tasks.load(name).metrics[0]] == list(shots)
     assert all(row["n"] >= 1 for row in mine)
     assert all(row["baselines"] for row in mine if row["metric"] == tasks.load(name).metrics[0]), "nothing to beat"
+
+
+def test_pictures_are_asked_with_their_controls(
+    model: KosmosForConditionalGeneration, processor: KosmosProcessor, tmp_path: Path
+) -> None:
+    """Eight names each, chance 1/8; and no question about a picture can be answered better than half without it."""
+    named_pictures(tmp_path, "")
+    contexts = ("image+text", "shuffled", "text-only")
+    rows = evaluate(model, processor, "picture_names", tmp_path, contexts=contexts, out=tmp_path / "out")
+    whole = [row for row in rows if row["metric"] == "accuracy" and row["model"] == "model"]
+    assert [row["context"] for row in whole] == list(contexts)
+    assert all(row["baselines"]["chance"] == 0.125 and row["low"] <= row["value"] <= row["high"] for row in whole)
+    assert {row["question_type"] for row in rows} >= {"animals", "food"}
+    lines = (tmp_path / "out/samples/model/picture_names-0shot-text-only.jsonl").read_text().splitlines()
+    scores = [score for line in lines for score in json.loads(line)["scores"]]
+    assert scores == pytest.approx([0.0] * len(scores), abs=1e-4), "without its image a name has no information"
+    rows = evaluate(model, processor, "picture_vqa", tmp_path)
+    asked = {row["question_type"]: row["value"] for row in rows if row["model"] == "question only"}
+    assert asked["yes/no"] == 0.5
 
 
 def test_class_names_give_the_chance(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +16,50 @@ from .easy_vqa import Picture, question_type
 REFERENCES = ("a {color} {shape}", "a {shape} that is {color}", "a picture with a {color} {shape}")
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question with its one true answer and its type, by which scores are split."""
+
+    text: str
+    answer: str
+    type: str
+
+
 def write_vqa(folder: Path, pictures: Iterable[Picture]) -> int:
+    """Write easy-VQA's questions as :func:`write_questions` does."""
+    rows = [
+        (picture.number, "", [Question(text, answer, question_type(answer)) for text, answer in picture.questions])
+        for picture in pictures
+    ]
+    return write_questions(folder, "easy-VQA in the format of VQAv2", rows)
+
+
+def write_questions(folder: Path, description: str, pictures: Iterable[tuple[int, str, Sequence[Question]]]) -> int:
     """Write ``vqa_questions.json`` and ``vqa_annotations.json`` (VQAv2); return the number of questions.
 
     Question ids are ``image_id * 1000 + n``. VQAv2 has ten human answers per question; here all ten are the one truth.
+
+    Args:
+        pictures: (image id, file name, questions) rows; a file name, which VQAv2 makes of the image id, is written into
+            each question unless it is empty.
     """
     questions: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for picture in pictures:
-        for number, (question, answer) in enumerate(picture.questions):
-            ids = {"image_id": picture.number, "question_id": picture.number * 1000 + number}
-            questions.append({**ids, "question": question})
-            kind = question_type(answer)
-            votes = [{"answer": answer, "answer_confidence": "yes", "answer_id": vote} for vote in range(1, 11)]
+    for image_id, file_name, asked in pictures:
+        for number, question in enumerate(asked):
+            ids = {"image_id": image_id, "question_id": image_id * 1000 + number}
+            questions.append({**ids, "question": question.text} | ({"file_name": file_name} if file_name else {}))
+            votes = [{"answer": question.answer, "answer_confidence": "yes", "answer_id": n} for n in range(1, 11)]
             annotations.append(
                 {
                     **ids,
-                    "question_type": kind,
-                    "answer_type": "yes/no" if kind == "yes/no" else "other",
-                    "multiple_choice_answer": answer,
+                    "question_type": question.type,
+                    "answer_type": "yes/no" if question.type == "yes/no" else "other",
+                    "multiple_choice_answer": question.answer,
                     "answers": votes,
                 }
             )
-    header = {"info": {"description": "easy-VQA in the format of VQAv2"}, "data_subtype": folder.name}
+    header = {"info": {"description": description}, "data_subtype": folder.name}
     _write(folder / "vqa_questions.json", {**header, "task_type": "Open-Ended", "questions": questions})
     _write(folder / "vqa_annotations.json", {**header, "annotations": annotations})
     return len(questions)

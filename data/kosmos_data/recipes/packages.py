@@ -41,6 +41,17 @@ _HINTS = {
 }
 
 
+class PackageUnavailable(OSError):  # noqa: N818 - it names the state of the world, not a mistake
+    """A source package cannot be had here: its client is missing or failed, for example without a network.
+
+    Whoever can do without the package catches this one, and shows its text: "left out: the program npm is missing: …".
+    """
+
+
+class ClientMissing(PackageUnavailable, FileNotFoundError):  # noqa: N818
+    """The package's client program (npm, apt-get, pip) is not installed."""
+
+
 def cache_folder(cache: str | Path | None = None) -> Path:
     """``cache`` itself, else ``$KOSMOS_CACHE``, else ``~/.cache/kosmos``."""
     return Path(cache or os.environ.get("KOSMOS_CACHE") or "~/.cache/kosmos").expanduser()
@@ -69,8 +80,8 @@ def apt(
         progress: display to add a line to while the client works.
 
     Raises:
-        FileNotFoundError: apt-get or dpkg-deb is missing.
-        OSError: the client failed, for example without a network; its last lines are in the message.
+        ClientMissing: apt-get or dpkg-deb is missing.
+        PackageUnavailable: the client failed, for example without a network; its last lines are in the message.
         ValueError: the archive has another sha256, or ``strict`` and the version is gone.
     """
     home = cache_folder(cache) / "packages" / "apt" / name
@@ -81,10 +92,10 @@ def apt(
         _require("apt-get", "dpkg-deb")
         try:
             _run(["apt-get", "download", f"{name}={version}" if version else name], folder)
-        except OSError as error:
+        except PackageUnavailable as error:
             if version is None or "was not found" not in str(error):
                 hint = "; run apt-get update first" if "Unable to locate" in str(error) else ""
-                raise OSError(f"{error}{hint}") from None
+                raise PackageUnavailable(f"{error}{hint}") from None
             if strict:
                 raise ValueError(f"Debian package {name} {version} is gone from this release: {error}") from None
             logger.warning(
@@ -154,13 +165,13 @@ def pip(
 
     def download(folder: Path) -> tuple[Path, str]:
         if subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True).returncode:
-            raise FileNotFoundError(f"pip is missing in {sys.executable}: {_HINTS['pip']}")
+            raise ClientMissing(f"pip is missing in {sys.executable}: {_HINTS['pip']}")
         options = ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--quiet", "--disable-pip-version-check"]
         try:
             _run([sys.executable, "-m", "pip", "download", *options, "--dest=.", f"{name}=={version}"], folder)
-        except OSError as error:
+        except PackageUnavailable as error:
             hint = "; is the package index reachable?" if "from versions: none" in str(error) else ""
-            raise OSError(f"{error}{hint}") from None
+            raise PackageUnavailable(f"{error}{hint}") from None
         return next(folder.glob("*.whl")), version
 
     def unpack(archive: Path, files: Path) -> None:
@@ -231,15 +242,15 @@ def _fetch(
 def _require(*clients: str) -> None:
     for client in clients:
         if shutil.which(client) is None:
-            raise FileNotFoundError(f"the program {client} is missing: {_HINTS[client]}")
+            raise ClientMissing(f"the program {client} is missing: {_HINTS[client]}")
 
 
 def _run(command: Sequence[str], folder: Path) -> str:
-    """Standard output of a command run in ``folder``; OSError with what it said last if it fails."""
+    """Standard output of a command run in ``folder``; PackageUnavailable with what it said last if it fails."""
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace")
     if done.returncode:
         said = [line.strip() for line in (done.stderr + done.stdout).splitlines()]
         errors = [line for line in said if re.match(r"E:|npm error (?!code|A complete log)|ERROR", line)]
         called = " ".join([Path(command[0]).name, *(word for word in command[1:] if not word.startswith("-"))])
-        raise OSError(f"{called} failed: {'; '.join(errors[:3]) or ' '.join(said) or 'no message'}")
+        raise PackageUnavailable(f"{called} failed: {'; '.join(errors[:3]) or ' '.join(said) or 'no message'}")
     return done.stdout

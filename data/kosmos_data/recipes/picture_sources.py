@@ -31,6 +31,8 @@ _APT = {
     "openclipart-svg": ("1:0.18+dfsg-19", "989712d90d57dfa3230049f553bb43b76c30ee4d4b8c5f6e106e33f7db5cbdc5"),
 }
 _SHARED_TITLE = 5  # more pictures than this with one title: it names their collection
+# Folders of stamps that name a kind of thing; others are occasions and places (seasonal, town, hobbies).
+_STAMP_GROUPS = {"animals", "clothes", "food", "people", "plants", "space", "sports", "symbols", "vehicles"}
 _FUNCTION_WORDS = {
     "and",
     "for",
@@ -61,6 +63,7 @@ class Named:
         caption: the source's own words: ``A basset hound dog.``
         keywords: other words for it.
         translations: the caption by language code, where the source has it.
+        group: what kind of thing its source says it is: ``animals and nature``; empty: it does not say.
     """
 
     key: str
@@ -69,6 +72,7 @@ class Named:
     caption: str
     keywords: tuple[str, ...] = ()
     translations: Mapping[str, str] = field(default_factory=dict)
+    group: str = ""
 
     @property
     def base_name(self) -> str:
@@ -94,7 +98,7 @@ class Collections:
 
         Raises:
             ValueError: no such collection.
-            OSError: a package cannot be fetched (see :mod:`.packages`).
+            PackageUnavailable: a package cannot be fetched (an OSError; see :mod:`.packages`).
         """
         if name == "emoji":
             folders = [self._npm(package) for package in _NPM]
@@ -143,7 +147,8 @@ def emoji(
             name = names[code]["name"]
             others = (word.replace("_", " ") for word in words.get(code, []))
             keywords = tuple(word for word in others if re.fullmatch(r"[a-z][a-z' -]+", word) and word != name)
-            yield Named(f"emoji/{code}", path, name, name, keywords)
+            group = names[code]["group"].lower().replace("&", "and")
+            yield Named(f"emoji/{code}", path, name, name, keywords, group=group)
 
 
 def stamps(folder: Path, skipped: Counter[str]) -> Iterator[Named]:
@@ -162,8 +167,10 @@ def stamps(folder: Path, skipped: Counter[str]) -> Iterator[Named]:
         pairs = (line.partition(".utf8=") for line in lines[1:])
         translations = {language: " ".join(words.split()) for language, _, words in pairs if words.strip()}
         key = str(path.relative_to(folder).with_suffix("")).replace(".", "_")
+        folder_name = key.partition("/")[0]
+        group = folder_name if folder_name in _STAMP_GROUPS else ""
         phrase = phrase[:1].lower() + phrase[1:] if re.match(r"(An?|The|Some) ", phrase) else phrase
-        yield Named(f"stamps/{key}", path.with_suffix(".png"), phrase, caption, (), translations)
+        yield Named(f"stamps/{key}", path.with_suffix(".png"), phrase, caption, (), translations, group)
 
 
 def clipart(svg: Path, png: Path, words: Set[str], skipped: Counter[str]) -> Iterator[Named]:

@@ -1,31 +1,36 @@
-"""Recipe ``pictures``: emoji, stamps and clip art with their names, keywords and captions.
+"""Recipe ``pictures``: emoji, stamps and clip art with their names, keywords, captions, and questions about them.
 
     OUT/pairs                       shards: an image, then "An image of …", or the source's own words
     OUT/keywords                    shards: an image, then "Keywords: …"
-    OUT/eval/train  OUT/eval/test   images/ captions.json (COCO): demonstrations, and pictures of held-out names
+    OUT/qa                          shards: an image, then "Question: what is this? Answer: …" and the like
+    OUT/eval/train  OUT/eval/test   demonstrations, and pictures of held-out names:
+        images/  captions.json (COCO)  names.jsonl (which of eight names?)  vqa_questions.json  vqa_annotations.json
 
 The split is by base name: every picture of a held-out thing, from whichever source, is in ``eval/test`` and nowhere
-else. ``kosmos eval`` reads the result with the task ``easy_vqa_caption``, whose layout it shares.
+else. ``kosmos eval`` has the tasks ``picture_names``, ``picture_captions`` and ``picture_vqa`` for it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 from rich.progress import Progress
 
-from kosmos.pictures import on_white
+from kosmos.pictures import on_white, upright
 
 from ..document import Document, Image, Text
 from ..errors import BadSample
 from ..images import colour_range, open_image
 from ..shards import write_shards
-from .evaluation_files import write_coco
+from . import picture_questions
+from .evaluation_files import write_coco, write_lines, write_questions
 from .picture_sources import Collections, Named
 from .splits import counted, held_out
 
@@ -39,6 +44,9 @@ class Options:
         languages: captions of the stamps in these languages besides English (``de``, ``pt_BR``, …), or ``all``.
         held_out_every: one base name in this many goes to ``eval/test``.
         min_side: pictures with a shorter side (in pixels) are left out.
+        image_side: larger pictures are stored as PNG, on white, with this shorter side in pixels; 0: every picture as
+            its source has it. A model that reads 64×64 gets the same pixels of a square picture, only faster.
+        max_questions: questions of one picture per document of ``qa``, 1 to this many.
         demonstrations: training pictures that are copied to ``eval/train`` for few-shot prompts.
         documents_per_shard: documents in a tar.
         strict: refuse other versions of the Debian packages than those that the recipe was written for.
@@ -49,6 +57,8 @@ class Options:
     languages: list[str] = field(default_factory=list)
     held_out_every: int = 10
     min_side: int = 32
+    image_side: int = 0
+    max_questions: int = 3
     demonstrations: int = 200
     documents_per_shard: int = 2000
     strict: bool = False
@@ -56,28 +66,55 @@ class Options:
 
 
 def build(out: Path, options: Options, progress: Progress) -> dict[str, Any]:
-    """Write the whole corpus below ``out``; return counts for the report."""
+    """Write the whole corpus below ``out``; return counts for the report.
+
+    Raises:
+        PackageUnavailable: a collection cannot be fetched; nothing is written then.
+    """
+    report: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="kosmos-pictures-") as scratch:
+        pictures = _collected(options, Path(scratch), progress, report)
+        train = [picture for picture in pictures if not held_out(picture.base_name, options.held_out_every)]
+        test = [picture for picture in pictures if held_out(picture.base_name, options.held_out_every)]
+        _write(out, train, test, options, progress, report)
+    report["base_names"] = len({picture.base_name for picture in pictures})
+    report["held_out_base_names"] = len({picture.base_name for picture in test})
+    return report
+
+
+def _collected(options: Options, scratch: Path, progress: Progress, report: dict[str, Any]) -> list[Named]:
+    """The usable pictures of all collections, those that are stored smaller below ``scratch``."""
     collections = Collections(options.cache, options.strict, progress)
     pictures: list[Named] = []
-    report: dict[str, Any] = {"pictures": {}, "left_out": {}, "documents": {}, "sources": collections.sources}
+    report |= {"pictures": {}, "left_out": {}, "documents": {}, "sources": collections.sources}
     hashes: set[bytes] = set()
     for name in options.collections:
         skipped: Counter[str] = Counter()
         named = progress.track(list(collections.read(name, skipped)), description=f"look at pictures: {name}")
-        usable = [picture for picture in named if _usable(picture, options.min_side, hashes, skipped)]
+        usable = [
+            stored
+            for picture in named
+            if (stored := _stored(picture, options, scratch / f"{name}-{len(hashes)}.png", hashes, skipped))
+        ]
         report["pictures"][name], report["left_out"][name] = len(usable), dict(skipped)
         pictures += usable
-    train = [picture for picture in pictures if not held_out(picture.base_name, options.held_out_every)]
-    test = [picture for picture in pictures if held_out(picture.base_name, options.held_out_every)]
-    for name, documents in (("pairs", pairs(train, options.languages)), ("keywords", keywords(train))):
+    return pictures
+
+
+def _write(
+    out: Path, train: list[Named], test: list[Named], options: Options, progress: Progress, report: dict[str, Any]
+) -> None:
+    makers = {
+        "pairs": pairs(train, options.languages),
+        "keywords": keywords(train),
+        "qa": picture_questions.documents(train, options.max_questions),
+    }
+    for name, documents in makers.items():
         passing = progress.track(counted(documents, report["documents"], name), description=f"shards: {name}")
         write_shards(out / name, passing, options.documents_per_shard)
     shown = sorted(train, key=lambda picture: hashlib.sha256(picture.key.encode()).digest())[: options.demonstrations]
     for name, part in (("train", shown), ("test", test)):
-        report[f"eval_{name}_pictures"] = write_evaluation(out / "eval" / name, part)
-    report["base_names"] = len({picture.base_name for picture in pictures})
-    report["held_out_base_names"] = len({picture.base_name for picture in test})
-    return report
+        report |= {f"eval_{name}_{what}": count for what, count in write_evaluation(out / "eval" / name, part).items()}
 
 
 def pairs(pictures: Iterable[Named], languages: Sequence[str]) -> Iterator[Document]:
@@ -100,42 +137,67 @@ def keywords(pictures: Iterable[Named]) -> Iterator[Document]:
             yield Document(picture.key, [Image(picture.path.read_bytes()), words])
 
 
-def write_evaluation(folder: Path, pictures: Sequence[Named]) -> int:
-    """Write ``images/`` and ``captions.json``: the phrase and, where it has other words, the caption as references."""
+def write_evaluation(folder: Path, pictures: Sequence[Named]) -> dict[str, int]:
+    """Write the pictures, and captions, choices and questions about them; return how many there are of each.
+
+    A picture's captions are its phrase and, where the source has other words, those as well.
+    """
     (folder / "images").mkdir(parents=True)
-    rows = []
+    names, rows = [], []
     for picture in pictures:
         data = picture.path.read_bytes()
-        name = f"{picture.key.replace('/', '-')}{picture.path.suffix}"
-        (folder / "images" / name).write_bytes(data)
+        names.append(f"{picture.key.replace('/', '-')}{picture.path.suffix}")
+        (folder / "images" / names[-1]).write_bytes(data)
         references = [picture.phrase]
         if _words(picture.caption) != _words(picture.phrase):
             references.append(picture.caption)
-        rows.append((name, open_image(data).size, references))
-    write_coco(folder / "captions.json", "pictures of emoji, stamps and clip art, by their names", rows)
-    return len(rows)
+        rows.append((names[-1], open_image(data).size, references))
+    description = "pictures of emoji, stamps and clip art, by their names"
+    write_coco(folder / "captions.json", description, rows)
+    asked = zip(range(1, len(names) + 1), names, picture_questions.ask(pictures), strict=True)
+    questions = write_questions(folder, description, asked)
+    return {"pictures": len(rows), "choices": _write_choices(folder, pictures, names), "questions": questions}
+
+
+def _write_choices(folder: Path, pictures: Sequence[Named], names: Sequence[str]) -> int:
+    """Write ``names.jsonl``, the candidates of task ``picture_names``; where all have one name there is no choice."""
+    chosen = picture_questions.choices(pictures)
+    rows = [
+        {"id": picture.key, "images": [name], "answers": [picture.phrase], "candidates": list(candidates)}
+        | ({"group": picture.group} if picture.group else {})
+        for picture, name, candidates in zip(pictures, names, chosen, strict=True)
+        if len(candidates) > 1
+    ]
+    return write_lines(folder / "names.jsonl", rows)
 
 
 def _words(caption: str) -> str:
     return caption.lower().rstrip(".!")
 
 
-def _usable(picture: Named, min_side: int, hashes: set[bytes], skipped: Counter[str]) -> bool:
-    """Counts what is too small, of one colour, broken, or the same file again."""
+def _stored(picture: Named, options: Options, path: Path, hashes: set[bytes], skipped: Counter[str]) -> Named | None:
+    """The picture as it is stored, written to ``path`` if that is smaller than its file; None, and counted by reason,
+    if it is too small, of one colour, broken, or the same picture again."""
     data = picture.path.read_bytes()
     try:
         image = open_image(data)
     except BadSample as error:
         skipped[error.reason] += 1
-        return False
+        return None
+    short, shown = min(image.size), on_white(upright(image))
+    if 0 < options.image_side < short:
+        size = (round(side * options.image_side / short) for side in shown.size)
+        shown = shown.resize((*size,), PIL.Image.Resampling.BICUBIC)
+        shown.save(path)
+        data, picture = path.read_bytes(), replace(picture, path=path)
     digest = hashlib.sha256(data).digest()
-    if min(image.size) < min_side:
-        skipped[f"smaller than {min_side} pixels"] += 1
-    elif colour_range(on_white(image)) == 0:
+    if short < options.min_side:
+        skipped[f"smaller than {options.min_side} pixels"] += 1
+    elif colour_range(shown) == 0:
         skipped["one colour"] += 1
     elif digest in hashes:
         skipped["same picture again"] += 1
     else:
         hashes.add(digest)
-        return True
-    return False
+        return picture
+    return None

@@ -26,7 +26,7 @@ from rich.progress import Progress
 
 from ..document import Document, Image, Segment, Span, Text
 from ..shards import write_shards
-from ..turns import turn
+from ..turns import conversations, turn
 from . import easy_vqa, scenes, speeches, splits
 from .easy_vqa import Picture
 from .evaluation_files import write_captions, write_lines, write_text, write_vqa
@@ -126,23 +126,12 @@ def pairs(pictures: Iterable[Picture], images: dict[int, bytes], options: Option
 
 
 def question_answers(pictures: Iterable[Picture], images: dict[int, bytes], options: Options) -> Iterator[Document]:
-    """An image, then one to ``max_questions`` of its questions with answers, a line each.
-
-    An image's questions are split over several documents, so that the first of them is often asked with nothing but the
-    image to go by, which is how the model is tested.
-    """
+    """An image, then one to ``max_questions`` of its questions with answers, a line each."""
     for picture in pictures:
         rng = random.Random(f"{options.seed} qa {picture.number}")
-        rest = rng.sample(list(picture.questions), len(picture.questions))
-        number = 0
-        while rest:
-            size = rng.randint(1, options.max_questions)
-            turns, rest = rest[:size], rest[size:]
-            segments: list[Segment] = [Image(images[picture.number])]
-            for position, (question, answer) in enumerate(turns):
-                segments += turn(question, answer, last=position == len(turns) - 1)
+        for number, said in enumerate(conversations(picture.questions, options.max_questions, rng)):
+            segments: list[Segment] = [Image(images[picture.number]), *said]
             yield Document(f"{picture.number:05d}-{number}", segments, {"image": picture.number})
-            number += 1
 
 
 def interleaved(pictures: list[Picture], images: dict[int, bytes], options: Options) -> Iterator[Document]:
