@@ -71,10 +71,11 @@ def to_dict(settings: Any) -> dict[str, Any]:
 
 
 def write_yaml(settings: Any, path: str | Path) -> None:
-    """Write a settings instance so that :func:`load` reads it back equal."""
+    """Write a settings instance, or its plain mapping, so that :func:`load` reads it back equal."""
     import yaml
 
-    text = yaml.safe_dump(to_dict(settings), sort_keys=False, allow_unicode=True, width=120)
+    values = settings if isinstance(settings, dict) else to_dict(settings)
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
     Path(path).write_text(text, encoding="utf-8")
 
 

@@ -16,7 +16,8 @@ from kosmos_data import Document, Image, Text, write_shards
 from kosmos_train.encoder import EncoderConfig, train_encoder
 from kosmos_train.parts import PartConfig
 from kosmos_train.tokenizer import TokenizerConfig, make_processor
-from kosmos_train.vision import VisionConfig, read_pairs, train_vision
+from kosmos_train.vision import train_vision
+from kosmos_train.vision_data import VisionConfig, read_pairs
 
 CLIP = {"embed_dim": 16, "vision_cfg": {"width": 32, "layers": 1, "head_width": 16, "patch_size": 8}}
 CLIP |= {"text_cfg": {"width": 16, "heads": 2, "layers": 1}}
@@ -81,12 +82,12 @@ def test_pairs_with_the_wanted_caption(values: dict[str, Any], corpus: str) -> N
     """The prefix chooses and is cut off; too few pairs are refused with both numbers."""
     processor = load_processor(values["processor"])
     config = VisionConfig(dict(CLIP), values["processor"], [corpus], batch_size=4, held_out=4)
-    config.caption_prefix = "An image of a red"
+    config.caption_prefixes = ["An image of a red"]
     pairs = read_pairs(config, processor)
     assert set(pairs.captions) == {"fish over a calm sea"}
     assert len(pairs.captions) == len(pairs.pixels) == 20 - 1  # p12
     assert torch.equal(pairs.pixels[0, :, 0, 0], torch.tensor([255, 0, 0], dtype=torch.uint8))
-    config.caption_prefix, config.batch_size = "A photo of", 128
+    config.caption_prefixes, config.batch_size = ["A photo of"], 128
     with pytest.raises(ValueError, match=r"0 pairs whose caption begins with 'A photo of' .* 132"):
         read_pairs(config, processor)
 

@@ -1,13 +1,15 @@
-"""``kosmos demo``: the whole of the project once, on real images, on a laptop: from a corpus to a chat.
+"""``kosmos demo``: the whole of the project once, at toy size, on a laptop: from corpora to a chat.
 
-Seven steps, each of them a command that one can run alone; here they share a process, so that libraries load once. A
-step whose result lies in the folder is not repeated, and an interrupted training goes on from its last checkpoint.
+A ViT and a text encoder feed a causal decoder through connectors; with two cores two processes train it with ZeRO-2, by
+the command that trains on a cluster. Each step is a command that one can run alone. A step whose result lies in the
+folder is not repeated, and an interrupted training goes on from its last checkpoint.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -26,39 +28,70 @@ CONFIGS = next((p for p in (_HERE.parent / "configs" / "demo", _HERE / "configs"
 YAML_ROOT = "runs/demo"
 """The folder that the demo's YAMLs name; another ``--out`` takes its place."""
 
-CORPORA = ("pairs", "qa", "interleaved", "text")
-FEW_SHOT_QUESTIONS = 1000
-"""Of the test questions, for the model before tuning: prompts with eight images are long."""
+RECIPES = {
+    "corpus": ("starter", []),
+    "pictures": ("pictures", ["collections=[emoji]", "image_side=64"]),
+    "instructions": ("instructions", ["optional=true"]),
+}
+"""Folder below ``--out`` → (recipe, options)."""
+
+OPTIONAL = {"pictures": "pictures of things with names", "instructions": "language-only instructions"}
+"""What npm, apt-get or pip must fetch; what cannot be had is left out, and said."""
 
 QUESTIONS = ("what shape is in the image?", "what color is the shape?", "is there a red shape in the image?")
 
 
 @dataclass
 class Demo:
-    """Where the demo works and how it speaks."""
+    """Where the demo works and how it speaks.
+
+    Attributes:
+        out: the folder for everything.
+        console: where to speak.
+        steps_factor: scales all trainings.
+        limit: most items of an evaluation; None: all.
+        processes: ranks of each training.
+    """
 
     out: Path
     console: Console = field(default_factory=Console)
     steps_factor: float = 1.0
     limit: int | None = None
+    processes: int = 1
 
     def path(self, *names: str) -> Path:
+        """A path below ``out``."""
         return self.out.joinpath(*names)
 
-    def settings(self, cls: type, name: str) -> Any:
-        """A demo YAML with its paths below ``out`` and its steps scaled."""
+    def has(self, folder: str) -> bool:
+        """Whether a corpus was made; ``pictures`` and ``instructions`` may be left out."""
+        return self.path(folder, "report.json").is_file()
+
+    def read(self, name: str) -> dict[str, Any]:
+        """A demo YAML with its paths below ``out``, without the corpora that were left out, its steps scaled."""
         values = _moved(settings.read_yaml(CONFIGS / f"{name}.yaml"), self.out)
-        values["steps"] = max(4, round(values["steps"] * self.steps_factor))
-        for section, key in (("optim", "warmup"), ("checkpoint", "every"), ("samples", "every")):
+        missing = [str(self.path(folder)) for folder in OPTIONAL if not self.has(folder)]
+        _leave_out(values, missing)
+        if "steps" in values:
+            values["steps"] = max(4, round(values["steps"] * self.steps_factor))
+        for section, key in (("optim", "warmup"), ("checkpoint", "every"), ("samples", "every"), ("eval", "every")):
             if key in values.get(section, {}):
                 values[section][key] = min(values[section][key], values["steps"])
         if "warmup" in values:
             values["warmup"] = min(values["warmup"], values["steps"])
-        return settings.from_dict(cls, values, f"{name}.yaml: ")
+        return values
+
+    def settings(self, cls: type, name: str) -> Any:
+        """The same as typed settings."""
+        return settings.from_dict(cls, self.read(name), f"{name}.yaml: ")
 
 
 def run_demo(
-    out: str | Path, console: Console | None = None, steps_factor: float = 1.0, limit: int | None = None
+    out: str | Path,
+    console: Console | None = None,
+    steps_factor: float = 1.0,
+    limit: int | None = None,
+    processes: int | None = None,
 ) -> list[dict[str, Any]]:
     """Do all steps in ``out`` and return the rows of its ``results.json``.
 
@@ -67,16 +100,24 @@ def run_demo(
         console: where to speak.
         steps_factor: scales all trainings, for a quick look (0.05) or a better model (2).
         limit: evaluate on so many questions and images only; None: on all of them.
+        processes: ranks of each training; None: two where there are two cores.
     """
-    demo = Demo(Path(out), console or Console(), steps_factor, limit)
+    from .demo_scores import close, evaluate
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    demo = Demo(Path(out), console or Console(), steps_factor, limit, processes or min(2, cores))
     demo.out.mkdir(parents=True, exist_ok=True)
     stages: tuple[tuple[str, Callable[[Demo], None]], ...] = (
-        ("Corpus: captions, questions, interleaved pages and speeches from two installed packages", make_corpus),
-        ("Tokenizer: SentencePiece on the corpus, in KOSMOS's id layout", make_tokenizer),
-        ("Vision: a small CLIP learns from caption pairs and is frozen", make_vision),
-        ("Pretraining: a causal decoder reads text, pairs and interleaved pages (DeepSpeed)", pretrain),
-        ("Instruction tuning: loss on the answers only", tune),
-        ("Evaluation: images and questions that the model has never seen", evaluate),
+        (
+            "Corpora: drawn shapes, named pictures, questions, speeches, instructions, in shards",
+            make_corpora,
+        ),
+        ("Vocabulary: SentencePiece on the corpora, in KOSMOS's id layout", make_tokenizer),
+        ("Vision encoder: a small ViT learns to put pictures beside their captions", make_vision),
+        ("Pretraining: ViT and text encoder feed a causal decoder through connectors (DeepSpeed)", pretrain),
+        ("Language-only instruction tuning, mixed with the corpora (KOSMOS-1, section 3.3)", instruct),
+        ("Question tuning: loss on the answers only", tune),
+        ("Evaluation: pictures, names and contexts that the model has never seen", evaluate),
         ("Chat", chat),
     )
     started = time.perf_counter()
@@ -86,22 +127,53 @@ def run_demo(
         stage(demo)
         demo.console.print(f"[dim]{time.perf_counter() - begun:.0f} s[/]")
     rows = json.loads(demo.path("results.json").read_text(encoding="utf-8"))
-    _close(demo, rows, time.perf_counter() - started)
+    close(demo, rows, time.perf_counter() - started)
     return rows
 
 
-def make_corpus(demo: Demo) -> None:
-    """Recipe ``starter``."""
-    from kosmos_data import recipes
-
-    folder = demo.path("corpus")
-    if not (folder / "report.json").is_file():
-        shutil.rmtree(folder, ignore_errors=True)
-        with Progress(console=demo.console, transient=True) as progress:
-            recipes.make("starter", folder, [], progress)
-    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+def make_corpora(demo: Demo) -> None:
+    """Three recipes; of the two that need npm or apt-get, what these clients cannot fetch is left out and named."""
+    for folder in RECIPES:
+        if not demo.has(folder):
+            _make(demo, folder)
+    report = json.loads(demo.path("corpus", "report.json").read_text(encoding="utf-8"))
     counts = ", ".join(f"{count:,} {name}" for name, count in report["documents"].items())
-    demo.console.print(f"Training documents: {counts}. Test questions, put aside: {report['eval_test_questions']:,}.")
+    demo.console.print(f"Documents of drawn shapes, contexts and speeches: {counts}.")
+    for folder, what in OPTIONAL.items():
+        if demo.has(folder):
+            counted = json.loads(demo.path(folder, "report.json").read_text(encoding="utf-8"))["documents"]
+            demo.console.print(f"Documents of {what}: {', '.join(f'{n:,} {name}' for name, n in counted.items())}.")
+    _show_spans(demo)
+
+
+def _make(demo: Demo, folder: str) -> None:
+    """Make one corpus in a folder that is whole or absent; say what a package client could not fetch."""
+    from kosmos_data import recipes
+    from kosmos_data.recipes.packages import PackageUnavailable
+
+    recipe, options = RECIPES[folder]
+    shutil.rmtree(demo.path(folder), ignore_errors=True)
+    left_out: dict[str, str] = {}
+    try:
+        with Progress(console=demo.console, transient=True) as progress:
+            left_out = recipes.make(recipe, demo.path(folder), options, progress).get("unavailable", {})
+    except PackageUnavailable as error:
+        if folder not in OPTIONAL:
+            raise
+        left_out = {"all": str(error)}
+        shutil.rmtree(demo.path(folder), ignore_errors=True)
+    for name, reason in left_out.items():
+        demo.console.print(f"[yellow]left out: {OPTIONAL[folder]} ({name}): [/]", end="")
+        demo.console.print(reason, markup=False, highlight=False)
+
+
+def _show_spans(demo: Demo) -> None:
+    """Print one document as ``kosmos data inspect`` does: what is a span goes through an encoder."""
+    from kosmos_data.inspect import show_document
+    from kosmos_data.reader import Corpus
+
+    title = "a document: magenta is a span that the text encoder reads both ways, dim is read, white is learnt"
+    show_document(demo.console, title, Corpus(demo.path("corpus", "reading_encoded"))[0])
 
 
 def make_tokenizer(demo: Demo) -> None:
@@ -112,9 +184,8 @@ def make_tokenizer(demo: Demo) -> None:
 
     folder = demo.path("processor")
     if not (folder / "processor_config.json").is_file():
-        config = settings.from_dict(TokenizerConfig, _moved(settings.read_yaml(CONFIGS / "tokenizer.yaml"), demo.out))
         with Progress(console=demo.console, transient=True) as progress:
-            make_processor(config, folder, progress)
+            make_processor(demo.settings(TokenizerConfig, "tokenizer"), folder, progress)
     processor = load_processor(folder)
     pieces = processor.tokenizer.convert_ids_to_tokens(processor.encode_text(f"Question: {QUESTIONS[0]} Answer:"))
     demo.console.print(f"{len(processor.tokenizer):,} tokens; {' '.join(pieces)}", markup=False)
@@ -122,7 +193,8 @@ def make_tokenizer(demo: Demo) -> None:
 
 def make_vision(demo: Demo) -> None:
     """Contrastive training of the vision tower."""
-    from .vision import VisionConfig, train_vision
+    from .vision import accuracy_line, train_vision
+    from .vision_data import VisionConfig
 
     folder = demo.path("vision")
     result = folder / "result.json"
@@ -130,48 +202,35 @@ def make_vision(demo: Demo) -> None:
         outcome = train_vision(demo.settings(VisionConfig, "vision"), folder)
         result.write_text(json.dumps(outcome) + "\n", encoding="utf-8")
     outcome = json.loads(result.read_text(encoding="utf-8"))
-    demo.console.print(f"Held-out images matched to the right one of all captions: {outcome['held_out_accuracy']:.1%}")
+    demo.console.print(accuracy_line(outcome["held_out_accuracy"]).capitalize())
 
 
 def pretrain(demo: Demo) -> None:
     """Pretraining."""
-    _train(demo, "pretrain")
+    demo.console.print(
+        "The ViT's last block, the connectors and the decoder learn; the text encoder (all-MiniLM-L6-v2) is frozen. "
+        f"{demo.processes} {'process' if demo.processes == 1 else 'processes'}, ZeRO-2."
+    )
+    train(demo, "pretrain")
+
+
+def instruct(demo: Demo) -> None:
+    """Language-only instruction tuning; the held-out loss of the answers before and after it."""
+    if not demo.has("instructions"):
+        demo.console.print("left out: there are no instructions")
+        return
+    train(demo, "instruct")
+    before, after = (_held_out(demo, run) for run in ("pretrain", "instruct"))
+    demo.console.print(f"Answers to held-out instructions: {before:.2f} nats a token before, {after:.2f} after.")
 
 
 def tune(demo: Demo) -> None:
-    """Instruction tuning, and the loss plot of both runs."""
+    """Question tuning, and the loss plot of all trainings."""
     from .runs import plot
 
-    _train(demo, "tune")
-    plot([demo.path("pretrain"), demo.path("tune")], demo.path("loss.png"))
-
-
-def evaluate(demo: Demo) -> None:
-    """Questions and captions about the test images, with baselines; few-shot of the model before tuning."""
-    from kosmos.loading import load
-    from kosmos_eval import results
-    from kosmos_eval.evaluate import evaluate as evaluate_task
-    from kosmos_eval.gallery import gallery
-
-    if all(demo.path(name).is_file() for name in ("results.json", "answers.png")):
-        return
-    common: dict[str, Any] = {
-        "data": demo.path("corpus", "eval"),
-        "contexts": ("image+text", "shuffled"),
-        "out": demo.path("eval"),
-        "console": demo.console,
-    }
-    few = min(FEW_SHOT_QUESTIONS, demo.limit or FEW_SHOT_QUESTIONS)
-    tuned, processor = load(demo.path("tune"))
-    rows = evaluate_task(tuned, processor, "easy_vqa", name="tuned", limit=demo.limit, **common)
-    base, processor = load(demo.path("pretrain"))
-    shots = evaluate_task(base, processor, "easy_vqa", name="pretrained", shots=(0, 2, 4, 8), limit=few, **common)
-    # The baselines of all questions are rows already; here they only stand beside each score.
-    rows += [row for row in shots if not results.is_baseline(row)]
-    rows += evaluate_task(base, processor, "easy_vqa_caption", name="pretrained", limit=demo.limit, **common)
-    samples = demo.path("eval", "samples", "tuned", "easy_vqa-0shot-image+text.jsonl")
-    gallery(samples, demo.path("corpus", "eval"), demo.path("answers.png"))
-    results.write(rows, demo.path("results.json"))
+    train(demo, "tune")
+    runs = [demo.path(name) for name in ("pretrain", "instruct", "tune") if demo.path(name).is_dir()]
+    plot(runs, demo.path("loss.png"))
 
 
 def chat(demo: Demo) -> None:
@@ -186,13 +245,32 @@ def chat(demo: Demo) -> None:
         demo.console.print(f"  [bold]you[/]    {question}\n  [bold]kosmos[/] {answer}")
 
 
-def _train(demo: Demo, name: str) -> None:
-    from .config import TrainConfig
-    from .pretrain import train
+def train(demo: Demo, name: str) -> None:
+    """Write ``OUT/configs/NAME.yaml`` and train with it, as ``kosmos train`` does.
 
-    outcome = train(demo.settings(TrainConfig, name), demo.path(name), resume=True)
-    if not outcome.finished:
+    Raises:
+        KeyboardInterrupt: a signal ended the run early.
+        RuntimeError: the training failed; its own message stands above.
+    """
+    from .pretrain import INTERRUPTED, main
+
+    values = demo.read(name)
+    if name == "tune" and not demo.path("instruct").is_dir():
+        values["model"]["checkpoint"] = str(demo.path("pretrain"))
+    config = demo.path("configs", f"{name}.yaml")
+    config.parent.mkdir(exist_ok=True)
+    settings.write_yaml(values, config)
+    code = main([str(config), f"run={demo.path(name)}", "--resume", "--processes", str(demo.processes)])
+    if code == INTERRUPTED:
         raise KeyboardInterrupt
+    if code:
+        raise RuntimeError(f"training {name} ended with exit code {code}")
+
+
+def _held_out(demo: Demo, name: str) -> float:
+    """The last held-out loss of a run."""
+    lines = demo.path(name, "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return next(row["eval_loss"]["loss"] for row in map(json.loads, reversed(lines)) if "eval_loss" in row)
 
 
 def _moved(values: Any, out: Path) -> Any:
@@ -206,30 +284,37 @@ def _moved(values: Any, out: Path) -> Any:
     return values
 
 
-def _close(demo: Demo, rows: Sequence[dict[str, Any]], seconds: float) -> None:
-    from kosmos_eval.results import overall, table
+def _leave_out(values: dict[str, Any], missing: Sequence[str]) -> None:
+    """Take corpora below a ``missing`` folder, and sample prompts with their pictures, out of a YAML's values."""
 
-    demo.console.print(table(overall(rows)))
-    out = demo.out
-    demo.console.print(
-        f"Done in {seconds / 60:.1f} min. Look at {out}/answers.png and {out}/loss.png; all scores: "
-        f"{out}/results.json. Try next:\n"
-        f"  kosmos chat {out} --image {out}/corpus/eval/test/images/12.png\n"
-        f"  kosmos eval {out}/tune --tasks easy_vqa --data {out}/corpus/eval --context image+text,text-only\n"
-        f"  kosmos data inspect {out}/corpus/interleaved",
-        markup=False,
-    )
+    def lacks(path: str) -> bool:
+        return any(path.startswith(f"{folder}/") for folder in missing)
+
+    if "shards" in values:
+        kept = [number for number, path in enumerate(values["shards"]) if not lacks(path)]
+        for key in ("shards", "weights"):
+            if key in values:
+                values[key] = [values[key][number] for number in kept]
+    for data in (values.get("data", {}), values.get("eval", {}).get("data", {})):
+        if "sources" in data:
+            data["sources"] = [source for source in data["sources"] if not lacks(source["shards"])]
+    if not values.get("eval", {}).get("data", {}).get("sources", True):
+        del values["eval"]
+    if "samples" in values:
+        prompts = values["samples"]["prompts"]
+        values["samples"]["prompts"] = [p for p in prompts if not any(map(lacks, p.get("images", [])))]
 
 
 def main(argv: Sequence[str]) -> None:
     """``kosmos demo [--out DIR]``."""
     parser = argparse.ArgumentParser(
         prog="kosmos demo",
-        description="Train a small KOSMOS on real images, evaluate it and talk to it: about ten minutes on two CPU "
-        "cores. Interrupted, it goes on where it was; finished, it shows its results again.",
+        description="Train a small KOSMOS, with a ViT and a text encoder, evaluate it and talk to it: about ten "
+        "minutes on two CPU cores. Interrupted, it goes on where it was; finished, it shows its results again.",
     )
     parser.add_argument("--out", default=YAML_ROOT, help=f"folder for everything ({YAML_ROOT})")
     parser.add_argument("--steps-factor", type=float, default=1.0, help="scale all trainings: 0.1 for a quick look (1)")
     parser.add_argument("--limit", type=int, help="evaluate on so many questions only (all)")
+    parser.add_argument("--processes", type=int, help="processes of each training (two where there are two cores)")
     arguments = parser.parse_args(list(argv))
-    run_demo(arguments.out, steps_factor=arguments.steps_factor, limit=arguments.limit)
+    run_demo(arguments.out, None, arguments.steps_factor, arguments.limit, arguments.processes)

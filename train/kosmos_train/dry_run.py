@@ -8,11 +8,11 @@ assumed utilisation.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from kosmos.loading import encoder_folder
 from kosmos_data import DataConfig
 
 from .build import build_config, build_processor

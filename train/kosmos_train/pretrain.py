@@ -1,6 +1,6 @@
 """``kosmos train CONFIG run=DIR [key=value …] [--resume]``: pretraining and, with another YAML, tuning.
 
-    kosmos train train/configs/small.yaml run=runs/small data.workers=4
+    kosmos train train/configs/small.yaml run=runs/small data.workers=4 --processes 2
     torchrun --nproc-per-node 8 -m kosmos_train.pretrain train/configs/kosmos1.yaml run=runs/kosmos1 --resume
 
 :func:`train` is the same for programs. Exit code 75 says that a signal ended the run early and ``--resume`` goes on.
@@ -108,6 +108,14 @@ def _plan(config: Any, gpus: int | None, run: str | None) -> int:
     return 0
 
 
+def _launch(processes: int, words: list[str], resume: bool) -> int:
+    """The same command once per process, under torchrun; the exit code is that of the ranks."""
+    from .launcher import main as launch
+
+    here = ["--standalone", "--nproc-per-node", str(processes)]
+    return launch([*here, "-m", "kosmos_train.pretrain", *words, *(["--resume"] if resume else [])])
+
+
 def main(argv: Sequence[str]) -> int:
     """The command ``kosmos train`` (and ``kosmos tune``)."""
     from .arguments import add_run_arguments, parse_run_arguments, require_run
@@ -121,11 +129,17 @@ def main(argv: Sequence[str]) -> int:
     add_run_arguments(parser)
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of run=DIR, or start")
     parser.add_argument("--dry-run", action="store_true", help="check all, print size, memory and time; no training")
+    parser.add_argument("--processes", type=int, default=1, help="start so many on this machine, as torchrun does (1)")
     parser.add_argument("--gpus", type=int, help="devices that --dry-run plans for (those of this machine, or 1)")
     arguments, run = parse_run_arguments(parser, argv)
     config = settings.load(TrainConfig, arguments.config, arguments.overrides)
     if arguments.dry_run:
         return _plan(config, arguments.gpus, run if arguments.resume else None)
+    if arguments.processes > 1:
+        config.check(arguments.processes)
+        return _launch(
+            arguments.processes, [arguments.config, *arguments.overrides, f"run={require_run(run)}"], arguments.resume
+        )
     return 0 if train(config, require_run(run), arguments.resume).finished else INTERRUPTED
 
 

@@ -13,7 +13,6 @@ Finished runs are not repeated: after a kill, the same command goes on.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import shutil

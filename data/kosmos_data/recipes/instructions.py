@@ -25,6 +25,7 @@ from ..document import Document
 from ..shards import write_shards
 from ..turns import turn
 from . import packages, wordnet
+from .packages import PackageUnavailable
 from .splits import counted, held_out
 from .wordnet import Synset
 
@@ -39,6 +40,7 @@ class Options:
 
     Args:
         collections: which of dialogues (pip), words (npm) and faq (apt).
+        optional: leave out a collection whose package cannot be had, and say why in the report, instead of ending.
         languages: of the dialogues, by their names in the ChatterBot corpus (``english``, ``german``, …).
         definitions: questions about words; of 118,000 meanings those with the smallest hashes.
         answer_words: an answer of the FAQ ends with the last paragraph before this many words.
@@ -49,6 +51,7 @@ class Options:
     """
 
     collections: list[str] = field(default_factory=lambda: ["dialogues", "words", "faq"])
+    optional: bool = False
     languages: list[str] = field(default_factory=lambda: ["english"])
     definitions: int = 10_000
     answer_words: int = 200
@@ -71,9 +74,17 @@ def build(out: Path, options: Options, progress: Progress) -> dict[str, Any]:
     """Write the whole corpus below ``out``; return counts for the report."""
     skipped: Counter[str] = Counter()
     sources: list[dict[str, Any]] = []
-    talks = {name: _read(name, options, skipped, sources, progress) for name in options.collections}
+    talks: dict[str, list[Talk]] = {}
+    unavailable: dict[str, str] = {}
+    for name in options.collections:
+        try:
+            talks[name] = _read(name, options, skipped, sources, progress)
+        except PackageUnavailable as error:
+            unavailable[name] = str(error)
+            if not options.optional or len(unavailable) == len(options.collections):
+                raise
     report: dict[str, Any] = {"sources": sources, "talks": {name: len(found) for name, found in talks.items()}}
-    report |= {"left_out": dict(skipped), "documents": {}}
+    report |= {"left_out": dict(skipped), "unavailable": unavailable, "documents": {}}
     for folder, wanted in (("instructions", False), ("held_out", True)):
         chosen = (
             document(name, talk)
@@ -93,7 +104,7 @@ def _read(
 
     Raises:
         ValueError: no such collection.
-        OSError: a package cannot be fetched (see :mod:`.packages`).
+        PackageUnavailable: a package cannot be fetched (see :mod:`.packages`).
     """
     if name == "dialogues":
         version, sha256 = _CHATTERBOT
