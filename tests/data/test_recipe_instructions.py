@@ -11,6 +11,7 @@ import pytest
 from kosmos_data import Corpus, Document, Text, recipes
 from kosmos_data.recipes import instructions
 from kosmos_data.recipes.instructions import Talk
+from kosmos_data.recipes.packages import PackageUnavailable
 from kosmos_data.recipes.wordnet import Synset
 
 YAML = """categories: [x]
@@ -114,3 +115,15 @@ def test_the_real_sources(tmp_path: Path) -> None:
         asked.append({document.segments[0].text.lower() for document in documents})
     assert not asked[0] & asked[1]
     assert json.loads((tmp_path / "out/report.json").read_text())["sources"][0]["version"] == "1.3.3"
+
+
+def test_a_collection_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without npm and apt-get: left out where that is wanted, else an error, as with nothing left."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    options = [f"cache={tmp_path / 'cache'}", "collections=[words, faq]"]
+    with pytest.raises(PackageUnavailable, match="npm"):
+        recipes.make("instructions", tmp_path / "a", options)
+    with pytest.raises(PackageUnavailable, match="apt-get"):
+        recipes.make("instructions", tmp_path / "b", [*options, "optional=true"])
+    with pytest.raises(ValueError, match="no collection 'songs' of instructions; known: dialogues, words, faq"):
+        recipes.make("instructions", tmp_path / "c", [f"cache={tmp_path / 'cache'}", "collections=[songs]"])

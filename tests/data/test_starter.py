@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kosmos_data import Corpus, Text, recipes
-from kosmos_data.recipes import easy_vqa, starter
+from kosmos_data.recipes import easy_vqa, scenes, starter
 
 pytest.importorskip("easy_vqa")
 
@@ -158,3 +158,35 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     (tmp_path / "full").write_text("")
     with pytest.raises(ValueError, match="is not empty"):
         recipes.make("starter", tmp_path)
+
+
+def test_questions_about_contexts(built: Path) -> None:
+    """The answer stands in the context, no test context is trained on, and no context is read in both ways."""
+    items = {
+        split: [json.loads(line) for line in (built / "eval" / split / "reading.jsonl").read_text().splitlines()]
+        for split in ("train", "test")
+    }
+    assert [len(rows) for rows in items.values()] == [1000, 1000]
+    for item in items["test"]:
+        sentence = next(s for s in item["context"].split(".") if _asked(item["question"]) <= set(s.lower().split()))
+        assert set(item["answers"][0].split()) <= set(sentence.lower().split())
+    spans = [document.segments[0].text for document in Corpus(built / "reading_encoded")]
+    texts = [document.segments[0] for document in Corpus(built / "reading")]
+    assert all(isinstance(text, Text) and not text.supervised and text.text.endswith("\n") for text in texts)
+    read = {text.text.strip() for text in texts}
+    assert len(spans) == len(texts) == 6000
+    tested = {item["context"] for item in items["test"]}
+    assert len(tested) > 900
+    assert not tested & (read | set(spans))
+    assert not read & set(spans)
+    assert Counter(item["group"] for item in items["test"]).keys() == {"color", "shape", "place"}
+
+
+def _asked(question: str) -> set[str]:
+    """The words of a question that only the sentence in question has: its place, or its colour."""
+    return set(question.rstrip("?").split()) & {"left", "right", "middle", "top", "bottom", *easy_vqa.COLORS}
+
+
+def test_a_scene_has_no_more_things_than_places() -> None:
+    with pytest.raises(ValueError, match="a scene has 2 to 5 things, one a place; got 6"):
+        next(scenes.scenes(0, 6, test=False))

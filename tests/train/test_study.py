@@ -32,7 +32,7 @@ from kosmos_train import TrainConfig, study_arms, study_tuning
 from kosmos_train.build import build_model
 from kosmos_train.dry_run import plan as dry_plan
 from kosmos_train.encoder import EncoderConfig
-from kosmos_train.study import StudyConfig, configs, public_encoder, load_base, main, plan, with_steps
+from kosmos_train.study import StudyConfig, configs, load_base, main, plan, public_encoder, with_steps
 from kosmos_train.study_blanks import BlankSet, find_blanks
 from kosmos_train.study_jobs import Job, do_all
 

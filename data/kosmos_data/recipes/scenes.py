@@ -11,6 +11,7 @@ to look back.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,19 +34,18 @@ class Scene:
 
 
 def scenes(seed: int, things: int, test: bool) -> Iterator[Scene]:
-    """Draw scenes of ``things`` shapes without end, those of the test split or the others.
+    """Draw scenes of ``things`` shapes without end, those of the test split or the others; no context comes twice.
 
     Raises:
         ValueError: more things than places.
     """
     if not 2 <= things <= len(PLACES):
         raise ValueError(f"a scene has 2 to {len(PLACES)} things, one a place; got {things}")
-    number = 0
-    while True:
-        rng = random.Random(f"{seed} scene {number}")
-        scene = _draw(rng, number, things)
-        number += 1
-        if held_out(scene.context, HELD_OUT_EVERY) == test:
+    drawn: set[str] = set()
+    for number in itertools.count():
+        scene = _draw(random.Random(f"{seed} scene {number}"), number, things)
+        if scene.context not in drawn and held_out(scene.context, HELD_OUT_EVERY) == test:
+            drawn.add(scene.context)
             yield scene
 
 
