@@ -9,7 +9,9 @@
 | ``resampler`` | Perceiver layers at the encoder's width, norm, Linear(in→d) | Flamingo, cited by KOSMOS-1 |
 
 Differs from the papers: KOSMOS-1 says "Resampler [Flamingo]" while its authors' code has the single cross-attention;
-both are here. Flamingo's media-time embeddings are left out: images are told apart by their place in the text.
+both are here. Flamingo's media-time embeddings are left out: images are told apart by their place in the text. The
+resampler's output is multiplied by d^-½: its last norm makes unit variance, while a token embedding has variance 1/d
+before the decoder multiplies both by √d; Flamingo's cross-attention has no such factor.
 """
 
 from __future__ import annotations
@@ -128,7 +130,7 @@ class Resampler(nn.Module):
         latents = self.latents.expand(len(features_IPC), -1, -1)
         for layer in self.layers:
             latents = layer(features_IPC, latents)
-        # the norm makes unit variance; a token embedding has 1/sqrt(d) before the decoder multiplies both by sqrt(d)
+        # by d^-½: see the module's docstring
         return self.dense(self.norm(latents)) * self.dense.out_features**-0.5
 
 

@@ -40,17 +40,15 @@ def answer_run(
     """Answer the items at ``places`` of a run.
 
     Args:
-        built: the prompt of every item of the run; the rationale's prompt where the task has one.
+        built: the prompt of every item of the run; of a chain of thought the first, with the second in ``then``.
         requests: item id → hash of what decides its answer, kept in the record.
     """
     chosen = [built[place] for place in places]
     rationales: list[str] = []
     if run.task.rationale:
         rationales = _rationales(engine, run, chosen)
-        chosen = [
-            prompts.build(run.task, run.items[place], (), run.context, prompt.images, extra={"rationale": rationale})
-            for place, prompt, rationale in zip(places, chosen, rationales, strict=True)
-        ]
+        seconds = [prompt.then or prompt for prompt in chosen]
+        chosen = [prompts.with_rationale(second, text) for second, text in zip(seconds, rationales, strict=True)]
     items = [run.items[place] for place in places]
     for batch in _answers(engine, run, chosen, items):
         records = []

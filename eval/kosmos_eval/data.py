@@ -7,8 +7,8 @@ check what the field's tools pass over: that every image exists, that every ques
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -58,12 +58,19 @@ def load_items(task: Task, data: str | Path, split: str) -> list[Item]:
     if not data.is_dir():
         wanted = _path(Path(), files.annotations, split)
         raise FileNotFoundError(f"{data}: no such data folder (task {task.name} looks for {wanted} in it)")
-    items = _READERS[files.format](files, data, split)
+    items = [_with_synonyms(item, files.synonyms) for item in _READERS[files.format](files, data, split)]
     if not items:
         raise ValueError(f"{_path(data, files.annotations, split)}: no items in split {split!r}")
     _check_ids(items, task, split)
     _check_images(items, task)
     return items
+
+
+def _with_synonyms(item: Item, synonyms: Mapping[str, str]) -> Item:
+    """The item with the other spelling of each of its answers (of VQA, of each vote) behind its own."""
+    other = {**synonyms, **{second: first for first, second in synonyms.items()}}
+    more = tuple(other[answer] for answer in item.answers if answer in other)
+    return replace(item, answers=item.answers + more) if more else item
 
 
 @lru_cache(maxsize=1 << 16)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .data import Item, content_hash, stable_hash
-from .tasks import CANDIDATE, CONTEXTS, IMAGE_MARK, IMAGES_MARK, Task
+from .tasks import CANDIDATE, CONTEXTS, IMAGE_MARK, IMAGES_MARK, RATIONALE, Task
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,14 @@ class Prompt:
         cuts: segment counts after which the beginning may be shared with other prompts (demonstrations; query image).
         demonstrations: ids of the examples in it.
         shortened: whether a field lost its end because the prompt was too long.
+        then: of a chain of thought: the second prompt, with the mark ``{rationale}`` where this one's answer goes.
     """
 
     segments: tuple[Segment, ...]
     cuts: tuple[int, ...] = ()
     demonstrations: tuple[str, ...] = ()
     shortened: bool = False
+    then: Prompt | None = None
 
     @property
     def text(self) -> str:
@@ -77,15 +79,13 @@ def build(
     demonstrations: Sequence[Item] = (),
     context: str = "image+text",
     images: Sequence[Path] | None = None,
-    template: str = "",
     extra: Mapping[str, str] | None = None,
 ) -> Prompt:
-    """The prompt of one item.
+    """The prompt of one item; of a task with a rationale the second one, with a mark where the rationale goes.
 
     Args:
         context: one of ``CONTEXTS``.
         images: instead of the item's own (for ``shuffled``).
-        template: instead of the task's (the rationale's).
         extra: more fields for the template.
 
     Raises:
@@ -95,12 +95,39 @@ def build(
         raise ValueError(f"unknown context {context!r}; choose from {', '.join(CONTEXTS)}")
     segments: list[Segment] = []
     for shot in demonstrations:
-        right = {"candidate": wording(task, shot.answers[0])}
+        right = {"candidate": wording(task, shot.answers[0]), "rationale": rationale(shot)}
         segments += _fill(task, shot, task.prompt.template, shot.images, context, right)
         segments += _end_turn(continuation(task, shot, shot.answers[0]), task.prompt.separator)
+    open_places = {"candidate": CANDIDATE} | ({"rationale": RATIONALE} if task.rationale else {}) | dict(extra or {})
+    own = _fill(task, item, task.prompt.template, images or item.images, context, open_places)
+    return _joined(segments, own, item, demonstrations)
+
+
+def build_chain(
+    task: Task, item: Item, demonstrations: Sequence[Item], context: str, images: Sequence[Path] | None = None
+) -> Prompt:
+    """The first prompt of a chain of thought, which asks for the rationale; the second, of :func:`build`, is ``then``.
+
+    Demonstrations whose data has a rationale stand before it with theirs; the others only before the second.
+    """
+    segments: list[Segment] = []
+    shown = [shot for shot in demonstrations if rationale(shot)]
+    places = {"candidate": CANDIDATE}
+    for shot in shown:
+        segments += _fill(task, shot, task.rationale, shot.images, context, places)
+        segments += _end_turn(f" {rationale(shot)}", task.prompt.separator)
+    own = _fill(task, item, task.rationale, images or item.images, context, places)
+    return replace(_joined(segments, own, item, shown), then=build(task, item, demonstrations, context, images))
+
+
+def rationale(item: Item) -> str:
+    """The rationale that an item's data brings, in one line (a newline would end it); empty: none."""
+    return " ".join(item.fields.get("rationale", "").split())
+
+
+def _joined(segments: list[Segment], own: list[Segment], item: Item, demonstrations: Sequence[Item]) -> Prompt:
+    """Demonstrations and the question, with the places after which beginnings are shared."""
     cuts = [len(segments)] if segments else []
-    open_place = {"candidate": CANDIDATE} | dict(extra or {})
-    own = _fill(task, item, template or task.prompt.template, images or item.images, context, open_place)
     leading = next((i for i, segment in enumerate(own) if not isinstance(segment, Path)), len(own))
     if leading:
         cuts.append(len(segments) + leading)
@@ -121,12 +148,21 @@ def with_last_image(prompt: Prompt, image: Path) -> Prompt:
 
 def with_candidate(prompt: Prompt, words: str) -> Prompt:
     """The same prompt with a candidate's words in the place that the template leaves for them."""
-    return replace(
-        prompt,
-        segments=tuple(
-            segment.replace(CANDIDATE, words) if isinstance(segment, str) else segment for segment in prompt.segments
-        ),
-    )
+    return _with_words(prompt, CANDIDATE, words)
+
+
+def with_rationale(prompt: Prompt, words: str) -> Prompt:
+    """The second prompt of a chain of thought with what was answered to the first."""
+    return _with_words(prompt, RATIONALE, words)
+
+
+def _with_words(prompt: Prompt, mark: str, words: str) -> Prompt:
+    segments: list[Segment] = []
+    for segment in prompt.segments:
+        if isinstance(segment, Span):
+            segment = Span(segment.text.replace(mark, words))
+        segments.append(segment.replace(mark, words) if isinstance(segment, str) else segment)
+    return replace(prompt, segments=tuple(segments))
 
 
 def wording(task: Task, answer: str) -> str:

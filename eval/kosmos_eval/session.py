@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +136,7 @@ class Session:
             shots = pool.draw(item, run.shots) if pool else []
             built.append(self._fitted(run, item, shots, swapped.get(item.images, item.images)))
         limit = f"in {self.runner.max_length} tokens"
-        if reduced := sum(prompt.shots < run.shots for prompt in built):
+        if reduced := sum((prompt.then or prompt).shots < run.shots for prompt in built):
             self._warn(f"{reduced} of {len(built)} prompts got fewer than {run.shots} demonstrations: "
                        f"more do not fit {limit}")  # fmt: skip
         if shortened := sum(prompt.shortened for prompt in built):
@@ -167,16 +167,18 @@ class Session:
                 f"tokens, the model {self.runner.max_length}; leave the item out, or let a field lose its end "
                 "(prompt.shorten)"
             )
-        return replace(prompt, shortened=shown is not item)
+        is_shortened = shown is not item
+        then = replace(prompt.then, shortened=is_shortened) if prompt.then else None
+        return replace(prompt, shortened=is_shortened, then=then)
 
     def _built(self, run: Run, item: Item, shots: Sequence[Item], images: Sequence[Path]) -> tuple[Prompt, int]:
         """A prompt, and how many tokens it and its answer have too many; of a rationale, it or what follows it."""
         room = self._answer_room(run.task, item)
-        build = partial(prompts.build, run.task, item, shots, run.context, images)
         if not run.task.rationale:
-            prompt = build()
+            prompt = prompts.build(run.task, item, shots, run.context, images)
             return prompt, self.runner.length(prompt) + room - self.runner.max_length
-        first, second = build(run.task.rationale), build(extra={"rationale": ""})
+        first = prompts.build_chain(run.task, item, shots, run.context, images)
+        second = prompts.with_rationale(first.then or first, "")
         longest = max(self.runner.length(first), self.runner.length(second) + room)
         return first, longest + run.task.rationale_tokens - self.runner.max_length
 
@@ -190,7 +192,9 @@ class Session:
         return room
 
     def _request(self, run: Run, item: Item, prompt: Prompt) -> str:
-        images = [content_hash(path) for path in (*prompt.images, *item.candidate_images)]
+        stages = [stage for stage in (prompt, prompt.then) if stage is not None]
+        images = [content_hash(path) for stage in stages for path in stage.images]
+        images += [content_hash(path) for path in item.candidate_images]
         decoding, wording = run.task.decoding, (run.task.prompt, run.task.rationale)
         scored: Sequence[str] = ()
         if decoding.method in ("rank", "cloze"):
@@ -198,7 +202,8 @@ class Session:
         elif decoding.method == "likelihood":
             scored = item.answers[:1]
         own = (run.task.name, list(scored), self.seed)
-        return request_hash(self.fingerprint, prompt.text, images, decoding, wording, *own)
+        texts = [stage.text for stage in stages]
+        return request_hash(self.fingerprint, texts, images, decoding, wording, *own)
 
     def _share(self, items: Sequence[Item]) -> list[int]:
         """This rank's places: whole images, dealt out in turn."""
@@ -212,6 +217,8 @@ class Session:
             self.console.print(f"  first prompt: {escape(text[:200])}{'…' * (len(text) > 200)}", soft_wrap=True)
             return
         self._shown = True
+        if prompt.then:
+            self.console.print(f"  second prompt: {escape(repr(prompt.then.text))}", soft_wrap=True)
         ids = [token for stage in self.runner.stages(prompt) for token in stage.ids]
         self.console.print(f"  first prompt: {escape(repr(prompt.text))}", soft_wrap=True)
         runs = [(token, len(list(same))) for token, same in itertools.groupby(ids)]

@@ -23,6 +23,7 @@ from .metrics import CONFIDENCE_METRICS, LIKELIHOOD_METRICS, resolve
 IMAGE_MARK = "<image>"
 IMAGES_MARK = "<images>"  # as many marks as the item has images
 CANDIDATE = "{candidate}"  # where each candidate is put in turn
+RATIONALE = "{rationale}"  # where the free answer to the first prompt is put
 BLANK = "<mask>"  # what method cloze fills
 CONTEXTS = ("image+text", "shuffled", "text-only", "none")
 # In a checkout the YAML files lie in eval/tasks; a wheel carries them beside this module.
@@ -47,6 +48,7 @@ class DatasetFiles:
             tasks without images.
         group: which of VQAv2's two types the scores are split by (VQAv2 has 65 question types and 3 answer types).
         lead: of ``shards``: only captions that begin with these words, which the prompt says, are taken.
+        synonyms: two spellings of one answer, ``{grey: gray}``: an item that has either accepts both.
     """
 
     format: Literal[
@@ -59,6 +61,7 @@ class DatasetFiles:
     images: str = ""
     group: Literal["question_type", "answer_type"] = "question_type"
     lead: str = ""
+    synonyms: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -159,7 +162,8 @@ class Task:
         decoding: how answers are made.
         metrics: what scores them; the first one is the headline.
         rationale: a first prompt whose free answer becomes ``{rationale}`` in ``prompt`` (KOSMOS-1's multimodal
-            chain of thought); empty: none.
+            chain of thought); empty: none. Demonstrations show their own, the text under ``rationale`` in their data:
+            before the first prompt those that have one, before the second all, without a rationale where there is none.
         rationale_tokens: length of the rationale at most.
         chance: score of a blind guess, printed beside the results, where it is defined.
         name: file name without ``.yaml``; filled in by :func:`load`.

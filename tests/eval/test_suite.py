@@ -3,6 +3,7 @@ end."""
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from kosmos import KosmosForConditionalGeneration, KosmosProcessor
-from kosmos_eval import suite, tasks
+from kosmos_eval import prompts, suite, tasks
+from kosmos_eval.data import load_items
 from kosmos_eval.evaluate import evaluate
 from kosmos_eval.suite import raven, rendered
 
@@ -206,6 +209,94 @@ def test_chain_of_thought_reads_its_own_rationale(
         assert (
             record["prompt"] == f"<image>{record['rationale']} Question: what is the sentiment of the opinion? Answer:"
         )
+
+
+@pytest.mark.parametrize("context", ["image+text", "shuffled", "text-only"])
+@pytest.mark.parametrize("has_rationales", [True, False])
+def test_few_shot_chain_of_thought(
+    model: KosmosForConditionalGeneration,
+    processor: KosmosProcessor,
+    toy_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    context: str,
+    has_rationales: bool,
+) -> None:
+    """Both prompts with their demonstrations, as they are printed and recorded; a rationale is shown where there is
+    one, and nothing of the asked item's own."""
+    data = made("rendered_text", toy_data, tmp_path)
+    monkeypatch.setattr(processor, "max_length", 1000)
+    shown = {item["images"][0]: item for item in lines(data / "train.jsonl")}
+    assert all(item["rationale"] == f"It says: {item['text']}" for item in shown.values())
+    if not has_rationales:
+        bare = [{key: value for key, value in item.items() if key != "rationale"} for item in shown.values()]
+        (data / "train.jsonl").write_text("\n".join(map(json.dumps, bare)))
+    asked = [item | {"rationale": "leaked"} for item in lines(data / "test.jsonl")]
+    (data / "test.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    printed = io.StringIO()
+    task = tasks.load("rendered_text_cot", ["rationale_tokens=5"])
+    settings = {"shots": (2,), "contexts": (context,), "console": Console(file=printed, width=2000)}
+    evaluate(model, processor, task, data, out=tmp_path / "out", **settings)
+    records = lines(tmp_path / f"out/samples/model/rendered_text_cot-2shot-{context}.jsonl")
+    mark = "" if context == "text-only" else "<image>"
+    question = " Question: what is the sentiment of the opinion? Answer:"
+    for number, record in enumerate(records):
+        drawn = [item for key in record["demonstrations"] for item in shown.values() if item["id"] == key]
+        first = "".join(f"{mark}Introduce this picture in detail: {item['rationale']}\n" for item in drawn)
+        second = ""
+        for item in drawn:
+            second += f"{mark}{item['rationale'] if has_rationales else ''}{question} {item['answers'][0]}\n"
+        assert record["prompt"] == f"{second}{mark}{record['rationale']}{question}"
+        assert record["shots"] == 2
+        files = [image["file"] for image in record["images"]]
+        own = asked[number]["images"][0]
+        if context != "text-only":
+            assert files[:2] == [item["images"][0] for item in drawn]
+            assert (files[2] == own) == (context == "image+text")
+        if number == 0:
+            stages = [f"{first if has_rationales else ''}{mark}Introduce this picture in detail:"]
+            stages.append(f"{second}{mark}{{rationale}}{question}")
+            for name, text in zip(("first", "second"), stages, strict=True):
+                assert f"  {name} prompt: {text!r}\n" in printed.getvalue()
+
+
+def test_the_second_prompt_of_a_chain_loses_what_the_first_lost(
+    model: KosmosForConditionalGeneration, processor: KosmosProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A field that is too long is shortened in both."""
+    item = {"page": "red blue green " * 60, "answers": ["red"]}
+    (tmp_path / "test.jsonl").write_text(json.dumps(item))
+    task = tasks.Task(
+        "chain", tasks.DatasetFiles("jsonl", "{split}.jsonl"),
+        tasks.Prompt("{page} {rationale} Question: what color is it? Answer:", shorten="page"),
+        metrics=["f1"], rationale="{page} is it?", rationale_tokens=4, name="chain",
+    )  # fmt: skip
+    monkeypatch.setattr(processor, "max_length", 80)
+    evaluate(model, processor, task, tmp_path, out=tmp_path / "out")
+    (record,) = lines(tmp_path / "out/samples/model/chain-0shot-image+text.jsonl")
+    assert record["shortened"]
+    assert 10 < record["prompt"].count("green") + record["prompt"].count("blue") < 60
+
+
+@pytest.mark.parametrize("said", ["grey", "gray"])
+def test_grey_is_gray(
+    model: KosmosForConditionalGeneration, processor: KosmosProcessor, tmp_path: Path, said: str
+) -> None:
+    """The published sets say grey, others gray: both load, and either answer counts."""
+    (tmp_path / "test.jsonl").write_text(json.dumps({"object": "elephant", "answers": [said]}))
+    task = tasks.load("memory_color", ["decoding.candidates=gray,grey"])
+    rows = evaluate(model, processor, task, tmp_path, out=tmp_path / "out")
+    (record,) = lines(tmp_path / "out/samples/model/memory_color-0shot-image+text.jsonl")
+    assert record["answers"] == [said, {"grey": "gray", "gray": "grey"}[said]]
+    assert rows[0]["value"] == 1.0
+    assert {"gray", "grey"} < set(tasks.load("memory_color").decoding.candidates)
+
+
+def test_described_classes_name_their_general_category(toy_data: Path, tmp_path: Path) -> None:
+    data = made("described_classes", toy_data, tmp_path)
+    task = tasks.load("described_classes")
+    (item, *_) = load_items(task, data, "test")
+    assert prompts.build(task, item).text.endswith("what is the name of the shape in the picture? Answer:")
 
 
 def test_a_cloze_scores_what_follows_the_candidate(

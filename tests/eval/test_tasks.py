@@ -77,6 +77,12 @@ def test_few_shot_prompt_has_the_layout_of_the_paper(task: Task) -> None:
     assert prompt.cuts == (3, 4)
 
 
+def test_candidates_and_rationales_are_put_into_spans_too() -> None:
+    span = prompts.Prompt((prompts.Span("is it {candidate}? {rationale}"), "{candidate} {rationale}"))
+    filled = prompts.with_rationale(prompts.with_candidate(span, "red"), "{braces}")
+    assert filled.segments == (prompts.Span("is it red? {braces}"), "red {braces}")
+
+
 def test_draws_are_nested_and_depend_on_the_item_alone(task: Task, toy_data: Path) -> None:
     train, test = (load_items(task, toy_data, split) for split in ("train", "test"))
     pool = DemonstrationPool(task, train, test)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
+from sentencepiece import sentencepiece_model_pb2
 from transformers import AutoTokenizer
 
+from kosmos.configuration_kosmos import PRESETS
 from kosmos.tokenization_kosmos import (
     GROUNDING_TOKENS,
     KOSMOS1_TOKENS,
@@ -39,6 +43,34 @@ def test_a_64000_piece_model_gives_the_published_ids() -> None:
     assert [first + KOSMOS1_TOKENS.index(token) for token in ("<mask>", "<image>", "</line>")] == [64001, 64003, 64006]
     assert first + len(KOSMOS1_TOKENS) == 64007
     assert first + len(KOSMOS1_TOKENS) + len(GROUNDING_TOKENS) == 65037
+
+
+def ids_named(settings: dict) -> list[tuple[str, int]]:
+    """Every ``…_token_id`` of a preset, also within its parts."""
+    found = [pair for value in settings.values() if isinstance(value, dict) for pair in ids_named(value)]
+    own = [(key, value) for key, value in settings.items() if key.endswith("_token_id") and value is not None]
+    return found + own
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in PRESETS.glob("*.json")))
+def test_every_id_of_a_preset_is_the_layouts(name: str) -> None:
+    """A preset's vocabulary is the pieces and KOSMOS's tokens; its ids are where our tokenizer puts these names."""
+    preset = json.loads((PRESETS / f"{name}.json").read_text())
+    size, grounding = preset["text_config"]["vocab_size"], name == "kosmos-2"
+    pieces = size - 4 - len(KOSMOS1_TOKENS) - (len(GROUNDING_TOKENS) if grounding else 0)
+    model = sentencepiece_model_pb2.ModelProto()
+    model.trainer_spec.model_type = 1
+    for piece in ("<unk>", "<s>", "</s>", *(f"piece{number}" for number in range(pieces))):
+        model.pieces.add(piece=piece, score=-1.0)
+    tokenizer = tokenizer_from_sentencepiece(model.SerializeToString(), grounding=grounding)
+    assert len(tokenizer) == size + len(OWN_TOKENS)
+    names = {
+        "image_token_id": "<image_slot>", "boi_token_id": "<image>", "eoi_token_id": "</image>",
+        "span_token_id": "<span_slot>", "pad_token_id": "<pad>", "bos_token_id": "<s>", "eos_token_id": "</s>",
+    }  # fmt: skip
+    ids = ids_named(preset)
+    assert ids
+    assert ids == [(key, tokenizer.convert_tokens_to_ids(names[key])) for key, _ in ids]
 
 
 def test_pieces_equal_sentencepiece_itself(tmp_path) -> None:

@@ -186,8 +186,8 @@ def _stored(picture: Named, options: Options, path: Path, hashes: set[bytes], sk
         return None
     short, shown = min(image.size), on_white(upright(image))
     if 0 < options.image_side < short:
-        size = (round(side * options.image_side / short) for side in shown.size)
-        shown = shown.resize((*size,), PIL.Image.Resampling.BICUBIC)
+        width, height = (round(side * options.image_side / short) for side in shown.size)
+        shown = shown.resize((width, height), PIL.Image.Resampling.BICUBIC)
         shown.save(path)
         data, picture = path.read_bytes(), replace(picture, path=path)
     digest = hashlib.sha256(data).digest()

@@ -1,8 +1,9 @@
 """Classes known from their description only (KOSMOS-1, section 4.9 and table 12).
 
 Two made-up names are described in words ("A dax is a red thing with three sides …"), then the model says which of the
-two the picture shows. The task without descriptions (``described_classes_plain``) is the paper's baseline and sits at
-chance, 1/2. Pictures come from an evaluation split with captions, for example easy-VQA's.
+two the picture shows; ``category`` is the paper's "{general category}" of both. The task without descriptions
+(``described_classes_plain``) is the paper's baseline and sits at chance, 1/2. Pictures come from an evaluation split
+with captions, for example easy-VQA's.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ def _item(number: int, file: str, thing: tuple[str, ...], rng: random.Random) ->
         "id": f"{number:05d}",
         "images": [file],
         "description": text,
+        "category": "the shape",
         "candidates": [name for name, _ in classes],
         "answers": [names[0]],
     }

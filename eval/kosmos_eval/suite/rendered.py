@@ -2,7 +2,8 @@
 
 The model must read a sentence from its picture and say whether the opinion is positive. ``source`` takes any JSON
 lines with ``text`` and ``label`` (SST-2: 0/1 or negative/positive); without one, short opinions are composed here
-from word lists, whose labels are exact because the adjective decides.
+from word lists, whose labels are exact because the adjective decides. Rows that are left become demonstrations, whose
+rationale for a chain of thought is what the picture says.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from .. import formats
 
 SIZE = 224
+_DEMONSTRATIONS = 32
 LABELS = ("negative", "positive")
 _THINGS = ("film", "play", "book", "song", "meal", "story", "cast", "plot", "music", "ending")
 _WORDS = {
@@ -34,12 +36,13 @@ _FRAMES = (
 
 
 def make(out: Path, count: int, seed: int, source: Path | None) -> Iterator[dict[str, Any]]:
-    """JSON lines of rendered sentences; pictures go to ``out/images``."""
+    """JSON lines of ``count`` rendered sentences and demonstrations of others; pictures go to ``out/images``."""
     rows = _read(source) if source is not None else _compose(seed)
-    for number, (text, label) in enumerate(itertools.islice(rows, count)):
+    for number, (text, label) in enumerate(itertools.islice(rows, count + _DEMONSTRATIONS)):
         file = f"{number:05d}.png"
         render(text).save(out / "images" / file)
-        yield {"id": f"{number:05d}", "images": [file], "text": text, "answers": [label]}
+        item = {"id": f"{number:05d}", "images": [file], "text": text, "answers": [label]}
+        yield item if number < count else item | {"split": "train", "rationale": f"It says: {text}"}
 
 
 def render(text: str, size: int = SIZE) -> Image.Image:
