@@ -208,7 +208,7 @@ def choice_accuracy(
             others = rng.sample([caption for caption in captions if caption != own], CHOICES - 1)
             near = text[[place[caption] for caption in (own, *others)]] @ vector
             hits += int(near.argmax()) == 0
-        shares[Path(root).name] = hits / len(rows)
+        shares["/".join(Path(root).parts[-2:])] = hits / len(rows)
     return shares
 
 
