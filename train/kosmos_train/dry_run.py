@@ -113,7 +113,9 @@ def refuse_misfits(config: Any, batches: list[Any]) -> None:
         )
     for modality in MODALITIES.values():
         if modality.inputs[0] in asked and getattr(config, modality.config, None) is None:
-            raise ValueError(f"the data holds {modality.name}s, but the model has no {modality.config} to read them with")
+            raise ValueError(
+                f"the data holds {modality.name}s, but the model has no {modality.config} to read them with"
+            )
 
 
 def memory(config: TrainConfig, cost: ModelCost, model_config: Any, gpus: int) -> dict[str, float]:

@@ -154,7 +154,9 @@ class Engine:
     def _update(self, result: StepResult, measured: bool) -> None:
         bad_loss = self.guard.judge_loss(result.loss)
         # encoders and connectors that no sample of any rank reached: their gradients are the zeros of the smallest input
-        unreached = {part for name, modality in MODALITIES.items() if not result.encoded[name] for part in modality.parts}
+        unreached = {
+            part for name, modality in MODALITIES.items() if not result.encoded[name] for part in modality.parts
+        }
         self.optimizer.begin(lambda norm: bad_loss or self.guard.judge_norm(norm), measured, unreached)
         self.deepspeed.step()
         norm = self.deepspeed.get_global_grad_norm() if self.config.engine.zero_stage else self.optimizer.norm

@@ -21,7 +21,6 @@ PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "B200": 2250e12, "
          "L40": 181e12, "L4": 121e12, "A10": 125e12, "RTX 4090": 165e12, "RTX 3090": 71e12}  # fmt: skip
 
 
-
 @dataclass(frozen=True)
 class ModelCost:
     """Parameters by part, and FLOPs of training on one token and one image."""
