@@ -227,8 +227,8 @@ class KosmosConfig(PreTrainedConfig):
         boi_token_id, eoi_token_id: the tokens around an image.
         span_token_id: the id of the text-span placeholder.
         num_image_tokens: decoder positions an image takes; None: ``connector_config.num_queries``.
-        num_span_tokens: decoder positions a text span takes; None: the ``num_queries`` of a span connector with queries,
-            otherwise as many as the span has tokens.
+        num_span_tokens: decoder positions a text span takes; None: ``num_queries`` of a span connector that has queries
+            (``xconnector``, ``resampler``), otherwise one for each token of the span.
     """
 
     model_type = "kosmos"

@@ -189,7 +189,7 @@ class KosmosGenerationMixin(GenerationMixin):
         return input_ids, {**kwargs, **encoded}
 
     def _places_of(self, modality: Modality, input_ids: Tensor, inputs_embeds: Tensor | None) -> Tensor:
-        """Where the modality's placeholders are, (B, T); ``generate()`` leaves the ids empty where it has embeddings."""
+        """Find the modality's placeholders, (B, T); the ids are empty where ``generate()`` was given embeddings."""
         if inputs_embeds is not None:
             return self.model.find_places(modality, inputs_embeds)
         return input_ids == getattr(self.config, modality.token)

@@ -153,10 +153,9 @@ class Engine:
 
     def _update(self, result: StepResult, measured: bool) -> None:
         bad_loss = self.guard.judge_loss(result.loss)
-        # encoders and connectors that no sample of any rank reached: their gradients are the zeros of the smallest input
-        unreached = {
-            part for name, modality in MODALITIES.items() if not result.encoded[name] for part in modality.parts
-        }
+        # What no sample of any rank reached has a gradient of zeros, from the smallest input, and is to stay as it is.
+        absent = [modality for name, modality in MODALITIES.items() if not result.encoded[name]]
+        unreached = {part for modality in absent for part in modality.parts}
         self.optimizer.begin(lambda norm: bad_loss or self.guard.judge_norm(norm), measured, unreached)
         self.deepspeed.step()
         norm = self.deepspeed.get_global_grad_norm() if self.config.engine.zero_stage else self.optimizer.norm
@@ -250,7 +249,7 @@ class Engine:
         return _by_source(weighted, micro["source_ids"].to(device), size)
 
     def _count_local(self, batch: Any) -> list[float]:
-        """Weight in total and by source; then tokens by source, supervised tokens, what each modality's encoder reads."""
+        """Weight in total and by source; tokens by source, supervised tokens, what each modality's encoder reads."""
         size = len(self.sources) + 1
         weight = torch.zeros(size, dtype=torch.float64)
         tokens = torch.zeros(size, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""AdamW that can be told to sit a step out, in whole or in part; its parameter groups, and the learning rate as a function of the step.
+"""AdamW that can sit a step out, in whole or in part, its parameter groups, and the learning rate of a step.
 
 KOSMOS-1 §3.2: AdamW, betas (0.9, 0.98), weight decay 0.01, learning rate 2e-4, 375 warm-up steps, linear to zero.
 
