@@ -75,7 +75,7 @@ def test_forward_backward_and_cost(model, ids) -> None:
     embeds[0, 3:5], embeds[1, 8:12] = features[0], features[1:].flatten(0, 1)
     torch.testing.assert_close(model(input_ids=ids, tones=tones).logits, model(inputs_embeds=embeds).logits)
     with pytest.raises(
-        ValueError, match="tones bring 2 tones of 2 features, that is 4 features, .* hold 6 placeholders"
+        ValueError, match=r"tones bring 2 tones of 2 features, that is 4 features, .* hold 6 placeholders"
     ):
         model(input_ids=ids, tones=tones[:2])
     with pytest.raises(ValueError, match=r"6 placeholders \(id 102\), but no tones were given"):

@@ -108,7 +108,7 @@ def test_numbers_that_differ_are_refused(with_places) -> None:
         ValueError, match="num_span_tokens is 4, but a span_connector_config of kind 'resampler' makes 3"
     ):
         KosmosConfig(**fields(with_places, "resampler"), num_span_tokens=4)
-    with pytest.raises(ValueError, match="num_span_tokens is 4, but .* kind 'linear' makes one feature a token"):
+    with pytest.raises(ValueError, match=r"num_span_tokens is 4, but .* kind 'linear' makes one feature a token"):
         KosmosConfig(**fields(with_places, "linear"), num_span_tokens=4)
     model = KosmosForConditionalGeneration(KosmosConfig(**fields(with_places, "resampler", queries=2)))
     inputs = with_places(text="<span>what is the red</span>", return_tensors="pt")
