@@ -151,7 +151,7 @@ class KosmosModel(KosmosPreTrainedModel):
             "span_attention_mask": span_attention_mask,
             **{name: kwargs.pop(name) for name in input_names() if name in kwargs},
         }
-        places = {}
+        places: dict[str, Tensor] = {}
         if input_ids is not None:
             inputs_embeds, places = self._embed(input_ids)
         features: dict[str, Tensor] = {}

@@ -9,7 +9,7 @@ the processor with ``<image>`` and ``<span>…</span>`` in the text. Layout: KOS
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,7 @@ class KosmosProcessor(ProcessorMixin):
             *tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"],
         ]
 
-    def span_slots(self, ids: Sequence[int]) -> int:
+    def span_slots(self, ids: Sized) -> int:
         """Count the places of a span in the decoder: ``num_span_tokens``, or one for each of ``ids`` but the first."""
         return len(ids) - 1 if self.num_span_tokens is None else self.num_span_tokens
 

@@ -86,7 +86,7 @@ class VetoAdamW(torch.optim.AdamW):
         """
         kept = []
         for tensor in self._updated():
-            for part, offset, numel in self.pieces[tensor]:
+            for part, offset, numel in self.pieces.get(tensor, ()):
                 if part in self.unreached:
                     for whole in (tensor, self.state[tensor]["exp_avg"], self.state[tensor]["exp_avg_sq"]):
                         view = whole.view(-1).narrow(0, offset, numel)
@@ -95,7 +95,8 @@ class VetoAdamW(torch.optim.AdamW):
 
     def _measure(self) -> None:
         for tensor in self._updated():
-            for part, offset, numel in self.pieces[tensor]:
+            for part, offset, numel in self.pieces.get(tensor, ()):
+                assert tensor.grad is not None
                 square = tensor.grad.view(-1).narrow(0, offset, numel).double().square().sum()
                 self.squares[part] = self.squares.get(part, 0.0) + square
 
