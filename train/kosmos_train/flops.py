@@ -4,7 +4,8 @@ FLOPs follow the usual convention (PaLM, appendix B): 2 for each multiply-add, 6
 (forward and twice backward), attention added, recomputation not counted. A *frozen* encoder costs 2N: it has no
 backward pass; frozen weights of the decoder cost 4N, as the gradient of the connectors comes through them. A vision
 tower is paid per patch, the connector per query, the decoder per token, the text encoder per token of the spans that it
-reads. So is a span connector with queries, which costs less where a span has more than twice as many tokens as it.
+reads. A span connector with queries is counted per token too: it costs less where a span has more than twice as many
+tokens as there are queries.
 """
 
 from __future__ import annotations
