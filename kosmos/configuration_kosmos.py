@@ -175,6 +175,8 @@ class KosmosVisionConfig(PreTrainedConfig):
         return int(size[0] if isinstance(size, (list, tuple)) else size)
 
 
+# Kinds of connectors that make num_queries features, however many they read.
+QUERYING = ("xconnector", "resampler")
 VIT_L_14 = {"image_size": 224, "layers": 24, "width": 1024, "patch_size": 14}
 
 
@@ -225,6 +227,8 @@ class KosmosConfig(PreTrainedConfig):
         boi_token_id, eoi_token_id: the tokens around an image.
         span_token_id: the id of the text-span placeholder.
         num_image_tokens: decoder positions an image takes; None: ``connector_config.num_queries``.
+        num_span_tokens: decoder positions a text span takes; None: ``num_queries`` of a span connector that has queries
+            (``xconnector``, ``resampler``), otherwise one for each token of the span.
     """
 
     model_type = "kosmos"
@@ -246,6 +250,7 @@ class KosmosConfig(PreTrainedConfig):
     eoi_token_id: int | None = 64004
     span_token_id: int | None = None
     num_image_tokens: int | None = None
+    num_span_tokens: int | None = None
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -254,6 +259,13 @@ class KosmosConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.num_image_tokens is None:
             self.num_image_tokens = self.connector_config.num_queries
+        if self.num_span_tokens is None and self._span_queries() is not None:
+            self.num_span_tokens = self._span_queries()
+
+    def _span_queries(self) -> int | None:
+        """Return how many features the span connector makes of a span; None: one for each token."""
+        connector = self.span_connector_config
+        return connector.num_queries if connector is not None and connector.kind in QUERYING else None
 
     def validate_architecture(self) -> None:
         """Part of ``@strict`` validation: placeholders must exist and differ."""
@@ -263,9 +275,12 @@ class KosmosConfig(PreTrainedConfig):
             raise ValueError("a model with a span_encoder_config needs span_token_id, the id of the span placeholder")
         if self.span_token_id is not None and self.span_token_id == self.image_token_id:
             raise ValueError(f"image_token_id and span_token_id are both {self.image_token_id}")
-        kind = getattr(self.span_connector_config, "kind", "linear")
-        if kind in ("xconnector", "resampler"):
-            raise ValueError(f"span_connector_config.kind {kind!r}: a span keeps its length; use linear, mlp or ffn3")
+        if self.num_span_tokens != self._span_queries():
+            kind = getattr(self.span_connector_config, "kind", None)
+            raise ValueError(
+                f"num_span_tokens is {self.num_span_tokens}, but a span_connector_config of kind {kind!r} makes "
+                f"{self._span_queries() or 'one feature a token'}; leave num_span_tokens out, or set num_queries"
+            )
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "KosmosConfig":

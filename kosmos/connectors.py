@@ -12,6 +12,7 @@ Differs from the papers: KOSMOS-1 says "Resampler [Flamingo]" while its authors'
 both are here. Flamingo's media-time embeddings are left out: images are told apart by their place in the text. The
 resampler's output is multiplied by d^-½: its last norm makes unit variance, while a token embedding has variance 1/d
 before the decoder multiplies both by √d; Flamingo's cross-attention has no such factor.
+Text spans of different lengths come to the last two padded, with a mask.
 """
 
 from __future__ import annotations
@@ -64,11 +65,12 @@ class QueryAttention(nn.Module):
         self.v_proj = linear(width, width, inner)
         self.out_proj = linear(width, width, outer)
 
-    def forward(self, query_IQD: Tensor, memory_IPD: Tensor) -> Tensor:
-        """(I, Q, D) and (I, P, D) to (I, Q, D)."""
+    def forward(self, query_IQD: Tensor, memory_IPD: Tensor, mask_I11P: Tensor | None = None) -> Tensor:
+        """(I, Q, D) and (I, P, D) to (I, Q, D); of the memory only what the mask marks is seen."""
         query = _heads(self.q_proj(query_IQD), self.num_heads)
         key, value = (_heads(projection(memory_IPD), self.num_heads) for projection in (self.k_proj, self.v_proj))
-        return self.out_proj(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_I11P)
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
 
 
 class XConnector(nn.Module):
@@ -81,10 +83,11 @@ class XConnector(nn.Module):
         self.start = _start_latents
         self.x_attn = QueryAttention(width_out, config.num_heads or num_heads)
 
-    def forward(self, features_IPC: Tensor) -> Tensor:
-        """(I, P, C) to (I, Q, D)."""
+    def forward(self, features_IPC: Tensor, valid_IP: Tensor | None = None) -> Tensor:
+        """(I, P, C), of which ``valid_IP`` (default: all) count, to (I, Q, D)."""
         latents = self.latent_query.expand(len(features_IPC), -1, -1)
-        return self.x_attn(latents, torch.cat([self.dense(features_IPC), latents], dim=1))
+        memory = torch.cat([self.dense(features_IPC), latents], dim=1)
+        return self.x_attn(latents, memory, _seen(valid_IP, latents))
 
 
 class PerceiverLayer(nn.Module):
@@ -103,12 +106,13 @@ class PerceiverLayer(nn.Module):
         self.fc1 = linear(width, 4 * width, init_default, bias=False)
         self.fc2 = linear(4 * width, width, init_default, bias=False)
 
-    def forward(self, features_IPC: Tensor, latents_IQC: Tensor) -> Tensor:
-        """Return the new latents, (I, Q, C)."""
+    def forward(self, features_IPC: Tensor, latents_IQC: Tensor, mask_I11P: Tensor | None = None) -> Tensor:
+        """Return the new latents, (I, Q, C); the mask says which features and latents are seen."""
         latents = self.norm_latents(latents_IQC)
         memory = torch.cat([self.norm_media(features_IPC), latents], dim=1)
         key, value = (_heads(half, self.num_heads) for half in self.to_kv(memory).chunk(2, dim=-1))
-        attended = F.scaled_dot_product_attention(_heads(self.to_q(latents), self.num_heads), key, value)
+        query = _heads(self.to_q(latents), self.num_heads)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_I11P)
         latents_IQC = latents_IQC + self.to_out(attended.transpose(1, 2).flatten(2))
         return latents_IQC + self.fc2(F.gelu(self.fc1(self.norm_ffn(latents_IQC))))
 
@@ -125,11 +129,12 @@ class Resampler(nn.Module):
         self.norm = nn.LayerNorm(width_in)
         self.dense = linear(width_in, width_out, init_default)
 
-    def forward(self, features_IPC: Tensor) -> Tensor:
-        """(I, P, C) to (I, Q, D)."""
+    def forward(self, features_IPC: Tensor, valid_IP: Tensor | None = None) -> Tensor:
+        """(I, P, C), of which ``valid_IP`` (default: all) count, to (I, Q, D)."""
         latents = self.latents.expand(len(features_IPC), -1, -1)
+        mask_I11P = _seen(valid_IP, latents)
         for layer in self.layers:
-            latents = layer(features_IPC, latents)
+            latents = layer(features_IPC, latents, mask_I11P)
         # by d^-½: see the module's docstring
         return self.dense(self.norm(latents)) * self.dense.out_features**-0.5
 
@@ -141,7 +146,6 @@ CONNECTORS: dict[str, Callable[..., nn.Module]] = {
     "xconnector": XConnector,
     "resampler": Resampler,
 }
-QUERYING = ("xconnector", "resampler")
 
 
 def build_connector(config: KosmosConnectorConfig, width_in: int, width_out: int, num_heads: int) -> nn.Module:
@@ -153,6 +157,13 @@ def _start_latents(module: nn.Module) -> None:
     """Learned queries start as N(0, 1), in KOSMOS-2 as in Flamingo."""
     for parameter in module.parameters(recurse=False):
         init.normal_(parameter)
+
+
+def _seen(valid_IP: Tensor | None, latents_IQD: Tensor) -> Tensor | None:
+    """Return the mask (I, 1, 1, P + Q) of features and latents: padding is not seen, latents always are."""
+    if valid_IP is None:
+        return None
+    return F.pad(valid_IP, (0, latents_IQD.shape[1]), value=True)[:, None, None]
 
 
 def _heads(states: Tensor, num_heads: int) -> Tensor:

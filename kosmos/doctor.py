@@ -111,7 +111,10 @@ def image_flops(config: KosmosConfig, parts: list[Part]) -> float:
 
 
 def span_flops(parts: list[Part]) -> float:
-    """Return FLOPs a token of a text span: forward 2N in encoder and connector, backward 4N for what trains."""
+    """Return FLOPs a token of a text span: forward 2N in encoder and connector, backward 4N for what trains.
+
+    A connector with queries costs less where a span has more than twice as many tokens as queries.
+    """
     read = [part for part in parts if part.name.startswith("span ")]
     return sum(2.0 * (part.parameters - part.lookup) + 4.0 * part.trainable for part in read)
 

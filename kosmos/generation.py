@@ -12,6 +12,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin, StoppingCriteria, StoppingCriteriaList
 
 from .decode import DecodeStep, GrowingCache, can_step, watched
+from .modalities import MODALITIES, Modality, input_names
 from .sampling import next_positions, sample
 
 # The step of the generate() that is running in this thread; assisted generation nests them.
@@ -21,8 +22,8 @@ _TOKENIZER: ContextVar[Any] = ContextVar("tokenizer", default=None)
 
 # What a prompt may bring for the loop of sampling.py; anything else is left to transformers.
 KNOWN_INPUTS = {
-    "attention_mask", "block_ids", "inputs_embeds", "logits_to_keep", "past_key_values", "pixel_values", "position_ids",
-    "position_in_span", "span_attention_mask", "span_input_ids", "use_cache",
+    "attention_mask", "block_ids", "inputs_embeds", "logits_to_keep", "past_key_values", "position_ids",
+    "position_in_span", "use_cache",
 }  # fmt: skip
 STEPWISE = ("forward", "prepare_inputs_for_generation", "_update_model_kwargs_for_generation", "_prefill")
 
@@ -121,7 +122,7 @@ class KosmosGenerationMixin(GenerationMixin):
             return False
         if getattr(cache, "_is_user_defined", False):
             return False
-        return {name for name, value in inputs.items() if value is not None} <= KNOWN_INPUTS
+        return {name for name, value in inputs.items() if value is not None} <= KNOWN_INPUTS | input_names()
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict, *args: Any, **kwargs: Any
@@ -145,7 +146,7 @@ class KosmosGenerationMixin(GenerationMixin):
                 inputs["attention_mask"] = kwargs.get("attention_mask")  # of a static cache it made a causal 4-D one
             return inputs
         assisting = inputs["input_ids"].shape[1] > 1 and not kwargs["past_key_values"].get_seq_length()
-        for name in ("pixel_values", "span_input_ids", "span_attention_mask", "block_ids"):
+        for name in ("block_ids", *input_names()):
             inputs.pop(name, None)
             if assisting and kwargs.get(name) is not None:  # an assistant's prompt is never a first iteration
                 inputs[name] = kwargs[name]
@@ -177,21 +178,26 @@ class KosmosGenerationMixin(GenerationMixin):
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
     ) -> tuple[Tensor, dict[str, Any]]:
         """Repeat rows for beams; a row's images and spans are repeated together, keeping the placeholders' order."""
-        flat = {name: kwargs.pop(name, None) for name in ("pixel_values", "span_input_ids", "span_attention_mask")}
+        encoded = {name: kwargs.pop(name) for name in input_names() if kwargs.get(name) is not None}
         if expand_size > 1 and input_ids is not None:
-            if flat["pixel_values"] is not None:
-                embeds = kwargs.get("inputs_embeds")
-                places = input_ids == self.config.image_token_id if embeds is None else self.model.image_places(embeds)
-                counts = places.sum(1) // self.config.num_image_tokens
-                flat["pixel_values"] = _repeat_groups(flat["pixel_values"], counts.tolist(), expand_size)
-            if flat["span_input_ids"] is not None:
-                mask = flat["span_attention_mask"]
-                mask = torch.ones_like(flat["span_input_ids"]) if mask is None else mask
-                counts = _spans_per_row((input_ids == self.config.span_token_id).sum(1), mask[:, 1:].sum(1))
-                flat["span_input_ids"] = _repeat_groups(flat["span_input_ids"], counts, expand_size)
-                flat["span_attention_mask"] = _repeat_groups(mask, counts, expand_size)
+            for modality in MODALITIES.values():
+                if given := modality.given(encoded):
+                    places = self._places_of(modality, input_ids, kwargs.get("inputs_embeds"))
+                    counts = modality.inputs_per_row(self.config, places, given)
+                    encoded |= {name: _repeat_groups(value, counts, expand_size) for name, value in given.items()}
         input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
-        return input_ids, {**kwargs, **{name: value for name, value in flat.items() if value is not None}}
+        return input_ids, {**kwargs, **encoded}
+
+    def _places_of(self, modality: Modality, input_ids: Tensor, inputs_embeds: Tensor | None) -> Tensor:
+        """Find the modality's placeholders, (B, T); the ids are empty where ``generate()`` was given embeddings."""
+        if inputs_embeds is not None:
+            return self.model.find_places(modality, inputs_embeds)
+        return input_ids == getattr(self.config, modality.token)
+
+    def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
+        """transformers knows the inputs that ``forward`` names; a further modality's go through its ``kwargs``."""
+        inputs = input_names()
+        super()._validate_model_kwargs({name: value for name, value in model_kwargs.items() if name not in inputs})
 
 
 class EveryEnd(StoppingCriteria):
@@ -212,15 +218,3 @@ class EveryEnd(StoppingCriteria):
 
 def _repeat_groups(flat: Tensor, counts: list[int], times: int) -> Tensor:
     return torch.cat([group.repeat(times, *[1] * (flat.ndim - 1)) for group in flat.split(counts)])
-
-
-def _spans_per_row(slots_B: Tensor, lengths_S: Tensor) -> list[int]:
-    """Count the spans of each row: whole spans, taken in order, until the row's placeholders are used up."""
-    counts, lengths = [], lengths_S.tolist()
-    for slots in slots_B.tolist():
-        count = 0
-        while slots > 0 and lengths:
-            slots -= lengths.pop(0)
-            count += 1
-        counts.append(count)
-    return counts

@@ -20,14 +20,14 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_kosmos import KosmosConfig
-from .connectors import QUERYING, build_connector
+from .configuration_kosmos import QUERYING, KosmosConfig, KosmosTextConfig
+from .connectors import build_connector
 from .decoder import KosmosDecoder, KosmosPreTrainedModel
 from .encoder_weights import load_encoder_weights
-from .encoders import SpanEncoder, build_vision_tower
 from .generation import KosmosGenerationMixin
 from .initialization import init_embedding
 from .loss import TokenLoss, cross_entropy, shift
+from .modalities import IMAGE, MODALITIES, SPAN, Modality, input_names
 from .positions import count_positions
 
 
@@ -69,17 +69,24 @@ class KosmosModel(KosmosPreTrainedModel):
     def __init__(self, config: KosmosConfig) -> None:
         super().__init__(config)
         text_config = config.text_config
-        width, heads = text_config.hidden_size, text_config.num_attention_heads
-        self.vision_tower = self.connector = self.span_encoder = self.span_connector = None
-        if config.vision_config is not None:
-            self.vision_tower = build_vision_tower(config.vision_config)
-            self.connector = build_connector(config.connector_config, self.vision_tower.width, width, heads)
+        for modality in MODALITIES.values():
+            self._add_encoder(modality, text_config)
+        if self.vision_tower is not None:
             self._check_image_tokens()
-        if config.span_encoder_config is not None:
-            self.span_encoder = SpanEncoder(config.span_encoder_config)
-            self.span_connector = build_connector(config.span_connector_config, self.span_encoder.width, width, heads)
         self.decoder = KosmosDecoder(text_config)
         self.post_init()
+
+    def _add_encoder(self, modality: Modality, text_config: KosmosTextConfig) -> None:
+        """Set the attributes of encoder and connector, None where the config describes no such encoder."""
+        encoder = connector = None
+        described = getattr(self.config, modality.config, None)
+        if described is not None:
+            encoder = modality.build(described)
+            settings = getattr(self.config, modality.connector_config)
+            width, heads = text_config.hidden_size, text_config.num_attention_heads
+            connector = build_connector(settings, encoder.width, width, heads)
+        setattr(self, modality.encoder, encoder)
+        setattr(self, modality.connector, connector)
 
     def _check_image_tokens(self) -> None:
         connector = self.config.connector_config
@@ -100,15 +107,24 @@ class KosmosModel(KosmosPreTrainedModel):
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """Normalised pixels (I, 3, S, S) to unscaled decoder inputs (I, Q, D)."""
-        if self.vision_tower is None:
-            raise ValueError("pixel_values were given, but the model has no vision_config")
-        return self.connector(self.vision_tower(pixel_values).to(self.dtype))
+        return self.encode(IMAGE, pixel_values=pixel_values)
 
     def get_span_features(self, span_input_ids: Tensor, span_attention_mask: Tensor | None = None) -> Tensor:
-        """Spans (S, L), each with its BOS, to unscaled decoder inputs (N, D), one for every other valid token."""
-        if self.span_encoder is None:
-            raise ValueError("span_input_ids were given, but the model has no span_encoder_config")
-        return self.span_connector(self.span_encoder(span_input_ids, span_attention_mask).to(self.dtype))
+        """Read spans (S, L), each with its BOS, and return unscaled decoder inputs.
+
+        They are (N, D), one for every other valid token, or (S, Q, D) of a span connector with Q queries.
+        """
+        return self.encode(SPAN, span_input_ids=span_input_ids, span_attention_mask=span_attention_mask)
+
+    def encode(self, modality: Modality, **inputs: Tensor | None) -> Tensor:
+        """Read inputs of one modality and return unscaled decoder inputs, (I, Q, D) or end to end (N, D).
+
+        Raises:
+            ValueError: the model has no such encoder.
+        """
+        if getattr(self, modality.encoder, None) is None:
+            raise ValueError(f"{modality.inputs[0]} were given, but the model has no {modality.config}")
+        return modality.read(self, **inputs)
 
     @can_return_tuple
     def forward(
@@ -129,27 +145,29 @@ class KosmosModel(KosmosPreTrainedModel):
             raise ValueError("give either input_ids or inputs_embeds")
         # a decoded token is what it is: only a prompt's placeholders must be filled
         fresh = past_key_values is None or input_ids is None or input_ids.shape[1] > 1
-        images = spans = None
+        inputs = {
+            "pixel_values": pixel_values,
+            "span_input_ids": span_input_ids,
+            "span_attention_mask": span_attention_mask,
+            **{name: kwargs.pop(name) for name in input_names() if name in kwargs},
+        }
+        places: dict[str, Tensor] = {}
         if input_ids is not None:
-            inputs_embeds, images, spans = self._embed(input_ids)
-        elif pixel_values is not None:
-            images = self.image_places(inputs_embeds)
-        image_features = None
-        if pixel_values is not None:
-            image_features = self.get_image_features(pixel_values)
-            flat = image_features.flatten(0, 1)
-            what = f"{len(image_features)} images of {self.config.num_image_tokens} features"
-            inputs_embeds = _write(inputs_embeds, images, flat, what, "pixel_values", self.config.image_token_id)
-        elif images is not None and fresh:
-            _refuse_unfilled(images, "pixel_values", self.config.image_token_id)
-        if span_input_ids is not None:
-            features = self.get_span_features(span_input_ids, span_attention_mask)
-            what = f"{len(features)} span tokens"
-            inputs_embeds = _write(inputs_embeds, spans, features, what, "span_input_ids", self.config.span_token_id)
-        elif spans is not None and fresh:
-            _refuse_unfilled(spans, "span_input_ids", self.config.span_token_id)
-        if dummy_image:
-            inputs_embeds = inputs_embeds + self._touch(pixel_values is None, span_input_ids is None)
+            inputs_embeds, places = self._embed(input_ids)
+        features: dict[str, Tensor] = {}
+        # One modality after the other, each written or touched before the next is read: backward runs in the opposite
+        # order, the same on every rank, whatever its rows hold (modalities.py says what would happen otherwise).
+        for modality in MODALITIES.values():
+            if given := modality.given(inputs):
+                features[modality.name] = self.encode(modality, **given)
+                if input_ids is None:
+                    places[modality.name] = self.find_places(modality, inputs_embeds)
+                inputs_embeds = self._write(modality, inputs_embeds, places.get(modality.name), features[modality.name])
+                continue
+            if modality.name in places and fresh:
+                self._refuse_unfilled(modality, places[modality.name])
+            if dummy_image and getattr(self, modality.encoder, None) is not None:
+                inputs_embeds = inputs_embeds + self._touch(modality)
         if all(given is None for given in (position_ids, attention_mask, past_key_values, kwargs.get("document_ids"))):
             position_ids = self._positions_by_id(input_ids)
         outputs = self.decoder(
@@ -160,18 +178,20 @@ class KosmosModel(KosmosPreTrainedModel):
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            image_features=image_features,
+            image_features=features.get("image"),
         )
 
-    def _embed(self, input_ids_BT: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Look up the embeddings; return them with the places of images and spans, None where the model has none."""
-        images = input_ids_BT == self.config.image_token_id if self.config.image_token_id is not None else None
-        spans = input_ids_BT == self.config.span_token_id if self.config.span_token_id is not None else None
-        for token, places in ((self.config.image_token_id, images), (self.config.span_token_id, spans)):
-            if places is not None and token >= self.decoder.embed_tokens.num_embeddings:
-                input_ids_BT = input_ids_BT.masked_fill(places, 0)
+    def _embed(self, input_ids_BT: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Look up the embeddings; return them with the places (B, T) of each modality whose placeholder is known."""
+        places = {}
+        for name, modality in MODALITIES.items():
+            token = getattr(self.config, modality.token, None)
+            if token is not None:
+                places[name] = input_ids_BT == token
+                if token >= self.decoder.embed_tokens.num_embeddings:
+                    input_ids_BT = input_ids_BT.masked_fill(places[name], 0)
         self._check_ids(input_ids_BT)
-        return self.decoder.embed_tokens(input_ids_BT), images, spans
+        return self.decoder.embed_tokens(input_ids_BT), places
 
     def _check_ids(self, input_ids_BT: Tensor) -> None:
         # one decoded token a step on a GPU is not worth a synchronisation: the prompt was checked, samples are in range
@@ -194,27 +214,40 @@ class KosmosModel(KosmosPreTrainedModel):
             return None
         return count_positions(input_ids_BT != text_config.pad_token_id)
 
-    def image_places(self, inputs_embeds: Tensor) -> Tensor:
+    def find_places(self, modality: Modality, inputs_embeds: Tensor) -> Tensor:
         """Find placeholders among embeddings, as prompt tuning needs; the placeholder must have an embedding."""
-        embedding, token = self.decoder.embed_tokens, self.config.image_token_id
+        embedding, token = self.decoder.embed_tokens, getattr(self.config, modality.token, None)
         if token is None or token >= embedding.num_embeddings:
             raise ValueError(
-                f"inputs_embeds with pixel_values: placeholder {token} has no embedding to be recognised by "
+                f"inputs_embeds with {modality.inputs[0]}: placeholder {token} has no embedding to be recognised by "
                 f"(vocabulary {embedding.num_embeddings}); resize_token_embeddings, or pass input_ids"
             )
         return (inputs_embeds == embedding.weight[token]).all(-1)
 
-    def _touch(self, image: bool, span: bool) -> Tensor:
-        """Run what this batch leaves out on one empty input and return zero, so that every rank has every gradient."""
-        total = torch.zeros((), dtype=self.dtype, device=self.device)
-        if image and self.vision_tower is not None:
-            size = self.config.vision_config.image_size
-            pixels = torch.zeros(1, 3, size, size, dtype=self.dtype, device=self.device)
-            total = total + self.get_image_features(pixels).sum() * 0.0
-        if span and self.span_encoder is not None:
-            tokens = torch.zeros(1, 2, dtype=torch.long, device=self.device)
-            total = total + self.get_span_features(tokens).sum() * 0.0
-        return total
+    def _write(self, modality: Modality, embeds_BTD: Tensor, places_BT: Tensor | None, features: Tensor) -> Tensor:
+        """Replace the embeddings at ``places_BT`` by the features, in row-major order."""
+        flat_ND = features.flatten(0, -2)
+        index = places_BT.flatten().nonzero().squeeze(1) if places_BT is not None else flat_ND.new_zeros(0)
+        if len(index) != len(flat_ND):
+            several = features.ndim == 3
+            what = f"{modality.name}s of {features.shape[1]} features" if several else f"{modality.name} tokens"
+            raise ValueError(
+                f"{modality.inputs[0]} bring {len(features)} {what}, that is {len(flat_ND)} features, "
+                f"but input_ids hold {len(index)} placeholders (id {getattr(self.config, modality.token, None)})"
+            )
+        flat = embeds_BTD.flatten(0, 1).index_copy(0, index, flat_ND.to(embeds_BTD.dtype))
+        return flat.view_as(embeds_BTD)
+
+    def _refuse_unfilled(self, modality: Modality, places_BT: Tensor) -> None:
+        if not torch.compiler.is_compiling() and (count := int(places_BT.sum())):
+            raise ValueError(
+                f"input_ids hold {count} placeholders (id {getattr(self.config, modality.token)}), "
+                f"but no {modality.inputs[0]} were given to fill them"
+            )
+
+    def _touch(self, modality: Modality) -> Tensor:
+        """Read the modality's smallest input and return zero, so that every rank has every gradient."""
+        return self.encode(modality, **modality.smallest(self.config, self.device)).sum() * 0.0
 
 
 class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixin):
@@ -287,8 +320,9 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
             past_key_values: a transformers cache; one or many new tokens at a time.
             inputs_embeds: (B, T, D) unscaled, instead of ``input_ids``.
             pixel_values: (I, 3, S, S) normalised floats, images in the row-major order of their placeholders.
-            span_input_ids, span_attention_mask: (S, L) text spans in the row-major order of their placeholders, ids of
-                the span encoder; valid tokens after the first of each span fill the placeholders one to one.
+            span_input_ids: (S, L) text spans in the row-major order of their placeholders, ids of the span encoder. The
+                tokens after the first of each span fill the placeholders one to one, or its Q queries do.
+            span_attention_mask: (S, L) with 0 on padding, which stands on the right; all tokens count by default.
             labels: (B, T) unshifted, -100 ignored, as everywhere in transformers.
             shift_labels: (B, T) already shifted: what each output must predict.
             loss_weight: (B, T) fp32 weight of each output's loss, 1 by default.
@@ -299,7 +333,7 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
             logits_to_keep: compute logits of the last so many outputs only (0: all).
             skip_logits: return no logits beside a loss. Default: with ``shift_labels``; with ``labels`` in training.
             kwargs: ``use_cache``, ``dummy_image`` (touch encoders that this batch leaves out, so that no rank waits
-                for a gradient), ``output_hidden_states``, ``output_attentions``.
+                for a gradient), ``output_hidden_states``, ``output_attentions``, and inputs of further modalities.
 
         Raises:
             ValueError: anything that does not fit, naming both sides.
@@ -343,25 +377,6 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
             token_loss=loss.token_loss_BT,
             image_features=outputs.image_features,
         )
-
-
-def _write(
-    embeds_BTD: Tensor, places_BT: Tensor | None, features_ND: Tensor, what: str, argument: str, token: int | None
-) -> Tensor:
-    """Replace the embeddings at ``places_BT`` by the features, in row-major order."""
-    index = places_BT.flatten().nonzero().squeeze(1) if places_BT is not None else features_ND.new_zeros(0)
-    if len(index) != len(features_ND):
-        raise ValueError(
-            f"{argument} bring {what}, that is {len(features_ND)} features, "
-            f"but input_ids hold {len(index)} placeholders (id {token})"
-        )
-    flat = embeds_BTD.flatten(0, 1).index_copy(0, index, features_ND.to(embeds_BTD.dtype))
-    return flat.view_as(embeds_BTD)
-
-
-def _refuse_unfilled(places_BT: Tensor, argument: str, token: int | None) -> None:
-    if not torch.compiler.is_compiling() and (count := int(places_BT.sum())):
-        raise ValueError(f"input_ids hold {count} placeholders (id {token}), but no {argument} were given to fill them")
 
 
 # A copy loaded through trust_remote_code must not displace the installed package's classes.

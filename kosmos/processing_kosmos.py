@@ -9,7 +9,7 @@ the processor with ``<image>`` and ``<span>…</span>`` in the text. Layout: KOS
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,8 @@ class KosmosProcessor(ProcessorMixin):
     """Tokenizer and image processor of a Kosmos checkpoint, and the tokenizer of its text encoder where it has one.
 
     Text between ``<span>`` and ``</span>`` of a prompt goes through the bidirectional text encoder: it takes as many
-    places as it has tokens there. The two marks themselves are not written, as MetaLM puts nothing around a span.
+    places as it has tokens there, or ``num_span_tokens``. The two marks themselves are not written, as MetaLM puts
+    nothing around a span.
 
     Args:
         image_processor: how pictures are resized and normalised.
@@ -74,6 +75,11 @@ class KosmosProcessor(ProcessorMixin):
         chat_template: Jinja template; question and answer, one turn a line, by default. A part of a message
             ``{"type": "span", "text": …}`` is read by the text encoder.
         span_tokenizer: of the bidirectional text encoder; None: it shares ``tokenizer``. Saved in a folder of its own.
+        num_span_tokens: places that one text span takes in the decoder, the queries of the span connector; None, for a
+            connector without queries: one for each token.
+
+    Raises:
+        ValueError: ``num_span_tokens`` below 1.
     """
 
     def __init__(
@@ -84,11 +90,15 @@ class KosmosProcessor(ProcessorMixin):
         max_length: int | None = None,
         chat_template: str | None = None,
         span_tokenizer: Any = None,
+        num_span_tokens: int | None = None,
         **kwargs: Any,
     ) -> None:
+        if num_span_tokens is not None and num_span_tokens < 1:
+            raise ValueError(f"num_span_tokens={num_span_tokens}: a span takes at least one place; None: one a token")
         self.span_tokenizer = span_tokenizer if not isinstance(span_tokenizer, bool) else None
         self.span_slot_id: int = tokenizer.convert_tokens_to_ids(SPAN_SLOT)
         self.num_image_tokens = num_image_tokens
+        self.num_span_tokens = num_span_tokens
         self.max_length = max_length
         self.image_token = IMAGE_BEGIN
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_BEGIN)
@@ -100,7 +110,7 @@ class KosmosProcessor(ProcessorMixin):
         return encode_text(self.tokenizer, text)
 
     def encode_span(self, text: str) -> list[int]:
-        """What the text encoder reads of a span: its begin token, then the text; all but the first take a place."""
+        """What the text encoder reads of a span: its begin token, then the text; see :meth:`span_slots`."""
         if self.span_tokenizer is None:
             return [self.tokenizer.bos_token_id, *self.encode_text(text)]
         tokenizer = self.span_tokenizer
@@ -112,6 +122,10 @@ class KosmosProcessor(ProcessorMixin):
             begin,
             *tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"],
         ]
+
+    def span_slots(self, ids: Sized) -> int:
+        """Count the places of a span in the decoder: ``num_span_tokens``, or one for each of ``ids`` but the first."""
+        return len(ids) - 1 if self.num_span_tokens is None else self.num_span_tokens
 
     @property
     def max_span_length(self) -> int | None:
@@ -199,7 +213,7 @@ class KosmosProcessor(ProcessorMixin):
                 f"the span {text[:40]!r}… has {len(ids)} tokens, the text encoder reads {limit}; divide it"
             )
         spans.append(ids)
-        return SPAN_SLOT * (len(ids) - 1)
+        return SPAN_SLOT * self.span_slots(ids)
 
     @classmethod
     def get_attributes(cls) -> list[str]:

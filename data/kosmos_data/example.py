@@ -109,9 +109,8 @@ class FlatBuilder:
         self.weight += [begin] + [0.0] * (len(ids) - 1)
         self.cuts += [True] + [False] * (len(ids) - 1)
 
-    def add_text_span(self, slot: int, payload: Sequence[int]) -> None:
-        """One slot for every token that the text encoder reads after its BOS, all in one row."""
-        slots = len(payload) - 1
+    def add_text_span(self, slot: int, slots: int, payload: Sequence[int]) -> None:
+        """So many slots for what the text encoder reads (``processor.span_slots``), all in one row."""
         self.spans.append(Placed("text", len(self.ids), slots, np.array(payload, dtype=np.int32)))
         self.ids += [slot] * slots
         self.weight += [0.0] * slots

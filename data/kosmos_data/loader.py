@@ -84,6 +84,7 @@ def identity(config: DataConfig, sources: Sequence[Source], processor: KosmosPro
         "span_tokenizer": None if span_tokenizer is None else _hash(span_tokenizer.get_vocab()),
         "images": _hash(processor.image_processor.to_dict()),
         "image_tokens": processor.num_image_tokens,
+        **({} if processor.num_span_tokens is None else {"span_tokens": processor.num_span_tokens}),
     }
 
 

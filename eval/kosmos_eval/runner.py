@@ -118,7 +118,7 @@ class Runner:
             raise ValueError(
                 f"the span {segment.text[:40]!r} has {len(ids)} tokens, the text encoder reads 2 to {limit}"
             )
-        return Stage((self.model.config.span_token_id,) * (len(ids) - 1), (), (ids,))
+        return Stage((self.model.config.span_token_id,) * self.processor.span_slots(ids), (), (ids,))
 
     def length(self, prompt: Prompt) -> int:
         """Tokens of the whole prompt."""
@@ -267,8 +267,9 @@ class Runner:
     def _span_features(self, spans: Sequence[tuple[int, ...]]) -> Tensor:
         """Features of all spans in order, (N, D); equal spans of a batch are encoded once."""
         unique = list(dict.fromkeys(spans))
-        features_ND = self.model.model.get_span_features(**self._span_inputs(unique))
-        by_span = dict(zip(unique, features_ND.split([len(ids) - 1 for ids in unique]), strict=True))
+        features_ND = self.model.model.get_span_features(**self._span_inputs(unique)).flatten(0, -2)
+        slots = [self.processor.span_slots(ids) for ids in unique]
+        by_span = dict(zip(unique, features_ND.split(slots), strict=True))
         return torch.cat([by_span[ids] for ids in spans])
 
     def _span_inputs(self, spans: Sequence[tuple[int, ...]]) -> dict[str, Tensor]:

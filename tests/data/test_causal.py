@@ -87,6 +87,18 @@ def test_mistakes_are_named(processor: KosmosProcessor) -> None:
         objectives.get("causal", processor, loss="some")
 
 
+def test_a_span_of_fixed_places(processor: KosmosProcessor) -> None:
+    """With ``num_span_tokens`` any span has as many slots, however many tokens the encoder reads."""
+    places = KosmosProcessor(processor.image_processor, processor.tokenizer, num_span_tokens=3)
+    for text in ("red", "red house blue red house blue"):
+        example = objectives.get("causal", places)(Document("k", [Span(text), Text("blue")]), 0)
+        (span,) = example.spans
+        assert span.payload.tolist() == [0, *processor.encode_text(text)]
+        assert (example.token == processor.span_slot_id).nonzero()[0].tolist() == [1, 2, 3]
+        assert (span.start, span.length) == (1, 3)
+        assert example.label[3] == processor.encode_text("blue")[0]
+
+
 def test_a_text_span_is_slots_without_loss(processor: KosmosProcessor) -> None:
     """MetaLM puts nothing around a span; what follows is predicted at its last slot."""
     example = objectives.get("causal", processor)(Document("k", [Span("red house"), Text("blue")]), 0)

@@ -253,6 +253,26 @@ def test_metalm_input_is_its_fine_tuning_format(
     ]
 
 
+def test_semi_causal_with_places_of_fixed_number(
+    objective_processor: KosmosProcessor, objective_words: list[str]
+) -> None:
+    """A span connector with queries: the same spans and targets, but four slots each; the encoder reads all tokens."""
+    parts = objective_processor.image_processor, objective_processor.tokenizer
+    few = KosmosProcessor(*parts, num_span_tokens=4)
+    options = {"min_length": 8, "max_length": 16}
+    document = prose(objective_words, 120, 0)
+    long, short = (
+        objectives.get("semi_causal", processor, **options)(document, 3) for processor in (objective_processor, few)
+    )
+    assert [span.payload.tolist() for span in short.spans] == [span.payload.tolist() for span in long.spans]
+    assert {span.length for span in short.spans} == {4}
+    for span in short.spans:
+        assert (short.token[span.start : span.start + 4] == few.span_slot_id).all()
+        assert short.weight[span.start - 1 : span.start + 4].tolist() == [1.0, 0.0, 0.0, 0.0, 1.0]
+        assert short.label[span.start - 1] == span.payload[1]
+    assert short.label[short.weight > 0].tolist() == long.label[long.weight > 0].tolist()
+
+
 def test_prefix_of_metalm_trains_what_follows(objective_processor: KosmosProcessor, objective_words: list[str]) -> None:
     make = objectives.get("semi_causal", objective_processor, sampler="prefix", max_length=20)
     for seed in range(20):

@@ -19,13 +19,17 @@ from kosmos_eval.runner import Runner
 from kosmos_eval.tasks import Decoding
 
 
-@pytest.fixture(scope="module")
-def parts() -> tuple[KosmosForConditionalGeneration, KosmosProcessor]:
-    """A text-only model with a BERT of two layers that shares the decoder's tokenizer."""
+@pytest.fixture(scope="module", params=["linear", "xconnector"])
+def parts(request: pytest.FixtureRequest) -> tuple[KosmosForConditionalGeneration, KosmosProcessor]:
+    """A text-only model with a BERT of two layers that shares the decoder's tokenizer; a span takes a place for each
+    of its tokens, or three."""
+    places = 3 if request.param == "xconnector" else None
     tokenizer = train_tokenizer(
         ["Is ant larger than house? Yes No egg apple cat chair horse car bus mountain"] * 3, 120
     )
-    processor = KosmosProcessor(KosmosImageProcessor(image_size=16), tokenizer, num_image_tokens=4, max_length=512)
+    processor = KosmosProcessor(
+        KosmosImageProcessor(image_size=16), tokenizer, num_image_tokens=4, max_length=512, num_span_tokens=places
+    )
     bert = {"model_type": "bert", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
     bert |= {"num_attention_heads": 2, "vocab_size": len(tokenizer)}
     text = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
@@ -33,7 +37,7 @@ def parts() -> tuple[KosmosForConditionalGeneration, KosmosProcessor]:
     torch.manual_seed(0)
     config = KosmosConfig(
         text_config=text, vision_config=None, image_token_id=None, span_encoder_config={"model_config": bert},
-        span_token_id=processor.span_slot_id,
+        span_token_id=processor.span_slot_id, span_connector_config={"kind": request.param, "num_queries": 3},
     )  # fmt: skip
     model = KosmosForConditionalGeneration(config).eval()
     with torch.no_grad():

@@ -50,8 +50,10 @@ def build_processor_of(engine: Any) -> Any:
     return build_processor(engine.config)
 
 
-def micro_batch(seed: int, processor: Any, image: bool, rows: int = 2, length: int = 32) -> dict[str, torch.Tensor]:
-    """Random rows of random lengths; with ``image`` each has one, without the micro-batch is text only."""
+def micro_batch(
+    seed: int, processor: Any, image: bool, rows: int = 2, length: int = 32, span: bool = False
+) -> dict[str, torch.Tensor]:
+    """Random rows of random lengths; with ``image`` or ``span`` each row has one, without it the micro-batch none."""
     draw = torch.Generator().manual_seed(seed)
     tokens = torch.randint(4, 60, (rows, length), generator=draw)
     labels = torch.randint(4, 60, (rows, length), generator=draw)
@@ -65,6 +67,12 @@ def micro_batch(seed: int, processor: Any, image: bool, rows: int = 2, length: i
         weight[:, : len(slots)] = 0
         pixels = torch.randint(0, 256, (rows, 3, 16, 16), generator=draw, dtype=torch.uint8)
         batch["pixel_values"] = pixels
+    if span:  # of row r 2 + r tokens behind the encoder's BOS
+        sizes = torch.arange(rows)[:, None] + 3
+        batch["span_attention_mask"] = (torch.arange(rows + 2) < sizes).long()
+        batch["span_input_ids"] = torch.randint(4, 60, (rows, rows + 2), generator=draw) * batch["span_attention_mask"]
+        for row in range(rows):
+            tokens[row, 8 : 10 + row], weight[row, 8 : 10 + row] = processor.span_slot_id, 0
     labels = labels.masked_fill(weight == 0, -100)
     sources = torch.full((rows, length), int(image)).masked_fill(padding, -1)
     return {**batch, "input_ids": tokens, "shift_labels": labels, "loss_weight": weight, "source_ids": sources}

@@ -213,6 +213,40 @@ def test_text_spans_train(values: dict[str, Any], tmp_path: Path) -> None:
     assert not any("vision_tower" in name for name in changed)
 
 
+@pytest.mark.parametrize("kind", ["xconnector", "resampler"])
+def test_text_spans_of_few_places_train(values: dict[str, Any], tmp_path: Path, kind: str) -> None:
+    """The tokenizer's setting decides the places, the connector's queries learn, the checkpoint reads a span; where the
+    processor has a number and the connector no queries, or the other way round, both are named."""
+    from kosmos import load
+    from kosmos_train.tokenizer import TokenizerConfig, make_processor
+
+    encoder = {"model_type": "bert", "vocab_size": 1, "hidden_size": 16, "intermediate_size": 32}
+    encoder |= {"num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 64}
+    connector = {"kind": kind, "num_heads": 2, "depth": 1, "head_dim": 8}
+    overrides = {"span_encoder_config": {"model_config": encoder}, "span_connector_config": connector}
+    values["model"]["overrides"] = overrides
+    with pytest.raises(ValueError, match=f"kind is '{kind}', but the processor's num_span_tokens is None"):
+        train(config_of(values), tmp_path / "refused")
+    shards = [source["shards"] for source in values["data"]["sources"]]
+    settings = TokenizerConfig(shards, vocab_size=120, image_size=16, num_image_tokens=2, num_span_tokens=2)
+    make_processor(settings, tmp_path / "processor")
+    values["processor"] = str(tmp_path / "processor")
+    values["data"]["sources"][0]["objective"] = {"name": "semi_causal", "min_length": 4, "max_length": 16}
+    values |= {"steps": 2, "optim": {"warmup": 0}, "checkpoint": {"every": 1}, "engine": {"zero_stage": 2}}
+    train(config_of(values), tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    before, after = (load_file(folder / f"step-00000{step}" / "model.safetensors") for step in (1, 2))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {name for name in before if "span_connector" in name and name.endswith("weight")} <= changed
+    model, processor = load(folder / "step-000002")
+    inputs = processor(text="the <span>fish sails over a calm sea</span>", return_tensors="pt")
+    assert (inputs["input_ids"] == processor.span_slot_id).sum() == model.config.num_span_tokens == 2
+    assert model.generate(**inputs, max_new_tokens=2, eos_token_id=None).shape[1] == inputs["input_ids"].shape[1] + 2
+    connector["kind"] = "linear"
+    with pytest.raises(ValueError, match="kind is 'linear', but the processor's num_span_tokens is 2"):
+        train(config_of(values), tmp_path / "refused")
+
+
 def spoil(values: dict[str, Any], root: Path, broken: int) -> None:
     """A corpus of pairs of which so many have a truncated picture takes the place of the good one."""
     from kosmos_data import Document, Image, Text, write_shards

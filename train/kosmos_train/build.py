@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from kosmos.configuration_kosmos import QUERYING
 from kosmos.loading import encoder_folder, find_checkpoint
 
 from .config import ModelConfig, TrainConfig
@@ -29,7 +30,8 @@ def build_config(config: ModelConfig, processor: Any) -> Any:
     """The model's config: preset or checkpoint, ``overrides``, and what the processor decides (vocabulary, ids).
 
     Raises:
-        ValueError: an unknown preset, or an override that names no field.
+        ValueError: an unknown preset, an override that names no field, or a span connector that does not make as many
+            places as the processor.
     """
     from kosmos import KosmosConfig
 
@@ -46,7 +48,13 @@ def build_config(config: ModelConfig, processor: Any) -> Any:
     _override(values, config.overrides, "model.overrides.")
     if config.checkpoint is None:
         _fit_processor(values, processor)
-    return KosmosConfig.from_dict(values)
+    made = KosmosConfig.from_dict(values)
+    if made.span_encoder_config is not None and made.num_span_tokens != processor.num_span_tokens:
+        raise ValueError(
+            f"{config.checkpoint}: num_span_tokens is {made.num_span_tokens} in the model, but "
+            f"{processor.num_span_tokens} in the processor; take the processor of that checkpoint"
+        )
+    return made
 
 
 def build_model(config: TrainConfig, processor: Any, resume_from: Path | None = None) -> Any:
@@ -103,15 +111,35 @@ def _override(values: dict[str, Any], changes: dict[str, Any], where: str) -> No
 
 
 def _fit_processor(values: dict[str, Any], processor: Any) -> None:
-    """Vocabulary, placeholder ids, image tokens and image size must be those that the loader will write."""
+    """Vocabulary, placeholder ids, places of images and spans must be those that the loader will write."""
     tokenizer = processor.tokenizer
     begin, slot, *_, end = processor.image_token_ids()
     values["text_config"]["vocab_size"] = len(tokenizer)
     values.update(image_token_id=slot, boi_token_id=begin, eoi_token_id=end)
     values["num_image_tokens"] = processor.num_image_tokens
-    if values.get("connector_config") and values["connector_config"].get("kind") in ("xconnector", "resampler"):
+    if values.get("connector_config") and values["connector_config"].get("kind") in QUERYING:
         values["connector_config"]["num_queries"] = processor.num_image_tokens
     if values.get("span_encoder_config"):
         values["span_token_id"] = processor.span_slot_id
+        _fit_span_connector(values, processor)
         if processor.span_tokenizer is None:  # the encoder reads the decoder's tokens
             values["span_encoder_config"]["model_config"]["vocab_size"] = len(tokenizer)
+
+
+def _fit_span_connector(values: dict[str, Any], processor: Any) -> None:
+    """A span takes the processor's number of places, which its connector must make of it.
+
+    Raises:
+        ValueError: one of the two has a fixed number of places a span, the other one a token.
+    """
+    connector = values.get("span_connector_config") or {"kind": "linear"}
+    places = processor.num_span_tokens
+    if (connector["kind"] in QUERYING) != (places is not None):
+        raise ValueError(
+            f"model.overrides.span_connector_config.kind is {connector['kind']!r}, but the processor's num_span_tokens "
+            f"is {places}: {' and '.join(QUERYING)} need a number of places (`kosmos tokenizer … num_span_tokens=8`), "
+            "the other kinds none"
+        )
+    if places is not None:
+        connector["num_queries"] = places
+    values["num_span_tokens"] = places

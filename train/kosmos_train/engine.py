@@ -17,9 +17,11 @@ from typing import Any
 
 import torch
 
+from kosmos.modalities import MODALITIES
+
 from .config import EngineConfig, TrainConfig
 from .distributed import World
-from .flops import PARTS, part_of
+from .flops import part_names, part_of
 from .fragments import create_state, fragments, load_optimizer, refresh_weights
 from .guards import SpikeGuard
 from .optim import VetoAdamW, parameter_groups
@@ -45,10 +47,8 @@ class StepResult:
     """Norm of the whole gradient before clipping."""
     skipped: str | None = None
     """Why the update was skipped, or None."""
-    images: int = 0
-    """Images read."""
-    span_tokens: int = 0
-    """Tokens read by the encoder of text spans, its BOS included."""
+    encoded: dict[str, int] = field(default_factory=dict)
+    """What the encoder of each modality read: ``image`` images, ``span`` tokens of text spans, their BOS included."""
     part_norms: dict[str, float] = field(default_factory=dict)
     """The same by part of the model; every ``log.every`` steps."""
     votes: dict[str, float] = field(default_factory=dict)
@@ -153,7 +153,10 @@ class Engine:
 
     def _update(self, result: StepResult, measured: bool) -> None:
         bad_loss = self.guard.judge_loss(result.loss)
-        self.optimizer.begin(lambda norm: bad_loss or self.guard.judge_norm(norm), measured)
+        # What no sample of any rank reached has a gradient of zeros, from the smallest input, and is to stay as it is.
+        absent = [modality for name, modality in MODALITIES.items() if not result.encoded[name]]
+        unreached = {part for modality in absent for part in modality.parts}
+        self.optimizer.begin(lambda norm: bad_loss or self.guard.judge_norm(norm), measured, unreached)
         self.deepspeed.step()
         norm = self.deepspeed.get_global_grad_norm() if self.config.engine.zero_stage else self.optimizer.norm
         result.grad_norm = float("nan") if norm is None else float(norm)
@@ -166,11 +169,12 @@ class Engine:
 
     def _part_norms(self, norm: float) -> dict[str, float]:
         """Norm of each part's gradient before clipping, over all ranks (under ZeRO-0 each has the whole of it)."""
-        squares = [float(self.optimizer.squares.get(part, 0.0)) for part in PARTS]
+        parts = part_names()
+        squares = [float(self.optimizer.squares.get(part, 0.0)) for part in parts]
         if self.config.engine.zero_stage:
             squares = self.world.sum(squares)
         clipped = max(1.0, norm / self.config.optim.clip) if self.config.optim.clip > 0 else 1.0
-        return {part: clipped * square**0.5 for part, square in zip(PARTS, squares, strict=True) if square}
+        return {part: clipped * square**0.5 for part, square in zip(parts, squares, strict=True) if square}
 
     @torch.no_grad()
     def evaluate(self, batches: list[Any], sources: list[str]) -> dict[str, float]:
@@ -245,24 +249,24 @@ class Engine:
         return _by_source(weighted, micro["source_ids"].to(device), size)
 
     def _count_local(self, batch: Any) -> list[float]:
-        """Weight in total and by source; then tokens by source, supervised tokens, images, span tokens."""
+        """Weight in total and by source; tokens by source, supervised tokens, what each modality's encoder reads."""
         size = len(self.sources) + 1
         weight = torch.zeros(size, dtype=torch.float64)
         tokens = torch.zeros(size, dtype=torch.float64)
-        supervised = images = spans = 0
+        supervised, encoded = 0, dict.fromkeys(MODALITIES, 0)
         for micro in batch.micro_batches if batch is not None else ():
             sources = micro["source_ids"]
             weight += _by_source(micro["loss_weight"].double(), sources, size)
             tokens += _by_source(torch.ones(sources.shape, dtype=torch.float64), sources, size)
             supervised += int((micro["loss_weight"] > 0).sum())
-            images += len(micro.get("pixel_values", ()))
-            spans += int(micro["span_attention_mask"].sum()) if "span_attention_mask" in micro else 0
-        return [*weight.tolist(), *tokens[1:].tolist(), supervised, images, spans]
+            for name, modality in MODALITIES.items():
+                encoded[name] += modality.count(micro)
+        return [*weight.tolist(), *tokens[1:].tolist(), supervised, *encoded.values()]
 
     def _result(self, counts: list[float]) -> StepResult:
         size = len(self.sources)
         tokens = dict(zip(self.sources, (int(count) for count in counts[1 + size : 1 + 2 * size]), strict=True))
-        supervised, images, spans = (int(count) for count in counts[1 + 2 * size : 4 + 2 * size])
+        supervised, *encoded = (int(count) for count in counts[1 + 2 * size : 2 + 2 * size + len(MODALITIES)])
         return StepResult(
             loss=float("nan"),
             tokens=sum(tokens.values()),
@@ -270,8 +274,7 @@ class Engine:
             source_loss={},
             source_tokens=tokens,
             grad_norm=float("nan"),
-            images=images,
-            span_tokens=spans,
+            encoded=dict(zip(MODALITIES, encoded, strict=True)),
         )
 
     def _fill_losses(self, result: StepResult, losses: list[float], counts: list[float]) -> None:

@@ -4,7 +4,8 @@ FLOPs follow the usual convention (PaLM, appendix B): 2 for each multiply-add, 6
 (forward and twice backward), attention added, recomputation not counted. A *frozen* encoder costs 2N: it has no
 backward pass; frozen weights of the decoder cost 4N, as the gradient of the connectors comes through them. A vision
 tower is paid per patch, the connector per query, the decoder per token, the text encoder per token of the spans that it
-reads.
+reads. A span connector with queries is counted per token too: it costs less where a span has more than twice as many
+tokens as there are queries.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from typing import Any
 
 import torch
 
+from kosmos.modalities import MODALITIES
+
 # Dense bf16 peaks in FLOP/s from the vendors' data sheets (not the doubled sparse figures).
 PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12,
          "L40": 181e12, "L4": 121e12, "A10": 125e12, "RTX 4090": 165e12, "RTX 3090": 71e12}  # fmt: skip
-
-PARTS = ("decoder", "embeddings", "connector", "vision", "spans")
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class ModelCost:
     """Parameters by part, and FLOPs of training on one token and one image."""
 
     parameters: dict[str, int]
-    """Part → parameters: decoder, embeddings, connector, vision, spans."""
+    """Part → parameters: decoder, embeddings, vision, connector, spans, see :func:`part_of`."""
     frozen: dict[str, int]
     """Part → how many of them are frozen."""
     token_flops: float
@@ -61,7 +62,7 @@ def device_peak() -> float | None:
 
 def model_cost(model: Any, row_tokens: int) -> ModelCost:
     """Count a model (on any device, meta too) that reads rows of ``row_tokens``."""
-    parts = dict.fromkeys(PARTS, 0)
+    parts = dict.fromkeys(part_names(), 0)
     frozen = dict.fromkeys(parts, 0)
     for name, parameter in model.named_parameters():
         part = part_of(name)
@@ -96,14 +97,23 @@ def _span_flops(model: Any) -> float:
     return float(sum((6 if parameter.requires_grad else 2) * parameter.numel() for parameter in used))
 
 
+def part_names() -> list[str]:
+    """The names of all parts that a model may have."""
+    encoded = [part for modality in MODALITIES.values() for part in modality.parts]
+    return list(dict.fromkeys(["decoder", "embeddings", *encoded]))
+
+
 def part_of(name: str) -> str:
-    """The part of the model that a parameter belongs to, by its name."""
-    if "vision_tower" in name:
-        return "vision"
-    if "span_" in name:
-        return "spans"
-    if "connector" in name:
-        return "connector"
+    """The part of the model that a parameter belongs to, by its name: of a modality, embeddings or decoder."""
+    parts = {
+        attribute: part
+        for modality in MODALITIES.values()
+        for attribute, part in zip((modality.encoder, modality.connector), modality.parts, strict=True)
+    }
+    # the outermost name decides: an encoder may have parts of its own with such names
+    for component in name.split("."):
+        if component in parts:
+            return parts[component]
     if "embed_tokens" in name or "lm_head" in name or "positions" in name:
         return "embeddings"
     return "decoder"

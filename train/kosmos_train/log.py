@@ -53,7 +53,7 @@ class RunLog:
             "loss_exposure": round(result.supervised / max(1, result.tokens), 4),
             "source_loss": result.source_loss,
             "source_tokens": result.source_tokens,
-            "images": result.images,
+            "images": result.encoded["image"],
             "lr": rate,
             "grad_norm": result.grad_norm,
             **({"part_norms": result.part_norms} if result.part_norms else {}),

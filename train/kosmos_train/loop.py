@@ -155,7 +155,7 @@ class Loop:
         }
         if result.votes["fallbacks"]:  # too short for their objective: they stayed plain causal text
             measures["fallbacks"] = int(result.votes["fallbacks"])
-        flops = self.cost.flops(result.tokens, result.images, result.span_tokens)
+        flops = self.cost.flops(result.tokens, result.encoded["image"], result.encoded["span"])
         utilisation = self.cost.utilisation(flops, seconds, self.engine.world.size)
         if utilisation is not None:
             measures["mfu"] = round(utilisation, 4)

@@ -1,16 +1,19 @@
-"""AdamW that can be told to sit a step out, its parameter groups, and the learning rate as a function of the step.
+"""AdamW that can sit a step out, in whole or in part, its parameter groups, and the learning rate of a step.
 
 KOSMOS-1 §3.2: AdamW, betas (0.9, 0.98), weight decay 0.01, learning rate 2e-4, 375 warm-up steps, linear to zero.
 
 The veto is how a bad step is skipped under every ZeRO stage: DeepSpeed calls ``step`` on its own partitions of the
 parameters, so refusing there leaves weights, moments and step counts untouched on every rank, in any precision.
+
+What no sample of a step reached is left alone as well. A text-only step gives image encoder and connector gradients of
+zero (every rank has to have a gradient), with which Adam would still decay weights and moments.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
@@ -23,6 +26,10 @@ class VetoAdamW(torch.optim.AdamW):
 
     ``veto(norm)`` gets the global gradient norm before clipping and returns a reason or None. Under ZeRO the norm comes
     from DeepSpeed (``norm_source``); without ZeRO it is measured and clipped here, as DeepSpeed keeps no record of it.
+
+    Parts that a step did not reach keep weights and moments bit for bit. Adam's count of updates, which its bias
+    correction goes by, is one for all that lies in a tensor of the optimiser (under ZeRO a flat partition of many
+    parameters), so it also counts the steps that did not reach a part.
     """
 
     def __init__(self, groups: list[dict[str, Any]], config: OptimConfig) -> None:
@@ -34,15 +41,20 @@ class VetoAdamW(torch.optim.AdamW):
         self.reason: str | None = None
         self.pieces: dict[torch.Tensor, list[tuple[str, int, int]]] = {}
         self.squares: dict[str, torch.Tensor] = {}
+        self.unreached: Collection[str] = ()
         self._decided = self._measured = False
 
-    def begin(self, veto: Callable[[float], str | None], measured: bool = False) -> None:
+    def begin(
+        self, veto: Callable[[float], str | None], measured: bool = False, unreached: Collection[str] = ()
+    ) -> None:
         """Say how the coming step is judged; called before DeepSpeed's ``step``.
 
         ``measured`` collects ``squares``: the sum of squares of this rank's clipped gradient by part of the model.
+        ``unreached`` names the parts that no sample of the step reached, on any rank: they stay as they are.
         ``pieces`` says what lies where in each tensor of the optimiser: (part, offset, number of elements).
         """
         self.veto, self._decided, self.reason, self.norm = veto, False, None, math.nan
+        self.unreached = unreached
         self._measured, self.squares = measured, {}
 
     @torch.no_grad()
@@ -56,11 +68,35 @@ class VetoAdamW(torch.optim.AdamW):
             return
         if self._measured:
             self._measure()
+        kept = self._copy_unreached() if self.unreached else []
         super().step(closure)
+        for view, before in kept:
+            view.copy_(before)
+
+    def _updated(self) -> list[torch.Tensor]:
+        """The tensors that this call of ``step`` changes."""
+        return [tensor for group in self.param_groups for tensor in group["params"] if tensor.grad is not None]
+
+    def _copy_unreached(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Weights and moments of the parts that the step did not reach: live views, and copies to be put back.
+
+        A flat partition is updated as one tensor, and what it holds of such a part is anywhere in it, so the pieces are
+        put back after the update. That is exact, where undoing the decay would round; DeepSpeed copies the master
+        weights into the model's own only after this.
+        """
+        kept = []
+        for tensor in self._updated():
+            for part, offset, numel in self.pieces.get(tensor, ()):
+                if part in self.unreached:
+                    for whole in (tensor, self.state[tensor]["exp_avg"], self.state[tensor]["exp_avg_sq"]):
+                        view = whole.view(-1).narrow(0, offset, numel)
+                        kept.append((view, view.clone()))
+        return kept
 
     def _measure(self) -> None:
-        for tensor in (tensor for group in self.param_groups for tensor in group["params"] if tensor.grad is not None):
-            for part, offset, numel in self.pieces[tensor]:
+        for tensor in self._updated():
+            for part, offset, numel in self.pieces.get(tensor, ()):
+                assert tensor.grad is not None
                 square = tensor.grad.view(-1).narrow(0, offset, numel).double().square().sum()
                 self.squares[part] = self.squares.get(part, 0.0) + square
 

@@ -45,6 +45,8 @@ class TokenizerConfig:
     """``center`` or ``none``, see KosmosImageProcessor."""
     num_image_tokens: int = 64
     """Q, the places that one image takes in the decoder."""
+    num_span_tokens: int | None = None
+    """Places that one text span takes, for a span connector with queries; None: one for each of its tokens."""
     max_length: int | None = 2048
     """Longest prompt in tokens; None: no limit."""
     extra_tokens: list[str] = field(default_factory=list)
@@ -67,7 +69,12 @@ def make_processor(config: TokenizerConfig, folder: str | Path, progress: Progre
     tokenizer = train_tokenizer(texts(config, progress), config.vocab_size, config.extra_tokens + extra)
     image_processor = KosmosImageProcessor(image_size=config.image_size, crop=config.crop)
     processor = KosmosProcessor(
-        image_processor, tokenizer, config.num_image_tokens, config.max_length, span_tokenizer=span_tokenizer
+        image_processor,
+        tokenizer,
+        config.num_image_tokens,
+        config.max_length,
+        span_tokenizer=span_tokenizer,
+        num_span_tokens=config.num_span_tokens,
     )
     processor.save_pretrained(folder)
     return processor

@@ -107,9 +107,8 @@ class Arrangement:
         ids = np.array([token], dtype=np.int32)
         self._add(ids, ids, np.array([weight], dtype=np.float32), np.zeros(1, dtype=bool))
 
-    def insert_span(self, slot: int, payload: np.ndarray, target: int, weight: float) -> None:
-        """Slots for a text span; at the place of the first one ``target`` must be predicted."""
-        count = len(payload) - 1
+    def insert_span(self, slot: int, count: int, payload: np.ndarray, target: int, weight: float) -> None:
+        """So many slots for a text span; at the place of the first one ``target`` must be predicted."""
         self._spans.append(Placed("text", self.length, count, payload))
         ids = np.full(count, slot, dtype=np.int32)
         targets, weights, cuts = ids.copy(), np.zeros(count, dtype=np.float32), np.zeros(count, dtype=bool)

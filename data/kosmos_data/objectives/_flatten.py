@@ -76,4 +76,4 @@ def add_encoded(
     if limit is not None and len(ids) > limit:
         raise BadSample(errors.SPAN_TOO_LONG, f"{key}: {len(ids)} tokens, the text encoder reads {limit}")
     if len(ids) > 1:
-        builder.add_text_span(processor.span_slot_id, ids)
+        builder.add_text_span(processor.span_slot_id, processor.span_slots(ids), ids)

@@ -9,7 +9,8 @@ before it) and the token behind a span (predicted at its last slot); not trained
 prints j < i in the condition, which contradicts its own text; it is read as j ≤ i.
 
 The encoder reads ``<s>`` and the span's tokens. With its own tokenizer (``processor.span_tokenizer``) the span's text
-is tokenised again, so that it may take another number of slots than it has tokens.
+is tokenised again, so that it may take another number of slots than it has tokens. A span connector with queries makes
+``processor.num_span_tokens`` slots of any span.
 
 Differs from the released code: its loss mask (``lm_loader.py``, ``mask[1:]``) is off by one and trains a target that
 the encoder has just read in every span; ours is the equation.
@@ -174,7 +175,8 @@ def replace_spans(flat: Flat, spans: Spans, processor: KosmosProcessor, first_to
             continue
         arrangement.copy(at, start, predict=first_tokens)
         weight = float(flat.weight[start]) if first_tokens else 0.0
-        arrangement.insert_span(processor.span_slot_id, payload, int(flat.ids[start]), weight)
+        slots = processor.span_slots(payload)
+        arrangement.insert_span(processor.span_slot_id, slots, payload, int(flat.ids[start]), weight)
         at = stop
     arrangement.copy(at, len(flat.ids))
     return arrangement.shifted(may_cut=True)

@@ -1,0 +1,171 @@
+"""The table of modalities: what fills the placeholders of one kind of segment, and everything that differs by kind.
+
+::
+
+    ids        <s> <image> i i i </image> a cat        i = the placeholder of this kind
+    features               f f f                       connector(encoder(inputs)), in row-major order
+
+Model, beams, training step and cost loop over ``MODALITIES``. The order of the table is part of the model: every rank
+encodes in this order, so that backward reaches the encoders in one order too, whatever a rank's rows hold. Under ZeRO-2
+a gradient that arrives in another order than on the other ranks is added to the wrong one, under ZeRO-3 all wait.
+
+A further modality is an entry that is put here: ``MODALITIES["tone"] = Modality("tone", …)``, before a model is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from .encoders import SpanEncoder, build_vision_tower
+
+Inputs: TypeAlias = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Modality:
+    """One kind of encoded segment.
+
+    Attributes:
+        name: what one of its inputs is called in messages, logs and counts.
+        inputs: arguments of the model's ``forward``. The first brings the inputs, the others may be left out.
+        config: field of the model's config that describes the encoder; the model has none where it is None.
+        connector_config: field that describes the connector.
+        token: field that holds the id of the placeholder.
+        encoder: attribute of the encoder in ``KosmosModel``, and so its key in checkpoints.
+        connector: attribute of the connector.
+        parts: names of encoder and connector in counts of parameters and norms; another modality has other names.
+        build: makes the encoder, a module with ``width``, from its config.
+        read: turns a model and inputs into features, (I, Q, D) for I inputs of Q features or (N, D) end to end.
+        places: tells how many placeholders each input takes, (I,).
+        smallest: makes the smallest input, which a rank without one reads, so that it has every gradient.
+        units: counts what the cost of inputs is counted in: images, tokens of spans.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    config: str
+    connector_config: str
+    token: str
+    encoder: str
+    connector: str
+    parts: tuple[str, str]
+    build: Callable[[Any], nn.Module]
+    read: Callable[..., Tensor]
+    places: Callable[[Any, Inputs], Tensor]
+    smallest: Callable[[Any, torch.device], dict[str, Tensor]]
+    units: Callable[[Inputs], int]
+
+    def given(self, inputs: Inputs) -> dict[str, Tensor]:
+        """Return those of ``inputs`` that are this modality's and are there; empty: this batch has none of it."""
+        found = {name: inputs[name] for name in self.inputs if inputs.get(name) is not None}
+        return found if self.inputs[0] in found else {}
+
+    def count(self, inputs: Inputs) -> int:
+        """Return how many units (``units``) a batch holds, 0 without any."""
+        return self.units(found) if (found := self.given(inputs)) else 0
+
+    def inputs_per_row(self, config: Any, places_BT: Tensor, inputs: Inputs) -> list[int]:
+        """Count the inputs of each row: whole inputs, taken in order, until the row's placeholders are used up.
+
+        Raises:
+            ValueError: the rows' placeholders do not take all inputs.
+        """
+        counts, sizes = [], self.places(config, inputs).tolist()
+        for slots in places_BT.sum(1).tolist():
+            count = 0
+            while slots > 0 and sizes:
+                slots -= sizes.pop(0)
+                count += 1
+            counts.append(count)
+        if sizes:
+            total = len(sizes) + sum(counts)
+            raise ValueError(
+                f"{self.inputs[0]} bring {total} {self.name}s, but the placeholders take {sum(counts)} of them"
+            )
+        return counts
+
+
+def _read_images(model: Any, pixel_values: Tensor) -> Tensor:
+    return model.connector(model.vision_tower(pixel_values).to(model.dtype))
+
+
+def _image_places(config: Any, inputs: Inputs) -> Tensor:
+    return torch.full((len(inputs["pixel_values"]),), config.num_image_tokens)
+
+
+def _black_image(config: Any, device: torch.device) -> dict[str, Tensor]:
+    size = config.vision_config.image_size
+    return {"pixel_values": torch.zeros(1, 3, size, size, device=device)}
+
+
+def _read_spans(model: Any, span_input_ids: Tensor, span_attention_mask: Tensor | None = None) -> Tensor:
+    """Spans (S, L) to (N, D), one feature for every valid token after the first, or to (S, Q, D) of Q queries."""
+    mask_SL = torch.ones_like(span_input_ids) if span_attention_mask is None else span_attention_mask
+    features_NC = model.span_encoder(span_input_ids, mask_SL).to(model.dtype)
+    if model.config.num_span_tokens is None:
+        return model.span_connector(features_NC)
+    # queries attend to one span each, so the tokens that stand end to end go back into rows
+    valid_SL = mask_SL[:, 1:].bool()
+    features_SLC = features_NC.new_zeros(*valid_SL.shape, features_NC.shape[-1])
+    features_SLC[valid_SL] = features_NC
+    return model.span_connector(features_SLC, valid_SL)
+
+
+def _span_places(config: Any, inputs: Inputs) -> Tensor:
+    ids_SL, mask_SL = inputs["span_input_ids"], inputs.get("span_attention_mask")
+    if config.num_span_tokens is not None:
+        return torch.full((len(ids_SL),), config.num_span_tokens)
+    return (torch.ones_like(ids_SL) if mask_SL is None else mask_SL)[:, 1:].sum(1)
+
+
+def _span_of_one_token(config: Any, device: torch.device) -> dict[str, Tensor]:
+    return {"span_input_ids": torch.zeros(1, 2, dtype=torch.long, device=device)}
+
+
+def _span_tokens(inputs: Inputs) -> int:
+    """Count what the encoder reads, each span's BOS included."""
+    mask_SL = inputs.get("span_attention_mask")
+    return inputs["span_input_ids"].numel() if mask_SL is None else int(mask_SL.sum())
+
+
+IMAGE = Modality(
+    name="image",
+    inputs=("pixel_values",),
+    config="vision_config",
+    connector_config="connector_config",
+    token="image_token_id",
+    encoder="vision_tower",
+    connector="connector",
+    parts=("vision", "connector"),
+    build=build_vision_tower,
+    read=_read_images,
+    places=_image_places,
+    smallest=_black_image,
+    units=lambda inputs: len(inputs["pixel_values"]),
+)
+SPAN = Modality(
+    name="span",
+    inputs=("span_input_ids", "span_attention_mask"),
+    config="span_encoder_config",
+    connector_config="span_connector_config",
+    token="span_token_id",
+    encoder="span_encoder",
+    connector="span_connector",
+    parts=("spans", "spans"),
+    build=SpanEncoder,
+    read=_read_spans,
+    places=_span_places,
+    smallest=_span_of_one_token,
+    units=_span_tokens,
+)
+MODALITIES: dict[str, Modality] = {modality.name: modality for modality in (IMAGE, SPAN)}
+
+
+def input_names() -> set[str]:
+    """Return the names of all modalities' inputs."""
+    return {name for modality in MODALITIES.values() for name in modality.inputs}
