@@ -50,7 +50,7 @@ def memory(arguments: argparse.Namespace, processor: Any) -> None:
     """Peak memory after each tenth of the samples."""
     with tempfile.TemporaryDirectory() as name:
         write_shards(Path(name) / "c", (Document(str(n), [Text(f"word {n}")]) for n in range(20_000)), 2_000)
-        config = DataConfig([SourceConfig("c", f"{name}/c")], 256, 64, 64, packing="concat")
+        config = DataConfig([SourceConfig("c", f"{name}/c")], 256, 64, 64, packing="cut")
         read, mark = 0, 0
         for batch in build_loader(config, processor):
             read += batch.stats["documents"]

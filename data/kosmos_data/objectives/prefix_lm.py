@@ -51,9 +51,24 @@ def build(
 
 def draw_pivot(flat: Flat, rng: np.random.Generator) -> int:
     """A place to divide the window, uniform over those that cut no image and leave a loss behind; 0: there is none."""
-    last = int(np.flatnonzero(flat.weight > 0).max(initial=0))
-    places = np.flatnonzero(flat.cuts[1 : last + 1]) + 1
+    places = _pivots(flat)
     return int(rng.choice(places)) if len(places) else 0
+
+
+def pivot_at(flat: Flat, share: float) -> int:
+    """The place to divide the window that leaves nearest to ``share`` of the tokens with loss behind; 0: none."""
+    places = _pivots(flat)
+    if len(places) == 0:
+        return 0
+    with_loss = np.flatnonzero(flat.weight > 0)
+    wanted = with_loss[-max(1, round(share * len(with_loss)))]
+    return int(places[np.abs(places - wanted).argmin()])
+
+
+def _pivots(flat: Flat) -> np.ndarray:
+    """Places where the window may be divided so that a loss is left behind."""
+    last = int(np.flatnonzero(flat.weight > 0).max(initial=0))
+    return np.flatnonzero(flat.cuts[1 : last + 1]) + 1
 
 
 def split_at(flat: Flat, pivot: int, bos: int, eos: int, mode: int | None = None) -> Example:
