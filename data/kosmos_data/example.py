@@ -153,3 +153,8 @@ def shifted(flat: Flat) -> Example:
 def judged_from(start: int, example: Example) -> Example:
     """The same example with weight only on the prediction of token ``start`` and of what is behind it."""
     return replace(example, weight=np.where(np.arange(len(example)) >= start - 1, example.weight, np.float32(0)))
+
+
+def all_causal(example: Example) -> Example:
+    """The same example without bidirectional blocks."""
+    return replace(example, block=np.full_like(example.block, -1))

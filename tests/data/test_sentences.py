@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from kosmos.image_processing_kosmos import KosmosImageProcessor
 from kosmos.processing_kosmos import KosmosProcessor
 from kosmos.tokenization_kosmos import train_tokenizer
-from kosmos_data import DataConfig, Document, Image, SourceConfig, Text, build_loader, objectives, write_shards
+from kosmos_data import Corpus, DataConfig, Document, Image, SourceConfig, Text, build_loader, objectives, write_shards
 from kosmos_data.loader import Loader
 from kosmos_data.order import SourceOrder
 from kosmos_data.packing import POSITION, TOKEN, Piece, empty_row, fill_row
@@ -250,3 +250,24 @@ def test_an_old_or_unknown_name_is_refused() -> None:
         DataConfig([], packing="concat")
     with pytest.raises(ValueError, match="packing='sentence': choose one of sentences, best_fit, cut"):
         DataConfig([], packing="sentence")
+
+
+@pytest.mark.parametrize("packing", ["sentences", "best_fit", "cut"])
+def test_spans_are_a_quarter_of_packed_rows_of_real_speeches(
+    packing: str, spoken: tuple[Path, KosmosProcessor], tmp_path: Path
+) -> None:
+    """MetaLM's share, in tokens of text: of whole speeches, of their paragraphs, and of both mixed."""
+    folder, processor = spoken
+    speeches = [document.text for document in Corpus(str(folder))]
+    paragraphs = [line for text in speeches for line in text.split("\n")]
+    for name, texts in {"paragraphs": paragraphs, "mixed": speeches + paragraphs[::2]}.items():
+        write_shards(tmp_path / name, (Document(f"{n:06d}", [Text(text)]) for n, text in enumerate(texts)), 1000)
+    objective = {"name": "semi_causal"}
+    for shards in (folder, tmp_path / "paragraphs", tmp_path / "mixed"):
+        settings = config(shards, row_tokens=2048, rows_per_step=8, lanes=1, objective=objective, packing=packing)
+        text = spans = 0
+        for row in islice(rows(build_loader(settings, processor)), 200):
+            ids = np.array(row)
+            slots = int((ids == processor.span_slot_id).sum())
+            spans, text = spans + slots, text + len(ids) - int(np.isin(ids, [BOS, EOS]).sum())
+        assert spans / text == pytest.approx(0.25, abs=0.01), shards.name

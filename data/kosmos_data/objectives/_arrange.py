@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from ..document import Document
-from ..example import Example, Flat, Placed
+from ..example import Example, Flat, Placed, all_causal
 from ._flatten import Loss, flatten
 
 if TYPE_CHECKING:
@@ -59,14 +59,9 @@ def denoising(
             example = transform(window, np.random.default_rng([seed, number, *salt_bytes]))
             examples.append(plain(window, eos) if example is None else example)
         joined = join(examples)
-        return joined if bidirectional else causal(joined)
+        return joined if bidirectional else all_causal(joined)
 
     return objective
-
-
-def causal(example: Example) -> Example:
-    """The same example without bidirectional blocks."""
-    return replace(example, block=np.full_like(example.block, -1))
 
 
 def plain(flat: Flat, eos: int) -> Example:

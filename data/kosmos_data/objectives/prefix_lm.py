@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 def build(
     processor: KosmosProcessor,
     prefix: Literal["random", "input"] = "random",
+    bidirectional: bool = True,
     loss: Loss = "all",
     chunk_tokens: int = 512,
 ) -> Objective:
@@ -32,6 +33,8 @@ def build(
         processor: tokenizer and image processor of the run.
         prefix: ``random`` length, uniform as in T5, or the ``input``: all before the first token with loss, which needs
             ``loss: supervised`` to be more than ``<s>``.
+        bidirectional: the prefix sees itself both ways; False: it is read causally, which is what an xPos decoder can
+            run.
         loss: ``all`` text behind the prefix, or only its ``supervised`` segments.
         chunk_tokens: longer documents are cut into windows of about equal length.
 
@@ -46,7 +49,8 @@ def build(
         pivot = draw_pivot(flat, rng) if prefix == "random" else int(np.argmax(flat.weight > 0))
         return split_at(flat, pivot, bos, eos) if pivot else None
 
-    return denoising(processor, loss, None if prefix == "input" else chunk_tokens, "prefix_lm", transform)
+    limit = None if prefix == "input" else chunk_tokens
+    return denoising(processor, loss, limit, "prefix_lm", transform, bidirectional)
 
 
 def draw_pivot(flat: Flat, rng: np.random.Generator) -> int:
