@@ -100,7 +100,10 @@ class KosmosProcessor(ProcessorMixin):
         return encode_text(self.tokenizer, text)
 
     def encode_span(self, text: str) -> list[int]:
-        """What the text encoder reads of a span: its begin token, then the text; all but the first take a place."""
+        """What the text encoder reads of a span: its begin token, then the text; all but the first take a place.
+
+        Differs from a BERT's pretraining: no ``[SEP]`` ends the text.
+        """
         if self.span_tokenizer is None:
             return [self.tokenizer.bos_token_id, *self.encode_text(text)]
         tokenizer = self.span_tokenizer

@@ -119,19 +119,20 @@ def filled(arguments: argparse.Namespace, processor: Any) -> None:
 
 def spans(arguments: argparse.Namespace, processor: Any) -> None:
     """Share of the text that MetaLM's spans replace in packed rows of 2,048, with its 95 % interval over steps."""
-    for (name, corpus), packing in itertools.product(corpora(arguments.starter), PACKING):
+    for name, corpus in corpora(arguments.starter):
         source = SourceConfig("corpus", corpus, objective={"name": "semi_causal"})
-        shares, total = [], 0
-        for batch in build_loader(DataConfig([source], 2048, 16, 16, lanes=1, packing=packing), processor):
-            ids = torch.cat([micro["input_ids"] for micro in batch.micro_batches])
-            special = torch.tensor([processor.tokenizer.convert_tokens_to_ids(t) for t in ("<s>", "</s>", "<pad>")])
-            text = ids.numel() - int(torch.isin(ids, special).sum())
-            shares.append(int((ids == processor.span_slot_id).sum()) / text)
-            total += text
-            if total >= arguments.tokens:
-                break
-        mean, off = statistics.fmean(shares), 1.96 * statistics.stdev(shares) / len(shares) ** 0.5
-        print(f"{name}, {packing}: {total} tokens of text, spans {100 * mean:.2f} % ± {100 * off:.2f}", flush=True)
+        for packing in PACKING:
+            shares, total = [], 0
+            for batch in build_loader(DataConfig([source], 2048, 16, 16, lanes=1, packing=packing), processor):
+                ids = torch.cat([micro["input_ids"] for micro in batch.micro_batches])
+                special = torch.tensor([processor.tokenizer.convert_tokens_to_ids(t) for t in ("<s>", "</s>", "<pad>")])
+                text = ids.numel() - int(torch.isin(ids, special).sum())
+                shares.append(int((ids == processor.span_slot_id).sum()) / text)
+                total += text
+                if total >= arguments.tokens:
+                    break
+            mean, off = statistics.fmean(shares), 1.96 * statistics.stdev(shares) / len(shares) ** 0.5
+            print(f"{name}, {packing}: {total} tokens of text, spans {100 * mean:.2f} % ± {100 * off:.2f}", flush=True)
 
 
 def corpora(name: str) -> Iterator[tuple[str, str]]:

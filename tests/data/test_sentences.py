@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from kosmos.image_processing_kosmos import KosmosImageProcessor
 from kosmos.processing_kosmos import KosmosProcessor
+from kosmos.settings import load as load_settings
 from kosmos.tokenization_kosmos import train_tokenizer
 from kosmos_data import Corpus, DataConfig, Document, Image, SourceConfig, Text, build_loader, objectives, write_shards
 from kosmos_data.loader import Loader
@@ -245,9 +246,12 @@ def test_images_spans_and_weights_stay_with_their_documents(
     assert all(any(one[-len(part) :] == part for one in expected) for part in parts), "cut at a sentence's end"
 
 
-def test_an_old_or_unknown_name_is_refused() -> None:
+def test_an_old_or_unknown_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'concat' is called 'cut' now"):
         DataConfig([], packing="concat")
+    (tmp_path / "config.yaml").write_text("sources: []\npacking: concat\n")  # as a run of that time has saved it
+    with pytest.raises(ValueError, match=r"config.yaml: data.packing: 'concat' is called 'cut' now .*: write cut"):
+        load_settings(DataConfig, tmp_path / "config.yaml")
     with pytest.raises(ValueError, match="packing='sentence': choose one of sentences, best_fit, cut"):
         DataConfig([], packing="sentence")
 
