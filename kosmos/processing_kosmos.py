@@ -110,7 +110,10 @@ class KosmosProcessor(ProcessorMixin):
         return encode_text(self.tokenizer, text)
 
     def encode_span(self, text: str) -> list[int]:
-        """What the text encoder reads of a span: its begin token, then the text; see :meth:`span_slots`."""
+        """What the text encoder reads of a span: its begin token, then the text; see :meth:`span_slots`.
+
+        Differs from a BERT's pretraining: no ``[SEP]`` ends the text.
+        """
         if self.span_tokenizer is None:
             return [self.tokenizer.bos_token_id, *self.encode_text(text)]
         tokenizer = self.span_tokenizer

@@ -43,7 +43,7 @@ def from_dict(cls: type[Settings], values: dict[str, Any], where: str = "") -> S
     parser.add_argument("--settings", type=cls)
     try:
         return parser.instantiate(parser.parse_object({"settings": copy.deepcopy(values)})).settings
-    except (ArgumentError, TypeError) as error:
+    except (ArgumentError, TypeError, ValueError) as error:
         raise ValueError(f"{where}{_readable(error)}") from error
 
 

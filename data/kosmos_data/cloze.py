@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from . import objectives
-from .example import Example, FlatBuilder
+from .example import Example, FlatBuilder, all_causal
 
 if TYPE_CHECKING:
     from kosmos.processing_kosmos import KosmosProcessor
@@ -37,6 +37,8 @@ class Cloze:
         two_positions: GLM's pair of positions, for ``position_type: learned_2d``.
         length_penalty: a score is divided by (tokens of the wording) to this power; 0: plain sum.
         objective: name of the objective in whose form the blank is asked.
+        bidirectional: what is read sees itself both ways where the objective has it so; False for a model that was
+            trained with ``bidirectional: false``, which one with xPos always was.
 
     Raises:
         ValueError: an objective without such a form, fewer than two classes, a wording that is empty, shared, or has a
@@ -50,9 +52,10 @@ class Cloze:
         two_positions: bool = True,
         length_penalty: float = 0.0,
         objective: str = "glm",
+        bidirectional: bool = True,
     ) -> None:
         self.processor, self.two_positions, self.length_penalty = processor, two_positions, length_penalty
-        self.fill = objectives.filler(objective)
+        self.fill, self.bidirectional = objectives.filler(objective), bidirectional
         self.classes = list(verbalizers)
         self.wordings = [self._ids(name, text) for name, text in verbalizers.items()]
         if len(self.classes) < 2:
@@ -79,7 +82,8 @@ class Cloze:
         builder.add([tokenizer.bos_token_id, *self.processor.encode_text(parts[0])], 0.0)
         start = len(builder.ids)
         builder.add([*wording, *self.processor.encode_text(parts[1]), tokenizer.eos_token_id], 1.0)
-        return self.fill(builder.build(), (start, start + len(wording)), self.processor, self.two_positions)
+        example = self.fill(builder.build(), (start, start + len(wording)), self.processor, self.two_positions)
+        return example if self.bidirectional else all_causal(example)
 
     def scores(self, model: Any, texts: Sequence[str]) -> Tensor:
         """Log-probability of each class in the blank of each text, (N, C); gradients flow where they are on."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
+
+PACKING = ("sentences", "best_fit", "cut")
 
 
 @dataclass
@@ -34,10 +36,11 @@ class DataConfig:
         rows_per_micro_batch: B, rows of one forward pass on one rank.
         lanes: logical streams that the rows are dealt to; fixed for the life of a run and independent of ranks and
             workers. Must divide ``rows_per_step`` or be a multiple of it. None: ``rows_per_step``.
-        packing: ``concat`` cuts documents at row ends (KOSMOS-1's "full-sentence"), ``best_fit`` keeps every document
-            that fits a row in one piece and looks for the one that fills the row best.
-        document_mask: tokens see only their own document, and positions begin anew with each. KOSMOS-1 does neither:
-            False.
+        packing: ``sentences`` fills a row with whole sentences of one document after the other (KOSMOS-1's
+            "full-sentence"); ``best_fit`` keeps every document that fits a row in one piece and looks for the one that
+            fills the row best; ``cut`` cuts a document wherever a row ends.
+        document_mask: tokens see only their own document, and positions begin anew with each; between sentences-packed
+            documents the ``</s>`` belongs to the one behind it. KOSMOS-1 does neither: False.
         max_images_per_row: most images in a row, a bound on the memory of the vision encoder.
         workers: loader processes per rank; 0 loads in the training process. A script of your own that uses them needs
             the usual ``if __name__ == "__main__":`` around its main program.
@@ -52,7 +55,7 @@ class DataConfig:
     rows_per_step: int = 64
     rows_per_micro_batch: int = 8
     lanes: int | None = None
-    packing: Literal["concat", "best_fit"] = "best_fit"
+    packing: str = "best_fit"
     document_mask: bool = True
     max_images_per_row: int = 64
     workers: int = 0
@@ -60,6 +63,12 @@ class DataConfig:
     temperature: float = 1.0
     max_bad_rate: float = 0.01
     skip_steps: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.packing == "concat":
+            raise ValueError("data.packing: 'concat' is called 'cut' now (it cuts wherever a row ends): write cut")
+        if self.packing not in PACKING:
+            raise ValueError(f"data.packing={self.packing!r}: choose one of {', '.join(PACKING)}")
 
     @property
     def lane_count(self) -> int:

@@ -50,6 +50,8 @@ class Example:
         cuts: True at t where the example may be cut before token t, for rows that it does not fit into. All False: the
             example is one piece (its parts refer to each other).
         fallback: so many stretches of the document were too short for the objective and stayed plain causal text.
+        ends: True at t where token t ends a sentence and a row may stop before it; ``<s>`` stands for it in the next
+            row. Only rows of whole sentences ask for it (:mod:`kosmos_data.sentences`); nowhere by default.
     """
 
     token: np.ndarray
@@ -62,9 +64,12 @@ class Example:
     spans: Sequence[Placed]
     cuts: np.ndarray
     fallback: int = 0
+    ends: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
 
     def __post_init__(self) -> None:
         self.label = np.where(self.weight > 0, self.label, np.int32(IGNORED))
+        if len(self.ends) == 0:
+            self.ends = np.zeros(len(self.token), dtype=bool)
 
     def __len__(self) -> int:
         return len(self.token)
@@ -147,3 +152,8 @@ def shifted(flat: Flat) -> Example:
 def judged_from(start: int, example: Example) -> Example:
     """The same example with weight only on the prediction of token ``start`` and of what is behind it."""
     return replace(example, weight=np.where(np.arange(len(example)) >= start - 1, example.weight, np.float32(0)))
+
+
+def all_causal(example: Example) -> Example:
+    """The same example without bidirectional blocks."""
+    return replace(example, block=np.full_like(example.block, -1))

@@ -2,7 +2,8 @@
 
 Lanes are what makes loading elastic. Row n of a run belongs to lane n mod L, whatever rank or worker makes it, and a
 lane's whole state is a few numbers: per source the next ordinal, the tokens owed, and which documents are open. A lane
-that is rebuilt from its state reads those documents again and goes on with exactly the row that would have come.
+that is rebuilt from its state reads those documents again and goes on with exactly the row that would have come. Where
+a schedule goes on to its next stage, the open documents are made again by it, so that no row mixes stages.
 
 A row's plan says how many tokens of which source it should hold (:mod:`kosmos_data.mixing`); documents seldom fit it
 exactly, and what a source got too little or too much is owed to it, or by it, in the lane's next rows. No lane is ever
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from . import objectives
@@ -24,13 +26,14 @@ from .objectives.schedule import Schedule
 from .order import SourceOrder, mix
 from .packing import POOL, Entry, Packer, Piece, Row, Space, empty_row, fill_row
 from .reader import Corpus
+from .sentences import Sentences
 
 if TYPE_CHECKING:
     from kosmos.processing_kosmos import KosmosProcessor
 
 LaneState = dict[str, Any]
 OpenDocument: TypeAlias = int | list[int]
-"""How far back its ordinal is; with the offset up to which it is used, and the step it was read in, if not 0."""
+"""How far back its ordinal is; with the offset up to which it is used, if not 0."""
 
 _FEW_BAD = 16  # so many bad samples are no reason to stop yet
 _PATIENCE = 8  # a document is taken before all others once its pool has been refilled so many times
@@ -73,11 +76,14 @@ class SourceStream:
         lane, lanes: the lane's number and how many there are.
         pool_size: examples that may be open at a time.
         packer: asked whether an example can be packed at all.
+        sentences: marks where the sentences of an example end; None: rows do not ask for it.
     """
 
-    def __init__(self, source: Source, lane: int, lanes: int, pool_size: int, packer: Packer) -> None:
+    def __init__(
+        self, source: Source, lane: int, lanes: int, pool_size: int, packer: Packer, sentences: Sentences | None
+    ) -> None:
         self.source, self.lane, self.lanes = source, lane, lanes
-        self.pool_size, self.packer = pool_size, packer
+        self.pool_size, self.packer, self.sentences = pool_size, packer, sentences
         self.cursor = 0
         self.owed = 0.0
         self.step = 0
@@ -85,19 +91,32 @@ class SourceStream:
         self.bad: Counter[str] = Counter()
         self.last_bad = ""
 
+    @property
+    def objective(self) -> Objective:
+        """What makes examples in the present step."""
+        objective = self.source.objective
+        return objective.at(self.step) if isinstance(objective, Schedule) else objective
+
+    def advance(self, step: int) -> None:
+        """Go to ``step``. Where a stage of a schedule ends, the open documents are made again by the next one.
+
+        One of them that is in earlier rows in part comes again from its beginning: an offset means nothing in another
+        objective's example.
+        """
+        before, self.step = self.objective, step
+        if self.objective is not before:
+            waiting, self.pool = self.pool, []
+            for entry in waiting:
+                self._open(entry.ordinal)
+
     def fill(self, on_bad: Callable[[], None]) -> Sequence[Entry]:
         """The pool, oldest first, topped up with good samples; ``on_bad`` is called after each bad one is counted.
 
         A document that nothing has called for in a long time is the only one offered.
         """
         while len(self.pool) < self.pool_size:
-            ordinal = self.cursor
             self.cursor += 1  # a bad sample uses up its ordinal, so a resumed run skips the same ones
-            try:
-                self.pool.append(self.entry(ordinal, self.step))
-            except BadSample as error:
-                self.bad[error.reason] += 1
-                self.last_bad = f"{self.source.corpus.shard_of(self.place(ordinal)[1])}: {error}"
+            if not self._open(self.cursor - 1):
                 on_bad()
         overdue = self.cursor - self.pool[0].ordinal > _PATIENCE * self.pool_size
         return self.pool[:1] if overdue else self.pool
@@ -106,19 +125,17 @@ class SourceStream:
         """(epoch, document) at ``ordinal`` of this lane."""
         return self.source.order[self.lane + ordinal * self.lanes]
 
-    def entry(self, ordinal: int, step: int, offset: int = 0) -> Entry:
-        """The example at ``ordinal``, read in ``step`` of the run; BadSample if its document cannot be used."""
+    def entry(self, ordinal: int, offset: int = 0) -> Entry:
+        """The example at ``ordinal`` as of the present step; BadSample if its document cannot be used."""
         epoch, index = self.place(ordinal)
         document = self.source.corpus[index]
         key = mix(self.source.order.key, epoch, index)
-        objective = self.source.objective
-        if isinstance(objective, Schedule):
-            example = objective.at(step)(document, key)
-        else:
-            example, step = objective(document, key), 0
+        example = self.objective(document, key)
         if not self.packer.possible(example):
             raise BadSample(TOO_LONG, f"{document.key}: {len(example)} tokens")
-        return Entry(ordinal, example, offset, key, step)
+        if self.sentences is not None:
+            example = replace(example, ends=self.sentences.ends(example))
+        return Entry(ordinal, example, offset, key)
 
     def take(self, index: int, stop: int, number: int) -> Piece:
         """Move the first part of a pool entry, or all of it, into a row; ``number`` is the source's."""
@@ -132,18 +149,29 @@ class SourceStream:
         """[next ordinal, tokens owed, open documents]."""
         return [self.cursor, self.owed, [self._open_state(entry) for entry in self.pool]]
 
-    def restore(self, state: Sequence[Any]) -> None:
-        """Go back to a state; open documents are read again."""
+    def restore(self, state: Sequence[Any], step: int) -> None:
+        """Go back to a state after a row of ``step``; open documents are read again."""
+        self.step = step
         self.cursor, self.owed, opened = state
         self.pool = [self._reopen(document) for document in opened]
 
+    def _open(self, ordinal: int) -> bool:
+        """Take a document into the pool; False if it is bad, which is counted."""
+        try:
+            self.pool.append(self.entry(ordinal))
+        except BadSample as error:
+            self.bad[error.reason] += 1
+            self.last_bad = f"{self.source.corpus.shard_of(self.place(ordinal)[1])}: {error}"
+            return False
+        return True
+
     def _open_state(self, entry: Entry) -> OpenDocument:
         back = self.cursor - entry.ordinal
-        return [back, entry.offset, entry.step] if entry.offset or entry.step else back
+        return [back, entry.offset] if entry.offset else back
 
     def _reopen(self, document: OpenDocument) -> Entry:
-        back, offset, step = (document, 0, 0) if isinstance(document, int) else document
-        return self.entry(self.cursor - back, step, offset)
+        back, offset = (document, 0) if isinstance(document, int) else document
+        return self.entry(self.cursor - back, offset)
 
 
 class Lane:
@@ -155,6 +183,7 @@ class Lane:
         number: which lane, 0 ≤ number < ``config.lane_count``.
         bos, pad: token ids.
         state: where to go on; None: the beginning.
+        sentences: of the tokenizer, for rows of whole sentences; None for other rows.
     """
 
     def __init__(
@@ -165,18 +194,25 @@ class Lane:
         bos: int,
         pad: int,
         state: LaneState | None = None,
+        sentences: Sentences | None = None,
     ) -> None:
         self.config, self.number, self.bos, self.pad = config, number, bos, pad
-        self.packer = Packer(config.row_tokens, config.max_images_per_row, cut_all=config.packing == "concat")
-        pool = POOL[config.packing]
-        self.streams = [SourceStream(source, number, config.lane_count, pool, self.packer) for source in sources]
+        self.eos = None if sentences is None else sentences.eos
+        self.packer = Packer(
+            config.row_tokens,
+            config.max_images_per_row,
+            cut_all=config.packing != "best_fit",
+            sentences=config.packing == "sentences",
+        )
+        stream = (number, config.lane_count, POOL[config.packing], self.packer, sentences)
+        self.streams = [SourceStream(source, *stream) for source in sources]
         self.share = shares([source.weight for source in config.sources], config.temperature)
         self.rows = 0
         self.bad = 0
         if state is not None:
             self.rows, self.bad = state["rows"], state["bad"]
-            for stream, saved in zip(self.streams, state["sources"], strict=True):
-                stream.restore(saved)
+            for one, saved in zip(self.streams, state["sources"], strict=True):
+                one.restore(saved, self._step(self.rows - 1))
 
     def next_row(self) -> Row:
         """Make the next row.
@@ -186,10 +222,10 @@ class Lane:
         """
         row = empty_row(self.number + self.rows * self.config.lane_count, self.config.row_tokens, self.pad)
         for stream in self.streams:
-            stream.step = row.number // self.config.rows_per_step
+            stream.advance(self._step(self.rows))
         pieces = self._choose_pieces(row.number)
         assert pieces, "an empty row takes any example that the packer calls possible"
-        fill_row(row, pieces, self.bos, self.config.document_mask)
+        fill_row(row, pieces, self.bos, self.config.document_mask, self.eos)
         row.order = mix(row.number, *(n for piece in pieces for n in (piece.key, piece.start, piece.stop)))
         row.documents = len(pieces)
         row.fallbacks = sum(piece.example.fallback for piece in pieces if piece.start == 0)
@@ -197,6 +233,10 @@ class Lane:
         self.rows += 1
         row.lane_state = {"rows": self.rows, "bad": self.bad, "sources": [stream.state() for stream in self.streams]}
         return row
+
+    def _step(self, row: int) -> int:
+        """The step of the run that this lane's row number ``row`` belongs to."""
+        return (self.number + row * self.config.lane_count) // self.config.rows_per_step
 
     def _choose_pieces(self, number: int) -> list[Piece]:
         """Fill a row as its plan and what is owed say; keep account of the difference."""

@@ -19,12 +19,13 @@ from .batch import StepBatch, collate, statistics
 from .config import DataConfig, validate
 from .lane import Lane, LaneState, Source
 from .packing import Row
+from .sentences import Sentences
 from .workers import WorkerDied, WorkerPool
 
 if TYPE_CHECKING:
     from kosmos.processing_kosmos import KosmosProcessor
 
-STATE_VERSION = 2  # of what Loader.state and Lane.state hold; raise it whenever either changes, or what follows from it
+STATE_VERSION = 3  # of what Loader.state and Lane.state hold; raise it whenever either changes, or what follows from it
 _RESTARTS = 3  # a worker that dies is replaced; three deaths without one batch in between are a fault
 
 logger = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ class RankStream:
     Args:
         config: the loader's settings.
         sources: corpora with order and objective.
-        processor: for the ids of ``<s>`` and padding.
+        processor: for the ids of ``<s>`` and padding, and for where sentences end.
         rank, world_size: of the data-parallel group.
     """
 
@@ -108,6 +109,7 @@ class RankStream:
         self.config, self.sources = config, sources
         self.rank, self.world_size = rank, world_size
         self.bos, self.pad = processor.tokenizer.bos_token_id, processor.tokenizer.pad_token_id
+        self.sentences = Sentences.of(processor.tokenizer) if config.packing == "sentences" else None
         self.first_step = 0
         self.lane_states: dict[str, LaneState] = {}
 
@@ -127,7 +129,7 @@ class RankStream:
     def _lane(self, lanes: dict[int, Lane], number: int) -> Lane:
         if number not in lanes:
             state = self.lane_states.get(str(number))
-            lanes[number] = Lane(self.config, self.sources, number, self.bos, self.pad, state)
+            lanes[number] = Lane(self.config, self.sources, number, self.bos, self.pad, state, self.sentences)
         return lanes[number]
 
 

@@ -1,13 +1,27 @@
 """Rows of a fixed length out of examples of any length.
 
-``concat`` fills a row to the brim and goes on with a cut document in the next row, KOSMOS-1's "full-sentence" packing
-(``spm_lm_loader._read_from_files`` of KOSMOS-2). ``best_fit`` keeps a small pool of examples per source, takes the one
-that fills the rest of the row best, and cuts only what is longer than a row. Both are one algorithm with another pool
-size and another rule for cutting. An image is never cut.
+``sentences`` is KOSMOS-1's "full-sentence" packing (arXiv 2302.14045, section 3.1; ``_read_from_files`` of KOSMOS-2's
+``spm_lm_loader.py``): a row holds whole sentences of one document after the other.
 
-Differs from KOSMOS-1: pairs are packed too (the release pads one pair a row); a cut document goes on behind a ``<s>``
-without loss, since its next token was already predicted at the end of the row before; what one source leaves of a row
-is filled from the others.
+    documents   <s> a b </line> c d </s>      <s> e f . ▁g h </s>
+    row 1       <s> a b </line> c d </s> e f      labels  a b </line> c d </s> e f .
+    row 2       <s> ▁g h …                        labels  ▁g h </s> …
+
+A row is the ids ``<s>``, sentence, sentence … without the last as inputs, and without the first as labels. So ``<s>``
+stands once a row, the ``</s>`` of a document is an input in the place of the next one's ``<s>``, and its label is the
+next one's first token. With ``document_mask`` that ``</s>`` belongs to the document behind it, which sees nothing
+before it; KOSMOS-1 has no such mask.
+
+``cut`` fills a row to the brim, cuts a document wherever the row ends and goes on with it in the next. ``best_fit``
+keeps a small pool of examples per source, takes the one that fills the rest of the row best, and cuts only what is
+longer than a row. In both every piece begins with ``<s>``, and ``</s>`` is only ever a label. All three are one
+algorithm with another pool size and another rule for cutting. An image is never cut.
+
+Differs from KOSMOS-1: pairs are packed too (the release pads one pair a row); sentences end also within a line, by the
+rule of :mod:`kosmos_data.sentences`, where the release knows lines only; of a sentence longer than a row nothing is
+lost (the release drops what is too much); a row has T inputs, the release's T − 1; what one source leaves of a row is
+filled from the others. A document that is cut elsewhere than behind a sentence goes on behind a ``<s>`` without loss,
+since its next token was already predicted at the end of the row before.
 """
 
 from __future__ import annotations
@@ -20,11 +34,11 @@ import numpy as np
 
 from .example import IGNORED, Example
 
-POOL = {"concat": 1, "best_fit": 16}
+POOL = {"sentences": 1, "cut": 1, "best_fit": 16}
 """Examples held per lane and source; a saved state names each, so the pool is what bounds its size."""
 
 MIN_PIECE = 16
-"""A document is not cut to put fewer tokens than this into a row: a scrap teaches nothing."""
+"""A document is not cut to put fewer tokens than this into a row: a scrap teaches nothing. A sentence is no scrap."""
 
 FIELDS = ("token", "label", "document", "block", "position", "position_in_span", "source")
 TOKEN, LABEL, DOCUMENT, BLOCK, POSITION, POSITION_IN_SPAN, SOURCE = range(len(FIELDS))
@@ -43,7 +57,11 @@ class Piece:
 
     @property
     def length(self) -> int:
-        return self.stop - self.start + (self.start > 0)
+        return self.stop - self.start + self.restart
+
+    @property
+    def restart(self) -> int:
+        return restart(self.example, self.start)
 
 
 @dataclass(slots=True)
@@ -55,8 +73,7 @@ class Entry:
         example: the whole of it.
         offset: so many tokens of it are already in earlier rows.
         key: hash of epoch and document.
-        step: of the run, in which the document was read.
-        length: tokens that the rest takes, with the ``<s>`` that a continued document begins with.
+        length: tokens that the rest takes, with the ``<s>`` that a continued document may begin with.
         images: images in the rest.
     """
 
@@ -64,13 +81,16 @@ class Entry:
     example: Example
     offset: int = 0
     key: int = 0
-    step: int = 0
     length: int = field(init=False)
     images: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.length = len(self.example) - self.offset + (self.offset > 0)
+        self.length = len(self.example) - self.offset + self.restart
         self.images = count_images(self.example, self.offset, len(self.example))
+
+    @property
+    def restart(self) -> int:
+        return restart(self.example, self.offset)
 
     def take(self, stop: int, source: int) -> Piece:
         """Split off everything before token ``stop``."""
@@ -81,6 +101,11 @@ class Entry:
         self.offset = stop
         self.__post_init__()
         return piece
+
+
+def restart(example: Example, start: int) -> int:
+    """1 where a ``<s>`` without loss is put before token ``start``; 0 where it stands in this token's place."""
+    return int(start > 0 and not example.ends[start])
 
 
 def count_images(example: Example, start: int, stop: int) -> int:
@@ -105,12 +130,14 @@ class Packer:
     Args:
         row_tokens: T.
         max_images: most images in a row.
-        cut_all: cut any example at the end of a row (concat), or only those that no row could hold (best_fit).
+        cut_all: cut any example at the end of a row, or only those that no row could hold (best_fit).
+        sentences: cut at the end of a sentence, except in one that no row could hold.
     """
 
     row_tokens: int
     max_images: int
     cut_all: bool
+    sentences: bool = False
 
     def oldest(self, pool: Sequence[Entry], space: Space) -> tuple[int, int] | None:
         """The oldest entry, whole or as much of it as fits; an empty row takes some of any :meth:`possible` one."""
@@ -132,7 +159,7 @@ class Packer:
         cuts = []
         for index, entry in enumerate(pool):
             if self.may_cut(entry) and (stop := self._cut(entry, space)) is not None:
-                used = stop - entry.offset + (entry.offset > 0)
+                used = stop - entry.offset + entry.restart
                 if used == tokens:
                     return index, stop
                 cuts.append((used, -index, stop))
@@ -164,15 +191,31 @@ class Packer:
 
     def _cut(self, entry: Entry, space: Space) -> int | None:
         """The last place to cut ``entry`` so that its first part fits the space; None if that part is a scrap."""
-        restart = int(entry.offset > 0)
-        stop = min(entry.offset + space.tokens - restart, len(entry.example))
+        stop = min(entry.offset + space.tokens - entry.restart, len(entry.example))
         images = [span for span in entry.example.spans if span.kind == "image" and span.start >= entry.offset]
         if len(images) > space.images:
             stop = min(stop, images[space.images].start - 1)
-        while entry.offset < stop < len(entry.example) and not entry.example.cuts[stop]:
-            stop -= 1
-        least = min(MIN_PIECE, self.row_tokens // 2) if space.tokens < self.row_tokens else 1
+        if self.sentences and (end := self._sentence_end(entry, stop)) is not None:
+            stop = end
+        else:
+            while entry.offset < stop < len(entry.example) and not entry.example.cuts[stop]:
+                stop -= 1
+        anything = self.sentences or space.tokens == self.row_tokens
+        least = 1 if anything else min(MIN_PIECE, self.row_tokens // 2)
         return stop if stop >= entry.offset + least else None
+
+    def _sentence_end(self, entry: Entry, limit: int) -> int | None:
+        """The last end of a sentence up to ``limit``; the entry's offset if the next sentence needs an emptier row.
+
+        None: no row holds the sentence, so that it may be cut anywhere.
+        """
+        ends = entry.offset + 1 + np.flatnonzero(entry.example.ends[entry.offset + 1 :])
+        before = int(np.searchsorted(ends, limit, side="right"))
+        if before:
+            return int(ends[before - 1])
+        end = int(ends[0]) if len(ends) else len(entry.example)
+        fits = end - entry.offset + entry.restart <= self.row_tokens
+        return entry.offset if fits and count_images(entry.example, entry.offset, end) <= self.max_images else None
 
 
 @dataclass(slots=True)
@@ -203,19 +246,30 @@ class Row:
     fallbacks: int = 0
 
 
-def fill_row(row: Row, pieces: Sequence[Piece], bos: int, document_mask: bool) -> None:
-    """Write ``pieces`` one behind the other into the arrays of ``row``."""
+def fill_row(row: Row, pieces: Sequence[Piece], bos: int, document_mask: bool, eos: int | None = None) -> None:
+    """Write ``pieces`` one behind the other into the arrays of ``row``.
+
+    Args:
+        row: an empty one.
+        pieces: what it holds.
+        bos: id of ``<s>``, which stands before each piece, in a row of sentences only before the first.
+        document_mask: pieces do not see each other, and positions begin anew with each.
+        eos: id of ``</s>`` for a row of sentences: each piece goes on behind what ended the one before.
+    """
     lengths = [piece.length for piece in pieces]
     starts = [0, *itertools.accumulate(lengths)]
     end = starts[-1]
     fields = row.fields
     fields[TOKEN, :end] = _joined(pieces, "token", bos)
+    fields[TOKEN, starts[:-1]] = bos
+    if eos is not None:
+        fields[TOKEN, starts[1:-1]] = [_closing(piece, eos) for piece in pieces[:-1]]
     fields[LABEL, :end] = _joined(pieces, "label", IGNORED)
     row.weight[:end] = _joined(pieces, "weight", 0.0)
     number = np.repeat(np.arange(len(pieces)), lengths)
     fields[DOCUMENT, :end] = number if document_mask else 0
     fields[SOURCE, :end] = np.array([piece.source for piece in pieces])[number]
-    first = [int(piece.example.position[piece.start]) - (piece.start > 0) for piece in pieces]
+    first = [int(piece.example.position[piece.start]) - piece.restart for piece in pieces]
     shifts = [begin - old for begin, old in zip([0] * len(pieces) if document_mask else starts, first, strict=False)]
     fields[POSITION, :end] = _joined(pieces, "position", first) + np.array(shifts)[number]
     fields[POSITION_IN_SPAN, :end] = _joined(pieces, "position_in_span", 0)
@@ -229,12 +283,18 @@ def fill_row(row: Row, pieces: Sequence[Piece], bos: int, document_mask: bool) -
                 (row.images if span.kind == "image" else row.texts).append(span.payload)
 
 
+def _closing(piece: Piece, eos: int) -> int:
+    """What stands behind ``piece`` in a row of sentences: the token that ended its last sentence."""
+    example, stop = piece.example, piece.stop
+    return int(example.token[stop]) if stop < len(example) and example.ends[stop] else eos
+
+
 def _joined(pieces: Sequence[Piece], column: str, restart: float | Sequence[int]) -> np.ndarray:
-    """A column of all pieces; ``restart`` (of each piece) stands at the ``<s>`` before a continued document."""
+    """A column of all pieces; ``restart`` (of each piece) stands at the ``<s>`` put before a continued document."""
     parts: list[np.ndarray | list[float]] = []
     for number, piece in enumerate(pieces):
         whole = getattr(piece.example, column)
-        if piece.start > 0:
+        if piece.restart:
             parts.append([restart[number] if isinstance(restart, Sequence) else restart])
         parts.append(whole if piece.stop - piece.start == len(whole) else whole[piece.start : piece.stop])
     return np.concatenate(parts)

@@ -35,9 +35,11 @@ def fill(
         if prompt.images or not all(isinstance(segment, str) for segment in prompt.segments):
             raise ValueError(f"method cloze reads text only, the prompt is {prompt.text[:60]!r}")
         places.setdefault(tuple(texts), []).append(place)
-    two_positions = runner.model.config.text_config.position_type == "learned_2d"
+    position = runner.model.config.text_config.position_type
+    two_positions, both_ways = position == "learned_2d", position != "xpos"
     for texts, members in places.items():
-        cloze = Cloze(runner.processor, {str(i): text for i, text in enumerate(texts)}, two_positions)
+        verbalizers = {str(i): text for i, text in enumerate(texts)}
+        cloze = Cloze(runner.processor, verbalizers, two_positions, bidirectional=both_ways)
         members.sort(key=lambda place: runner.length(prompts[place]))
         size = max(1, batch_rows // (1 if cloze.single_token else len(texts)))
         for start in range(0, len(members), size):

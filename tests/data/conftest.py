@@ -44,8 +44,11 @@ def pair(number: int) -> Document:
 
 
 def prose(number: int) -> Document:
+    """Up to 120 words in sentences of nine; every third ends its line."""
     rng = random.Random(f"prose {number}")
-    return Document(f"{number:06d}", [Text(sentence(rng, rng.randint(3, 120)))])
+    words = sentence(rng, rng.randint(3, 120)).split()
+    ends = {8: ". ", 17: ". ", 26: ".\n"}
+    return Document(f"{number:06d}", [Text("".join(word + ends.get(at % 27, " ") for at, word in enumerate(words)))])
 
 
 def page(number: int) -> Document:
@@ -118,6 +121,11 @@ OBJECTIVE_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "glm sentence": ("glm", {"levels": {"sentence": 1}}),
     "glm document": ("glm", {"levels": {"document": 1}}),
     "glm one position": ("glm", {"two_positions": False, "ratio": 0.3}),
+    "span_corruption causal": ("span_corruption", {"density": 0.3, "bidirectional": False}),
+    "ul2 causal": ("ul2", {"bidirectional": False}),
+    "glm causal": ("glm", {"ratio": 0.3, "bidirectional": False}),
+    "prefix_lm causal": ("prefix_lm", {"bidirectional": False}),
+    "ul2 s uniform": ("ul2", {"variant": "ul2r", "s_targets": None}),
     "fim": ("fim", {"rate": 1.0}),
     "cm3": ("cm3", {"spans": 3}),
     "mlm": ("mlm", {"masked": 0.9, "random": 0.0}),

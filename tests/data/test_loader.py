@@ -42,7 +42,7 @@ def hashes(config: DataConfig, processor: KosmosProcessor, ranks: int, steps: in
     return found, json.loads(json.dumps(merge_states([batch.state for batch in batches])))
 
 
-@pytest.mark.parametrize("packing", ["concat", "best_fit"])
+@pytest.mark.parametrize("packing", ["cut", "best_fit", "sentences"])
 @pytest.mark.parametrize("lanes", [2, 8, 24])
 @pytest.mark.parametrize("mask", [True, False])
 def test_ranks_do_not_change_what_is_read(
@@ -56,13 +56,16 @@ def test_ranks_do_not_change_what_is_read(
     assert whole == first + second
 
 
-def test_elastic_over_workers_and_ranks_mid_epoch(make_config: MakeConfig, processor: KosmosProcessor) -> None:
+@pytest.mark.parametrize("packing", ["best_fit", "sentences"])
+def test_elastic_over_workers_and_ranks_mid_epoch(
+    make_config: MakeConfig, processor: KosmosProcessor, packing: str
+) -> None:
     """4 workers × 1 rank, resumed as 1×2, 0×1 and 2×4, against one uninterrupted run."""
-    whole, end = hashes(make_config(workers=0), processor, 1, 24)
+    whole, end = hashes(make_config(workers=0, packing=packing), processor, 1, 24)
     found: list[str] = []
     state = None
     for workers, ranks in ((4, 1), (1, 2), (0, 1), (2, 4)):
-        part, state = hashes(make_config(workers=workers), processor, ranks, 6, state)
+        part, state = hashes(make_config(workers=workers, packing=packing), processor, ranks, 6, state)
         found += part
     assert found == whole
     assert state == end
@@ -73,7 +76,7 @@ def test_elastic_over_workers_and_ranks_mid_epoch(make_config: MakeConfig, proce
     rows=st.sampled_from([4, 6, 12]),
     lanes=st.sampled_from([None, 1, 2]),
     tokens=st.integers(24, 120),
-    packing=st.sampled_from(["concat", "best_fit"]),
+    packing=st.sampled_from(["cut", "best_fit", "sentences"]),
     cut=st.integers(1, 5),
     temperature=st.sampled_from([1.0, 2.0]),
     seed=st.integers(0, 5),
@@ -160,7 +163,7 @@ def test_pixels_lie_in_the_row_of_their_slots(tmp_path: Path, processor: KosmosP
 
 
 def test_state_is_small_json(make_config: MakeConfig, processor: KosmosProcessor) -> None:
-    for packing in ("concat", "best_fit"):
+    for packing in ("cut", "best_fit", "sentences"):
         _, state = hashes(make_config(packing=packing), processor, 1, 30)
         assert all(len(json.dumps(lane)) < 1000 for lane in state["lanes"].values())
 
@@ -263,7 +266,7 @@ def test_a_state_knows_its_tokenizers_and_its_version(make_config: MakeConfig, p
     other = KosmosProcessor(processor.image_processor, processor.tokenizer, 4, span_tokenizer=processor.tokenizer)
     with pytest.raises(ValueError, match=r"other settings: span_tokenizer \(None → "):
         build_loader(make_config(), other, state=state)
-    with pytest.raises(ValueError, match="state is of version 1, this program reads version 2"):
+    with pytest.raises(ValueError, match="state is of version 1, this program reads version 3"):
         build_loader(make_config(), processor, state=state | {"version": 1})
 
 
@@ -273,7 +276,7 @@ def test_a_rank_may_have_no_supervised_token(tmp_path: Path, processor: KosmosPr
         tmp_path / "c", (Document(str(n), [Text("red " * (5 + 9 * (n % 4)), False), Text("circle")]) for n in range(20))
     )
     source = SourceConfig("c", str(tmp_path / "c"), objective={"name": "causal", "loss": "supervised"})
-    config = DataConfig([source], 8, 2, 1, packing="concat")
+    config = DataConfig([source], 8, 2, 1, packing="cut")
     loaders = [build_loader(config, processor, rank, 2) for rank in range(2)]
     steps = [[next(loader) for loader in loaders] for _ in range(20)]
     found = {tuple(batch.stats["supervised"] > 0 for batch in batches) for batches in steps}

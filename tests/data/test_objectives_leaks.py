@@ -122,7 +122,7 @@ def test_the_leak_test_finds_a_leak(
     assert not torch.allclose(base[t], changed[t], atol=1e-5)
 
 
-@pytest.mark.parametrize("case", ["prefix_lm", "glm token", "ul2", "semi_causal paper"])
+@pytest.mark.parametrize("case", ["prefix_lm", "glm token", "ul2", "semi_causal paper", "glm causal", "ul2 causal"])
 def test_packing_keeps_documents_apart(
     case: str, build: Callable, model: Any, objective_processor: KosmosProcessor, objective_words: list[str]
 ) -> None:

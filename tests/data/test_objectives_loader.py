@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from kosmos import KosmosConfig, KosmosForConditionalGeneration
 from kosmos.processing_kosmos import KosmosProcessor
 from kosmos_data import DataConfig, Document, Image, SourceConfig, Span, Text, build_loader, objectives, write_shards
 from kosmos_data.batch import StepBatch
+from kosmos_data.loader import merge_states
+from kosmos_data.ordering import digest, global_batches
 
 SCHEDULE = {
     "name": "schedule",
@@ -47,30 +50,61 @@ def same(one: StepBatch, two: StepBatch) -> bool:
     )
 
 
-def test_a_schedule_follows_the_steps(corpus: str, objective_processor: KosmosProcessor) -> None:
-    """Sentinels first, blocks next, then neither; what waits in a pool when a stage ends is still of the old one."""
+@pytest.mark.parametrize("packing", ["cut", "best_fit", "sentences"])
+def test_a_schedule_follows_the_steps(packing: str, corpus: str, objective_processor: KosmosProcessor) -> None:
+    """Sentinels first, blocks next, then neither, exactly from the step on where a stage ends."""
     schedule = objectives.from_settings(SCHEDULE, objective_processor)
     assert [schedule.stages.index(schedule.at(step)) for step in range(8)] == [0, 0, 0, 1, 1, 1, 2, 2]
-    loader = build_loader(config(corpus, SCHEDULE, packing="concat"), objective_processor)
+    loader = build_loader(config(corpus, SCHEDULE, packing=packing), objective_processor)
     batches = [next(loader) for _ in range(14)]
     sentinel = objective_processor.tokenizer.convert_tokens_to_ids("<extra_id_0>")
     has_sentinel = [any((micro["input_ids"] == sentinel).any() for micro in batch.micro_batches) for batch in batches]
     has_blocks = [any("block_ids" in micro for micro in batch.micro_batches) for batch in batches]
-    assert all(has_sentinel[:3])
-    assert all(has_blocks[:6])
-    assert not any(has_sentinel[6:])
-    assert not any(has_blocks[9:])
+    assert has_sentinel == [True] * 3 + [False] * 11
+    assert has_blocks == [True] * 6 + [False] * 8
 
 
-@pytest.mark.parametrize("at", [2, 4, 7])
-def test_a_schedule_is_resumed_in_the_middle(at: int, corpus: str, objective_processor: KosmosProcessor) -> None:
-    """Open documents of an earlier stage come again as they were."""
-    settings = config(corpus, SCHEDULE)
-    loader = build_loader(settings, objective_processor)
-    whole = [next(loader) for _ in range(10)]
-    state = json.loads(json.dumps(whole[at - 1].state))
-    resumed = build_loader(settings, objective_processor, state=state)
-    assert all(same(next(resumed), batch) for batch in whole[at:])
+@pytest.mark.parametrize("at", [2, 3, 4, 6, 7])
+@pytest.mark.parametrize("packing", ["cut", "best_fit", "sentences"])
+def test_a_schedule_is_resumed_in_the_middle(
+    at: int, packing: str, corpus: str, objective_processor: KosmosProcessor
+) -> None:
+    """Before, at and behind a border, and from two ranks to one: open documents come again as they were."""
+    settings = config(corpus, SCHEDULE, packing=packing)
+    stream = global_batches(settings, objective_processor, 1)
+    whole = [digest(rows) for rows, _ in islice(stream, 10)]
+    pair = islice(global_batches(settings, objective_processor, 2), at)
+    first, states = zip(*[(digest(rows), [batch.state for batch in batches]) for rows, batches in pair], strict=True)
+    state = json.loads(json.dumps(merge_states(states[-1])))
+    rest = islice(global_batches(settings, objective_processor, 1, state), 10 - at)
+    assert [*first, *(digest(rows) for rows, _ in rest)] == whole
+
+
+def test_what_waits_at_a_border_is_made_again(
+    tmp_path: Path, objective_processor: KosmosProcessor, objective_words: list[str]
+) -> None:
+    """A document that the border cuts is read again, whole; one that the next stage cannot use is left out, counted."""
+    texts = [" ".join(objective_words[4 * n : 4 * n + 4] * 15) for n in range(20)]  # 60 tokens, words of its own
+    documents = [Document(f"{n:02d}", [Text(text, supervised=n % 4 > 0)]) for n, text in enumerate(texts)]
+    write_shards(tmp_path / "c", documents)
+    stages = [{"until": 3, "name": "causal"}, {"name": "causal", "loss": "supervised"}]
+    objective = {"name": "schedule", "stages": stages}
+    one_row = {"row_tokens": 100, "rows_per_step": 1, "rows_per_micro_batch": 1, "max_bad_rate": 0.5}
+    words = {token: n for n, text in enumerate(texts) for token in objective_processor.encode_text(text)}
+    for packing in ("cut", "best_fit"):
+        settings = config(str(tmp_path / "c"), objective, packing=packing, **one_row)
+        batches = list(islice(build_loader(settings, objective_processor), 20))
+        read = [[words[t] for t in b.micro_batches[0]["input_ids"][0].tolist() if t in words] for b in batches]
+        skipped = [batch.stats["skipped"].get("no supervised token", 0) for batch in batches]
+        assert any(n % 4 == 0 for row in read[:3] for n in row)
+        assert all(n % 4 for row in read[3:] for n in row)
+        assert skipped[:3] == [0, 0, 0]
+        assert sum(skipped) > 3
+        if packing == "cut":
+            assert read[2].count(read[2][-1]) < 60, "the border cuts a document"
+            assert read[3][:60] == [read[2][-1]] * 60
+        else:
+            assert skipped[3] > 1, "of the sixteen that waited"
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -102,14 +136,64 @@ def test_mixture_keeps_its_weights(objective_processor: KosmosProcessor, objecti
     assert causal / 600 == pytest.approx(0.25, abs=0.05)
 
 
-def test_fallbacks_reach_the_statistics(corpus: str, objective_processor: KosmosProcessor) -> None:
-    """Documents of under 128 tokens are too short for two spans of 64: they stay causal, and are counted."""
-    loader = build_loader(config(corpus, {"name": "semi_causal"}), objective_processor)
+def test_fallbacks_reach_the_statistics(
+    tmp_path: Path, corpus: str, objective_processor: KosmosProcessor, objective_words: list[str]
+) -> None:
+    """Documents of one token are too short for a span: they stay causal, and are counted."""
+    write_shards(tmp_path / "short", (Document(f"{n}", [Text(objective_words[n])]) for n in range(20)))
+    loader = build_loader(config(str(tmp_path / "short"), {"name": "semi_causal"}), objective_processor)
     batches = [next(loader) for _ in range(6)]
     documents = sum(batch.stats["documents"] for batch in batches)
     assert sum(batch.stats["fallbacks"] for batch in batches) == documents
     loader = build_loader(config(corpus, {"name": "causal"}), objective_processor)
     assert next(loader).stats["fallbacks"] == 0
+
+
+XPOS = ["span_corruption", "ul2", "glm", "prefix_lm"]
+
+
+@pytest.mark.parametrize("name", XPOS)
+def test_bidirectional_false_changes_the_mask_alone(
+    name: str, objective_processor: KosmosProcessor, objective_words: list[str]
+) -> None:
+    """The same tokens, labels, weights and counted positions, without a bidirectional block."""
+    counted = {"two_positions": False} if name == "glm" else {}
+    both = objectives.get(name, objective_processor, chunk_tokens=30, **counted)
+    causal = objectives.get(name, objective_processor, chunk_tokens=30, bidirectional=False)
+    for seed in range(10):
+        document = Document("k", [Text(" ".join(np.random.default_rng(seed).permutation(objective_words)))])
+        one, other = both(document, seed), causal(document, seed)
+        assert (one.block >= 0).any()
+        assert (other.block == -1).all()
+        for column in ("token", "label", "weight", "position", "position_in_span", "cuts"):
+            assert (getattr(one, column) == getattr(other, column)).all()
+        assert (np.diff(other.position) == 1).all()
+
+
+@pytest.mark.parametrize("name", XPOS)
+@pytest.mark.parametrize("packing", ["best_fit", "sentences"])
+def test_an_xpos_decoder_runs_denoising(
+    name: str, packing: str, corpus: str, objective_processor: KosmosProcessor
+) -> None:
+    """Through the loader into the card's decoder, which refuses blocks that see both ways."""
+    text = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text |= {"vocab_size": len(objective_processor.tokenizer), "position_type": "xpos"}
+    torch.manual_seed(0)
+    model = KosmosForConditionalGeneration(KosmosConfig(text_config=text, vision_config=None, image_token_id=None))
+    for bidirectional in (False, True):
+        objective = {
+            "name": name,
+            "bidirectional": bidirectional,
+            **({"two_positions": False} if name == "glm" else {}),
+        }
+        batch = next(build_loader(config(corpus, objective, packing=packing), objective_processor))
+        micro = {key: tensor for key, tensor in batch.micro_batches[0].items() if key != "source_ids"}
+        if bidirectional:
+            with pytest.raises(ValueError, match="position_type is 'xpos'"):
+                model(**micro)
+        else:
+            model(**micro).loss.backward()
+            assert all(torch.isfinite(weight.grad).all() for weight in model.parameters() if weight.grad is not None)
 
 
 def test_an_objective_that_cannot_be_built_names_its_source(corpus: str, processor: KosmosProcessor) -> None:

@@ -126,7 +126,8 @@ class Undo:
 
     def glm(self, read: Symbols, example: Example) -> Symbols:
         """Pieces by the position of their mask, or in order where positions are plain."""
-        length = int((example.block >= 0).sum()) or len(read)
+        length = read.index(self.sop) if self.sop in read else len(read)
+        assert length == (int((example.block >= 0).sum()) or length)
         body, pieces, at = read[:length], [], length
         while at < len(read):
             stop = next((t for t in range(at + 1, len(read)) if read[t] == self.sop), len(read))

@@ -15,6 +15,7 @@ from kosmos_data.packing import (
     DOCUMENT,
     IGNORED,
     LABEL,
+    POOL,
     POSITION,
     SOURCE,
     TOKEN,
@@ -29,8 +30,11 @@ from kosmos_data.packing import (
 BOS, PAD, SLOTS = 0, 1, 3
 
 
-def make_example(shape: list[int], start: int) -> Example:
-    """``shape``: numbers of text tokens, −1 for an image; ids count up from ``start``, so every token is known."""
+def make_example(shape: list[int], start: int, sentence: int = 0) -> Example:
+    """``shape``: numbers of text tokens, −1 for an image; ids count up from ``start``, so every token is known.
+
+    ``sentence``: every so many tokens one ends a sentence, if it is no part of an image.
+    """
     builder = FlatBuilder()
     builder.add([BOS], 0.0)
     for part in shape:
@@ -40,9 +44,18 @@ def make_example(shape: list[int], start: int) -> Example:
         else:
             builder.add(list(range(first, first + part)), 1.0)
     builder.add([2], 1.0)
-    return shifted(builder.build())
+    example = shifted(builder.build())
+    if sentence:
+        example.ends[sentence:-1:sentence] = True
+        example.ends[:-1] &= example.cuts[:-1] & example.cuts[1:]
+    return example
 
 
+MODES = {
+    "cut": {"cut_all": True},
+    "best_fit": {"cut_all": False},
+    "sentences": {"cut_all": True, "sentences": True},
+}
 SHAPES = st.lists(st.one_of(st.just(-1), st.integers(1, 60)), min_size=1, max_size=6)
 
 
@@ -75,13 +88,16 @@ def pack_all(examples: list[Example], packer: Packer, pool_size: int) -> list[li
     shapes=st.lists(SHAPES, min_size=1, max_size=15),
     tokens=st.integers(20, 90),
     cap=st.integers(1, 4),
-    cut=st.booleans(),
+    mode=st.sampled_from(sorted(MODES)),
+    sentence=st.sampled_from([0, 1, 7, 40]),
 )
-def test_nothing_is_lost_doubled_or_torn(shapes: list[list[int]], tokens: int, cap: int, cut: bool) -> None:
-    packer = Packer(tokens, cap, cut_all=cut)
-    examples = [make_example(shape, 1000 * n) for n, shape in enumerate(shapes)]
+def test_nothing_is_lost_doubled_or_torn(
+    shapes: list[list[int]], tokens: int, cap: int, mode: str, sentence: int
+) -> None:
+    packer = Packer(tokens, cap, **MODES[mode])
+    examples = [make_example(shape, 1000 * n, sentence) for n, shape in enumerate(shapes)]
     assert all(packer.possible(example) for example in examples)
-    rows = pack_all(examples, packer, 1 if cut else 16)
+    rows = pack_all(examples, packer, POOL[mode])
     placed: dict[int, list[tuple[int, int]]] = {n: [] for n in range(len(examples))}
     for row in rows:
         assert sum(piece.length for piece in row) <= tokens
@@ -96,7 +112,7 @@ def test_nothing_is_lost_doubled_or_torn(shapes: list[list[int]], tokens: int, c
         assert parts[0][0] == 0
         assert parts[-1][1] == len(examples[ordinal])
         assert all(one[1] == other[0] for one, other in itertools.pairwise(parts))
-        if not cut and len(examples[ordinal]) <= tokens and Entry(0, examples[ordinal]).images <= cap:
+        if mode == "best_fit" and len(examples[ordinal]) <= tokens and Entry(0, examples[ordinal]).images <= cap:
             assert len(parts) == 1, "best_fit cuts only what no row could hold"
 
 

@@ -247,6 +247,10 @@ def test_the_projects_studies_are_sound(values: dict[str, Any], monkeypatch: pyt
     monkeypatch.chdir(CONFIGS.parents[2])
     other = settings.load(StudyConfig, CONFIGS / "study_minilm.yaml")
     assert set(other.pretrained) == {"semi_causal"}
+    causal = settings.load(StudyConfig, CONFIGS / "study_xpos.yaml")
+    _check_arms(causal, values)
+    xpos = configs(causal, load_base(causal), Path("x")).values()
+    assert {run.model.overrides["text_config"]["position_type"] for run in xpos} == {"xpos"}
     study = settings.load(StudyConfig, CONFIGS / "study.yaml")
     assert (other.base, other.tuning.sets, other.tuning.steps) == (study.base, study.tuning.sets, study.tuning.steps)
     assert set(study.objectives) >= {
@@ -265,16 +269,7 @@ def test_the_projects_studies_are_sound(values: dict[str, Any], monkeypatch: pyt
     assert runs["semi_causal-0"].model.span_weights is not None
     own = settings.load(EncoderConfig, study.encoder)
     assert (own.processor, own.shards) == (base.processor, [base.data.sources[0].shards])
-    named = yaml.safe_load((CONFIGS / "tokenizer.yaml").read_text())["objectives"]
-    have = special_tokens(named)
-    assert set(special_tokens(list(study.objectives.values()))) <= set(have)
-    processor = load_processor(values["processor"])
-    processor.tokenizer.add_tokens(have, special_tokens=True)
-    for config in runs.values():
-        config = with_steps(config, base.steps, study.points)
-        config.check()
-        options = dict(config.data.sources[0].objective)
-        get(options.pop("name"), processor, **options)
+    _check_arms(study, values)
     stages = with_steps(runs["flan_t5-0"], 200, 4).data.sources[0].objective["stages"]
     assert stages[0]["until"] == 160
     assert study_tuning.tuning_jobs(
@@ -282,10 +277,43 @@ def test_the_projects_studies_are_sound(values: dict[str, Any], monkeypatch: pyt
     )
 
 
+def _check_arms(study: StudyConfig, values: dict[str, Any]) -> None:
+    """Every objective of a study of the project can be built with the tokens that tokenizer.yaml names."""
+    have = special_tokens(yaml.safe_load((CONFIGS / "tokenizer.yaml").read_text())["objectives"])
+    assert set(special_tokens(list(study.objectives.values()))) <= set(have)
+    processor = load_processor(values["processor"])
+    processor.tokenizer.add_tokens(have, special_tokens=True)
+    base = load_base(study)
+    for config in configs(study, base, Path("runs/objectives/study")).values():
+        config = with_steps(config, base.steps, study.points)
+        config.check()
+        options = dict(config.data.sources[0].objective)
+        get(options.pop("name"), processor, **options)
+
+
+def test_a_study_of_the_xpos_decoder_runs(study: dict[str, Any], values: dict[str, Any], tmp_path: Path) -> None:
+    """Causal span corruption and GLM with xPos train, and are asked for their blanks, without a block."""
+    arms = {"span_corruption": {"name": "span_corruption"}, "glm": {"name": "glm"}}
+    processor = load_processor(values["processor"])
+    processor.tokenizer.add_tokens(special_tokens(list(arms.values())), special_tokens=True)
+    processor.save_pretrained(tmp_path / "processor")
+    base = yaml.safe_load(Path(study["base"]).read_text()) | {"processor": str(tmp_path / "processor"), "steps": 2}
+    Path(study["base"]).write_text(yaml.safe_dump(base))
+    changes = {"encoder": None, "tuning": {}, "blanks": {"one": study["blanks"]["one"]}}
+    changes["objectives"] = {name: {**arm, "bidirectional": False} for name, arm in arms.items()}
+    changes["models"] = {name: {"text_config": {"position_type": "xpos"}} for name in arms}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study | changes))
+    main([str(tmp_path / "study.yaml"), f"run={tmp_path / 'out'}"])
+    found = json.loads((tmp_path / "out" / "study.json").read_text())
+    for name in arms:
+        assert found["arms"][name]["loss_exposure"] < 0.6
+        assert 0 <= found["arms"][name]["cloze"]["one"]["value"] <= 1
+
+
 @pytest.mark.parametrize(
     ("objective", "position", "message"),
     [
-        ({"name": "prefix_lm"}, "xpos", "text_config.position_type to 'rope' or 'learned_2d'"),
+        ({"name": "prefix_lm"}, "xpos", "'rope' or 'learned_2d', or the objective's bidirectional to false"),
         ({"name": "glm"}, "rope", "the objective's two_positions to false"),
         ({"name": "semi_causal", "sampler": "prefix"}, "xpos", "no span_encoder_config"),
     ],

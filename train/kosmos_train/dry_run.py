@@ -104,7 +104,8 @@ def refuse_misfits(config: Any, batches: list[Any]) -> None:
     if "block_ids" in asked and position == "xpos":
         raise ValueError(
             "the objective makes bidirectional blocks, but text_config.position_type is 'xpos', which amplifies keys "
-            "to the right of the query; set model.overrides.text_config.position_type to 'rope' or 'learned_2d'"
+            "to the right of the query; set model.overrides.text_config.position_type to 'rope' or 'learned_2d', or "
+            "the objective's bidirectional to false"
         )
     if "position_in_span" in asked and position != "learned_2d":
         raise ValueError(

@@ -142,7 +142,11 @@ def _arm(config: TrainConfig, flops: float, before: float, blanks: dict[str, str
         raise RuntimeError("a signal ended it; start the study again to go on")
     model, processor = load(folder, "cpu")
     model.eval()
-    cloze = {Path(path).stem: fill_blanks(model, processor, Path(path), form) for path, form in blanks.items()}
+    objective = config.data.sources[0].objective
+    both_ways = objective.get("stages", [objective])[-1].get("bidirectional", True)
+    cloze = {
+        Path(path).stem: fill_blanks(model, processor, Path(path), form, both_ways) for path, form in blanks.items()
+    }
     return {**summary(folder, flops, before), "cloze": cloze}
 
 

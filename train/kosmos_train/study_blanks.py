@@ -107,12 +107,16 @@ def guesses(path: Path) -> dict[str, float]:
 
 
 @torch.no_grad()
-def fill_blanks(model: Any, processor: Any, path: Path, objective: str, console: Any = None) -> dict[str, Any]:
-    """Accuracy with its 95 % interval, and whether the wordings are single tokens."""
+def fill_blanks(model: Any, processor: Any, path: Path, objective: str, bidirectional: bool = True) -> dict[str, Any]:
+    """Accuracy with its 95 % interval, and whether the wordings are single tokens.
+
+    Args:
+        objective: in whose form the blanks are asked; ``bidirectional`` as the model was trained with it.
+    """
     found = json.loads(path.read_text(encoding="utf-8"))
     two_positions = model.config.text_config.position_type == "learned_2d"
     verbalizers = {word: word for word in found["classes"]}
-    cloze = Cloze(processor, verbalizers, two_positions, objective=objective)
+    cloze = Cloze(processor, verbalizers, two_positions, objective=objective, bidirectional=bidirectional)
     right: list[float] = []
     for batch in _batches(found["items"], BATCH_TEXTS):
         best = cloze.scores(model, [row["text"] for row in batch]).argmax(1).tolist()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from ..document import Document
-from ..example import Example, Flat, Placed
+from ..example import Example, Flat, Placed, all_causal
 from ._flatten import Loss, flatten
 
 if TYPE_CHECKING:
@@ -30,7 +30,12 @@ Transform: TypeAlias = Callable[[Flat, np.random.Generator], Example | None]
 
 
 def denoising(
-    processor: KosmosProcessor, loss: Loss, chunk_tokens: int | None, salt: str, transform: Transform
+    processor: KosmosProcessor,
+    loss: Loss,
+    chunk_tokens: int | None,
+    salt: str,
+    transform: Transform,
+    bidirectional: bool = True,
 ) -> Objective:
     """The objective that flattens a document, transforms each window, and joins the results.
 
@@ -40,6 +45,7 @@ def denoising(
         chunk_tokens: most tokens in a window; None: the whole document in one.
         salt: makes the draws of different objectives independent.
         transform: of one window.
+        bidirectional: keep the blocks that see both ways; False: the same tokens, labels and weights, all causal.
     """
     if loss not in ("all", "supervised"):
         raise ValueError(f"loss={loss!r}: choose 'all' or 'supervised'")
@@ -52,7 +58,8 @@ def denoising(
         for number, window in enumerate(windows(flatten(document, processor, loss), chunk_tokens)):
             example = transform(window, np.random.default_rng([seed, number, *salt_bytes]))
             examples.append(plain(window, eos) if example is None else example)
-        return join(examples)
+        joined = join(examples)
+        return joined if bidirectional else all_causal(joined)
 
     return objective
 

@@ -11,7 +11,8 @@ Three levels, as in ``blocklm_utils.py`` of THUDM/GLM: ``token`` (15 % in spans 
 hides the supervised segments of a labelled document: fine-tuning by infilling.
 
 The second position needs ``position_type: learned_2d``. With ``two_positions: false`` tokens are simply counted, for
-rope and sinusoids; spans then come in the order of their masks, which nothing else would tell.
+rope, sinusoids and xPos; spans then come in the order of their masks, which nothing else would tell. With
+``bidirectional: false`` part A is causal too, which is what an xPos decoder can run.
 
 Differs from the code: the length of a document-level span is drawn for each window instead of for a batch.
 """
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..example import Example, Flat
+from ..sentences import ending_pieces
 from . import Objective
 from ._arrange import Arrangement, denoising, maskable, runs
 from ._flatten import Loss
@@ -45,7 +47,8 @@ def build(
     ratio: float = 0.15,
     shortest: float = 0.5,
     suffix: float = 0.5,
-    two_positions: bool = True,
+    two_positions: bool | None = None,
+    bidirectional: bool = True,
     loss: Loss = "all",
     chunk_tokens: int = 512,
 ) -> Objective:
@@ -58,7 +61,9 @@ def build(
         ratio: share of the text that token and sentence level hide.
         shortest: least share of the text that document level hides (0.25 in GLM-10B).
         suffix: how often a document-level span is the end of the text; otherwise it lies anywhere.
-        two_positions: GLM's pair of positions; False counts tokens.
+        two_positions: GLM's pair of positions; False counts tokens. Default: as ``bidirectional``, since a causal model
+            with xPos has no second position.
+        bidirectional: part A sees itself both ways, as in GLM; False: everything is causal.
         loss: hide any text, or only ``supervised`` segments.
         chunk_tokens: longer documents are cut into windows of about equal length.
 
@@ -67,6 +72,7 @@ def build(
             lacks a token.
     """
     levels = dict(levels or {"token": 1.0})
+    pairs = bidirectional if two_positions is None else two_positions
     if unknown := sorted(levels.keys() - MASKS.keys()):
         raise ValueError(f"levels: no level {unknown[0]!r}; there are {', '.join(MASKS)}")
     if min(levels.values()) < 0 or sum(levels.values()) <= 0:
@@ -80,7 +86,8 @@ def build(
     begin, end = ids_of((PIECE_BEGIN, PIECE_END), processor, "glm")
     masks = dict(zip(names, ids_of([MASKS[name] for name in names], processor, "glm"), strict=True))
     eos = processor.tokenizer.eos_token_id
-    ends_sentence = sentence_ends(processor) if "sentence" in levels else np.zeros(0, dtype=bool)
+    by_sentence = "sentence" in levels
+    ends_sentence = ending_pieces(processor.tokenizer, SENTENCE_ENDS) if by_sentence else np.zeros(0, dtype=bool)
 
     def transform(flat: Flat, rng: np.random.Generator) -> Example | None:
         level = names[rng.choice(len(names), p=shares / shares.sum())]
@@ -96,22 +103,16 @@ def build(
             spans, open_end = document_span(free[: len(free) - ends], shortest, suffix, rng)
         if not spans:
             return None
-        order = rng.permutation(len(spans)) if two_positions else np.arange(len(spans))
-        return infill(flat, spans, order.tolist(), masks[level], begin, end, eos, two_positions, open_end)
+        order = rng.permutation(len(spans)) if pairs else np.arange(len(spans))
+        return infill(flat, spans, order.tolist(), masks[level], begin, end, eos, pairs, open_end)
 
-    return denoising(processor, loss, chunk_tokens, "glm", transform)
+    return denoising(processor, loss, chunk_tokens, "glm", transform, bidirectional)
 
 
 def fill(flat: Flat, span: tuple[int, int], processor: KosmosProcessor, two_positions: bool) -> Example:
     """A blank: one ``<mask>``, and its words behind the text."""
     mask, begin, end = ids_of((MASKS["token"], PIECE_BEGIN, PIECE_END), processor, "glm")
     return infill(flat, [span], [0], mask, begin, end, processor.tokenizer.eos_token_id, two_positions)
-
-
-def sentence_ends(processor: KosmosProcessor) -> np.ndarray:
-    """For every id whether it ends a sentence: its piece ends with one of GLM's marks, or is a newline."""
-    pieces = processor.tokenizer.convert_ids_to_tokens(range(len(processor.tokenizer)))
-    return np.array([piece[-1:] in SENTENCE_ENDS or piece == "</line>" for piece in pieces])
 
 
 def token_spans(free: np.ndarray, ratio: float, rng: np.random.Generator) -> Spans:

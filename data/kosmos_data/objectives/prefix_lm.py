@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 def build(
     processor: KosmosProcessor,
     prefix: Literal["random", "input"] = "random",
+    bidirectional: bool = True,
     loss: Loss = "all",
     chunk_tokens: int = 512,
 ) -> Objective:
@@ -32,6 +33,8 @@ def build(
         processor: tokenizer and image processor of the run.
         prefix: ``random`` length, uniform as in T5, or the ``input``: all before the first token with loss, which needs
             ``loss: supervised`` to be more than ``<s>``.
+        bidirectional: the prefix sees itself both ways; False: it is read causally, which is what an xPos decoder can
+            run.
         loss: ``all`` text behind the prefix, or only its ``supervised`` segments.
         chunk_tokens: longer documents are cut into windows of about equal length.
 
@@ -46,14 +49,30 @@ def build(
         pivot = draw_pivot(flat, rng) if prefix == "random" else int(np.argmax(flat.weight > 0))
         return split_at(flat, pivot, bos, eos) if pivot else None
 
-    return denoising(processor, loss, None if prefix == "input" else chunk_tokens, "prefix_lm", transform)
+    limit = None if prefix == "input" else chunk_tokens
+    return denoising(processor, loss, limit, "prefix_lm", transform, bidirectional)
 
 
 def draw_pivot(flat: Flat, rng: np.random.Generator) -> int:
     """A place to divide the window, uniform over those that cut no image and leave a loss behind; 0: there is none."""
-    last = int(np.flatnonzero(flat.weight > 0).max(initial=0))
-    places = np.flatnonzero(flat.cuts[1 : last + 1]) + 1
+    places = _pivots(flat)
     return int(rng.choice(places)) if len(places) else 0
+
+
+def pivot_at(flat: Flat, share: float) -> int:
+    """The place to divide the window that leaves nearest to ``share`` of the tokens with loss behind; 0: none."""
+    places = _pivots(flat)
+    if len(places) == 0:
+        return 0
+    with_loss = np.flatnonzero(flat.weight > 0)
+    wanted = with_loss[-max(1, round(share * len(with_loss)))]
+    return int(places[np.abs(places - wanted).argmin()])
+
+
+def _pivots(flat: Flat) -> np.ndarray:
+    """Places where the window may be divided so that a loss is left behind."""
+    last = int(np.flatnonzero(flat.weight > 0).max(initial=0))
+    return np.flatnonzero(flat.cuts[1 : last + 1]) + 1
 
 
 def split_at(flat: Flat, pivot: int, bos: int, eos: int, mode: int | None = None) -> Example:

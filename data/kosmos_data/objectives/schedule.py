@@ -6,8 +6,9 @@
         - {until: 90_000, name: span_corruption}
         - {name: prefix_lm}
 
-A document is of the stage whose step *reads* it: documents that wait in a lane's pool keep theirs, and the loader's
-state remembers it, so a resumed run makes the same examples.
+Every row is of the stage of its step: documents that wait for their place when a stage ends are made again by the next
+one. A document of which a part is in earlier rows then comes again from its beginning, so that one document a lane and
+source may be read twice in part at each border.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ def build(
     processor: KosmosProcessor,
     density: float = 0.15,
     mean_length: float = 3.0,
+    bidirectional: bool = True,
     loss: Loss = "all",
     chunk_tokens: int = 512,
 ) -> Objective:
@@ -41,6 +42,8 @@ def build(
         processor: tokenizer (with ``<extra_id_0>`` …) and image processor of the run.
         density: share of the text that is hidden.
         mean_length: of the hidden stretches, in tokens.
+        bidirectional: the text with its sentinels sees itself both ways, as T5's encoder does; False: everything is
+            causal, which is what an xPos decoder can run.
         loss: hide any text, or only ``supervised`` segments.
         chunk_tokens: longer documents are cut into windows of about equal length.
 
@@ -55,7 +58,7 @@ def build(
         mask = draw_noise(maskable(flat, eos), density, mean_length, rng)
         return None if mask is None else corrupt(flat, mask, sentinels, bos, eos)
 
-    return denoising(processor, loss, chunk_tokens, "span_corruption", transform)
+    return denoising(processor, loss, chunk_tokens, "span_corruption", transform, bidirectional)
 
 
 def check_noise(density: float, mean_length: float, chunk_tokens: int) -> None:

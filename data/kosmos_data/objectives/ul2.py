@@ -3,8 +3,8 @@
 R denoisers hide short stretches sparingly, X denoisers long ones or many (``[NLG]``), S is a prefix language model. The
 mode token stands behind ``<s>``: ``[NLU]`` R, ``[NLG]`` X, ``[S2S]`` S, as in the released checkpoints.
 
-Differs from the paper: the end of an S prefix is drawn uniformly (as Levanter does); T5's noise mask with one stretch,
-which the paper names, would always hide exactly the last quarter.
+An S denoiser asks for the last quarter of a text, as table 1 has it (r = 0.25, one stretch of a quarter of the length);
+``s_targets: null`` draws the end of its prefix uniformly, as Levanter does, which asks for half of the text on average.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from . import Objective, span_corruption
 from ._arrange import denoising, maskable
 from ._flatten import Loss
 from ._tokens import SENTINELS, ids_of
-from .prefix_lm import draw_pivot, split_at
+from .prefix_lm import draw_pivot, pivot_at, split_at
 from .span_corruption import check_noise, corrupt, draw_noise
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ def build(
     processor: KosmosProcessor,
     variant: Literal["ul2", "ul2r"] = "ul2",
     mode_tokens: bool = True,
+    s_targets: float | None = 0.25,
+    bidirectional: bool = True,
     loss: Loss = "all",
     chunk_tokens: int = 512,
 ) -> Objective:
@@ -71,12 +73,18 @@ def build(
         processor: tokenizer (with sentinels and mode tokens) and image processor of the run.
         variant: ``ul2`` draws the seven denoisers evenly, ``ul2r`` half S, a quarter R, a quarter X.
         mode_tokens: announce the denoiser.
+        s_targets: share of the text, its end, that an S denoiser asks for; None: the prefix ends anywhere.
+        bidirectional: what is read sees itself both ways, as in UL2's encoder; False: everything is causal, which is
+            what an xPos decoder can run.
         loss: hide any text, or only ``supervised`` segments.
         chunk_tokens: longer documents are cut into windows of about equal length, each with its own denoiser.
 
     Raises:
-        ValueError: an unknown ``variant``, more stretches than sentinels, or a tokenizer that lacks a token.
+        ValueError: an unknown ``variant``, a share outside 0 … 1, more stretches than sentinels, or a tokenizer that
+            lacks a token.
     """
+    if s_targets is not None and not 0 < s_targets < 1:
+        raise ValueError(f"s_targets={s_targets} must lie between 0 and 1")
     if variant not in VARIANTS:
         raise ValueError(f"variant={variant!r}: choose one of {', '.join(VARIANTS)}")
     denoisers = VARIANTS[variant]
@@ -93,12 +101,12 @@ def build(
         denoiser = denoisers[rng.choice(len(denoisers), p=shares)]
         mode = modes[denoiser.mode]
         if denoiser.mode == "S":
-            pivot = draw_pivot(flat, rng)
+            pivot = draw_pivot(flat, rng) if s_targets is None else pivot_at(flat, s_targets)
             return split_at(flat, pivot, bos, eos, mode) if pivot else None
         mask = draw_noise(maskable(flat, eos), denoiser.density, denoiser.mean_length, rng)
         return None if mask is None else corrupt(flat, mask, sentinels, bos, eos, mode)
 
-    return denoising(processor, loss, chunk_tokens, "ul2", transform)
+    return denoising(processor, loss, chunk_tokens, "ul2", transform, bidirectional)
 
 
 def fill(flat: Flat, span: tuple[int, int], processor: KosmosProcessor, two_positions: bool) -> Example:

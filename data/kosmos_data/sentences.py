@@ -1,0 +1,76 @@
+"""Where sentences end, seen from the ids of a text.
+
+A sentence ends with ``</line>``, and with a piece that ends in ``. ! ?`` (closing quotes and brackets may follow) where
+the next piece begins a word or is a special token, such as ``<image>``. A mark before ``</line>`` or ``</s>`` leaves
+the end to that token. An abbreviation ("Mr. Adams") therefore counts as an end, a decimal point does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kosmos.tokenization_kosmos import LINE_END
+
+from .example import Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+MARKS = frozenset(".?!。？！…")
+CLOSERS = "\"'”’»›)]}"
+_MOST_CLOSERS = 3  # pieces of closing signs behind one mark
+
+
+def ending_pieces(tokenizer: PreTrainedTokenizerFast, marks: Set[str], closers: str = "") -> np.ndarray:
+    """For every id whether its piece ends with one of ``marks``, ``closers`` left aside, or is a newline; bool (V,)."""
+    pieces = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    return np.array([piece.rstrip(closers)[-1:] in marks or piece == LINE_END for piece in pieces])
+
+
+@dataclass(frozen=True, slots=True)
+class Sentences:
+    """The rule as tables over a vocabulary; make it with :meth:`of`.
+
+    Args:
+        ending: bool (V,), the piece ends with a mark.
+        closing: bool (V,), the piece is nothing but closing signs.
+        beginning: bool (V,), the piece begins a word, or is a special token other than ``</line>``, ``</s>``
+            and ``<unk>``.
+        line, eos: ids of ``</line>`` and ``</s>``.
+    """
+
+    ending: np.ndarray
+    closing: np.ndarray
+    beginning: np.ndarray
+    line: int
+    eos: int
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerFast) -> Sentences:
+        """The tables of a tokenizer in the KOSMOS layout."""
+        line, eos = tokenizer.convert_tokens_to_ids(LINE_END), tokenizer.eos_token_id
+        pieces = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+        closing = np.array([piece.strip(CLOSERS) == "" for piece in pieces])
+        beginning = np.array([piece.startswith("▁") for piece in pieces])
+        beginning[list(tokenizer.added_tokens_decoder)] = True
+        beginning[[line, eos, tokenizer.unk_token_id]] = False
+        return cls(ending_pieces(tokenizer, MARKS, CLOSERS), closing, beginning, line, eos)
+
+    def ends(self, example: Example) -> np.ndarray:
+        """True at t where token t ends a sentence and the example may be cut there; bool (T,).
+
+        Both edges of the token must be places to cut: ``<s>`` will stand for it at the beginning of the next row.
+        """
+        token = example.token
+        ends = self.ending[token]
+        closing = self.closing[token]
+        for _ in range(_MOST_CLOSERS):
+            ends[1:] |= ends[:-1] & closing[1:]
+        ends[:-1] &= self.beginning[token[1:]] | (token[:-1] == self.line)
+        ends[:-1] &= example.cuts[:-1] & example.cuts[1:]
+        ends[[0, -1]] = False
+        return ends
