@@ -32,7 +32,7 @@ def evaluate(demo: Demo) -> None:
     if all(demo.path(name).is_file() for name in ("results.json", "answers.png")):
         return
     seen = ("image+text", "shuffled")
-    shapes = {"data": demo.path("corpus", "eval"), "out": demo.path("eval"), "console": demo.console}
+    shapes: dict[str, Any] = {"data": demo.path("corpus", "eval"), "out": demo.path("eval"), "console": demo.console}
     pictures = shapes | {"data": demo.path("pictures", "eval")}
     few = min(FEW_SHOT_QUESTIONS, demo.limit or FEW_SHOT_QUESTIONS)
     tuned, processor = load(demo.path("tune"))
