@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from kosmos.loading import encoder_folder
-from kosmos.modalities import MODALITIES, SPAN
+from kosmos.modalities import SPAN
 from kosmos_data import DataConfig
 
 from .build import build_config, build_processor
@@ -96,8 +96,7 @@ def refuse_misfits(config: Any, batches: list[Any]) -> None:
     """Batches that ask for what the model cannot do: it would refuse them itself, but only at the first step.
 
     Raises:
-        ValueError: bidirectional blocks with xPos, GLM's second position without its table, images or spans without
-            an encoder.
+        ValueError: bidirectional blocks with xPos, GLM's second position without its table, spans without an encoder.
     """
     asked = {name for batch in batches for micro in batch.micro_batches for name in micro}
     position = config.text_config.position_type
@@ -112,11 +111,8 @@ def refuse_misfits(config: Any, batches: list[Any]) -> None:
             f"the objective has two positions a token (glm), but text_config.position_type is {position!r}; set it to "
             "'learned_2d', or the objective's two_positions to false"
         )
-    for modality in MODALITIES.values():
-        if modality.inputs[0] in asked and getattr(config, modality.config, None) is None:
-            raise ValueError(
-                f"the data holds {modality.name}s, but the model has no {modality.config} to read them with"
-            )
+    if SPAN.inputs[0] in asked and config.span_encoder_config is None:
+        raise ValueError("the data holds text spans, but the model has no span_encoder_config to read them with")
 
 
 def memory(config: TrainConfig, cost: ModelCost, model_config: Any, gpus: int) -> dict[str, float]:
