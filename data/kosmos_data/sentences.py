@@ -27,7 +27,7 @@ _MOST_CLOSERS = 3  # pieces of closing signs behind one mark
 
 def ending_pieces(tokenizer: PreTrainedTokenizerFast, marks: Set[str], closers: str = "") -> np.ndarray:
     """For every id whether its piece ends with one of ``marks``, ``closers`` left aside, or is a newline; bool (V,)."""
-    pieces = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     return np.array([piece.rstrip(closers)[-1:] in marks or piece == LINE_END for piece in pieces])
 
 
@@ -52,8 +52,8 @@ class Sentences:
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerFast) -> Sentences:
         """The tables of a tokenizer in the KOSMOS layout."""
-        line, eos = tokenizer.convert_tokens_to_ids(LINE_END), tokenizer.eos_token_id
-        pieces = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+        line, eos = tokenizer.get_added_vocab()[LINE_END], tokenizer.eos_token_id
+        pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
         closing = np.array([piece.strip(CLOSERS) == "" for piece in pieces])
         beginning = np.array([piece.startswith("▁") for piece in pieces])
         beginning[list(tokenizer.added_tokens_decoder)] = True

@@ -44,9 +44,13 @@ def pair(number: int) -> Document:
 
 
 def prose(number: int) -> Document:
-    """Up to 120 words in sentences of nine; every third ends its line."""
     rng = random.Random(f"prose {number}")
-    words = sentence(rng, rng.randint(3, 120)).split()
+    return Document(f"{number:06d}", [Text(sentence(rng, rng.randint(3, 120)))])
+
+
+def lines(number: int) -> Document:
+    """The words of :func:`prose` in sentences of nine; every third ends its line."""
+    words = prose(number).text.split()
     ends = {8: ". ", 17: ". ", 26: ".\n"}
     return Document(f"{number:06d}", [Text("".join(word + ends.get(at % 27, " ") for at, word in enumerate(words)))])
 
@@ -69,25 +73,25 @@ def processor() -> KosmosProcessor:
 
 @pytest.fixture(scope="session")
 def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three corpora of several shards: ``pairs``, ``prose`` and ``pages``."""
+    """Corpora of several shards: ``pairs``, ``prose``, ``lines`` and ``pages``."""
     root = tmp_path_factory.mktemp("corpora")
-    for name, make, count in (("pairs", pair, 90), ("prose", prose, 70), ("pages", page, 40)):
+    for name, make, count in (("pairs", pair, 90), ("prose", prose, 70), ("lines", lines, 70), ("pages", page, 40)):
         write_shards(root / name, (make(number) for number in range(count)), max_documents=16)
     return root
 
 
 @pytest.fixture(scope="session")
 def make_config(corpora: Path) -> Callable[..., DataConfig]:
-    """A mix of the three corpora; keyword arguments override settings."""
+    """A mix of three corpora; keyword arguments override settings. Rows of sentences read prose that has some."""
 
-    def make(**settings: object) -> DataConfig:
+    def make(packing: str = "best_fit", **settings: object) -> DataConfig:
         sources = [
             SourceConfig("pairs", str(corpora / "pairs"), 0.5),
-            SourceConfig("prose", str(corpora / "prose"), 0.3),
+            SourceConfig("prose", str(corpora / ("lines" if packing == "sentences" else "prose")), 0.3),
             SourceConfig("pages", str(corpora / "pages"), 0.2, {"name": "causal", "loss": "supervised"}),
         ]
         usual: dict = {"row_tokens": 96, "rows_per_step": 8, "rows_per_micro_batch": 2, "max_images_per_row": 6}
-        return DataConfig(sources, **(usual | settings))
+        return DataConfig(sources, packing=packing, **(usual | settings))
 
     return make
 

@@ -112,8 +112,9 @@ def test_an_epoch_reads_every_document_once(tmp_path: Path, processor: KosmosPro
     assert len(read_twice) >= 36, "the second epoch begins only when the first is read (but for the pool)"
 
 
-def test_batches_are_what_the_model_takes(make_config: MakeConfig, processor: KosmosProcessor) -> None:
-    batch = next(build_loader(make_config(), processor))
+@pytest.mark.parametrize("packing", ["cut", "best_fit", "sentences"])
+def test_batches_are_what_the_model_takes(make_config: MakeConfig, processor: KosmosProcessor, packing: str) -> None:
+    batch = next(build_loader(make_config(packing=packing), processor))
     assert len(batch.micro_batches) == 4
     for micro in batch.micro_batches:
         assert micro["input_ids"].shape == (2, 96)
@@ -142,12 +143,19 @@ def test_batches_are_what_the_model_takes(make_config: MakeConfig, processor: Ko
     assert sum(batch.stats["source_tokens"].values()) == batch.stats["tokens"]
 
 
-def test_pixels_lie_in_the_row_of_their_slots(tmp_path: Path, processor: KosmosProcessor, make_png: Callable) -> None:
+@pytest.mark.parametrize("packing", ["cut", "best_fit", "sentences"])
+def test_pixels_lie_in_the_row_of_their_slots(
+    packing: str, tmp_path: Path, processor: KosmosProcessor, make_png: Callable
+) -> None:
     """Each picture's caption names it, so a picture on the wrong slots is caught."""
     documents = [Document(str(n), [Image(make_png(n)), Text(str(n))]) for n in range(30)]
     write_shards(tmp_path / "c", documents)
     config = DataConfig(
-        [SourceConfig("c", str(tmp_path / "c"))], row_tokens=40, rows_per_step=4, rows_per_micro_batch=2
+        [SourceConfig("c", str(tmp_path / "c"))],
+        row_tokens=40,
+        rows_per_step=4,
+        rows_per_micro_batch=2,
+        packing=packing,
     )
     from kosmos_data.images import decode
 
