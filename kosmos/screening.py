@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .decode import watched
+from .decode_step import watched
 
 WIDTHS = range(2, 2**31 // 127**2)  # a sum of products fits 32 bits; torch's kernel reads one column wrongly
 SMALLEST_MATRIX = 2**22  # elements; below, the product is not what a token costs
@@ -50,9 +50,14 @@ class Screen:
         self.norm, self.rest = (SLACK * float(torch.stack(found).max()) for found in (norms, rests))
         self.half = SLACK * 0.5 * math.sqrt(weight_VD.shape[1])  # at least the norm of what rounding a state leaves
 
-    def choose(self, weight_VD: Tensor, hidden_BD: Tensor) -> Tensor | None:
-        """Return the likeliest token of each row, (B,); None where too many are left, or a logit is not finite."""
+    def choose(self, weight_VD: Tensor, hidden_BD: Tensor, never_N: Tensor | None = None) -> Tensor | None:
+        """Return the likeliest token of each row, (B,), but for those of ``never_N``.
+
+        None: too many are left, or a logit is not finite.
+        """
         rough_BV, errors = self.rough(hidden_BD)
+        if never_N is not None:
+            rough_BV.index_fill_(1, never_N, -torch.inf)
         chosen = []
         for rough_V, error, hidden_D in zip(rough_BV, errors, hidden_BD, strict=True):
             highest_V = rough_V.add_(error).mul_(self.scale)

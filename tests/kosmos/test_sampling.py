@@ -10,7 +10,7 @@ from transformers import DynamicCache, LogitsProcessorList, TextIteratorStreamer
 from transformers.generation import GenerationMixin
 
 from kosmos import sampling, screening
-from kosmos.decode import DecodeStep, GrowingCache, can_step
+from kosmos.decode_step import DecodeStep, GrowingCache, can_step
 
 
 @pytest.fixture
@@ -83,9 +83,9 @@ def test_screened_tokens_are_the_same(build, ids, only_ours, monkeypatch) -> Non
     used: list[int] = []
 
     class Counted(sampling.Screen):
-        def choose(self, weight_VD: torch.Tensor, hidden_BD: torch.Tensor) -> torch.Tensor | None:
+        def choose(self, weight_VD: torch.Tensor, hidden_BD: torch.Tensor, *never: Any) -> torch.Tensor | None:
             used.append(len(hidden_BD))
-            return super().choose(weight_VD, hidden_BD)
+            return super().choose(weight_VD, hidden_BD, *never)
 
     monkeypatch.setattr(screening, "Screen", Counted)
     monkeypatch.setattr(sampling, "can_screen", lambda head: True)
