@@ -22,6 +22,7 @@ from .screening import KNOWN, Screen, can_screen, screen_of
 
 # Tokens of all rows after which a screen pays: to make one takes about as long as so many products, to check one one.
 MAKE_AFTER, CHECK_AFTER = 16, 1
+MOST_ROWS = 16  # beyond, to look at each row's candidates takes as long as the product
 
 
 class Place(NamedTuple):
@@ -97,7 +98,7 @@ class Picker:
             rows_N: places of these rows in the batch.
         """
         self.picked += len(hidden_ND)
-        if self.screens and self.picked > self.wait:
+        if self.screens and self.picked > self.wait and len(hidden_ND) <= MOST_ROWS:
             with torch.inference_mode():
                 if self.screen is None:
                     self.screen = screen_of(self.head.weight)

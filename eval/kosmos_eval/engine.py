@@ -206,12 +206,12 @@ class Engine:
         order = list(dict.fromkeys(keys))
         if state is None and len(order) == 1:
             if self._held is None or self._held[0] != order[0]:
-                self._held = order[0], self.runner.extend(None, [stages[0]])[0]
+                self._held = order[0], self.runner.extend(None, [stages[0]], keep=0)[0]
             return self._held[1]
         if state is not None:
             rows = [parents[above[first[key]]] for key in order]
             state = state.select(torch.tensor(rows, device=self.runner.device))
-        return self.runner.extend(state, [stages[first[key]] for key in order])[0]
+        return self.runner.extend(state, [stages[first[key]] for key in order], keep=0)[0]
 
     def _log_likelihoods(
         self, state: State, logits_BV: Tensor, candidates: Sequence[Sequence[str]]

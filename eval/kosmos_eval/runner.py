@@ -180,7 +180,7 @@ class Runner:
 
         Returns:
             The state after it, which takes over ``state``'s memory, and the logits (B, keep, V) fp32 of the last
-            places.
+            places; none at all for ``keep=0``.
         """
         ids_BT, mask_BT = self._pad(stages)
         embeds_BTD = self._embed(ids_BT, stages)
@@ -313,9 +313,10 @@ class Runner:
             past_key_values=state.cache if state is not None else GrowingCache(self.model.config.get_text_config()),
             use_cache=True,
             logits_to_keep=keep,
+            skip_logits=not keep,
         )
         after = State(output.past_key_values, mask_BP, next_B + mask_BT.sum(1))
-        return after, output.logits.float()
+        return after, output.logits.float() if keep else mask_BT.new_empty(len(mask_BT), 0, 0)
 
 
 class Nucleus(Picker):
