@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.cache_utils import Cache
 from transformers.generation import LogitsProcessor
 
@@ -44,10 +44,13 @@ class Place(NamedTuple):
     def select(self, rows_N: Tensor) -> Place:
         """The same place of some of the rows, which alone stay in the cache."""
         self.cache.batch_select_indices(rows_N)
-        # one row of positions may serve all
-        kept = (part if part is None or len(part) == 1 else part[rows_N] for part in (self[0], self[1], self[3]))
-        first, mask, second = kept
-        return Place(first, mask, self.cache, second)
+        first, mask, _, second = self
+        first = first if len(first) == 1 else first[rows_N]  # one row of positions may serve all
+        return Place(first, _choose(mask, rows_N), self.cache, _choose(second, rows_N))
+
+
+def _choose(tensor: Tensor | None, rows_N: Tensor) -> Tensor | None:
+    return None if tensor is None else tensor[rows_N]
 
 
 def next_positions(first_B1: Tensor, second_B1: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -79,7 +82,7 @@ class Picker:
     ``by_row``: a row's token depends on this row alone, so that the loop may leave rows out that have ended.
     """
 
-    def __init__(self, head: nn.Module, processors: Any = (), do_sample: bool = False) -> None:
+    def __init__(self, head: Any, processors: Any = (), do_sample: bool = False) -> None:
         self.head, self.processors, self.do_sample = head, list(processors), do_sample
         self.by_row = not do_sample and all(type(processor) is Forbid for processor in self.processors)
         self.screens = self.by_row and can_screen(head)
@@ -155,7 +158,7 @@ def write(
     logits_BV: Tensor,
     place: Place,
     criteria: Any,
-    pad: Tensor | int | None,
+    pad: Any,
     streamer: Any = None,
 ) -> Tensor:
     """Write behind a prompt until every row has ended, as transformers' ``_sample`` does.
@@ -168,7 +171,7 @@ def write(
         logits_BV: the prompt's next-token logits.
         place: of the prompt's last token; its cache holds the prompt, and is used up.
         criteria: transformers' StoppingCriteriaList.
-        pad: what rows are filled with that have ended.
+        pad: the token, () or a number, that fills rows which have ended; None where no token ends one.
         streamer: is given every token.
 
     Returns:
