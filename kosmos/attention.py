@@ -1,8 +1,8 @@
 """Which key a query sees, and the kernels that compute it.
 
-One rule serves every objective: a query sees a key when both belong to the same document, and the key is not later or
-both lie in the same bidirectional block. Without ``document_ids`` a row is one document and transformers' attention
-interface does the work (eager, sdpa, flex_attention, …). Packed rows are computed
+One rule serves every objective, ``sees``: a query sees a key when both belong to the same document, and the key is not
+later or both lie in the same bidirectional block. Without ``document_ids`` a row is one document and transformers'
+attention interface does the work (eager, sdpa, flex_attention, …). Packed rows are computed
 
 * on a CPU document by document, which costs about a third of a dense mask (and flex has no backward pass there);
 * on a GPU by one compiled flex_attention over all rows, so that no T×T mask exists;
@@ -96,15 +96,45 @@ def plan_attention(
     return AttentionPlan(block_mask=flex_mask(document_ids_BT, block_ids_BT))
 
 
+def sees(documents_BT: Tensor, blocks_BT: Tensor | None) -> Callable[..., Tensor]:
+    """Return the rule as flex_attention's mask function (row, head, query, key): True where the query sees the key.
+
+    Two documents, the first with a bidirectional block of three tokens (-1: in no block), and padding::
+
+        documents   0 0 0 0 0 1 1 -1 -1      a row is a query, a column a key: █ same document and same block,
+        blocks     -1 0 0 0 -1 -1 -1 -1 -1     ▒ same document and not later, · hidden
+
+            ▒ · · · · · · · ·
+            ▒ █ █ █ · · · · ·
+            ▒ █ █ █ · · · · ·
+            ▒ █ █ █ · · · · ·
+            ▒ ▒ ▒ ▒ ▒ · · · ·
+            · · · · · ▒ · · ·
+            · · · · · ▒ ▒ · ·
+            · · · · · · · ▒ ·
+            · · · · · · · ▒ ▒
+
+    Padding is a document like another, so that no row of the mask is empty; nobody reads what it attends to, and runs
+    leave it out. The dense mask, the runs of a CPU, the flex mask and the drawings of ``kosmos data inspect`` are all
+    made of this.
+    """
+
+    def rule(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        seen = key <= query
+        if blocks_BT is not None:
+            block = blocks_BT[row, query]
+            seen = seen | ((block == blocks_BT[row, key]) & (block >= 0))
+        return seen & (documents_BT[row, query] == documents_BT[row, key])
+
+    return rule
+
+
 def document_mask(document_ids_BT: Tensor, block_ids_BT: Tensor | None) -> Tensor:
-    """Return the rule as a dense boolean mask (B, T, T); padding (-1) sees itself only, so that no row is empty."""
-    length = document_ids_BT.shape[1]
-    same = document_ids_BT[:, :, None] == document_ids_BT[:, None, :]
-    causal = torch.ones(length, length, dtype=torch.bool, device=document_ids_BT.device).tril()
-    if block_ids_BT is not None:
-        causal = causal | ((block_ids_BT[:, :, None] == block_ids_BT[:, None, :]) & (block_ids_BT[:, :, None] >= 0))
-    padding = (document_ids_BT < 0)[:, :, None]
-    return torch.where(padding, torch.eye(length, dtype=torch.bool, device=same.device), same & causal)
+    """Return the rule as a dense boolean mask (B, T, T)."""
+    rows, length = document_ids_BT.shape
+    row, place = (torch.arange(size, device=document_ids_BT.device) for size in (rows, length))
+    rule = sees(document_ids_BT, block_ids_BT)
+    return rule(row[:, None, None], row[:1], place[None, :, None], place[None, None, :])
 
 
 def document_runs(document_ids_BT: Tensor, block_ids_BT: Tensor | None) -> list[Run]:
@@ -125,10 +155,13 @@ def document_runs(document_ids_BT: Tensor, block_ids_BT: Tensor | None) -> list[
         raise ValueError(
             f"document_ids: document {owner} of row {row} is in several pieces; documents must be contiguous"
         )
-    blocks = None if block_ids_BT is None else block_ids_BT.flatten()
+    blocks_1N = None if block_ids_BT is None else block_ids_BT.reshape(1, -1)
     runs = []
     for start, stop, owner in zip(borders, borders[1:], owners, strict=False):
-        mask = None if blocks is None or owner < 0 else _block_mask(blocks[start:stop])
+        mask = None
+        if blocks_1N is not None and owner >= 0 and bool((blocks_1N[:, start:stop] >= 0).any()):
+            own_1L = blocks_1N[:, start:stop]
+            mask = document_mask(torch.zeros_like(own_1L), own_1L)[0]
         runs.append(Run(stop - start, owner < 0, mask))
     return runs
 
@@ -158,16 +191,9 @@ def flex_mask(document_ids_BT: Tensor, block_ids_BT: Tensor | None) -> Any:
     """Return the rule as flex_attention's block-sparse mask, built once a batch."""
     from torch.nn.attention.flex_attention import create_block_mask
 
-    documents = document_ids_BT
-    blocks = torch.full_like(documents, -1) if block_ids_BT is None else block_ids_BT
-
-    def rule(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        same = documents[row, query] == documents[row, key]
-        block = (blocks[row, query] == blocks[row, key]) & (blocks[row, query] >= 0)
-        return same & ((key <= query) | block)
-
-    rows, length = documents.shape
-    return create_block_mask(rule, rows, None, length, length, device=str(documents.device))
+    rows, length = document_ids_BT.shape
+    rule = sees(document_ids_BT, block_ids_BT)
+    return create_block_mask(rule, rows, None, length, length, device=str(document_ids_BT.device))
 
 
 def attend_flex(query_BTHK: Tensor, key_BTHK: Tensor, value_BTHK: Tensor, block_mask: Any, scaling: float) -> Tensor:
@@ -201,15 +227,6 @@ def eager_attention(
     weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
     weights = F.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2), weights
-
-
-def _block_mask(block_ids_L: Tensor) -> Tensor | None:
-    """Return causal-or-same-block (L, L), or None when the run has no bidirectional block."""
-    if not bool((block_ids_L >= 0).any()):
-        return None
-    length = len(block_ids_L)
-    same = (block_ids_L[:, None] == block_ids_L[None]) & (block_ids_L[:, None] >= 0)
-    return same | torch.ones(length, length, dtype=torch.bool, device=block_ids_L.device).tril()
 
 
 def _refuse_xpos_blocks(config: KosmosTextConfig, block_ids_BT: Tensor) -> None:

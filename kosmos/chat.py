@@ -1,7 +1,7 @@
 """Talk with a model about images: one :class:`Conversation` behind ``kosmos chat`` and the notebook.
 
 The prompt is the processor's chat template, that is the question-and-answer lines which the model was tuned and is
-evaluated on; an answer ends at the end of its line.
+evaluated on; an answer ends where the checkpoint's rules of writing say, usually at the end of its line.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class Conversation:
             model, processor = load(model)
         if processor is None:
             raise ValueError("give the processor that belongs to the model: Conversation(model, processor)")
+        model.take_rules(processor)
         self.model = model
         self.processor = processor
         self.system = system
@@ -92,18 +93,12 @@ class Conversation:
         """Run ``generate()`` in a thread; its errors are raised here."""
         from transformers import TextIteratorStreamer
 
-        tokenizer = self.processor.tokenizer
-        streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        rules = {
-            "eos_token_id": self.processor.answer_end_ids(),
-            "pad_token_id": tokenizer.pad_token_id,
-            "suppress_tokens": self.processor.placeholder_ids(),
-        }
+        streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         failures: list[BaseException] = []
 
         def generate() -> None:
             try:
-                self.model.generate(**inputs, **rules, **self.generation, streamer=streamer)
+                self.model.generate(**inputs, **self.generation, streamer=streamer)
             except BaseException as error:
                 failures.append(error)
                 streamer.end()

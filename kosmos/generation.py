@@ -1,19 +1,32 @@
-"""generate(): what images and text spans add to transformers' generation, and its lean decoding step."""
+"""generate(): what images and text spans add to transformers' generation, its rules of writing, its lean decoding step.
+
+The rules of writing (where an answer ends, what pads it, what is never written) are ``processor.writing_rules()``. A
+model takes them when it first meets its processor and keeps them in ``generation_config.json``, so that every door to a
+checkpoint writes the same: ``generate()``, ``pipeline()``, chat, samples, ``kosmos eval``, the harnesses.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation import GenerationMixin, StoppingCriteria, StoppingCriteriaList
+from transformers.generation import (
+    GenerationMixin,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    SuppressTokensLogitsProcessor,
+)
 
-from .decode import DecodeStep, GrowingCache, can_step, watched
+from .decode_step import DecodeStep, GrowingCache, can_step, watched
 from .modalities import MODALITIES, Modality, input_names
-from .sampling import next_positions, sample
+from .sampling import Forbid, TreeStep, next_positions, sample
 
 # The step of the generate() that is running in this thread; assisted generation nests them.
 _STEP: ContextVar[DecodeStep | None] = ContextVar("step", default=None)
@@ -33,15 +46,67 @@ class KosmosGenerationMixin(GenerationMixin):
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' ``generate``; single tokens after the prompt go through ``DecodeStep`` where it applies."""
-        decoder = self.model.decoder
-        lean = not self.training and not watched(self.model) and can_step(decoder)
-        step = _STEP.set(DecodeStep(decoder) if lean else None)
+        step = _STEP.set(self._lean_step())
         tokenizer = _TOKENIZER.set(kwargs.get("tokenizer") or _TOKENIZER.get())
         try:
             return super().generate(*args, **kwargs)
         finally:
             _STEP.reset(step)
             _TOKENIZER.reset(tokenizer)
+
+    def take_rules(self, processor: Any) -> None:
+        """Write by the processor's rules from now on, unless the checkpoint brought some (``suppress_tokens``)."""
+        if self.generation_config.suppress_tokens is None:
+            self.generation_config.update(**processor.writing_rules())
+
+    def ends(self) -> frozenset[int]:
+        """The tokens that end an answer."""
+        found = self.generation_config.eos_token_id
+        return frozenset([] if found is None else [found] if isinstance(found, int) else found)
+
+    def never_written(self, tokens: Iterable[int] | None) -> list[int]:
+        """``tokens`` and the placeholders: those stand for an encoder's output, an answer never holds them."""
+        placeholders = [self.config.image_token_id, self.config.span_token_id]
+        size = self.config.get_text_config().vocab_size
+        return sorted({token for token in (*(tokens or ()), *placeholders) if token is not None and token < size})
+
+    def adjust_generation_fn(self, generation_config: Any, *args: Any, **kwargs: Any) -> None:
+        """transformers reads ``generation_config.json``; an older checkpoint has no rules there, its processor has."""
+        super().adjust_generation_fn(generation_config, *args, **kwargs)
+        folder = kwargs.get("pretrained_model_name_or_path", args[2] if len(args) > 2 else None)
+        if generation_config is None and folder is not None:
+            self.take_rules_of(folder)
+
+    def take_rules_of(self, folder: Any) -> None:
+        """``take_rules`` of the processor that is in a folder, if there is one."""
+        from .processing_kosmos import load_processor
+
+        if self.generation_config.suppress_tokens is None and (Path(folder) / "processor_config.json").is_file():
+            self.take_rules(load_processor(folder))
+
+    def _lean_step(self) -> DecodeStep | None:
+        lean = not self.training and not watched(self.model) and can_step(self.model.decoder)
+        return DecodeStep(self.model.decoder) if lean else None
+
+    def step_and_head(self) -> tuple[Callable[..., Tensor], nn.Module]:
+        """What ``sampling.write`` runs for a token outside of ``generate()``, and what makes logits of its output."""
+        step = self._lean_step()
+        if step is None or watched(self) or self._overrides("forward"):
+            return TreeStep(self), nn.Identity()
+        return step, self.lm_head
+
+    def _overrides(self, *names: str) -> bool:
+        """Whether the model, or a class derived from ours, has a method of its own of one of these names."""
+        home = next(base for base in type(self).__mro__ if KosmosGenerationMixin in base.__bases__)
+        return any(name in vars(self) or getattr(type(self), name) is not getattr(home, name) for name in names)
+
+    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
+        """transformers' processors, but what is never written is forbidden by ours, see ``Forbid``."""
+        given = super()._get_logits_processor(*args, **kwargs)
+        theirs = [processor for processor in given if type(processor) is SuppressTokensLogitsProcessor]
+        never = self.never_written(token for processor in theirs for token in processor.suppress_tokens.tolist())
+        kept = [processor for processor in given if processor not in theirs]
+        return LogitsProcessorList([Forbid(never, kwargs.get("device")), *kept] if never else kept)
 
     def _get_stopping_criteria(
         self, generation_config: Any, stopping_criteria: Any, tokenizer: Any = None, **kwargs: Any
@@ -108,8 +173,7 @@ class KosmosGenerationMixin(GenerationMixin):
 
     def _loops(self, step: DecodeStep, generation_config: Any, inputs: dict[str, Any]) -> bool:
         """Whether ``sampling.sample`` may stand for transformers' loop: nobody looks at, or changes, what it skips."""
-        home = next(base for base in type(self).__mro__ if KosmosGenerationMixin in base.__bases__)
-        if any(name in vars(self) or getattr(type(self), name) is not getattr(home, name) for name in STEPWISE):
+        if self._overrides(*STEPWISE):
             return False
         if step.decoder is not self.model.decoder or self.device.type != "cpu" or watched(self):
             return False

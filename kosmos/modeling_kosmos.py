@@ -276,6 +276,11 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
         """Normalised pixels (I, 3, S, S) to unscaled decoder inputs (I, Q, D)."""
         return self.model.get_image_features(pixel_values)
 
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As everywhere in transformers; a processor that was saved to the folder before gives its rules of writing."""
+        self.take_rules_of(save_directory)
+        super().save_pretrained(save_directory, *args, **kwargs)
+
     def load_vision_weights(self, path: str | Path) -> None:
         """Load the vision tower's weights from a local file or folder, see encoder_weights.py."""
         load_encoder_weights(self.model.vision_tower, path)

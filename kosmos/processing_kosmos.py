@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import BatchFeature, MultiModalData, ProcessorMixin
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from .image_processing_kosmos import KosmosImageProcessor
 from .tokenization_kosmos import (
@@ -152,6 +153,18 @@ class KosmosProcessor(ProcessorMixin):
         """The tokens that end an answer: ``</s>`` and the end of its line."""
         return [self.tokenizer.eos_token_id, self.tokenizer.convert_tokens_to_ids(LINE_END)]
 
+    def writing_rules(self) -> dict[str, Any]:
+        """How an answer is written, as fields of a GenerationConfig: its ends, its padding, and what it never holds.
+
+        A model takes them once (``take_rules``) and keeps them in ``generation_config.json``; nothing else says them.
+        """
+        return {
+            "bos_token_id": self.tokenizer.bos_token_id,
+            "eos_token_id": self.answer_end_ids(),
+            "pad_token_id": self.tokenizer.pad_token_id,
+            "suppress_tokens": self.placeholder_ids(),
+        }
+
     def __call__(
         self,
         images: ImageInput | None = None,
@@ -234,9 +247,19 @@ class KosmosProcessor(ProcessorMixin):
         return settings | ({"span_tokenizer": True} if kept is not None else {})
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
-        """As everywhere in transformers; the span tokenizer goes to the folder ``span_tokenizer``."""
+        """As everywhere in transformers; the span tokenizer goes to the folder ``span_tokenizer``.
+
+        Beside a model that brought no rules of writing they are completed in its ``generation_config.json``.
+        """
+        folder = Path(save_directory)
         if self.span_tokenizer is not None:
-            self.span_tokenizer.save_pretrained(Path(save_directory) / SPAN_FOLDER)
+            self.span_tokenizer.save_pretrained(folder / SPAN_FOLDER)
+        if (folder / "config.json").is_file():
+            given = (folder / GENERATION_CONFIG_NAME).is_file()
+            rules = GenerationConfig.from_pretrained(folder) if given else GenerationConfig()
+            if rules.suppress_tokens is None:
+                rules.update(**self.writing_rules())
+                rules.save_pretrained(folder)
         return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     @classmethod

@@ -1,9 +1,10 @@
 """The likeliest token without the whole product in fp32: screened in 8-bit integers, decided in fp32.
 
 At the sizes that run on a CPU the output matrix is most of what a decoded token reads (33 of 52 MB at d=256, 6 layers,
-V=32,000). A copy in 8-bit integers is a quarter of that, and AMX and VNNI multiply it several times faster. It cannot
-decide, but it can exclude. With a row of the matrix E = s(q + e) and the hidden state x = r(p + f), where q and p are
-integers up to 127 and e and f what rounding left, the integers' product is exact and
+V=32,000). A copy in 8-bit integers is a quarter of that, and oneDNN multiplies it faster: twice with AVX2, several
+times with VNNI and AMX. It cannot decide, but it can exclude. With a row of the matrix
+E = s(q + e) and the hidden state x = r(p + f), where q and p are integers up to 127 and 63 and e and f what rounding
+left, the integers' product is exact and
 
     |E·x - s r q·p| = s r |(q + e)·f + e·p| ≤ s r (‖q + e‖‖f‖ + ‖e‖‖p‖)
 
@@ -17,14 +18,16 @@ Differs from the papers: not in them. Costs one int8 copy of the output matrix a
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .decode import watched
+from .decode_step import watched
 
-WIDTHS = range(2, 2**31 // 127**2)  # a sum of products fits 32 bits; torch's kernel reads one column wrongly
+WIDTHS = range(2, 2**31 // 127**2)  # a sum of products fits 32 bits
+LARGEST = 63  # integer of a state: 0 to 126 with as much added, so that two products fit 16 bits, where AVX2 adds them
 SMALLEST_MATRIX = 2**22  # elements; below, the product is not what a token costs
 CHUNK = 2**17  # elements that are made integers at a time; in a cache, four times as fast
 MOST_CANDIDATES = 1024  # a row; beyond, the plain product is as fast
@@ -36,10 +39,11 @@ class Screen:
 
     def __init__(self, weight_VD: Tensor) -> None:
         self.fingerprint = fingerprint(weight_VD)
-        self.whole, self.scale = torch.empty_like(weight_VD, dtype=torch.int8), weight_VD.new_empty(len(weight_VD))
+        size, width = weight_VD.shape
+        whole, self.scale = torch.empty_like(weight_VD, dtype=torch.int8), weight_VD.new_empty(size)
         norms, rests = [], []
-        rows = max(1, CHUNK // weight_VD.shape[1])
-        parts = (tensor.split(rows) for tensor in (weight_VD, self.whole, self.scale))
+        rows = max(1, CHUNK // width)
+        parts = (tensor.split(rows) for tensor in (weight_VD, whole, self.scale))
         for part_ND, whole_ND, scale_N in zip(*parts, strict=True):
             torch.div(part_ND.abs().amax(1), 127, out=scale_N).clamp_(min=2.0**-100)  # a row of zeros stays one
             scaled_ND = part_ND * (1 / scale_N)[:, None]
@@ -48,11 +52,18 @@ class Screen:
             whole_ND.copy_(rounded_ND)
             rests.append(torch.linalg.vector_norm(scaled_ND.sub_(rounded_ND), dim=1).max())
         self.norm, self.rest = (SLACK * float(torch.stack(found).max()) for found in (norms, rests))
-        self.half = SLACK * 0.5 * math.sqrt(weight_VD.shape[1])  # at least the norm of what rounding a state leaves
+        self.packed = torch.ops.onednn.qlinear_prepack(whole, None)
+        self.one, self.zero = torch.ones(1), torch.zeros(1, dtype=torch.int)
+        self.least = math.sqrt(width) / 128  # more than what scaling itself has rounded, of states and of rows
 
-    def choose(self, weight_VD: Tensor, hidden_BD: Tensor) -> Tensor | None:
-        """Return the likeliest token of each row, (B,); None where too many are left, or a logit is not finite."""
+    def choose(self, weight_VD: Tensor, hidden_BD: Tensor, never_N: Tensor | None = None) -> Tensor | None:
+        """Return the likeliest token of each row, (B,), but for those of ``never_N``.
+
+        None: too many are left, or a logit is not finite.
+        """
         rough_BV, errors = self.rough(hidden_BD)
+        if never_N is not None:
+            rough_BV.index_fill_(1, never_N, -torch.inf)
         chosen = []
         for rough_V, error, hidden_D in zip(rough_BV, errors, hidden_BD, strict=True):
             highest_V = rough_V.add_(error).mul_(self.scale)
@@ -71,12 +82,15 @@ class Screen:
 
     def rough(self, hidden_BD: Tensor) -> tuple[Tensor, list[float]]:
         """Return q·p of all tokens as fp32, (B, V), and for each row how far E·x may be from it, both by s r."""
-        inverse_B1 = 127 / hidden_BD.abs().amax(1, keepdim=True)
-        whole_BD = (hidden_BD * inverse_B1).round_().to(torch.int8)
-        product_VB = torch._int_mm(self.whole, whole_BD.t().contiguous())
-        length_B = hidden_BD.square().sum(1).sqrt_().mul_(inverse_B1[:, 0])
-        errors = [self.norm * self.half + self.rest * (SLACK * length + self.half) for length in length_B.tolist()]
-        return product_VB.t().float(), errors
+        scaled_BD = hidden_BD * (LARGEST / hidden_BD.abs().amax(1, keepdim=True))
+        whole_BD = scaled_BD.round()
+        product_BV = torch.ops.onednn.qlinear_pointwise(
+            whole_BD.add(LARGEST).to(torch.uint8), 1.0, LARGEST, self.packed, self.one, self.zero, None, 1.0, 0,
+            torch.float32, "none", [], "",
+        )  # fmt: skip
+        lengths, rests = (torch.linalg.vector_norm(part, dim=1).tolist() for part in (whole_BD, scaled_BD - whole_BD))
+        errors = [SLACK * (self.norm * (f + self.least) + self.rest * p) for p, f in zip(lengths, rests, strict=True)]
+        return product_BV, errors
 
 
 def fingerprint(weight_VD: Tensor) -> Tensor:
@@ -103,4 +117,16 @@ def can_screen(head: nn.Module) -> bool:
     weight = head.weight
     if type(weight) is not nn.Parameter or weight.dtype != torch.float32 or weight.device.type != "cpu":
         return False
-    return weight.numel() >= SMALLEST_MATRIX and weight.shape[1] in WIDTHS and torch.cpu._is_vnni_supported()
+    return weight.numel() >= SMALLEST_MATRIX and weight.shape[1] in WIDTHS and kernel_is_exact()
+
+
+@cache
+def kernel_is_exact() -> bool:
+    """Whether torch has a kernel for 8-bit integers here, and one that loses no bit of the largest products."""
+    weight_VD = torch.ones(64, 64)
+    weight_VD[::2] = -1
+    try:
+        product_BV, _ = Screen(weight_VD).rough(torch.ones(1, 64))
+    except (RuntimeError, AttributeError, TypeError):  # no kernel for this CPU, or another one in this torch
+        return False
+    return torch.equal(product_BV[0], weight_VD[:, 0] * 127 * LARGEST * 64)

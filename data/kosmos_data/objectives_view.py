@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from PIL import Image as Pictures
 from rich.console import Console
 from rich.markup import escape
 from rich.text import Text as Line
+
+from kosmos.attention import document_mask
 
 from .example import Example
 
@@ -31,10 +34,8 @@ COLOURS = np.array([(255, 255, 255), (150, 150, 150), (70, 110, 220), (214, 60, 
 
 def attention_mask(example: Example, step: int = 1) -> np.ndarray:
     """The one mask rule of every ``step``-th token, dense: True where query (row) sees key (column)."""
-    places = np.arange(0, len(example), step)
-    document, block = example.document[places], example.block[places]
-    same_block = (block[:, None] == block[None]) & (block[:, None] >= 0)
-    return (document[:, None] == document[None]) & ((places[None] <= places[:, None]) | same_block)
+    documents, blocks = (torch.from_numpy(ids[None, ::step]) for ids in (example.document, example.block))
+    return document_mask(documents, blocks)[0].numpy()
 
 
 def loss_exposure(example: Example) -> float:

@@ -7,8 +7,7 @@ Results come batch by batch, so that the caller can write them down before the n
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,19 +50,30 @@ class Engine:
         self._held: tuple[object, State] | None = None
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[Prompt], decoding: Decoding, seeds: Sequence[int]) -> Iterator[list[Answer]]:
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        decoding: Decoding,
+        seeds: Sequence[int],
+        ends: Collection[int] | None = None,
+    ) -> Iterator[list[Answer]]:
         """Write an answer to each prompt; batches come in an order of the engine's choosing.
 
         Args:
+            prompts: what is answered.
+            decoding: ``greedy``, ``beam`` or ``sample``, and how long.
             seeds: one for each prompt, for ``sample``.
+            ends: tokens that end an answer; by default those of the checkpoint.
         """
         trie = self._trie(decoding) if decoding.constrained else None
+        ends = self.runner.ends if ends is None else ends
         for batch in self._batches(prompts):
             if decoding.method == "beam":
-                yield self._beam(batch, prompts, decoding, trie)
+                yield self._beam(batch, decoding, trie, ends)
             else:
                 state, logits_BV = self._read([stages for _, stages in batch])
-                ids = self._write(state, logits_BV, decoding, [seeds[index] for index, _ in batch])
+                own = [seeds[index] for index, _ in batch]
+                ids = self.runner.write(state, logits_BV, decoding, own, ends)
                 yield [Answer(index, self.runner.decode(row)) for (index, _), row in zip(batch, ids, strict=True)]
 
     @torch.no_grad()
@@ -200,37 +210,12 @@ class Engine:
         order = list(dict.fromkeys(keys))
         if state is None and len(order) == 1:
             if self._held is None or self._held[0] != order[0]:
-                self._held = order[0], self.runner.extend(None, [stages[0]])[0]
+                self._held = order[0], self.runner.extend(None, [stages[0]], keep=0)[0]
             return self._held[1]
         if state is not None:
             rows = [parents[above[first[key]]] for key in order]
             state = state.select(torch.tensor(rows, device=self.runner.device))
-        return self.runner.extend(state, [stages[first[key]] for key in order])[0]
-
-    def _write(self, state: State, logits_BV: Tensor, decoding: Decoding, seeds: Sequence[int]) -> list[list[int]]:
-        """Write until every row stopped; rows that stopped leave the batch."""
-        rows: list[list[int]] = [[] for _ in seeds]
-        generators = [random.Random(seed) for seed in seeds]
-        active = list(range(len(seeds)))
-        for length in range(1, decoding.max_new_tokens + 1):
-            logits_BV[:, self.runner.never] = -torch.inf
-            if decoding.method == "sample":
-                tokens_B = _sample(logits_BV, decoding, [generators[row] for row in active])
-            else:
-                tokens_B = logits_BV.argmax(dim=-1)
-            keep = []
-            for place, (row, token) in enumerate(zip(active, tokens_B.tolist(), strict=True)):
-                if token not in self.runner.stop_ids:
-                    rows[row].append(token)
-                    keep.append(place)
-            if not keep or length == decoding.max_new_tokens:
-                break
-            if len(keep) < len(active):
-                index = torch.tensor(keep, device=self.runner.device)
-                state, tokens_B = state.select(index), tokens_B[index]
-                active = [active[place] for place in keep]
-            state, logits_BV = self.runner.step(state, tokens_B)
-        return rows
+        return self.runner.extend(state, [stages[first[key]] for key in order], keep=0)[0]
 
     def _log_likelihoods(
         self, state: State, logits_BV: Tensor, candidates: Sequence[Sequence[str]]
@@ -261,22 +246,11 @@ class Engine:
         return [list(zip(*row, strict=True)) for row in zip(totals, greedy, strict=True)]
 
     def _beam(
-        self, batch: list[tuple[int, list[Stage]]], prompts: Sequence[Prompt], decoding: Decoding, trie: Trie | None
+        self, batch: list[tuple[int, list[Stage]]], decoding: Decoding, trie: Trie | None, ends: Collection[int]
     ) -> list[Answer]:
-        ids = self.runner.beam(
-            [sum(stages[1:], stages[0]) for _, stages in batch], decoding, trie.allowed if trie is not None else None
-        )
+        whole = [sum(stages[1:], stages[0]) for _, stages in batch]
+        ids = self.runner.beam(whole, decoding, trie.allowed if trie is not None else None, ends)
         return [Answer(index, self.runner.decode(row)) for (index, _), row in zip(batch, ids, strict=True)]
 
     def _trie(self, decoding: Decoding) -> Trie:
         return Trie([self.runner.text_ids(" " + text) for text in decoding.candidates], self.runner.eos)
-
-
-def _sample(logits_BV: Tensor, decoding: Decoding, generators: Sequence[random.Random]) -> Tensor:
-    """Temperature and nucleus sampling; each row uses its own random numbers, so its batch does not matter."""
-    probabilities, tokens = (logits_BV / max(decoding.temperature, 1e-6)).softmax(dim=-1).sort(-1, descending=True)
-    cumulative = probabilities.cumsum(dim=-1)
-    kept = probabilities.masked_fill(cumulative - probabilities >= decoding.top_p, 0.0).cumsum(dim=-1)
-    draws = torch.tensor([generator.random() for generator in generators], device=logits_BV.device)
-    places = torch.searchsorted(kept, (draws * kept[:, -1])[:, None], right=True).clamp(max=kept.shape[-1] - 1)
-    return tokens.gather(1, places).squeeze(1)

@@ -1,22 +1,27 @@
-"""The model side of evaluation: encode images once, encode shared prompt beginnings once, and step through the rest.
+"""The model side of evaluation: encode images once, encode shared prompt beginnings once, and write behind them.
 
 A prompt is read in stages (demonstrations, query image, question). Prompts of a batch that agree up to a stage share
 one computation of it: the cached keys and values of the shorter batch are repeated for the rows that continue it.
 Left padding inside a stage is masked and takes no position, so every row computes what it would compute alone.
+Answers are written by the loop of ``generate()`` (kosmos/sampling.py), by the rules that the checkpoint brings.
 """
 
 from __future__ import annotations
 
+import random
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
-from transformers.cache_utils import DynamicCache
+from torch import Tensor, nn
+from transformers.generation import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
+
+from kosmos.decode_step import GrowingCache
+from kosmos.sampling import Forbid, Picker, Place, write
 
 from .data import content_hash
 from .prompts import Prompt, Segment, Token
@@ -46,14 +51,13 @@ class Stage:
 class State:
     """What the model remembers of B rows: cached keys and values of P places, which places count, the next position."""
 
-    cache: Any  # DynamicCache
+    cache: GrowingCache
     mask_BP: Tensor
     next_B: Tensor
 
     def select(self, rows: Tensor) -> State:
         """A copy with the given rows, repeated or left out as the index says."""
-        layers = [(layer.keys[rows], layer.values[rows]) for layer in self.cache.layers]
-        return State(DynamicCache(layers), self.mask_BP[rows], self.next_B[rows])
+        return State(self.cache.select(rows), self.mask_BP[rows], self.next_B[rows])
 
 
 class Runner:
@@ -71,10 +75,8 @@ class Runner:
         self.dtype = model.get_input_embeddings().weight.dtype
         tokenizer = processor.tokenizer
         self.bos, self.pad, self.eos = tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id
-        self.stop_ids = frozenset(processor.answer_end_ids())
-        config, vocabulary = model.config, model.config.text_config.vocab_size
-        # A placeholder stands for an encoder's output and has no meaning as a written token.
-        self.never = [i for i in (config.image_token_id, config.span_token_id) if i is not None and i < vocabulary]
+        model.take_rules(processor)
+        self.ends = model.ends()
         self.max_length = processor.max_length or model.config.text_config.max_position_embeddings
         self.encoded_images = 0
         self._features: OrderedDict[str, Tensor] = OrderedDict()
@@ -178,17 +180,35 @@ class Runner:
 
         Returns:
             The state after it, which takes over ``state``'s memory, and the logits (B, keep, V) fp32 of the last
-            places.
+            places; none at all for ``keep=0``.
         """
         ids_BT, mask_BT = self._pad(stages)
         embeds_BTD = self._embed(ids_BT, stages)
         return self._forward(state, embeds_BTD, mask_BT, keep)
 
-    def step(self, state: State, tokens_B: Tensor) -> tuple[State, Tensor]:
-        """Read one token in each row; as :meth:`extend`, with logits (B, V)."""
-        embeds_B1D = self.model.get_input_embeddings()(tokens_B[:, None])
-        state, logits = self._forward(state, embeds_B1D, torch.ones_like(tokens_B)[:, None], keep=1)
-        return state, logits[:, -1]
+    def write(
+        self, state: State, logits_BV: Tensor, decoding: Decoding, seeds: Sequence[int], ends: Collection[int]
+    ) -> list[list[int]]:
+        """Write behind ``state``, which is used up; the ids of each row without what ended it.
+
+        Args:
+            state: what was read.
+            logits_BV: the next token's.
+            decoding: ``greedy`` or ``sample``.
+            seeds: one for each row, for ``sample``.
+            ends: tokens that end an answer.
+        """
+        step, head = self.model.step_and_head()
+        never = self.model.never_written(self.model.generation_config.suppress_tokens)
+        picker = Picker(head, [Forbid(never, self.device)] if never else [])
+        if decoding.method == "sample":
+            picker = Nucleus(head, picker.processors, decoding, seeds)
+        mask_BP = None if state.mask_BP.all() else state.mask_BP
+        place = Place(state.next_B[:, None] - 1, mask_BP, state.cache)
+        criteria = StoppingCriteriaList([MaxLengthCriteria(decoding.max_new_tokens), EosTokenCriteria(sorted(ends))])
+        nothing = torch.empty(len(seeds), 0, dtype=torch.long, device=self.device)
+        pad = torch.tensor(self.pad, device=self.device)
+        return _without_ends(write(self.model, step, picker, nothing, logits_BV, place, criteria, pad), ends)
 
     def log_likelihoods(self, windows: Sequence[Sequence[int]]) -> list[float]:
         """Log-probability (nats) of each run of token ids after ``<s>``; no logits are kept."""
@@ -203,11 +223,18 @@ class Runner:
         return [-float(total) for total in output.token_loss.double().sum(dim=1)]
 
     def beam(
-        self, rows: Sequence[Stage], decoding: Decoding, allowed: Callable[[list[int]], list[int]] | None
+        self,
+        rows: Sequence[Stage],
+        decoding: Decoding,
+        allowed: Callable[[list[int]], list[int]] | None,
+        ends: Collection[int],
     ) -> list[list[int]]:
-        """Beam search by ``model.generate``; the ids written for each row, without what stopped them.
+        """Beam search by ``model.generate``; the ids written for each row, without what ended them.
 
         Args:
+            rows: the prompts.
+            decoding: number of beams, length penalty, longest answer.
+            ends: tokens that end an answer.
             allowed: which tokens may follow the ones written so far; None: any.
         """
         ids_BT, mask_BT = self._pad(rows)
@@ -224,16 +251,10 @@ class Runner:
             num_beams=decoding.num_beams,
             length_penalty=decoding.length_penalty,
             max_new_tokens=decoding.max_new_tokens,
-            eos_token_id=sorted(self.stop_ids),
-            pad_token_id=self.pad,
-            suppress_tokens=self.never or None,
+            eos_token_id=sorted(ends),
             prefix_allowed_tokens_fn=None if allowed is None else lambda _, ids_T: allowed(ids_T[length:].tolist()),
         )
-        written = []
-        for row in output_BT[:, length:].tolist():
-            stop = next((i for i, token in enumerate(row) if token in self.stop_ids or token == self.pad), len(row))
-            written.append(row[:stop])
-        return written
+        return _without_ends(output_BT[:, length:], {*ends, self.pad})
 
     def _pad(self, rows: Sequence[Stage]) -> tuple[Tensor, Tensor]:
         """Left-padded ids and mask (B, T)."""
@@ -290,9 +311,35 @@ class Runner:
             inputs_embeds=embeds_BTD,
             attention_mask=mask_BP,
             position_ids=positions,
-            past_key_values=state.cache if state is not None else DynamicCache(),
+            past_key_values=state.cache if state is not None else GrowingCache(self.model.config.get_text_config()),
             use_cache=True,
             logits_to_keep=keep,
+            skip_logits=not keep,
         )
         after = State(output.past_key_values, mask_BP, next_B + mask_BT.sum(1))
-        return after, output.logits.float()
+        return after, output.logits.float() if keep else mask_BT.new_empty(len(mask_BT), 0, 0)
+
+
+class Nucleus(Picker):
+    """Temperature and nucleus sampling; each row uses its own random numbers, so that its batch does not matter."""
+
+    def __init__(self, head: nn.Module, processors: Any, decoding: Decoding, seeds: Sequence[int]) -> None:
+        super().__init__(head, processors, do_sample=True)
+        self.by_row = True
+        self.temperature, self.top_p = max(decoding.temperature, 1e-6), decoding.top_p
+        self.generators = [random.Random(seed) for seed in seeds]
+
+    def draw(self, scores_NV: Tensor, rows_N: Tensor) -> Tensor:
+        """Draw from the likeliest tokens that together have ``top_p``."""
+        probabilities, tokens = (scores_NV / self.temperature).softmax(dim=-1).sort(-1, descending=True)
+        cumulative = probabilities.cumsum(dim=-1)
+        kept = probabilities.masked_fill(cumulative - probabilities >= self.top_p, 0.0).cumsum(dim=-1)
+        draws = torch.tensor([self.generators[row].random() for row in rows_N.tolist()], device=scores_NV.device)
+        places = torch.searchsorted(kept, (draws * kept[:, -1])[:, None], right=True).clamp(max=kept.shape[-1] - 1)
+        return tokens.gather(1, places).squeeze(1)
+
+
+def _without_ends(written_BT: Tensor, ends: Collection[int]) -> list[list[int]]:
+    """The ids of each row up to the first of ``ends``."""
+    rows = written_BT.tolist()
+    return [row[: next((i for i, token in enumerate(row) if token in ends), len(row))] for row in rows]

@@ -54,8 +54,8 @@ class Session:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the weights that answer."""
-        return fingerprint(self.runner.model)
+        """Of what answers: the weights, and where an answer ends."""
+        return request_hash(fingerprint(self.runner.model), sorted(self.runner.ends))
 
     def evaluate(
         self,

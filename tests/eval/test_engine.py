@@ -64,6 +64,23 @@ def test_greedy_equals_generate_one_by_one(
     assert len(set(texts)) > 3, "the toy model answers everything alike, so the comparison says nothing"
 
 
+def test_a_watched_model_answers_the_same(
+    model: KosmosForConditionalGeneration, processor: KosmosProcessor, prompts: list[Prompt]
+) -> None:
+    """A hook must see every token: the lean step stands back, the loop stays."""
+    engine, decoding = Engine(Runner(model, processor), batch_rows=4), Decoding(max_new_tokens=8)
+    expected = in_order(engine.generate(prompts, decoding, [0] * len(prompts)))
+    seen: list[int] = []
+    hook = model.model.decoder.layers[1].ffn.fc1.register_forward_hook(
+        lambda module, inputs, out: seen.append(out.shape[1])
+    )
+    try:
+        assert in_order(engine.generate(prompts, decoding, [0] * len(prompts))) == expected
+    finally:
+        hook.remove()
+    assert 1 in seen
+
+
 def test_beam_equals_generate_one_by_one(
     model: KosmosForConditionalGeneration, processor: KosmosProcessor, prompts: list[Prompt]
 ) -> None:

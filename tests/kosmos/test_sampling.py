@@ -10,7 +10,7 @@ from transformers import DynamicCache, LogitsProcessorList, TextIteratorStreamer
 from transformers.generation import GenerationMixin
 
 from kosmos import sampling, screening
-from kosmos.decode import DecodeStep, GrowingCache, can_step
+from kosmos.decode_step import DecodeStep, GrowingCache, can_step
 
 
 @pytest.fixture
@@ -53,6 +53,37 @@ def test_loops_agree(build, ids, only_ours, name: str, position: str) -> None:
     assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("forbidden", [None, [11, 12, 13]])
+def test_rows_that_ended_are_left_out(build, only_ours, monkeypatch, forbidden: list[int] | None) -> None:
+    """Eight left-padded rows, some with an image, some with a text span, that end one after the other."""
+    model, sizes = build(spans=True), []
+    step = DecodeStep.__call__
+
+    def counted(self: DecodeStep, embeds_BD: torch.Tensor, *place: Any) -> torch.Tensor:
+        sizes.append(len(embeds_BD))
+        return step(self, embeds_BD, *place)
+
+    monkeypatch.setattr(DecodeStep, "__call__", counted)
+    generator = torch.Generator().manual_seed(4)
+    rows = torch.randint(4, 90, (8, 20), generator=generator)
+    mask = (torch.arange(20)[None] >= torch.arange(8)[:, None]).long()
+    rows[mask == 0] = 1
+    rows[1, 10:18] = rows[6, 9:17] = 100
+    rows[2, 12:14] = rows[5, 10:13] = 101
+    call = {"input_ids": rows, "attention_mask": mask, "max_new_tokens": 16, "suppress_tokens": forbidden}
+    call |= {"pixel_values": torch.randn(2, 3, 32, 32, generator=generator), "do_sample": False}
+    call |= {"span_input_ids": torch.randint(5, 50, (2, 4), generator=generator)}
+    call |= {"span_attention_mask": torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])}
+    free, _ = both(model, **call, eos_token_id=None)
+    ends = {int(free[row, 20 + row]) for row in (0, 3, 5, 7)}
+    sizes.clear()
+    ours, theirs = both(model, **call, eos_token_id=sorted(ends), pad_token_id=1)
+    assert torch.equal(ours, theirs)
+    assert min(sizes) <= 4
+    assert sizes[-1] == 8  # their loop goes on with all rows
+    assert not forbidden or not set(ours[:, 20:].flatten().tolist()) & set(forbidden)
+
+
 def test_loops_agree_on_embeddings_and_custom_parts(build, ids, only_ours) -> None:
     model = build(images=False)
     seen: list[int] = []
@@ -77,27 +108,29 @@ def test_streams_every_token(processor, build, only_ours) -> None:
     assert "".join(streamer) == processor.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :])
 
 
-def test_screened_tokens_are_the_same(build, ids, only_ours, monkeypatch) -> None:
-    """The screen is for large vocabularies and some processors; here it is forced."""
+@pytest.mark.skipif(not screening.kernel_is_exact(), reason="torch multiplies no 8-bit integers on this CPU")
+@pytest.mark.parametrize("rules", [{"eos_token_id": None}, {"eos_token_id": [95, 96], "suppress_tokens": [5, 9, 40]}])
+def test_screened_tokens_are_the_same(build, ids, only_ours, monkeypatch, rules: dict[str, Any]) -> None:
+    """The screen is for large vocabularies and rules that only forbid; here it is forced."""
     model = build(images=False)
     used: list[int] = []
 
     class Counted(sampling.Screen):
-        def choose(self, weight_VD: torch.Tensor, hidden_BD: torch.Tensor) -> torch.Tensor | None:
+        def choose(self, weight_VD: torch.Tensor, hidden_BD: torch.Tensor, *never: Any) -> torch.Tensor | None:
             used.append(len(hidden_BD))
-            return super().choose(weight_VD, hidden_BD)
+            return super().choose(weight_VD, hidden_BD, *never)
 
     monkeypatch.setattr(screening, "Screen", Counted)
     monkeypatch.setattr(sampling, "can_screen", lambda head: True)
-    ours, theirs = both(model, input_ids=ids, max_new_tokens=25, do_sample=False, eos_token_id=None)
+    ours, theirs = both(model, input_ids=ids, max_new_tokens=25, do_sample=False, **rules)
     assert torch.equal(ours, theirs)
     assert used == [2] * (24 - sampling.MAKE_AFTER // 2)
     model.lm_head.weight.data.mul_(torch.randn(len(model.lm_head.weight), 1))  # behind autograd's back
-    ours, theirs = both(model, input_ids=ids, max_new_tokens=25, do_sample=False, eos_token_id=None)
+    ours, theirs = both(model, input_ids=ids, max_new_tokens=25, do_sample=False, **rules)
     assert torch.equal(ours, theirs)
     assert len(used) == 16 + 24
     monkeypatch.setattr(screening, "MOST_CANDIDATES", 0)  # it tells none apart, and is asked less and less
-    ours, theirs = both(model, input_ids=ids, max_new_tokens=25, do_sample=False, eos_token_id=None)
+    ours, theirs = both(model, input_ids=ids, max_new_tokens=25, do_sample=False, **rules)
     assert torch.equal(ours, theirs)
     assert len(used) == 16 + 24 + len(["2 tokens", "6", "14", "30"])
 
@@ -159,6 +192,17 @@ def test_what_was_changed_keeps_the_module_tree(build, ids) -> None:
     assert can_step(decoder)
     decoder.layers[2] = torch.nn.ModuleDict({"block": decoder.layers[2]})
     assert not can_step(decoder)
+
+
+def test_placeholders_are_never_written(build, ids) -> None:
+    """Nobody has to say so: their scores are the highest here, and the model forbids them."""
+    model = build(text={"vocab_size": 104}, spans=True)
+    with torch.no_grad():
+        model.lm_head.weight[100:102] = 5 * model.lm_head.weight[torch.randint(4, 90, (2,))]
+    for options in ({}, {"num_beams": 2}, {"do_sample": True}, {"return_dict_in_generate": True}):
+        written = model.generate(ids, **{**CALL, **options})
+        tokens = written if isinstance(written, torch.Tensor) else written.sequences
+        assert not set(tokens[:, 30:].flatten().tolist()) & {100, 101}
 
 
 def test_a_forward_of_a_subclass_is_called(build, ids) -> None:

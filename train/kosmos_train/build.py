@@ -75,6 +75,9 @@ def build_model(config: TrainConfig, processor: Any, resume_from: Path | None = 
             model.load_vision_weights(encoder_folder(config.model.vision_weights))
         if config.model.span_weights is not None:
             model.load_span_weights(encoder_folder(config.model.span_weights))
+    if config.processor is not None:  # it decides how the answers end that this run learns, whatever did before
+        model.generation_config.update(**processor.writing_rules())
+    model.take_rules(processor)
     freeze(model, config.model.freeze)
     if config.model.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})

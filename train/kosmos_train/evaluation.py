@@ -107,4 +107,5 @@ def whole_model(engine: Engine) -> Iterator[Any]:
         return
     weights, config = engine.full_weights(True), copy.deepcopy(engine.model.config)
     model = type(engine.model).from_pretrained(None, config=config, state_dict=weights, dtype=engine.dtype)
+    model.generation_config = engine.model.generation_config
     yield model.to(engine.world.device)

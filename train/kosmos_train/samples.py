@@ -57,9 +57,6 @@ class Sampler:
                     **moved,
                     max_new_tokens=self.config.max_new_tokens,
                     do_sample=False,
-                    eos_token_id=self.processor.answer_end_ids(),
-                    suppress_tokens=self.processor.placeholder_ids(),
-                    pad_token_id=self.processor.tokenizer.pad_token_id,
                     synced_gpus=engine.config.engine.zero_stage == 3 and world.size > 1,
                 )
             new = output[0, moved["input_ids"].shape[1] :]

@@ -54,7 +54,11 @@ class HarnessModel:
         return results
 
     def generate(self, requests: Sequence[tuple[Prompt, dict[str, Any]]], most_tokens: int = 64) -> list[str]:
-        """Continue each prompt until one of its ``until`` strings, ``</s>`` or its length."""
+        """Continue each prompt until one of its ``until`` strings, ``</s>`` or its length.
+
+        Without ``until`` strings, or with one that begins with a newline, an answer also ends where the checkpoint's
+        rules of writing end it.
+        """
         texts = [""] * len(requests)
         groups: dict[str, list[int]] = {}
         for place, (_, options) in enumerate(requests):
@@ -66,15 +70,12 @@ class HarnessModel:
             decoding = _decoding(options, most_tokens)
             prompts = [self.fit(requests[place][0], decoding.max_new_tokens) for place in places]
             seeds = [stable_hash("harness", prompt.text) for prompt in prompts]
-            stops = self.runner.stop_ids
-            if not any(text.startswith("\n") for text in until):
-                self.runner.stop_ids = frozenset([self.runner.eos])
-            try:
-                for batch in self.engine.generate(prompts, decoding, seeds):
-                    for answer in batch:
-                        texts[places[answer.index]] = _cut(answer.text, until)
-            finally:
-                self.runner.stop_ids = stops
+            # a harness that names its ends may want several lines; what it does not name is the checkpoint's to say
+            lines = not until or any(text.startswith("\n") for text in until)
+            ends = self.runner.ends if lines else [self.runner.eos]
+            for batch in self.engine.generate(prompts, decoding, seeds, ends):
+                for answer in batch:
+                    texts[places[answer.index]] = _cut(answer.text, until)
         return texts
 
     def fit(self, prompt: Prompt, room: int) -> Prompt:

@@ -1,7 +1,7 @@
-"""One decoded token at a time, lean: what ``generate()`` runs after the prompt.
+"""One decoded token at a time, lean: what ``generate()`` and the evaluator run after the prompt.
 
-At batch 1 a step is overhead, not arithmetic: the module tree costs more than the products it calls. Inside
-``generate()`` a ``DecodeStep`` holds each layer's tensors, with the three input projections as one matrix, and runs a
+At batch 1 a step is overhead, not arithmetic: the module tree costs more than the products it calls. For the length of
+an answer a ``DecodeStep`` holds each layer's tensors, with the three input projections as one matrix, and runs a
 layer in about 25 calls; ``GrowingCache`` writes keys and values in place instead of copying the whole cache each token.
 The numbers are those of the module tree up to rounding. Anything that the plain tree must see (hooks, adapters,
 quantised or partitioned weights, other kernels than sdpa, blockwise attention) keeps it.
@@ -9,6 +9,7 @@ quantised or partitioned weights, other kernels than sdpa, blockwise attention) 
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any, NamedTuple
 
 import torch
@@ -37,7 +38,7 @@ class GrowingLayer(DynamicLayer):
         seen, length = self.keys.shape[2], new.shape[3]
         buffer = self.buffer
         if buffer is None or seen + length > buffer.shape[3] or not self._views(buffer):
-            buffer = self._grow(max(2 * (seen + length), 64))
+            buffer = self._grow(seen + length)
         buffer.narrow(3, seen, length).copy_(new)
         self.keys, self.values = buffer.narrow(3, 0, seen + length).unbind(1)
         return self.keys, self.values
@@ -46,9 +47,11 @@ class GrowingLayer(DynamicLayer):
         """Whether keys are still what was made here: to reorder, choose or repeat rows puts other tensors there."""
         return self.keys.data_ptr() == buffer.data_ptr() and len(self.keys) == len(buffer)
 
-    def _grow(self, capacity: int) -> Tensor:
+    def _grow(self, length: int) -> Tensor:
+        """Copy keys and values to a buffer for ``length`` tokens and some more."""
         rows, heads, seen, width = self.keys.shape
-        self.buffer = self.keys.new_empty(rows, 2, heads, capacity, width)
+        # a quarter more: then each token is copied about four times however many follow
+        self.buffer = self.keys.new_empty(rows, 2, heads, length + max(length // 4, 64), width)
         self.buffer[:, 0, :, :seen], self.buffer[:, 1, :, :seen] = self.keys, self.values
         return self.buffer
 
@@ -59,11 +62,18 @@ class GrowingLayer(DynamicLayer):
 
 
 class GrowingCache(DynamicCache):
-    """A dynamic cache of ``GrowingLayer``; what ``generate()`` uses unless told otherwise."""
+    """A dynamic cache of ``GrowingLayer``; what ``generate()`` uses unless told otherwise, and the evaluator."""
 
     def __init__(self, config: KosmosTextConfig) -> None:
         super().__init__(config=config)
         self.layers = [GrowingLayer() for _ in range(config.num_hidden_layers)]
+
+    def select(self, rows: Tensor) -> GrowingCache:
+        """Return a copy of the given rows, repeated or left out as the index says."""
+        chosen = copy(self)
+        chosen.layers = [copy(layer) for layer in self.layers]
+        chosen.batch_select_indices(rows)
+        return chosen
 
 
 class LayerTensors(NamedTuple):
@@ -104,7 +114,7 @@ class Workspace:
 
 
 class DecodeStep:
-    """The decoder for one new token a row. Holds weights of the moment: make one for each ``generate()``."""
+    """The decoder for one new token a row. Holds weights of the moment: make one for each answer."""
 
     def __init__(self, decoder: KosmosDecoder) -> None:
         self.decoder = decoder
