@@ -111,7 +111,7 @@ def _rank_prompts(
 def _variants(task: Task, prompt: Prompt, item: Item) -> list[Prompt]:
     if item.candidate_images:
         return [prompts.with_last_image(prompt, image) for image in item.candidate_images]
-    words = [prompts.wording(task, candidate) for candidate in candidates(task, item)]
+    words = [prompts.wording(task, item, candidate) for candidate in candidates(task, item)]
     return [prompts.with_candidate(prompt, text) for text in words]
 
 

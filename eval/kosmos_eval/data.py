@@ -28,6 +28,7 @@ class Item:
         answers: reference answers or captions.
         group: question type, for scores by type; empty: none.
         candidates: answers to rank, where the item has its own.
+        wordings: a description of each of these, for ``decoding.described``.
         candidate_images: images to rank (Raven's matrices), one for each candidate.
         demonstrations: solved examples of its own, in prompt order (demonstrations.method ``own``).
     """
@@ -38,6 +39,7 @@ class Item:
     answers: tuple[str, ...] = ()
     group: str = ""
     candidates: tuple[str, ...] = ()
+    wordings: tuple[str, ...] = ()
     candidate_images: tuple[Path, ...] = ()
     demonstrations: tuple[Item, ...] = ()
 
@@ -185,7 +187,7 @@ def _read_jsonl(files: DatasetFiles, data: Path, split: str) -> list[Item]:
 
 
 def _json_item(entry: dict[str, Any], path: Path, number: int, data: Path, files: DatasetFiles, split: str) -> Item:
-    for key in ("answers", "images", "candidates", "candidate_images", "demonstrations"):
+    for key in ("answers", "images", "candidates", "wordings", "candidate_images", "demonstrations"):
         if not isinstance(entry.get(key, []), list):
             raise ValueError(f'{path}:{number}: "{key}" must be a list, not {entry[key]!r}')
     if not entry.get("answers"):
@@ -194,7 +196,12 @@ def _json_item(entry: dict[str, Any], path: Path, number: int, data: Path, files
     def image(name: str) -> Path:
         return _path(data, files.images or "{file_name}", split, file_name=name)
 
-    known = ("id", "images", "answers", "candidates", "candidate_images", "group", "demonstrations")
+    candidates, wordings = (tuple(map(str, entry.get(key, []))) for key in ("candidates", "wordings"))
+    if wordings and len(wordings) != len(candidates):
+        raise ValueError(
+            f"{path}:{number}: {len(wordings)} wordings for {len(candidates)} candidates; give one for each"
+        )
+    known = ("id", "images", "answers", "candidates", "wordings", "candidate_images", "group", "demonstrations")
     identifier = str(entry.get("id", number))
     own = [{"id": f"{identifier}:{i}", **shot} for i, shot in enumerate(entry.get("demonstrations", ()), start=1)]
     return Item(
@@ -203,7 +210,8 @@ def _json_item(entry: dict[str, Any], path: Path, number: int, data: Path, files
         images=tuple(image(name) for name in entry.get("images", [])),
         answers=tuple(map(str, entry["answers"])),
         group=str(entry.get("group", "")),
-        candidates=tuple(map(str, entry.get("candidates", []))),
+        candidates=candidates,
+        wordings=wordings,
         candidate_images=tuple(image(name) for name in entry.get("candidate_images", [])),
         demonstrations=tuple(_json_item(shot, path, number, data, files, split) for shot in own),
     )

@@ -95,7 +95,7 @@ def build(
         raise ValueError(f"unknown context {context!r}; choose from {', '.join(CONTEXTS)}")
     segments: list[Segment] = []
     for shot in demonstrations:
-        right = {"candidate": wording(task, shot.answers[0]), "rationale": rationale(shot)}
+        right = {"candidate": wording(task, shot, shot.answers[0]), "rationale": rationale(shot)}
         segments += _fill(task, shot, task.prompt.template, shot.images, context, right)
         segments += _end_turn(continuation(task, shot, shot.answers[0]), task.prompt.separator)
     open_places = {"candidate": CANDIDATE} | ({"rationale": RATIONALE} if task.rationale else {}) | dict(extra or {})
@@ -165,14 +165,22 @@ def _with_words(prompt: Prompt, mark: str, words: str) -> Prompt:
     return replace(prompt, segments=tuple(segments))
 
 
-def wording(task: Task, answer: str) -> str:
-    """The words that stand for an answer: its verbalizer, or itself."""
+def wording(task: Task, item: Item, answer: str) -> str:
+    """The words that stand for an answer: its description in the item's data, its verbalizer, or itself.
+
+    Raises:
+        ValueError: ``decoding.described`` for an item whose data describes no candidates.
+    """
+    if task.decoding.described:
+        if not item.wordings:
+            raise ValueError(f'task {task.name}: decoding.described, but item {item.id} has no "wordings"')
+        return item.wordings[item.candidates.index(answer)]
     return task.decoding.verbalizers.get(answer, answer)
 
 
 def continuation(task: Task, item: Item, answer: str) -> str:
     """How an answer (or candidate) goes on after the prompt; it may be followed by more of the item's text (cloze)."""
-    return task.prompt.answer.format_map({**item.fields, "answer": wording(task, answer)})
+    return task.prompt.answer.format_map({**item.fields, "answer": wording(task, item, answer)})
 
 
 def _fill(

@@ -188,7 +188,7 @@ class Session:
             return task.decoding.max_new_tokens
         room = max(len(self.runner.text_ids(text)) for text in continuations(task, item))
         if CANDIDATE in task.prompt.template:
-            room += max(len(self.runner.text_ids(prompts.wording(task, text))) for text in candidates(task, item))
+            room += max(len(self.runner.text_ids(prompts.wording(task, item, text))) for text in candidates(task, item))
         return room
 
     def _request(self, run: Run, item: Item, prompt: Prompt) -> str:

@@ -119,7 +119,8 @@ class Decoding:
             its batch. candidates: for ``rank`` and ``cloze`` where items bring none of their own, and for
             ``constrained``; without any, the answers that occur in the evaluated split (its class names).
             verbalizers: the words that stand for a class of the data, ``{entailment: "Yes"}``; its
-            classes are then the candidates.
+            classes are then the candidates. described: each candidate is ranked by its description in the item's data
+            (``wordings``, KOSMOS-1 section 4.8), not by its own words.
             normalisation: of a candidate's log-likelihood: ``sum``, ``mean`` over its tokens, per ``byte``, or
             ``unconditional`` (minus the log-likelihood after ``bare_prompt``, GPT-3 section 2.4). bare_prompt: what
             says nothing of the item: GPT-3's ``Answer:``, or the task's own words without the image, which makes the
@@ -135,6 +136,7 @@ class Decoding:
     top_p: float = 1.0
     candidates: list[str] = field(default_factory=list)
     verbalizers: dict[str, str] = field(default_factory=dict)
+    described: bool = False
     normalisation: Literal["sum", "mean", "byte", "unconditional"] = "sum"
     bare_prompt: str = "Answer:"
     constrained: bool = False

@@ -30,7 +30,7 @@ YAML_ROOT = "runs/demo"
 
 RECIPES = {
     "corpus": ("starter", []),
-    "pictures": ("pictures", ["collections=[emoji]", "image_side=64"]),
+    "pictures": ("pictures", ["collections=[emoji]", "image_side=64", "variants=3"]),
     "instructions": ("instructions", ["optional=true"]),
 }
 """Folder below ``--out`` → (recipe, options)."""

@@ -1,7 +1,7 @@
 """Recipe ``pictures``: emoji, stamps and clip art with their names, keywords, captions, and questions about them.
 
     OUT/pairs                       shards: an image, then "An image of …", or the source's own words
-    OUT/keywords                    shards: an image, then "Keywords: …"
+    OUT/keywords                    shards: an image, then "Keywords: …": its group, then keywords, the commonest first
     OUT/qa                          shards: an image, then "Question: what is this? Answer: …" and the like
     OUT/eval/train  OUT/eval/test   demonstrations, and pictures of held-out names:
         images/  captions.json (COCO)  names.jsonl (which of eight names?)  vqa_questions.json  vqa_annotations.json
@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,11 @@ from ..shards import write_shards
 from . import picture_questions
 from .evaluation_files import write_coco, write_lines, write_questions
 from .picture_sources import Collections, Named
+from .picture_variants import variant
 from .splits import counted, held_out
+
+MOST_KEYWORDS, DESCRIBING_KEYWORDS = 4, 2
+"""Keywords of a picture that are trained on, and those of a candidate's description."""
 
 
 @dataclass
@@ -46,6 +50,8 @@ class Options:
         min_side: pictures with a shorter side (in pixels) are left out.
         image_side: larger pictures are stored as PNG, on white, with this shorter side in pixels; 0: every picture as
             its source has it. A model that reads 64×64 gets the same pixels of a square picture, only faster.
+        variants: so many documents of each picture in ``pairs`` and ``keywords``; the first shows it as it is, the others
+            mirrored, turned, zoomed and shifted a little (:mod:`.picture_variants`).
         max_questions: questions of one picture per document of ``qa``, 1 to this many.
         demonstrations: training pictures that are copied to ``eval/train`` for few-shot prompts.
         documents_per_shard: documents in a tar.
@@ -58,6 +64,7 @@ class Options:
     held_out_every: int = 10
     min_side: int = 32
     image_side: int = 0
+    variants: int = 1
     max_questions: int = 3
     demonstrations: int = 200
     documents_per_shard: int = 2000
@@ -105,42 +112,64 @@ def _write(
     out: Path, train: list[Named], test: list[Named], options: Options, progress: Progress, report: dict[str, Any]
 ) -> None:
     makers = {
-        "pairs": pairs(train, options.languages),
-        "keywords": keywords(train),
+        "pairs": pairs(train, options.languages, options.variants),
+        "keywords": keywords(train, options.variants),
         "qa": picture_questions.documents(train, options.max_questions),
     }
     for name, documents in makers.items():
         passing = progress.track(counted(documents, report["documents"], name), description=f"shards: {name}")
         write_shards(out / name, passing, options.documents_per_shard)
+    frequency = Counter(word for picture in train for word in set(picture.keywords))
     shown = sorted(train, key=lambda picture: hashlib.sha256(picture.key.encode()).digest())[: options.demonstrations]
     for name, part in (("train", shown), ("test", test)):
-        report |= {f"eval_{name}_{what}": count for what, count in write_evaluation(out / "eval" / name, part).items()}
+        counts = write_evaluation(out / "eval" / name, part, frequency)
+        report |= {f"eval_{name}_{what}": count for what, count in counts.items()}
 
 
-def pairs(pictures: Iterable[Named], languages: Sequence[str]) -> Iterator[Document]:
+def pairs(pictures: Iterable[Named], languages: Sequence[str], variants: int = 1) -> Iterator[Document]:
     """Each picture twice, as "An image of …" and in its source's words, and once more for every language."""
     for picture in pictures:
         captions = {"0": f"An image of {picture.phrase}", "1": picture.caption}
         wanted = sorted(picture.translations) if "all" in languages else languages
         captions |= {name: picture.translations[name] for name in wanted if name in picture.translations}
-        image = Image(picture.path.read_bytes())
-        for name, caption in captions.items():
-            language = "en" if name in "01" else name
-            yield Document(f"{picture.key}-{name}", [image, Text(caption)], {"language": language})
+        for suffix, image in _shown(picture, variants):
+            for name, caption in captions.items():
+                language = "en" if name in "01" else name
+                yield Document(f"{picture.key}-{name}{suffix}", [image, Text(caption)], {"language": language})
 
 
-def keywords(pictures: Iterable[Named]) -> Iterator[Document]:
+def keywords(pictures: Sequence[Named], variants: int = 1) -> Iterator[Document]:
     """Pictures that have two keywords or more."""
+    frequency = Counter(word for picture in pictures for word in set(picture.keywords))
     for picture in pictures:
         if len(picture.keywords) > 1:
-            words = Text(f"Keywords: {', '.join(picture.keywords)}")
-            yield Document(picture.key, [Image(picture.path.read_bytes()), words])
+            words = Text(f"Keywords: {describe(picture, frequency, MOST_KEYWORDS)}")
+            for suffix, image in _shown(picture, variants):
+                yield Document(f"{picture.key}{suffix}", [image, words])
 
 
-def write_evaluation(folder: Path, pictures: Sequence[Named]) -> dict[str, int]:
+def describe(picture: Named, frequency: Mapping[str, int], most: int) -> str:
+    """Its group, where it has one, and at most so many keywords, the commonest of the training pictures first.
+
+    From the general to the special: each word narrows down what those before it have left open.
+    """
+    ranked = sorted(dict.fromkeys(picture.keywords), key=lambda word: (-frequency[word], word))
+    return ", ".join([*([picture.group] if picture.group else []), *ranked[:most]])
+
+
+def _shown(picture: Named, variants: int) -> Iterator[tuple[str, Image]]:
+    """The picture as it is, then changed a little: (end of the document's key, image)."""
+    data = picture.path.read_bytes()
+    yield "", Image(data)
+    for number in range(1, variants):
+        yield f"-v{number}", Image(variant(data, f"{picture.key} {number}"))
+
+
+def write_evaluation(folder: Path, pictures: Sequence[Named], frequency: Mapping[str, int]) -> dict[str, int]:
     """Write the pictures, and captions, choices and questions about them; return how many there are of each.
 
-    A picture's captions are its phrase and, where the source has other words, those as well.
+    A picture's captions are its phrase and, where the source has other words, those as well. ``frequency`` counts the
+    keywords of the training pictures, for the descriptions of the choices.
     """
     (folder / "images").mkdir(parents=True)
     names, rows = [], []
@@ -156,14 +185,23 @@ def write_evaluation(folder: Path, pictures: Sequence[Named]) -> dict[str, int]:
     write_coco(folder / "captions.json", description, rows)
     asked = zip(range(1, len(names) + 1), names, picture_questions.ask(pictures), strict=True)
     questions = write_questions(folder, description, asked)
-    return {"pictures": len(rows), "choices": _write_choices(folder, pictures, names), "questions": questions}
+    return {
+        "pictures": len(rows),
+        "choices": _write_choices(folder, pictures, names, frequency),
+        "questions": questions,
+    }
 
 
-def _write_choices(folder: Path, pictures: Sequence[Named], names: Sequence[str]) -> int:
-    """Write ``names.jsonl``, the candidates of task ``picture_names``; where all have one name there is no choice."""
+def _write_choices(folder: Path, pictures: Sequence[Named], names: Sequence[str], frequency: Mapping[str, int]) -> int:
+    """Write ``names.jsonl``, the candidates of task ``picture_names``, and their descriptions where all have one.
+
+    Where all pictures have one name there is no choice.
+    """
     chosen = picture_questions.choices(pictures)
+    described = {picture.phrase: describe(picture, frequency, DESCRIBING_KEYWORDS) for picture in reversed(pictures)}
     rows = [
         {"id": picture.key, "images": [name], "answers": [picture.phrase], "candidates": list(candidates)}
+        | ({"wordings": words} if all(words := [described[name] for name in candidates]) else {})
         | ({"group": picture.group} if picture.group else {})
         for picture, name, candidates in zip(pictures, names, chosen, strict=True)
         if len(candidates) > 1

@@ -76,8 +76,8 @@ class Options:
     min_images: int = 2
     max_images: int = 9
     reading_documents: int = 6000
-    reading_questions: int = 3
-    reading_things: int = 3
+    reading_questions: int = 6
+    reading_things: int = 2
     reading_test: int = 1000
     text_characters: int = 2000
     held_out_speeches: int = 25
