@@ -63,17 +63,29 @@ class Conversation:
         """Forget all turns and images."""
         self.messages = [{"role": "system", "content": self.system}] if self.system else []
 
-    def ask(self, question: str, images: Sequence[Picture] | Picture = ()) -> str:
+    def ask(self, question: str, images: Sequence[Picture] | Picture = (), context: Sequence[str] | str = ()) -> str:
         """Put a question, with new images or about earlier ones, and return the answer.
 
-        Raises:
-            ValueError: the conversation has outgrown the model, or an image cannot be read.
-        """
-        return "".join(self.stream(question, images))
+        Args:
+            question: what is asked.
+            images: pictures shown before it.
+            context: texts before it that the bidirectional text encoder reads (MetaLM), for a model that has one.
 
-    def stream(self, question: str, images: Sequence[Picture] | Picture = ()) -> Iterator[str]:
+        Raises:
+            ValueError: the conversation has outgrown the model, an image cannot be read, or a context is given to a
+                model without a text encoder.
+        """
+        return "".join(self.stream(question, images, context))
+
+    def stream(
+        self, question: str, images: Sequence[Picture] | Picture = (), context: Sequence[str] | str = ()
+    ) -> Iterator[str]:
         """Like :meth:`ask`, piece by piece as the answer is written."""
-        asked = {"role": "user", "content": [*_image_parts(images), {"type": "text", "text": question}]}
+        spans = [context] if isinstance(context, str) else list(context)
+        if spans and self.model.config.span_encoder_config is None:
+            raise ValueError("a context was given, but this model has no text encoder; write it into the question")
+        parts = [*_image_parts(images), *({"type": "span", "text": text} for text in spans)]
+        asked = {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
         inputs = self._inputs([*self.messages, asked])
         answer = ""
         for piece in self._generate(inputs):

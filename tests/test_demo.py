@@ -6,15 +6,22 @@ import json
 import os
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 from nbclient import NotebookClient
 from rich.console import Console
+from safetensors.torch import load_file
 
-from kosmos import cli
-from kosmos_train.demo import run_demo
+from kosmos import cli, find_checkpoint, settings
+from kosmos.encoder_weights import find_weights
+from kosmos.processing_kosmos import load_processor
+from kosmos_data.objectives._flatten import flatten
+from kosmos_data.recipes import starter
+from kosmos_train.demo import Demo, make_corpora, run_demo
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +41,77 @@ def test_demo_leaves_what_the_readme_promises(demo: Path) -> None:
     assert {("tuned", "image+text"), ("tuned", "shuffled"), ("pretrained", "image+text")} <= zero_shot
     assert {row["shots"] for row in rows} == {0, 2, 4, 8}
     assert any(row["metric"] == "cider" for row in rows)
+    assert {"reading_encoded", "reading", "reading_closed"} <= {row["task"] for row in rows}
     for picture in ("loss.png", "answers.png"):
         assert (demo / picture).read_bytes().startswith(b"\x89PNG")
     metrics = [json.loads(line) for line in (demo / "pretrain" / "metrics.jsonl").read_text().splitlines()]
     assert all({"step", "loss", "tokens"} <= row.keys() for row in metrics)
-    assert set(metrics[-1]["source_loss"]) == {"pairs", "qa", "interleaved", "text"}
+    sources = {"pairs", "qa", "interleaved", "reading", "reading encoded", "text"}
+    assert sources <= set(metrics[-1]["source_loss"])
     assert sum(row["packed"] for row in metrics) / len(metrics) >= 0.97
+
+
+@pytest.mark.slow
+def test_every_training_is_the_card(demo: Path) -> None:
+    """ViT and text encoder read in each, on two processes where there are two cores, and what trains has moved."""
+    runs = [name for name in ("pretrain", "instruct", "tune") if (demo / name).is_dir()]
+    assert {"pretrain", "tune"} <= set(runs)
+    for name in runs:
+        rows = [json.loads(line) for line in (demo / name / "metrics.jsonl").read_text().splitlines()]
+        assert sum(row["images"] for row in rows) > 0, name
+        assert sum(row["span_tokens"] for row in rows) > 0, name
+        launches = json.loads((demo / name / "environment.json").read_text())
+        assert [launch["processes"] for launch in launches] == [min(2, len(os.sched_getaffinity(0)))], name
+        assert settings.read_yaml(demo / name / "config.yaml")["engine"]["zero_stage"] == 2
+    vision, pretrained = (
+        load_file(find(demo / name)) for name, find in (("vision", find_weights), ("pretrain", _weights))
+    )
+    block = "model.vision_tower.encoder.transformer.resblocks.{}.mlp.c_fc.weight"
+    same = [
+        torch.equal(vision[f"visual.transformer.resblocks.{number}.mlp.c_fc.weight"], pretrained[block.format(number)])
+        for number in range(4)
+    ]
+    assert same == [True, True, True, False]
+
+
+@pytest.mark.slow
+def test_the_chat_asks_as_the_corpus_was_written(demo: Path) -> None:
+    """A context goes to the text encoder in the same place and in the same ids as in training."""
+    processor = load_processor(demo / "processor")
+    document = next(starter.reading(starter.Options(), encoded=True))
+    context, question = document.segments[1].text, document.segments[2].text.removesuffix(" Answer:")
+    content = [{"type": "span", "text": context}, {"type": "text", "text": question}]
+    asked = processor.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    ids = asked["input_ids"][0].tolist()
+    flat = flatten(document, processor)
+    assert ids == flat.ids[: len(ids)].tolist()
+    assert asked["span_input_ids"][0].tolist() == flat.spans[0].payload.tolist()
+
+
+@pytest.mark.slow
+def test_without_npm_and_apt_the_demo_says_what_it_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, demo: Path
+) -> None:
+    """Pictures and most instructions are left out by name; the configurations do without them."""
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setenv("KOSMOS_CACHE", str(tmp_path / "cache"))
+    console = Console(record=True, width=200)
+    left = Demo(tmp_path / "demo", console)
+    shutil.copytree(demo / "corpus", left.path("corpus"))
+    make_corpora(left)
+    said = console.export_text()
+    assert re.search(r"left out: pictures of things with names .*npm", said)
+    assert not left.has("pictures")
+    for name in ("tokenizer", "vision", "pretrain", "tune"):
+        assert "pictures/" not in json.dumps(left.read(name))
+    vision = left.read("vision")
+    assert len(vision["weights"]) == len(vision["shards"]) == 1
+
+
+def _weights(run: Path) -> Path:
+    return find_checkpoint(run) / "model.safetensors"
 
 
 @pytest.mark.slow

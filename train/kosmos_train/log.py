@@ -54,6 +54,7 @@ class RunLog:
             "source_loss": result.source_loss,
             "source_tokens": result.source_tokens,
             "images": result.encoded["image"],
+            "span_tokens": result.encoded["span"],
             "lr": rate,
             "grad_norm": result.grad_norm,
             **({"part_norms": result.part_norms} if result.part_norms else {}),

@@ -1,4 +1,4 @@
-"""Small random changes of a picture, so that a corpus of few pictures is not learnt by heart: mirror, turn, zoom, shift."""
+"""Small random changes of a picture, so that few pictures are not learnt by heart: mirror, turn, zoom, shift."""
 
 from __future__ import annotations
 
@@ -23,10 +23,8 @@ def variant(data: bytes, seed: str) -> bytes:
     angle, zoom = math.radians(rng.uniform(-TURN, TURN)), rng.uniform(1 - ZOOM, 1 + ZOOM)
     right, down = rng.uniform(-SHIFT, SHIFT) * width, rng.uniform(-SHIFT, SHIFT) * height
     cosine, sine = math.cos(angle) / zoom, math.sin(angle) / zoom
-    x, y = (
-        width / 2,
-        height / 2,
-    )  # Pillow wants the map from the new picture to the old; the centre stays, but for the shift
+    # Pillow wants the map from the new picture to the old one; the centre stays where it is, but for the shift.
+    x, y = width / 2, height / 2
     matrix = (cosine, sine, x - cosine * x - sine * y + right, -sine, cosine, y + sine * x - cosine * y + down)
     changed = image.transform(
         image.size, PIL.Image.Transform.AFFINE, matrix, PIL.Image.Resampling.BILINEAR, fillcolor=(255, 255, 255)

@@ -50,8 +50,8 @@ class Options:
         min_side: pictures with a shorter side (in pixels) are left out.
         image_side: larger pictures are stored as PNG, on white, with this shorter side in pixels; 0: every picture as
             its source has it. A model that reads 64×64 gets the same pixels of a square picture, only faster.
-        variants: so many documents of each picture in ``pairs`` and ``keywords``; the first shows it as it is, the others
-            mirrored, turned, zoomed and shifted a little (:mod:`.picture_variants`).
+        variants: so many documents of each picture in ``pairs`` and ``keywords``; the first shows it as it is, the
+            others mirrored, turned, zoomed and shifted a little (:mod:`.picture_variants`).
         max_questions: questions of one picture per document of ``qa``, 1 to this many.
         demonstrations: training pictures that are copied to ``eval/train`` for few-shot prompts.
         documents_per_shard: documents in a tar.

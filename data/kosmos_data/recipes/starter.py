@@ -191,9 +191,14 @@ def reading(options: Options, encoded: bool) -> Iterator[Document]:
         if (number % 2 == 1) != encoded:
             continue
         asked = scene.questions[: 1 + number // 2 % options.reading_questions]
-        segments: list[Segment] = [Span(scene.context) if encoded else Text(scene.context + "\n", supervised=False)]
+        segments: list[Segment] = []
         for position, (_, question, answer) in enumerate(asked):
             segments += turn(question, answer, last=position == len(asked) - 1)
+        context: Segment = Span(scene.context) if encoded else Text(f" {scene.context}", supervised=False)
+        first = f"{asked[0][1]} Answer:" if encoded else f" {asked[0][1]} Answer:"
+        # Within the first question, where the chat template writes a span.
+        opening = Text("Question: " if encoded else "Question:", supervised=False)
+        segments[:1] = [opening, context, Text(first, supervised=False)]
         yield Document(f"{scene.number:06d}", segments, {"kind": "reading"})
 
 
