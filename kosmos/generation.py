@@ -66,7 +66,7 @@ class KosmosGenerationMixin(GenerationMixin):
 
     def never_written(self, tokens: Iterable[int] | None) -> list[int]:
         """``tokens`` and the placeholders: those stand for an encoder's output, an answer never holds them."""
-        placeholders = [getattr(self.config, modality.token, None) for modality in MODALITIES]
+        placeholders = [getattr(self.config, modality.token, None) for modality in MODALITIES.values()]
         size = self.config.get_text_config().vocab_size
         return sorted({token for token in (*(tokens or ()), *placeholders) if token is not None and token < size})
 

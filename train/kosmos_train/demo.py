@@ -29,7 +29,7 @@ YAML_ROOT = "runs/demo"
 """The folder that the demo's YAMLs name; another ``--out`` takes its place."""
 
 RECIPES = {
-    "corpus": ("starter", []),
+    "corpus": ("starter", ["few_shot_documents=1500", "contrast_documents=2000", "caption_series_documents=500"]),
     "pictures": ("pictures", ["collections=[emoji]", "image_side=64", "variants=3"]),
     "instructions": ("instructions", ["optional=true"]),
 }
