@@ -19,7 +19,7 @@ from rich.progress import Progress
 from kosmos import KosmosImageProcessor
 from kosmos_data import Corpus, recipes
 from kosmos_data.images import open_image
-from kosmos_data.recipes import packages, picture_questions, picture_sources, pictures
+from kosmos_data.recipes import packages, picture_questions, picture_sources, picture_variants, pictures
 from kosmos_data.recipes.picture_sources import Collections, Named
 
 Png = Callable[..., bytes]
@@ -150,9 +150,25 @@ def test_the_split_is_by_base_name(tmp_path: Path, make_png: Png, monkeypatch: p
     assert len(shown) == 5
     keys = Counter(document.key.rpartition("-")[2] for document in Corpus(out / "pairs"))
     assert keys == dict.fromkeys(("0", "1", "de"), len(trained))
-    assert {document.segments[1].text for document in Corpus(out / "keywords")} == {"Keywords: one, two"}
+    assert {document.segments[1].text for document in Corpus(out / "keywords")} == {
+        "Keywords: one, two",
+        "Keywords: animals, one, two",
+        "Keywords: food, one, two",
+    }
     asked = {hashlib.sha256(document.images[0].data).digest() for document in Corpus(out / "qa")}
     assert asked == trained
+
+
+def test_variants_are_small_changes_of_one_picture(make_png: Png) -> None:
+    """The others differ from the picture and from each other, the same each time."""
+    picture = Named("x/a", Path("a.png"), "a", "a", ("b", "c"))
+    data = make_png(0)
+    changed = [picture_variants.variant(data, f"seed {number}") for number in range(3)]
+    assert changed == [picture_variants.variant(data, f"seed {number}") for number in range(3)]
+    assert len({*changed, data}) == 4
+    assert {open_image(image).size for image in changed} == {open_image(data).size}
+    assert pictures.describe(picture, Counter(c=2, b=1), 4) == "c, b"
+    assert pictures.describe(replace(picture, group="food"), Counter(c=2, b=1), 1) == "food, c"
 
 
 def read_choices(path: Path) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from PIL import Image
 from rich.console import Console
 
 from kosmos import KosmosForConditionalGeneration, KosmosProcessor
-from kosmos_data.recipes import pictures
+from kosmos_data.recipes import pictures, starter
+from kosmos_data.recipes.evaluation_files import write_lines
 from kosmos_data.recipes.picture_sources import Named
-from kosmos_eval import suite, tasks
+from kosmos_eval import prompts, suite, tasks
+from kosmos_eval.data import load_items
 from kosmos_eval.evaluate import evaluate
 from kosmos_eval.suite import webpages
 
@@ -28,6 +31,7 @@ PUBLISHED = {
 ELSEWHERE = {
     *PUBLISHED, *suite.MAKERS, "shards_vqa", "shards_caption", "shards_text", "easy_vqa", "easy_vqa_caption",
     "rendered_text_cot", "described_classes_plain", "relative_size_encoded",
+    "reading_encoded",
 }  # fmt: skip
 
 
@@ -124,8 +128,16 @@ def named_pictures(root: Path, name: str) -> None:
                 path = root / f"{split}-{group}{number}.png"
                 Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(path)
                 phrase = f"{words} {chr(97 + number)}{group[0]}"
-                shown.append(Named(f"x/{group}{number}", path, phrase, phrase, group=group))
-        pictures.write_evaluation(root / split, shown)
+                shown.append(Named(f"x/{group}{number}", path, phrase, phrase, (f"k{number}", "thing"), group=group))
+        pictures.write_evaluation(root / split, shown, Counter(thing=20))
+
+
+def contexts(root: Path, name: str) -> None:
+    """What recipe ``starter`` writes, by its own writer."""
+    for split in ("test", "train"):
+        (root / split).mkdir()
+        items = starter.reading_items(starter.Options(reading_test=4), split == "test")
+        write_lines(root / split / "reading.jsonl", items)
 
 
 # task → (writes its data, shots)
@@ -142,8 +154,11 @@ LAYOUTS: dict[str, tuple[Callable[[Path, str], None], tuple[int, ...]]] = {
     "text_classification": (texts, (0, 2)),
     "starter_text": (speeches, (0,)),
     "picture_names": (named_pictures, (0, 2)),
+    "picture_names_described": (named_pictures, (0, 2)),
     "picture_captions": (named_pictures, (0, 2)),
     "picture_vqa": (named_pictures, (0, 2)),
+    "reading": (contexts, (0, 2)),
+    "reading_closed": (contexts, (0, 2)),
 }
 
 
@@ -181,6 +196,29 @@ def test_pictures_are_asked_with_their_controls(
     rows = evaluate(model, processor, "picture_vqa", tmp_path)
     asked = {row["question_type"]: row["value"] for row in rows if row["model"] == "question only"}
     assert asked["yes/no"] == 0.5
+
+
+def test_a_described_name_is_ranked_by_its_description(
+    model: KosmosForConditionalGeneration, processor: KosmosProcessor, tmp_path: Path
+) -> None:
+    """The answer is the name, what is scored is its group and keywords; names without a description are refused."""
+    named_pictures(tmp_path, "")
+    task = tasks.load("picture_names_described")
+    item = load_items(task, tmp_path, "test")[0]
+    place = item.candidates.index(item.answers[0])
+    assert item.wordings[place].startswith(f"{item.group}, thing, k")
+    assert prompts.continuation(task, item, item.answers[0]) == f" {item.wordings[place]}"
+    assert prompts.continuation(tasks.load("picture_names"), item, item.answers[0]) == f" {item.answers[0]}"
+    rows = evaluate(model, processor, task, tmp_path, out=tmp_path / "out")
+    assert rows[0]["baselines"]["chance"] == 0.125
+    lines = (tmp_path / "test/names.jsonl").read_text().splitlines()
+    bare = [{key: value for key, value in json.loads(line).items() if key != "wordings"} for line in lines]
+    write_lines(tmp_path / "test/names.jsonl", bare)
+    with pytest.raises(ValueError, match=r'decoding.described, but item x/\S+ has no "wordings"'):
+        evaluate(model, processor, task, tmp_path)
+    write_lines(tmp_path / "test/names.jsonl", [bare[0] | {"wordings": ["one"]}])
+    with pytest.raises(ValueError, match="1 wordings for 8 candidates; give one for each"):
+        evaluate(model, processor, task, tmp_path)
 
 
 def test_class_names_give_the_chance(

@@ -56,6 +56,17 @@ def test_layout_of_encoded_demonstrations() -> None:
     assert prompt.text == "<span>Is bus larger than egg?</span> Yes</s><span>Is ant larger than house?</span>"
 
 
+def test_a_context_is_written_as_the_chat_writes_it() -> None:
+    """Encoded, as text and left out: the same question."""
+    item = Item("q", {"context": "A red circle is on the left.", "question": "what is red?"}, (), ("circle",))
+    encoded, read, closed = (
+        prompts.build(tasks.load(name), item).segments for name in ("reading_encoded", "reading", "reading_closed")
+    )
+    assert encoded == ("Question: ", Span("A red circle is on the left."), "what is red? Answer:")
+    assert read == ("Question: A red circle is on the left. what is red? Answer:",)
+    assert closed == ("Question: what is red? Answer:",)
+
+
 @pytest.mark.parametrize("method", ["greedy", "beam"])
 def test_batched_equals_generate_one_by_one(
     parts: tuple[KosmosForConditionalGeneration, KosmosProcessor], method: str
