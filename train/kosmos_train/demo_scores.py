@@ -14,7 +14,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from .demo import Demo
 
-FEW_SHOT_QUESTIONS = 1000
+FEW_SHOT_QUESTIONS = 600
 """Of the test questions, for the model before tuning: prompts with eight images are long."""
 
 SHOTS = (0, 2, 4, 8)
@@ -46,7 +46,7 @@ def evaluate(demo: Demo) -> None:
         for task in ("picture_names_described", "picture_names", "picture_captions"):
             rows += ask(base, processor, task, name="pretrained", limit=demo.limit, contexts=seen, **pictures)
     rows += ask(base, processor, "easy_vqa_caption", name="pretrained", limit=demo.limit, contexts=seen, **shapes)
-    shots = ask(base, processor, "easy_vqa", name="pretrained", shots=SHOTS, limit=few, contexts=seen, **shapes)
+    shots = ask(base, processor, "easy_vqa", name="pretrained", shots=SHOTS, limit=few, **shapes)
     # The baselines of all questions are rows already; here they only stand beside each score.
     rows += [row for row in shots if not results.is_baseline(row)]
     samples = demo.path("eval", "samples", "tuned", "easy_vqa-0shot-image+text.jsonl")

@@ -19,7 +19,8 @@ import json
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,6 +40,9 @@ from .vision_data import Pairs, VisionConfig, augment, batches, read_pairs, spli
 CHOICES = 8
 """Captions among which a held-out picture must find its own."""
 
+FREQUENT = 16
+"""A caption of so many pictures gets a correction beside a frozen sentence encoder."""
+
 
 class Contrast(Protocol):
     """What is trained: an image and a text side that meet in one space, as open_clip's CLIP."""
@@ -50,12 +54,25 @@ class Contrast(Protocol):
 
 
 class LockedText(nn.Module):
-    """A ViT that learns beside the fixed embeddings of a sentence encoder; only a linear map of these learns too."""
+    """A ViT that learns beside the fixed embeddings of a sentence encoder; a linear map of these learns too.
 
-    def __init__(self, width: int, vision: dict[str, Any], quick_gelu: bool) -> None:
+    A caption that many pictures share gets a learned correction besides: to a sentence encoder "a red circle" and "a
+    red rectangle" are nearly the same, and a few hundred steps are too few to part them by one map for all captions.
+
+    Args:
+        captions_NC: unit embeddings of all captions.
+        corrected_N: which of them are frequent enough for a correction.
+        vision: open_clip's ``vision_cfg``.
+        quick_gelu: as in open_clip's model JSON.
+    """
+
+    def __init__(self, captions_NC: Tensor, corrected_N: Tensor, vision: dict[str, Any], quick_gelu: bool) -> None:
         super().__init__()
         from open_clip.model import _build_vision_tower
 
+        width = captions_NC.shape[1]
+        self.captions, self.corrected = captions_NC, corrected_N.float()[:, None]
+        self.corrections = nn.Parameter(torch.zeros_like(captions_NC))
         self.visual = _build_vision_tower(width, vision, quick_gelu)
         self.projection = nn.Linear(width, width, bias=False)
         nn.init.eye_(self.projection.weight)
@@ -66,8 +83,8 @@ class LockedText(nn.Module):
         return self.visual(image)
 
     def encode_text(self, text: Tensor) -> Tensor:
-        """Sentence embeddings (N, width) to (N, width)."""
-        return self.projection(text)
+        """Numbers of captions (N,) to (N, width)."""
+        return self.projection(self.captions[text] + self.corrected[text] * self.corrections[text])
 
 
 def train_vision(config: VisionConfig, run: str | Path) -> dict[str, Any]:
@@ -86,7 +103,7 @@ def train_vision(config: VisionConfig, run: str | Path) -> dict[str, Any]:
         pairs = read_pairs(config, processor, bars)
         train, held_out = split(pairs, config)
         names = sorted(set(pairs.captions))
-        model, texts = _build(config, processor, names)
+        model, texts = _build(config, processor, names, Counter(train.captions))
         loss = _optimise(model, train, names, texts, config, processor, bars)
     accuracy = choice_accuracy(model, held_out, names, texts, config, processor)
     _save(model, config, processor, Path(run))
@@ -94,15 +111,19 @@ def train_vision(config: VisionConfig, run: str | Path) -> dict[str, Any]:
     return {"steps": config.steps, "loss": loss, "held_out_accuracy": accuracy, "seconds": round(seconds, 1)}
 
 
-def _build(config: VisionConfig, processor: KosmosProcessor, names: Sequence[str]) -> tuple[Any, Tensor]:
-    """The model, and all captions as its text side reads them: ids, or the embeddings of the frozen encoder."""
+def _build(
+    config: VisionConfig, processor: KosmosProcessor, names: Sequence[str], counts: Mapping[str, int]
+) -> tuple[Any, Tensor]:
+    """The model, and all captions as its text side reads them: token ids, or their numbers for a frozen encoder."""
     config.model["vision_cfg"].setdefault("image_size", processor.image_processor.image_size)
     if config.text_encoder is not None:
         embeddings = sentence_embeddings(encoder_folder(config.text_encoder), names)
         config.model["embed_dim"] = embeddings.shape[1]
         config.model.setdefault("text_cfg", {"hf_model_name": config.text_encoder})
         quick_gelu = bool(config.model.get("quick_gelu", False))
-        return LockedText(embeddings.shape[1], config.model["vision_cfg"], quick_gelu), embeddings
+        frequent = torch.tensor([counts[name] >= FREQUENT for name in names])
+        model = LockedText(embeddings, frequent, config.model["vision_cfg"], quick_gelu)
+        return model, torch.arange(len(names))
     from open_clip.model import CLIP
 
     _complete_text_config(config, processor, names)
@@ -236,7 +257,8 @@ def _save(model: nn.Module, config: VisionConfig, processor: KosmosProcessor, fo
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    kept = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name != "projection.weight"}
+    left = ("projection.weight", "corrections")
+    kept = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name not in left}
     save_file(kept, folder / "open_clip_model.safetensors")
     preprocess = {"mean": processor.image_processor.image_mean, "std": processor.image_processor.image_std}
     text = json.dumps({"model_cfg": config.model, "preprocess_cfg": preprocess}, indent=2)
