@@ -97,7 +97,7 @@ def test_prompt_of_each_published_file(name: str, tmp_path: Path) -> None:
     (answer,) = item.answers
     assert answer in answering.candidates(task, item)
     assert task.chance == pytest.approx(1 / len(answering.candidates(task, item)), abs=1e-3)
-    prompt = prompts.with_candidate(prompts.build(task, item), prompts.wording(task, answer))
+    prompt = prompts.with_candidate(prompts.build(task, item), prompts.wording(task, item, answer))
     assert prompt.text + "|" + prompts.continuation(task, item, answer) == SAMPLES[name][2]
 
 
@@ -199,7 +199,7 @@ def test_cloze_tasks_run_on_a_blank_filling_model(
     (line,) = (tmp_path / f"out/samples/model/{name}-0shot-image+text.jsonl").read_text().splitlines()
     record = json.loads(line)
     (item,) = load_items(task, tmp_path, task.split)
-    words = {one: prompts.wording(task, one) for one in answering.candidates(task, item)}
+    words = {one: prompts.wording(task, item, one) for one in answering.candidates(task, item)}
     expected = Cloze(processor, words).scores(model, [record["prompt"]])[0].tolist()
     assert record["scores"] == pytest.approx(expected, abs=1e-5)
     assert record["prediction"] == list(words)[expected.index(max(expected))]
