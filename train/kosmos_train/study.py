@@ -13,6 +13,7 @@ Finished runs are not repeated: after a kill, the same command goes on.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import shutil
@@ -133,8 +134,10 @@ def configs(study: StudyConfig, base: TrainConfig, folder: Path) -> dict[str, Tr
         overrides = {**base.model.overrides, **study.models.get(name, {})}
         model = replace(base.model, overrides=overrides)
         processor = base.processor
-        if name in study.pretrained:  # build.py reads the encoder's own config.json
+        if name in study.pretrained:
             public = public_encoder(study.pretrained[name])
+            fields = json.loads((public / "config.json").read_text(encoding="utf-8"))
+            overrides["span_encoder_config"] = {**overrides.get("span_encoder_config", {}), "model_config": fields}
             model.span_weights, processor = str(public), str(folder / f"processor-{name}")
         elif encoder is not None and "span_encoder_config" in overrides:
             own = {**overrides["span_encoder_config"], "model_config": dict(encoder.model)}
