@@ -33,7 +33,7 @@ def build_config(config: ModelConfig, processor: Any) -> Any:
         ValueError: an unknown preset, an override that names no field, or a span connector that does not make as many
             places as the processor.
     """
-    from kosmos import KosmosConfig
+    from kosmos.configuration_kosmos import KosmosConfig, KosmosSpanEncoderConfig, KosmosVisionConfig
 
     if config.checkpoint is not None:
         values = KosmosConfig.from_pretrained(find_checkpoint(config.checkpoint)).to_dict()
@@ -42,9 +42,11 @@ def build_config(config: ModelConfig, processor: Any) -> Any:
     else:
         values = KosmosConfig.preset(str(config.preset)).to_dict()
     if config.vision_weights is not None and (fields := _vision_fields(encoder_folder(config.vision_weights))):
-        values["vision_config"] = (values["vision_config"] or {}) | fields
+        values["vision_config"] = (values["vision_config"] or KosmosVisionConfig(**fields).to_dict()) | fields
     if config.span_weights is not None and (fields := _span_fields(encoder_folder(config.span_weights))):
-        values["span_encoder_config"] = (values["span_encoder_config"] or {}) | fields
+        values["span_encoder_config"] = (
+            values["span_encoder_config"] or KosmosSpanEncoderConfig(**fields).to_dict()
+        ) | fields
     _override(values, config.overrides, "model.overrides.")
     if config.checkpoint is None:
         _fit_processor(values, processor)
