@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
+from kosmos.cost import part_names, part_of
 from kosmos.modalities import MODALITIES
 
 from .config import EngineConfig, TrainConfig
 from .distributed import World
-from .flops import part_names, part_of
 from .fragments import create_state, fragments, load_optimizer, refresh_weights
 from .guards import SpikeGuard
 from .optim import VetoAdamW, parameter_groups

@@ -40,7 +40,6 @@ from .arguments import add_run_arguments, parse_run_arguments, require_run
 from .build import build_config, build_processor
 from .config import TrainConfig
 from .encoder import EncoderConfig
-from .flops import model_cost
 from .study_blanks import BlankSet
 from .study_jobs import Job, do_all
 from .study_tuning import TuningConfig
@@ -242,7 +241,7 @@ def conditions(study: StudyConfig, base: TrainConfig, command: str, date: str) -
         "command": command,
         "date": date,
         "hardware": f"{os.cpu_count()} cores ({platform.machine()}), {study.jobs} runs at a time",
-        "parameters": sum(model_cost(model, base.data.row_tokens).parameters.values()),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "vocabulary": len(processor.tokenizer),
     }
 
