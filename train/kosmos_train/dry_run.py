@@ -1,8 +1,8 @@
 """``kosmos train CONFIG --dry-run``: everything that can be known before a GPU is paid for.
 
 Settings are checked, corpora opened and a few batches read, weights and sample pictures looked for, the model is built
-on the meta device (no memory) and asked what of the batches it would refuse, and a table says how large it is, what a GPU must hold, and how long the run takes at an
-assumed utilisation.
+on the meta device (no memory) and asked what of the batches it would refuse, and a table says how large it is, what a
+GPU must hold, and how long the run takes at an assumed utilisation.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Of the tokens asked for, 80 % are replaced by ``<mask>``, 10 % by a random token and 10 % stay; everything sees
 everything. It pretrains the bidirectional text encoder of a language or a domain that has none
-(``python -m kosmos_train.encoder``).
+(``kosmos encoder``).
 """
 
 from __future__ import annotations

@@ -17,7 +17,6 @@ import json
 import os
 import platform
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -30,20 +29,19 @@ from rich.markdown import Markdown
 from rich.progress import Progress
 
 from kosmos import settings
-from kosmos.cli import call
 from kosmos.loading import encoder_folder
 from kosmos_data import recipes
 from kosmos_data.index import INDEX_NAME
 
-from . import study_arms, study_blanks, study_report, study_tuning
-from .arguments import add_run_arguments, parse_run_arguments, require_run
-from .build import build_config, build_processor
-from .config import TrainConfig
-from .encoder import EncoderConfig
-from .study_blanks import BlankSet
-from .study_jobs import Job, do_all
-from .study_tuning import TuningConfig
-from .tokenizer import TokenizerConfig, load_span_tokenizer, make_processor
+from ..arguments import add_run_arguments, parse_run_arguments, require_run
+from ..build import build_config, build_processor
+from ..config import TrainConfig
+from ..parts.encoder import EncoderConfig
+from ..parts.tokenizer import TokenizerConfig, load_span_tokenizer, make_processor
+from . import arms, blanks, report, tuning
+from .blanks import BlankSet
+from .jobs import Job, do_all
+from .tuning import TuningConfig
 
 
 @dataclass
@@ -120,9 +118,9 @@ def prepare(study: StudyConfig, base: TrainConfig, folder: Path, console: Consol
             processor = build_processor(base)
             processor.span_tokenizer = load_span_tokenizer(str(public_encoder(weights)))
             processor.save_pretrained(folder / f"processor-{name}")
-        study_blanks.write_blanks(study.blanks, base.eval.data.sources[0].shards, folder / "blanks")
+        blanks.write_blanks(study.blanks, base.eval.data.sources[0].shards, folder / "blanks")
         for name, wanted in progress.track(study.tuning.sets.items(), description="labelled texts"):
-            study_tuning.prepare(name, wanted, folder / "tuning" / name)
+            tuning.prepare(name, wanted, folder / "tuning" / name)
 
 
 def configs(study: StudyConfig, base: TrainConfig, folder: Path) -> dict[str, TrainConfig]:
@@ -141,7 +139,7 @@ def configs(study: StudyConfig, base: TrainConfig, folder: Path) -> dict[str, Tr
         elif encoder is not None and "span_encoder_config" in overrides:
             own = {**overrides["span_encoder_config"], "model_config": dict(encoder.model)}
             overrides["span_encoder_config"] = own
-            model.span_weights = str(folder / study_arms.ENCODER)
+            model.span_weights = str(folder / arms.ENCODER)
         source = replace(base.data.sources[0], objective=objective)
         for seed in study.seeds:
             data = replace(base.data, sources=[source, *base.data.sources[1:]], seed=seed)
@@ -167,7 +165,7 @@ def public_encoder(weights: str) -> Path:
 def with_steps(config: TrainConfig, steps: int, points: int) -> TrainConfig:
     """The same run with another number of steps, measured ``points`` times, kept at its end."""
     first, *rest = config.data.sources
-    source = replace(first, objective=study_arms.objective_with_steps(first.objective, steps))
+    source = replace(first, objective=arms.objective_with_steps(first.objective, steps))
     return replace(
         config,
         steps=steps,
@@ -185,26 +183,26 @@ def plan(study: StudyConfig, base: TrainConfig, folder: Path) -> tuple[list[Job]
         ValueError: a budget that the encoder's pretraining uses up, or settings that cannot work.
     """
     processor = build_processor(base)
-    budget = base.steps * study_arms.step_flops(base, processor)
+    budget = base.steps * arms.step_flops(base, processor)
     runs = configs(study, base, folder)
     jobs: list[Job] = []
-    own = folder / study_arms.ENCODER
+    own = folder / arms.ENCODER
     if study.encoder and any(config.model.span_weights == str(own) for config in runs.values()):
-        jobs.append(study_arms.encoder_job(settings.load(EncoderConfig, study.encoder), processor, own))
+        jobs.append(arms.encoder_job(settings.load(EncoderConfig, study.encoder), processor, own))
     starts: dict[str, tuple[str, float]] = {}
     for name, config in runs.items():
         objective = name.rpartition("-")[0]
         before = jobs[0].cost if config.model.span_weights == str(own) else 0.0
-        flops = study_arms.step_flops(config, build_processor(config))
+        flops = arms.step_flops(config, build_processor(config))
         if (steps := int((budget - before) / flops)) < 1:
             raise ValueError(f"{study.encoder}: pretraining takes the whole budget of {budget:.3g} FLOPs; lower steps")
         form = study.forms.get(objective, study.objectives[objective]["name"])
-        blanks = {str(folder / "blanks" / f"{blank}.json"): form for blank in study.blanks}
+        asked = {str(folder / "blanks" / f"{blank}.json"): form for blank in study.blanks}
         config = with_steps(config, steps, study.points)
         config.check()
-        jobs.append(study_arms.arm_job(name, config, flops, before, blanks, folder / name))
+        jobs.append(arms.arm_job(name, config, flops, before, asked, folder / name))
         starts.setdefault(objective, (name, flops))
-    return jobs + study_tuning.tuning_jobs(study.tuning, base, folder, starts), budget
+    return jobs + tuning.tuning_jobs(study.tuning, base, folder, starts), budget
 
 
 def run(study: StudyConfig, folder: Path, command: str = "", console: Console | None = None) -> dict[str, Any]:
@@ -216,17 +214,17 @@ def run(study: StudyConfig, folder: Path, command: str = "", console: Console | 
     jobs, budget = plan(study, base, folder)
     began = time.strftime("%Y-%m-%d")
     figures = do_all(jobs, study.jobs, console)
-    arms = {name: figures[name] for name in configs(study, base, folder)}
+    compared = {name: figures[name] for name in configs(study, base, folder)}
     found = {
         "conditions": conditions(study, base, command, began),
         "budget": budget,
-        "encoder": figures.get(study_arms.ENCODER),
-        "blanks": {name: study_blanks.guesses(folder / "blanks" / f"{name}.json") for name in study.blanks},
-        "arms": {name.rpartition("-")[0] if len(study.seeds) == 1 else name: arm for name, arm in arms.items()},
-        "tuning": {name: study_tuning.results(study.tuning, name, figures, folder) for name in study.tuning.sets},
+        "encoder": figures.get(arms.ENCODER),
+        "blanks": {name: blanks.guesses(folder / "blanks" / f"{name}.json") for name in study.blanks},
+        "arms": {name.rpartition("-")[0] if len(study.seeds) == 1 else name: arm for name, arm in compared.items()},
+        "tuning": {name: tuning.results(study.tuning, name, figures, folder) for name in study.tuning.sets},
         "minutes": round(sum(one["seconds"] for one in figures.values()) / 60 / study.jobs, 1),
     }
-    study_report.write(found, folder)
+    report.write(found, folder)
     return found
 
 
@@ -256,7 +254,3 @@ def main(argv: Sequence[str]) -> None:
     run(study, path, " ".join(["python -m kosmos_train.study", *argv]), console)
     console.print(Markdown((path / "study.md").read_text(encoding="utf-8")))
     console.print(f"{path}: study.md, study.json, study-*.png")
-
-
-if __name__ == "__main__":
-    sys.exit(call("kosmos_train.study:main", sys.argv[1:]))

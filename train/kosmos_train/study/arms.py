@@ -24,12 +24,12 @@ from kosmos.loading import load
 from kosmos.modalities import MODALITIES
 from kosmos_data import build_loader
 
-from . import encoder as encoders
-from .build import build_config
-from .config import TrainConfig
-from .pretrain import train
-from .study_blanks import fill_blanks
-from .study_jobs import Figures, Job
+from ..build import build_config
+from ..config import TrainConfig
+from ..parts import encoder as encoders
+from ..pretrain import train
+from .blanks import fill_blanks
+from .jobs import Figures, Job
 
 PROBE_STEPS = 4
 ENCODER = "encoder"
