@@ -55,9 +55,9 @@ def bare_step(engine: Any, batch: Any) -> None:
 def measure(steps: int, stage: int) -> dict[str, float]:
     """Median seconds of a step in our loop and in the bare one, and of the ratio of neighbours."""
     from kosmos_train.build import build_model, build_processor
+    from kosmos_train.corpora import open_loader
     from kosmos_train.distributed import start
     from kosmos_train.engine import Engine
-    from kosmos_train.loading import open_loader
     from kosmos_train.loop import Loop
     from kosmos_train.run_dir import RunDir
 

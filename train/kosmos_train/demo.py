@@ -169,7 +169,7 @@ def _make(demo: Demo, folder: str) -> None:
 
 def _show_spans(demo: Demo) -> None:
     """Print one document as ``kosmos data inspect`` does: what is a span goes through an encoder."""
-    from kosmos_data.inspect import show_document
+    from kosmos_data.inspection import show_document
     from kosmos_data.reader import Corpus
 
     title = "a document: magenta is a span that the text encoder reads both ways, dim is read, white is learnt"

@@ -19,7 +19,7 @@ from kosmos_data import DataConfig
 
 from .build import build_config, build_processor
 from .config import TrainConfig
-from .loading import describe
+from .corpora import describe
 from .optim import freeze
 from .samples import encode_prompts
 from .trackers import require

@@ -18,9 +18,9 @@ from kosmos.cost import Cost, device_peak
 
 from . import checkpoint
 from .config import TrainConfig
+from .corpora import joint_order, order_votes
 from .engine import Engine, StepResult
 from .guards import Interrupt, TrainingStoppedError, Watchdog
-from .loading import joint_order, order_votes
 from .log import RunLog
 from .optim import learning_rate
 from .run_dir import RunDir

@@ -66,8 +66,8 @@ def _assemble(config: Any, run: Any, resume: bool, world: Any) -> dict[str, Any]
 
     from . import checkpoint
     from .build import build_model, build_processor
+    from .corpora import describe, held_out_batches, open_loader
     from .engine import Engine
-    from .loading import describe, held_out_batches, open_loader
 
     latest = checkpoint.find_latest(run.checkpoints) if resume else None
     state = checkpoint.read_state(latest) if latest else {}

@@ -38,7 +38,7 @@ from ..build import build_config, build_processor
 from ..config import TrainConfig
 from ..parts.encoder import EncoderConfig
 from ..parts.tokenizer import TokenizerConfig, load_span_tokenizer, make_processor
-from . import arms, blanks, report, tuning
+from . import arms, blanks, tuning, write_up
 from .blanks import BlankSet
 from .jobs import Job, do_all
 from .tuning import TuningConfig
@@ -224,7 +224,7 @@ def run(study: StudyConfig, folder: Path, command: str = "", console: Console | 
         "tuning": {name: tuning.results(study.tuning, name, figures, folder) for name in study.tuning.sets},
         "minutes": round(sum(one["seconds"] for one in figures.values()) / 60 / study.jobs, 1),
     }
-    report.write(found, folder)
+    write_up.write(found, folder)
     return found
 
 
