@@ -14,7 +14,7 @@ import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, Union
+from typing import Any, Literal, TypeVar, Union
 
 Settings = TypeVar("Settings")
 
@@ -100,7 +100,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def _reject_unknown_keys(cls: Any, values: Any, where: str, prefix: str = "") -> None:
-    """Walk nested dataclasses, lists and mappings; raise on the first key that no dataclass declares."""
+    """Walk nested dataclasses, lists and mappings; raise on the first key or choice that no dataclass declares."""
     cls = _without_none(cls)
     if dataclasses.is_dataclass(cls) and isinstance(values, dict):
         hints = typing.get_type_hints(cls)
@@ -117,6 +117,9 @@ def _reject_unknown_keys(cls: Any, values: Any, where: str, prefix: str = "") ->
     elif typing.get_origin(cls) is dict and isinstance(values, dict):
         for key, value in values.items():
             _reject_unknown_keys(typing.get_args(cls)[1], value, where, f"{prefix}{key}.")
+    elif typing.get_origin(cls) is Literal and values is not None and values not in typing.get_args(cls):
+        choices = ", ".join(map(str, typing.get_args(cls)))
+        raise ValueError(f"{where}{prefix.removesuffix('.')}={values!r}: choose one of {choices}")
 
 
 def _without_none(cls: Any) -> Any:
