@@ -5,13 +5,13 @@ A verb is a thin door on an importable ``main(argv)``. Nothing heavy is imported
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 
 from . import __version__
+from .suggest import suggest
 
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("kosmos_train.demo:main", "corpus, training, evaluation and a chat on real images, in minutes on a CPU"),
@@ -47,9 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     verb, *rest = arguments
     if verb not in VERBS:
-        near = difflib.get_close_matches(verb, VERBS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "see kosmos --help"
-        return _complain(f"unknown command {verb!r}; {hint}")
+        return _complain(f"unknown command {verb!r}; {suggest(verb, VERBS)}")
     return call(VERBS[verb][0], rest, debug="--debug" in given)
 
 

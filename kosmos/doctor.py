@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import platform
+import subprocess
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -51,15 +54,35 @@ def describe_preset(config: KosmosConfig, arguments: argparse.Namespace, console
         console.print(f"FLOPs/{MODALITIES[name].unit or name}, encoder and connector: {flops:.4g}")
 
 
+def installed(package: str) -> str | None:
+    """Return the version of a package; None: it is not there."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+@cache
+def commit() -> str | None:
+    """Return the commit of the source tree that runs, with ``+changes`` if it differs; None for an installed wheel."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        found, changed = (
+            subprocess.run([*git, *words], capture_output=True, text=True, check=False, timeout=10)
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    head = found.stdout.strip()
+    return head + ("+changes" if changed.stdout.strip() else "") if head else None
+
+
 def describe_machine(console: Console) -> None:
     """Print versions and devices."""
     table = Table("what", "version", title="this machine")
     table.add_row("python", platform.python_version())
     for package in PACKAGES:
-        try:
-            table.add_row(package, importlib.metadata.version(package))
-        except importlib.metadata.PackageNotFoundError:
-            table.add_row(package, "not installed")
+        table.add_row(package, installed(package) or "not installed")
     import torch
 
     table.add_row("CPU threads", str(torch.get_num_threads()))

@@ -12,7 +12,6 @@ words of one blank, with weight on the asked tokens only (:mod:`kosmos_data.cloz
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from kosmos import settings
+from kosmos.suggest import suggest
 
 from ..document import Document
 from ..example import Example, Flat
@@ -78,7 +78,7 @@ def get(name: str, tokenizer: KosmosProcessor | PreTrainedTokenizerFast, **optio
         ValueError: no such objective, or an option that it does not have; the nearest known one is suggested.
     """
     if name not in names():
-        raise ValueError(f"no objective {name!r}; {_suggest(name, names())}")
+        raise ValueError(f"no objective {name!r}; {suggest(name, names())}")
     module = importlib.import_module(f".{name}", __name__)
     (cls,) = (
         kind
@@ -99,7 +99,7 @@ def from_settings(given: Mapping[str, Any] | str, processor: KosmosProcessor) ->
     options = {"name": given} if isinstance(given, str) else dict(given)
     name = options.pop("name", None)
     if not isinstance(name, str):
-        raise ValueError(f"an objective needs a name, got {given}; {_suggest('', names())}")
+        raise ValueError(f"an objective needs a name, got {given}; {suggest('', names())}")
     return get(name, processor, **options)
 
 
@@ -110,7 +110,7 @@ def filler(name: str) -> Fill:
         ValueError: no such objective, or one that has no single form of a blank (a mixture, a schedule, an encoder's).
     """
     if name not in names():
-        raise ValueError(f"no objective {name!r}; {_suggest(name, names())}")
+        raise ValueError(f"no objective {name!r}; {suggest(name, names())}")
     fill = getattr(importlib.import_module(f".{name}", __name__), "fill", None)
     if fill is None:
         raise ValueError(f"objective {name!r} has no form of its own for a blank; name one of its parts, or 'causal'")
@@ -124,7 +124,7 @@ def special_tokens(objectives: Sequence[Mapping[str, Any] | str]) -> list[str]:
         options = {"name": given} if isinstance(given, str) else given
         name = options.get("name")
         if name not in names():
-            raise ValueError(f"no objective {name!r}; {_suggest(str(name), names())}")
+            raise ValueError(f"no objective {name!r}; {suggest(str(name), names())}")
         tokens = getattr(importlib.import_module(f".{name}", __name__), "TOKENS", ())
         nested = [part for value in options.values() if isinstance(value, list) for part in value]
         found += [token for token in (*tokens, *special_tokens(nested)) if token not in found]
@@ -136,8 +136,3 @@ def _processor(tokenizer: KosmosProcessor | PreTrainedTokenizerFast) -> KosmosPr
     from kosmos.processing_kosmos import KosmosProcessor
 
     return tokenizer if isinstance(tokenizer, KosmosProcessor) else KosmosProcessor(KosmosImageProcessor(), tokenizer)
-
-
-def _suggest(word: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known) or 'none'}"

@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import platform
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -29,6 +28,7 @@ from rich.markdown import Markdown
 from rich.progress import Progress
 
 from kosmos import settings
+from kosmos.atomic import whole_folder
 from kosmos.loading import encoder_folder
 from kosmos_data import recipes
 from kosmos_data.index import INDEX_NAME
@@ -105,15 +105,11 @@ def prepare(study: StudyConfig, base: TrainConfig, folder: Path, console: Consol
         assert base.eval.data is not None, "load_base() has refused this"
         shards = [source.shards for data in (base.data, base.eval.data) for source in data.sources]
         if study.recipe and not all((Path(path) / INDEX_NAME).is_file() for path in shards):
-            partial = Path(f"{study.corpus}.partial")
-            shutil.rmtree(partial, ignore_errors=True)  # of a study that was killed
-            recipes.make(study.recipe, partial, progress=progress)
-            partial.rename(study.corpus)
+            with whole_folder(Path(study.corpus)) as partial:
+                recipes.make(study.recipe, partial, progress=progress)
         if study.tokenizer and base.processor and not Path(base.processor).is_dir():
-            partial = Path(f"{base.processor}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            make_processor(settings.load(TokenizerConfig, study.tokenizer), partial, progress)
-            partial.rename(base.processor)
+            with whole_folder(Path(base.processor)) as partial:
+                make_processor(settings.load(TokenizerConfig, study.tokenizer), partial, progress)
         for name, weights in study.pretrained.items():
             processor = build_processor(base)
             processor.span_tokenizer = load_span_tokenizer(str(public_encoder(weights)))
