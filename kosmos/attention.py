@@ -69,7 +69,7 @@ def plan_attention(
         if ids is not None and ids.shape != hidden_BTD.shape[:2]:
             raise ValueError(f"{name} have shape {tuple(ids.shape)}, the inputs {tuple(hidden_BTD.shape[:2])}")
     if block_ids_BT is not None:
-        _refuse_xpos_blocks(config, block_ids_BT)
+        refuse_xpos_blocks(config, block_ids_BT)
         if document_ids_BT is None:
             document_ids_BT = torch.zeros_like(block_ids_BT)
             if attention_mask is not None:
@@ -229,11 +229,13 @@ def eager_attention(
     return (weights @ value).transpose(1, 2), weights
 
 
-def _refuse_xpos_blocks(config: KosmosTextConfig, block_ids_BT: Tensor) -> None:
+def refuse_xpos_blocks(config: KosmosTextConfig, block_ids_BT: Tensor) -> None:
+    """Raise ValueError where a model with xPos shall see to the right."""
     if config.position_type == "xpos" and bool((block_ids_BT >= 0).any()):
         raise ValueError(
             "block_ids ask for bidirectional attention, but text_config.position_type is 'xpos', which amplifies keys "
-            "to the right of the query (150 times at a distance of 2048); set position_type to 'rope' or 'learned_2d'"
+            "to the right of the query (150 times at a distance of 2048); set position_type to 'rope' or 'learned_2d', "
+            "or the objective's bidirectional to false"
         )
 
 

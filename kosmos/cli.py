@@ -5,21 +5,25 @@ A verb is a thin door on an importable ``main(argv)``. Nothing heavy is imported
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 
 from . import __version__
+from .suggest import suggest
 
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("kosmos_train.demo:main", "corpus, training, evaluation and a chat on real images, in minutes on a CPU"),
     "data": ("kosmos_data.cli:main", "make, import, inspect, check, order and replay corpora of text and images"),
-    "tokenizer": ("kosmos_train.tokenizer:main", "train a vocabulary on a corpus and write the processor of a run"),
+    "tokenizer": (
+        "kosmos_train.parts.tokenizer:main",
+        "train a vocabulary on a corpus; write the processor of a run",
+    ),
     "train": ("kosmos_train.pretrain:main", "pretrain from a YAML: train CONFIG run=DIR [key=value …] [--resume]"),
     "tune": ("kosmos_train.pretrain:main", "instruction-tune a checkpoint: the same engine, another YAML"),
-    "vision": ("kosmos_train.vision:main", "train a small open_clip CLIP on image-caption pairs, to be frozen later"),
+    "vision": ("kosmos_train.parts.vision:main", "train a small open_clip CLIP on image-caption pairs, to be frozen"),
+    "encoder": ("kosmos_train.parts.encoder:main", "pretrain a bidirectional text encoder by masked modelling"),
     "eval": ("kosmos_eval.cli:main", "zero- and few-shot evaluation of a checkpoint; score prediction files"),
     "chat": ("kosmos.chat:main", "talk with a checkpoint about images in the terminal"),
     "convert": ("kosmos.convert:main", "read and write Kosmos-2 and torchscale checkpoints"),
@@ -43,9 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     verb, *rest = arguments
     if verb not in VERBS:
-        near = difflib.get_close_matches(verb, VERBS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "see kosmos --help"
-        return _complain(f"unknown command {verb!r}; {hint}")
+        return _complain(f"unknown command {verb!r}; {suggest(verb, VERBS)}")
     return call(VERBS[verb][0], rest, debug="--debug" in given)
 
 

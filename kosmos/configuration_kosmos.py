@@ -12,7 +12,6 @@ import json
 import logging
 from contextvars import ContextVar
 from dataclasses import fields
-from difflib import get_close_matches
 from functools import wraps
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +19,8 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+
+from .suggest import suggest
 
 log = logging.getLogger("kosmos")
 PRESETS = Path(__file__).parent / "presets"
@@ -74,9 +75,7 @@ def _check_names(cls: type, given: dict[str, Any]) -> None:
         )
     elif unknown:
         own = sorted(names - {field.name for field in fields(PreTrainedConfig)})
-        close = get_close_matches(unknown[0], own, n=1)
-        advice = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(own)}"
-        raise ValueError(f"{cls.__name__} has no field {unknown[0]!r}; {advice}")
+        raise ValueError(f"{cls.__name__} has no field {unknown[0]!r}; {suggest(unknown[0], own, 'there are')}")
 
 
 @checked

@@ -1,18 +1,13 @@
-"""``kosmos doctor``: what is installed here, and what a preset costs before anything is started.
-
-Parameters are counted on the meta device. Training memory follows bf16 with Adam: a trainable parameter takes 2 bytes
-of weight, 4 of gradient (accumulated in fp32), 12 of optimiser (fp32 master weight, two moments), a frozen one 2; ZeRO
-stage 1 divides the optimiser by the number of GPUs, 2 the gradients too, 3 the weights too (arXiv 1910.02054,
-figure 1). FLOPs a token are 6 · (decoder layers and output matrix) + 12 · L · d · T for attention over the full square,
-the convention of PaLM and nanoGPT; the causal half is 6 · L · d · T less.
-"""
+"""``kosmos doctor``: what is installed here, and what a preset costs (kosmos/cost.py) before anything is started."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
 import platform
-from dataclasses import dataclass
+import subprocess
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -23,131 +18,63 @@ from .configuration_kosmos import KosmosConfig
 PACKAGES = ("kosmos-metalm", "torch", "transformers", "open_clip_torch", "timm", "deepspeed", "webdataset", "peft")
 
 
-@dataclass(frozen=True)
-class Part:
-    """One part of a model: its parameters, how many of them train, and how many are only looked up."""
-
-    name: str
-    parameters: int
-    trainable: int
-    lookup: int
-
-
-def count_parts(config: KosmosConfig) -> list[Part]:
-    """Count the parameters of a model by part without allocating them."""
-    import torch
-
-    from .modeling_kosmos import KosmosForConditionalGeneration
-
-    with torch.device("meta"):
-        model = KosmosForConditionalGeneration(config)
-    inner = model.model
-    modules = {
-        "embeddings": [inner.decoder.embed_tokens, inner.decoder.positions],
-        "decoder layers": [inner.decoder.layers, inner.decoder.layer_norm],
-        "output matrix": [] if config.tie_word_embeddings else [model.lm_head],
-        "vision tower": [inner.vision_tower],
-        "connector": [inner.connector],
-        "span encoder": [inner.span_encoder],
-        "span connector": [inner.span_connector],
-    }
-    parts = []
-    for name, group in modules.items():
-        parameters = [parameter for module in group if module is not None for parameter in module.parameters()]
-        if parameters:
-            trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-            inside = [child for module in group for child in module.modules()]
-            lookup = sum(child.weight.numel() for child in inside if isinstance(child, torch.nn.Embedding))
-            parts.append(Part(name, sum(parameter.numel() for parameter in parameters), trainable, lookup))
-    return parts
-
-
-def training_memory(parts: list[Part], zero_stage: int, gpus: int) -> dict[str, float]:
-    """Return bytes a GPU of weights, gradients and optimiser state at a ZeRO stage.
-
-    Raises:
-        ValueError: a stage other than 0 to 3, or no GPU.
-    """
-    if zero_stage not in (0, 1, 2, 3) or gpus < 1:
-        raise ValueError(
-            f"zero stage {zero_stage} with {gpus} GPUs: the stage is 0 to 3, and at least one GPU is needed"
-        )
-    total, trainable = sum(part.parameters for part in parts), sum(part.trainable for part in parts)
-    return {
-        "weights, bf16": 2 * total / (gpus if zero_stage >= 3 else 1),
-        "gradients, fp32": 4 * trainable / (gpus if zero_stage >= 2 else 1),
-        "optimiser, fp32": 12 * trainable / (gpus if zero_stage >= 1 else 1),
-    }
-
-
-def activation_bytes(config: KosmosConfig, rows: int, length: int, checkpointing: bool) -> float:
-    """Estimate bytes of the decoder's activations: about 21 · d values a token and layer, or the layer inputs only."""
-    text = config.text_config
-    values = 21 + 2 * text.intermediate_size / text.hidden_size - 8  # the 21 hold an FFN of 4 d
-    each = 2.0 if checkpointing else 2.0 * values
-    return rows * length * text.hidden_size * (text.num_hidden_layers * each + (2 * values if checkpointing else 0))
-
-
-def training_flops(config: KosmosConfig, length: int) -> tuple[float, float]:
-    """Return FLOPs a token, forward and backward, with attention counted (over the full square, causally)."""
-    text = config.text_config
-    width, layers = text.hidden_size, text.num_hidden_layers
-    matrices = layers * (4 * width * width + 2 * width * text.intermediate_size) + text.vocab_size * width
-    return 6.0 * matrices + 12.0 * layers * width * length, 6.0 * matrices + 6.0 * layers * width * length
-
-
-def image_flops(config: KosmosConfig, parts: list[Part]) -> float:
-    """Return FLOPs an image of the vision tower: forward 2N a patch token, backward 4N for what trains."""
-    if config.vision_config is None:
-        return 0.0
-    import torch
-
-    from .encoders import build_vision_tower
-
-    with torch.device("meta"):
-        tokens = build_vision_tower(config.vision_config).count_tokens()
-    tower = next(part for part in parts if part.name == "vision tower")
-    return tokens * (2.0 * tower.parameters + 4.0 * tower.trainable)
-
-
-def span_flops(parts: list[Part]) -> float:
-    """Return FLOPs a token of a text span: forward 2N in encoder and connector, backward 4N for what trains.
-
-    A connector with queries costs less where a span has more than twice as many tokens as queries.
-    """
-    read = [part for part in parts if part.name.startswith("span ")]
-    return sum(2.0 * (part.parameters - part.lookup) + 4.0 * part.trainable for part in read)
-
-
 def describe_preset(config: KosmosConfig, arguments: argparse.Namespace, console: Console) -> None:
     """Print parameters by part, memory and FLOPs."""
-    parts = count_parts(config)
-    table = Table("part", "parameters", "trainable", title=f"preset {arguments.preset}")
-    for part in parts:
-        table.add_row(part.name, f"{part.parameters:,}", f"{part.trainable:,}")
-    table.add_section()
-    table.add_row("total", f"{sum(p.parameters for p in parts):,}", f"{sum(p.trainable for p in parts):,}")
-    _right(table)
-    console.print(table)
+    import torch
+
+    from .cost import memory, model_cost
+    from .modalities import MODALITIES
+    from .modeling_kosmos import KosmosForConditionalGeneration
 
     length = arguments.length or config.text_config.max_position_embeddings
-    title = f"training memory a GPU, ZeRO {arguments.zero_stage}, {arguments.gpus} GPU(s), {arguments.rows} × {length}"
-    table = Table("what", "GB", title=title)
-    memory = training_memory(parts, arguments.zero_stage, arguments.gpus)
-    memory["activations, about"] = activation_bytes(config, arguments.rows, length, arguments.checkpointing)
-    for name, size in memory.items():
-        table.add_row(name, f"{size / 1e9:.2f}")
+    with torch.device("meta"):
+        cost = model_cost(KosmosForConditionalGeneration(config), length)
+    table = Table("part", "parameters", "trainable", title=f"preset {arguments.preset}")
+    for part, count in cost.parameters.items():
+        table.add_row(part, f"{count:,}", f"{count - cost.frozen[part]:,}")
     table.add_section()
-    table.add_row("total", f"{sum(memory.values()) / 1e9:.2f}")
+    table.add_row("total", f"{sum(cost.parameters.values()):,}", f"{cost.trainable:,}")
     _right(table)
     console.print(table)
 
-    full, causal = training_flops(config, length)
+    title = f"training memory a GPU, ZeRO {arguments.zero_stage}, {arguments.gpus} GPU(s), {arguments.rows} × {length}"
+    table = Table("what", "GB", title=title)
+    how = {"checkpointing": arguments.checkpointing, "zero_stage": arguments.zero_stage, "gpus": arguments.gpus}
+    sizes = memory(cost, config, arguments.rows, length, **how)
+    for name, size in sizes.items():
+        table.add_row(name, f"{size / 1e9:.2f}")
+    table.add_section()
+    table.add_row("total", f"{sum(sizes.values()) / 1e9:.2f}")
+    _right(table)
+    console.print(table)
+
+    full, causal = cost.token_flops + cost.attention_flops, cost.token_flops
     console.print(f"FLOPs/token, forward and backward at length {length}: {full:.4g} (causal attention: {causal:.4g})")
-    if config.vision_config is not None:
-        console.print(f"FLOPs/image of the vision tower: {image_flops(config, parts):.4g}")
-    if config.span_encoder_config is not None:
-        console.print(f"FLOPs/token of a text span, before the decoder: {span_flops(parts):.4g}")
+    for name, flops in cost.unit_flops.items():
+        console.print(f"FLOPs/{MODALITIES[name].unit or name}, encoder and connector: {flops:.4g}")
+
+
+def installed(package: str) -> str | None:
+    """Return the version of a package; None: it is not there."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+@cache
+def commit() -> str | None:
+    """Return the commit of the source tree that runs, with ``+changes`` if it differs; None for an installed wheel."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        found, changed = (
+            subprocess.run([*git, *words], capture_output=True, text=True, check=False, timeout=10)
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    head = found.stdout.strip()
+    return head + ("+changes" if changed.stdout.strip() else "") if head else None
 
 
 def describe_machine(console: Console) -> None:
@@ -155,10 +82,7 @@ def describe_machine(console: Console) -> None:
     table = Table("what", "version", title="this machine")
     table.add_row("python", platform.python_version())
     for package in PACKAGES:
-        try:
-            table.add_row(package, importlib.metadata.version(package))
-        except importlib.metadata.PackageNotFoundError:
-            table.add_row(package, "not installed")
+        table.add_row(package, installed(package) or "not installed")
     import torch
 
     table.add_row("CPU threads", str(torch.get_num_threads()))

@@ -234,17 +234,16 @@ class SpanEncoder(Encoder):
         Raises:
             ValueError: an id outside the encoder's vocabulary, or a span longer than its positions.
         """
-        if attention_mask_SL is None:
-            attention_mask_SL = torch.ones_like(input_ids_SL)
         vocabulary = self.encoder.config.vocab_size
         limit = getattr(self.encoder.config, "max_position_embeddings", None)
         if limit is not None and input_ids_SL.shape[1] > limit:
             raise ValueError(f"span_input_ids are {input_ids_SL.shape[1]} long, but the span encoder reads {limit}")
-        if input_ids_SL.numel() and (largest := int(input_ids_SL.max())) >= vocabulary:
+        if input_ids_SL.numel() and not input_ids_SL.is_meta and (largest := int(input_ids_SL.max())) >= vocabulary:
             raise ValueError(f"span_input_ids hold id {largest}, but the span encoder's vocabulary is {vocabulary}")
         with self.gradients():
             states = self.encoder(input_ids=input_ids_SL, attention_mask=attention_mask_SL).last_hidden_state
-        return states[:, 1:][attention_mask_SL[:, 1:].bool()]
+        read = states[:, 1:]
+        return read.flatten(0, 1) if attention_mask_SL is None else read[attention_mask_SL[:, 1:].bool()]
 
 
 def check_pixels(pixel_values: Tensor, size: int) -> None:

@@ -18,10 +18,7 @@ from PIL import Image, ImageOps
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ImageInput, make_flat_list_of_images
 
-from .pictures import on_white, upright
-
-# Beyond this an image is a decompression bomb, not a picture (Pillow's own limit is about the same).
-MAX_PIXELS = 178_956_970
+from .pictures import MAX_PIXELS, on_white, upright
 
 
 class KosmosImageProcessor(BaseImageProcessor):
@@ -60,7 +57,7 @@ class KosmosImageProcessor(BaseImageProcessor):
         """
         width, height = image.size
         if not 0 < width * height <= MAX_PIXELS:
-            raise ValueError(f"image of {width}×{height} pixels; expected 1 to {MAX_PIXELS} pixels")
+            raise ValueError(f"image of {width}×{height} pixels; expected 1 to {MAX_PIXELS} pixels; make it smaller")
         image = on_white(upright(image))
         size = self.image_size
         if self.crop == "center":

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from .encoders import SpanEncoder, build_vision_tower
 
 Inputs: TypeAlias = Mapping[str, Any]
+TYPICAL_SPAN = 64
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Modality:
         places: tells how many placeholders each input takes, (I,).
         smallest: makes the smallest input, which a rank without one reads, so that it has every gradient.
         units: counts what the cost of inputs is counted in: images, tokens of spans.
+        typical: makes an input of the size for which the cost of a unit is told (kosmos/cost.py); None: ``smallest``.
+        unit: what a unit is called; None: ``name``.
     """
 
     name: str
@@ -59,6 +62,8 @@ class Modality:
     places: Callable[[Any, Inputs], Tensor]
     smallest: Callable[[Any, torch.device], dict[str, Tensor]]
     units: Callable[[Inputs], int]
+    typical: Callable[[Any, torch.device], dict[str, Tensor]] | None = None
+    unit: str | None = None
 
     def given(self, inputs: Inputs) -> dict[str, Tensor]:
         """Return those of ``inputs`` that are this modality's and are there; empty: this batch has none of it."""
@@ -105,12 +110,13 @@ def _black_image(config: Any, device: torch.device) -> dict[str, Tensor]:
 
 def _read_spans(model: Any, span_input_ids: Tensor, span_attention_mask: Tensor | None = None) -> Tensor:
     """Spans (S, L) to (N, D), one feature for every valid token after the first, or to (S, Q, D) of Q queries."""
-    mask_SL = torch.ones_like(span_input_ids) if span_attention_mask is None else span_attention_mask
-    features_NC = model.span_encoder(span_input_ids, mask_SL).to(model.dtype)
+    features_NC = model.span_encoder(span_input_ids, span_attention_mask).to(model.dtype)
     if model.config.num_span_tokens is None:
         return model.span_connector(features_NC)
+    if span_attention_mask is None:
+        return model.span_connector(features_NC.unflatten(0, (len(span_input_ids), -1)))
     # queries attend to one span each, so the tokens that stand end to end go back into rows
-    valid_SL = mask_SL[:, 1:].bool()
+    valid_SL = span_attention_mask[:, 1:].bool()
     features_SLC = features_NC.new_zeros(*valid_SL.shape, features_NC.shape[-1])
     features_SLC[valid_SL] = features_NC
     return model.span_connector(features_SLC, valid_SL)
@@ -125,6 +131,12 @@ def _span_places(config: Any, inputs: Inputs) -> Tensor:
 
 def _span_of_one_token(config: Any, device: torch.device) -> dict[str, Tensor]:
     return {"span_input_ids": torch.zeros(1, 2, dtype=torch.long, device=device)}
+
+
+def _typical_span(config: Any, device: torch.device) -> dict[str, Tensor]:
+    """Make a span of 63 tokens and its BOS, or the longest that the encoder reads."""
+    limit = config.span_encoder_config.model_config.get("max_position_embeddings", TYPICAL_SPAN)
+    return {"span_input_ids": torch.zeros(1, min(limit, TYPICAL_SPAN), dtype=torch.long, device=device)}
 
 
 def _span_tokens(inputs: Inputs) -> int:
@@ -161,6 +173,8 @@ SPAN = Modality(
     read=_read_spans,
     places=_span_places,
     smallest=_span_of_one_token,
+    typical=_typical_span,
+    unit="span token",
     units=_span_tokens,
 )
 MODALITIES: dict[str, Modality] = {modality.name: modality for modality in (IMAGE, SPAN)}

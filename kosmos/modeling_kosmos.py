@@ -20,6 +20,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
 from transformers.utils.generic import can_return_tuple
 
+from .attention import refuse_xpos_blocks
 from .configuration_kosmos import QUERYING, KosmosConfig, KosmosTextConfig
 from .connectors import build_connector
 from .decoder import KosmosDecoder, KosmosPreTrainedModel
@@ -122,9 +123,38 @@ class KosmosModel(KosmosPreTrainedModel):
         Raises:
             ValueError: the model has no such encoder.
         """
+        self._require(modality)
+        return modality.read(self, **inputs)
+
+    def _require(self, modality: Modality) -> None:
         if getattr(self, modality.encoder, None) is None:
             raise ValueError(f"{modality.inputs[0]} were given, but the model has no {modality.config}")
-        return modality.read(self, **inputs)
+
+    def check(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None = None,
+        block_ids: Tensor | None = None,
+        position_in_span: Tensor | None = None,
+        **inputs: Any,
+    ) -> None:
+        """Refuse what ``forward`` would refuse, before anything is computed: the model may be on the meta device.
+
+        Raises:
+            ValueError: inputs without their encoder, placeholders without inputs, ids, positions or blocks that the
+                model does not read.
+        """
+        _, places = self._find_placeholders(input_ids)
+        for modality in MODALITIES.values():
+            if modality.given(inputs):
+                self._require(modality)
+            elif modality.name in places:
+                self._refuse_unfilled(modality, places[modality.name])
+        if block_ids is not None:
+            refuse_xpos_blocks(self.config.text_config, block_ids)
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[1])
+        self.decoder.positions.check(position_ids, position_in_span)
 
     @can_return_tuple
     def forward(
@@ -153,7 +183,8 @@ class KosmosModel(KosmosPreTrainedModel):
         }
         places: dict[str, Tensor] = {}
         if input_ids is not None:
-            inputs_embeds, places = self._embed(input_ids)
+            known_ids, places = self._find_placeholders(input_ids)
+            inputs_embeds = self.decoder.embed_tokens(known_ids)
         features: dict[str, Tensor] = {}
         # One modality after the other, each written or touched before the next is read: backward runs in the opposite
         # order, the same on every rank, whatever its rows hold (modalities.py says what would happen otherwise).
@@ -181,8 +212,8 @@ class KosmosModel(KosmosPreTrainedModel):
             image_features=features.get("image"),
         )
 
-    def _embed(self, input_ids_BT: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Look up the embeddings; return them with the places (B, T) of each modality whose placeholder is known."""
+    def _find_placeholders(self, input_ids_BT: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return ids that all have an embedding, and the places (B, T) of each modality whose placeholder is known."""
         places = {}
         for name, modality in MODALITIES.items():
             token = getattr(self.config, modality.token, None)
@@ -191,7 +222,7 @@ class KosmosModel(KosmosPreTrainedModel):
                 if token >= self.decoder.embed_tokens.num_embeddings:
                     input_ids_BT = input_ids_BT.masked_fill(places[name], 0)
         self._check_ids(input_ids_BT)
-        return self.decoder.embed_tokens(input_ids_BT), places
+        return input_ids_BT, places
 
     def _check_ids(self, input_ids_BT: Tensor) -> None:
         # one decoded token a step on a GPU is not worth a synchronisation: the prompt was checked, samples are in range

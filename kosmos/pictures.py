@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from PIL import ExifTags, Image, ImageOps
 
+MAX_PIXELS = 64_000_000
+"""Largest width × height that is decoded: 192 MB of RGB, well above any photograph on the web; more is a bomb."""
+
 
 def upright(image: Image.Image) -> Image.Image:
     """Turned as its EXIF says; ``exif_transpose`` would copy also what needs no turning."""

@@ -34,22 +34,34 @@ class KosmosPositions(nn.Module):
 
     def add_to(self, hidden_BTD: Tensor, position_ids_BT: Tensor, position_in_span_BT: Tensor | None) -> Tensor:
         """Return ``hidden_BTD`` plus its absolute positions (unchanged for xpos and rope)."""
+        self.check(position_ids_BT, position_in_span_BT)
         kind = self.config.position_type
-        if position_in_span_BT is not None and kind != "learned_2d":
-            raise ValueError(
-                f"position_in_span was given, but text_config.position_type is {kind!r}: only 'learned_2d' reads it"
-            )
         if kind == "sinusoidal":
             table = sinusoid(position_ids_BT, hidden_BTD.shape[-1], first_sinusoid(self.config.pad_token_id))
             return hidden_BTD + table.to(hidden_BTD.dtype)
         if kind == "learned_2d":
-            self._check_range("position_ids", position_ids_BT)
             hidden_BTD = hidden_BTD + self.first(position_ids_BT.clamp(min=0))
             if position_in_span_BT is None:
                 position_in_span_BT = torch.zeros_like(position_ids_BT)
-            self._check_range("position_in_span", position_in_span_BT)
             return hidden_BTD + self.second(position_in_span_BT)
         return hidden_BTD
+
+    def check(self, position_ids_BT: Tensor, position_in_span_BT: Tensor | None) -> None:
+        """Refuse positions that the tables do not hold.
+
+        Raises:
+            ValueError: a second position without a table for it, or a position behind the end of a learned table.
+        """
+        kind = self.config.position_type
+        if position_in_span_BT is not None and kind != "learned_2d":
+            raise ValueError(
+                f"position_in_span was given, but text_config.position_type is {kind!r}: only 'learned_2d' reads it; "
+                "set it, or the objective's two_positions to false"
+            )
+        if kind == "learned_2d":
+            self._check_range("position_ids", position_ids_BT)
+            if position_in_span_BT is not None:
+                self._check_range("position_in_span", position_in_span_BT)
 
     @property
     def rotates(self) -> bool:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import difflib
 import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, Union
+from typing import Any, Literal, TypeVar, Union
+
+from .atomic import write_atomically
+from .suggest import suggest
 
 Settings = TypeVar("Settings")
 
@@ -76,7 +78,7 @@ def write_yaml(settings: Any, path: str | Path) -> None:
 
     values = settings if isinstance(settings, dict) else to_dict(settings)
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
-    Path(path).write_text(text, encoding="utf-8")
+    write_atomically(Path(path), text)
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
@@ -100,16 +102,14 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def _reject_unknown_keys(cls: Any, values: Any, where: str, prefix: str = "") -> None:
-    """Walk nested dataclasses, lists and mappings; raise on the first key that no dataclass declares."""
+    """Walk nested dataclasses, lists and mappings; raise on the first key or choice that no dataclass declares."""
     cls = _without_none(cls)
     if dataclasses.is_dataclass(cls) and isinstance(values, dict):
         hints = typing.get_type_hints(cls)
         names = [field.name for field in dataclasses.fields(cls)]
         for key, value in values.items():
             if key not in names:
-                near = difflib.get_close_matches(str(key), names, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(names)}"
-                raise ValueError(f"{where}unknown key {prefix + str(key)!r}; {hint}")
+                raise ValueError(f"{where}unknown key {prefix + str(key)!r}; {suggest(str(key), names)}")
             _reject_unknown_keys(hints[key], value, where, f"{prefix}{key}.")
     elif typing.get_origin(cls) in (list, tuple) and isinstance(values, list):
         for index, value in enumerate(values):
@@ -117,6 +117,9 @@ def _reject_unknown_keys(cls: Any, values: Any, where: str, prefix: str = "") ->
     elif typing.get_origin(cls) is dict and isinstance(values, dict):
         for key, value in values.items():
             _reject_unknown_keys(typing.get_args(cls)[1], value, where, f"{prefix}{key}.")
+    elif typing.get_origin(cls) is Literal and values is not None and values not in typing.get_args(cls):
+        choices = ", ".join(map(str, typing.get_args(cls)))
+        raise ValueError(f"{where}{prefix.removesuffix('.')}={values!r}: choose one of {choices}")
 
 
 def _without_none(cls: Any) -> Any:

@@ -83,7 +83,7 @@ def _fetch(arguments: argparse.Namespace) -> None:
 
 def _inspect(arguments: argparse.Namespace) -> None:
     from .errors import BadSample
-    from .inspect import inspect
+    from .inspection import inspect
 
     processor = _load_processor(arguments.processor) if arguments.processor else None
     try:
@@ -94,7 +94,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
 def _check(arguments: argparse.Namespace) -> int:
     from .check import check_corpus
-    from .inspect import corpora_below
+    from .inspection import corpora_below
 
     table = Table("shard", "documents", "images", "problems")
     bad = 0
@@ -128,7 +128,7 @@ def _index(arguments: argparse.Namespace) -> None:
 
 
 def _order(arguments: argparse.Namespace) -> None:
-    from .ordering import order
+    from .replay import order
 
     config, processor = _read_run(arguments)
     state = Path(arguments.state) if arguments.state else None
@@ -137,7 +137,7 @@ def _order(arguments: argparse.Namespace) -> None:
 
 
 def _replay(arguments: argparse.Namespace) -> None:
-    from .ordering import replay
+    from .replay import replay
 
     config, processor = _read_run(arguments)
     state = Path(arguments.state) if arguments.state else None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+FREE_AT_RESUME = ("workers", "rows_per_micro_batch", "skip_steps", "max_bad_rate")
+"""Settings that a resumed run may change: they do not decide which rows come."""
 PACKING = ("sentences", "best_fit", "cut")
 
 

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import PIL.Image
 
+from kosmos.pictures import MAX_PIXELS
+
 from . import errors
 from .errors import BadSample
 
 if TYPE_CHECKING:
     from kosmos.image_processing_kosmos import KosmosImageProcessor
-
-MAX_PIXELS = 64_000_000
-"""Largest width × height decoded: 192 MB of RGB, well above any photograph on the web."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
@@ -29,7 +28,7 @@ def decode(data: bytes, image_processor: KosmosImageProcessor) -> np.ndarray:
     """Encoded image → ``uint8`` pixels (3, S, S), resized as ``image_processor`` says.
 
     Raises:
-        BadSample: not an image of :data:`FORMATS`, truncated, or more than :data:`MAX_PIXELS` pixels by its header.
+        BadSample: not an image of :data:`FORMATS`, truncated, or more than ``MAX_PIXELS`` pixels by its header.
     """
     try:
         return image_processor.to_tensor(open_image(data)).numpy()

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .atomic import write_atomically
+from kosmos.atomic import write_atomically
 
 INDEX_NAME = "index.json"
 INDEX_VERSION = 1

@@ -21,8 +21,6 @@ from . import objectives
 from .config import DataConfig, SourceConfig
 from .errors import TOO_LONG, BadSample
 from .mixing import quotas, shares
-from .objectives import Objective
-from .objectives.schedule import Schedule
 from .order import SourceOrder, mix
 from .packing import POOL, Entry, Packer, Piece, Row, Space, empty_row, fill_row
 from .reader import Corpus
@@ -52,18 +50,8 @@ class Source:
         self.name, self.config, self.processor = config.name, config, processor
         self.corpus = Corpus(config.shards)
         self.order = SourceOrder(self.corpus.counts, seed, config.name)
-        self.objective = self._build_objective()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "objective"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self.objective = self._build_objective()  # objectives are closures: made anew in each worker
-
-    def _build_objective(self) -> Objective:
         try:
-            return objectives.from_settings(self.config.objective, self.processor)
+            self.objective = objectives.from_settings(config.objective, processor)
         except ValueError as error:
             raise ValueError(f"source {self.name!r}: {error}") from error
 
@@ -91,20 +79,14 @@ class SourceStream:
         self.bad: Counter[str] = Counter()
         self.last_bad = ""
 
-    @property
-    def objective(self) -> Objective:
-        """What makes examples in the present step."""
-        objective = self.source.objective
-        return objective.at(self.step) if isinstance(objective, Schedule) else objective
-
     def advance(self, step: int) -> None:
         """Go to ``step``. Where a stage of a schedule ends, the open documents are made again by the next one.
 
         One of them that is in earlier rows in part comes again from its beginning: an offset means nothing in another
         objective's example.
         """
-        before, self.step = self.objective, step
-        if self.objective is not before:
+        objective, before, self.step = self.source.objective, self.step, step
+        if objective.at(step) is not objective.at(before):
             waiting, self.pool = self.pool, []
             for entry in waiting:
                 self._open(entry.ordinal)
@@ -130,7 +112,7 @@ class SourceStream:
         epoch, index = self.place(ordinal)
         document = self.source.corpus[index]
         key = mix(self.source.order.key, epoch, index)
-        example = self.objective(document, key)
+        example = self.source.objective(document, key, self.step)
         if not self.packer.possible(example):
             raise BadSample(TOO_LONG, f"{document.key}: {len(example)} tokens")
         if self.sentences is not None:

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from .batch import StepBatch, collate, statistics
-from .config import DataConfig, validate
+from .config import FREE_AT_RESUME, DataConfig, validate
 from .lane import Lane, LaneState, Source
 from .packing import Row
 from .sentences import Sentences
@@ -73,8 +73,8 @@ def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def identity(config: DataConfig, sources: Sequence[Source], processor: KosmosProcessor) -> dict[str, Any]:
     """Everything that decides which rows come; a state may only be used with the same."""
     span_tokenizer = processor.span_tokenizer
-    free = ("workers", "rows_per_micro_batch", "skip_steps", "max_bad_rate", "sources", "lanes")
-    settings = {name: value for name, value in asdict(config).items() if name not in free}
+    resolved = ("sources", "lanes")
+    settings = {name: value for name, value in asdict(config).items() if name not in (*FREE_AT_RESUME, *resolved)}
     return settings | {
         "lanes": config.lane_count,
         "sources": [

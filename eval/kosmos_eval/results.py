@@ -8,9 +8,7 @@ bootstrap over images). Scores of one question type carry it in ``question_type`
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,8 @@ from rich import box
 from rich.table import Table
 
 import kosmos
+from kosmos.atomic import write_atomically
+from kosmos.doctor import commit
 
 from . import metrics, statistics
 from .data import Item
@@ -101,25 +101,10 @@ def _provenance(task: Task) -> dict[str, Any]:
     }
 
 
-@cache
-def commit() -> str | None:
-    """The commit of the checkout that runs, or None for an installed wheel."""
-    folder = Path(__file__).parent
-    command = ["git", "-C", str(folder), "rev-parse", "--short=12", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
-
-
 def write(rows: Sequence[Row], path: Path) -> list[Row]:
     """Write ``results.json``; rows of the same run in the file are replaced, others kept. Returns what it now holds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     merged = {key(row): row for row in (*read(path), *rows)} if path.is_file() else {key(row): row for row in rows}
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(json.dumps(list(merged.values()), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(path, json.dumps(list(merged.values()), indent=1, ensure_ascii=False) + "\n")
     return list(merged.values())
 
 

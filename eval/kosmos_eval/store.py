@@ -17,6 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from kosmos.atomic import write_atomically
+
 _POLL_SECONDS = 0.2, 5.0  # at first and at most: each look reads all parts again
 _STALL_SECONDS = 1800.0
 
@@ -154,9 +156,7 @@ def request_hash(*parts: Any) -> str:
 
 def _write(path: Path, records: Iterable[Record]) -> None:
     """One line a record; a kill leaves the old file."""
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
 def _end_last_line(path: Path) -> None:

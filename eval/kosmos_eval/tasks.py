@@ -8,7 +8,6 @@ the field's scores differ by tens of points over a blank or a full stop.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import string
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from kosmos import settings
+from kosmos.suggest import suggest
 
 from .metrics import CONFIDENCE_METRICS, LIKELIHOOD_METRICS, resolve
 
@@ -266,7 +266,6 @@ def _find(name: str) -> Path:
         return Path(name)
     tasks = known()
     if name not in tasks:
-        near = difflib.get_close_matches(name, tasks, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known tasks: {', '.join(tasks)}"
+        hint = suggest(name, tasks, "known tasks")
         raise ValueError(f"unknown task {name!r}; {hint} (or give the path of a YAML file)")
     return tasks[name]

@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 
 from kosmos import KosmosConfig, KosmosForConditionalGeneration
-from kosmos.doctor import training_flops
+from kosmos.cost import model_cost
 
 
 def synchronise(device: str) -> None:
@@ -64,9 +64,9 @@ def train(arguments: argparse.Namespace) -> None:
 
     duration = seconds(step, device, arguments.rounds)
     rate = rows * length / duration
-    full, causal = training_flops(model.config, length)
+    cost = model_cost(model, length)
     print(f"training, {rows} x {length}: {duration * 1e3:.1f} ms, {rate:,.0f} tokens/s, ", end="")
-    for name, flops in (("causal", causal), ("full square", full)):
+    for name, flops in (("causal", cost.token_flops), ("full square", cost.token_flops + cost.attention_flops)):
         print(
             f"{rate * flops / 1e12:.0f} TFLOP/s = {100 * rate * flops / arguments.peak / 1e12:.1f} % MFU ({name}); ",
             end="",

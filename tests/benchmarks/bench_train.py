@@ -55,10 +55,9 @@ def bare_step(engine: Any, batch: Any) -> None:
 def measure(steps: int, stage: int) -> dict[str, float]:
     """Median seconds of a step in our loop and in the bare one, and of the ratio of neighbours."""
     from kosmos_train.build import build_model, build_processor
+    from kosmos_train.corpora import open_loader
     from kosmos_train.distributed import start
     from kosmos_train.engine import Engine
-    from kosmos_train.flops import model_cost
-    from kosmos_train.loading import open_loader
     from kosmos_train.loop import Loop
     from kosmos_train.run_dir import RunDir
 
@@ -71,8 +70,7 @@ def measure(steps: int, stage: int) -> dict[str, float]:
         ours, bare = (Engine(build_model(config, processor), processor, config, world, names) for _ in range(2))
         run = RunDir(Path(folder) / "run")
         run.open(config, False, world)
-        cost = model_cost(ours.model, config.data.row_tokens)
-        loop = Loop(config, run, ours, processor, loader, [], cost, {"frozen": {}})
+        loop = Loop(config, run, ours, processor, loader, [], None, {"frozen": {}})
         seconds: dict[str, list[float]] = {"ours": [], "bare": []}
         processor_seconds: dict[str, list[float]] = {"ours": [], "bare": []}
         source = iter(batches)

@@ -83,7 +83,7 @@ def test_mistakes_are_named(processor: KosmosProcessor) -> None:
         objectives.get("casual", processor)
     with pytest.raises(ValueError, match="did you mean 'loss'"):
         objectives.get("causal", processor, los="all")
-    with pytest.raises(ValueError, match="choose 'all' or 'supervised'"):
+    with pytest.raises(ValueError, match="objective 'causal': loss='some': choose one of all, supervised"):
         objectives.get("causal", processor, loss="some")
 
 

@@ -27,7 +27,7 @@ from kosmos_data import (
     merge_states,
     write_shards,
 )
-from kosmos_data.ordering import digest, global_batches, rows_of
+from kosmos_data.replay import digest, global_batches, rows_of
 
 MakeConfig = Callable[..., DataConfig]
 

@@ -16,7 +16,7 @@ from kosmos.processing_kosmos import KosmosProcessor
 from kosmos_data import DataConfig, Document, Image, SourceConfig, Span, Text, build_loader, objectives, write_shards
 from kosmos_data.batch import StepBatch
 from kosmos_data.loader import merge_states
-from kosmos_data.ordering import digest, global_batches
+from kosmos_data.replay import digest, global_batches
 
 SCHEDULE = {
     "name": "schedule",
@@ -402,7 +402,7 @@ def test_a_long_example_is_shown_where_its_predictions_begin(
     """GLM writes its spans behind the text: the table leaves the middle of the text out."""
     from rich.console import Console
 
-    from kosmos_data.inspect import show_example
+    from kosmos_data.inspection import show_example
 
     document = Document("k", [Text(" ".join(objective_words * 2))])
     example = objectives.get("glm", objective_processor)(document, 1)

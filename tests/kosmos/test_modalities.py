@@ -10,8 +10,8 @@ from torch import nn
 
 from kosmos import KosmosConfig, KosmosForConditionalGeneration
 from kosmos.configuration_kosmos import KosmosConnectorConfig, checked
+from kosmos.cost import model_cost, part_of
 from kosmos.modalities import MODALITIES, Modality
-from kosmos_train.flops import model_cost, part_of
 
 TONE_SLOT, TONES = 102, 2
 

@@ -13,7 +13,7 @@ from kosmos.configuration_kosmos import KosmosSpanEncoderConfig
 from kosmos.encoder_weights import load_encoder_weights
 from kosmos.encoders import SpanEncoder
 from kosmos.processing_kosmos import load_processor
-from kosmos_train.encoder import EncoderConfig, batches, train_encoder
+from kosmos_train.parts.encoder import EncoderConfig, batches, train_encoder
 
 MODEL = {
     "model_type": "bert",

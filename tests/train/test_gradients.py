@@ -16,7 +16,7 @@ import pytest
 import torch
 from forks import launch
 
-from kosmos_train.flops import part_of
+from kosmos.cost import part_of
 from kosmos_train.fragments import KINDS, create_state, local_tensors
 
 STAGES = (0, 1, 2, 3)

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from kosmos import settings
 from kosmos_train import TrainConfig, train
 from kosmos_train.config import GuardConfig
+from kosmos_train.corpora import joint_order, order_votes
 from kosmos_train.guards import MIN_HISTORY, SpikeGuard, TrainingStoppedError
-from kosmos_train.loading import joint_order, order_votes
 from kosmos_train.runs import read_metrics
 
 

@@ -13,11 +13,11 @@ import torch
 
 from kosmos.processing_kosmos import load_processor
 from kosmos_data import Document, Image, Text, write_shards
-from kosmos_train.encoder import EncoderConfig, train_encoder
-from kosmos_train.parts import PartConfig
-from kosmos_train.tokenizer import TokenizerConfig, make_processor
-from kosmos_train.vision import train_vision
-from kosmos_train.vision_data import VisionConfig, read_pairs
+from kosmos_train.parts.encoder import EncoderConfig, train_encoder
+from kosmos_train.parts.tokenizer import TokenizerConfig, make_processor
+from kosmos_train.parts.training import PartConfig
+from kosmos_train.parts.vision import train_vision
+from kosmos_train.parts.vision_data import VisionConfig, read_pairs
 
 CLIP = {"embed_dim": 16, "vision_cfg": {"width": 32, "layers": 1, "head_width": 16, "patch_size": 8}}
 CLIP |= {"text_cfg": {"width": 16, "heads": 2, "layers": 1}}

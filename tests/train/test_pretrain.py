@@ -218,7 +218,7 @@ def test_text_spans_of_few_places_train(values: dict[str, Any], tmp_path: Path, 
     """The tokenizer's setting decides the places, the connector's queries learn, the checkpoint reads a span; where the
     processor has a number and the connector no queries, or the other way round, both are named."""
     from kosmos import load
-    from kosmos_train.tokenizer import TokenizerConfig, make_processor
+    from kosmos_train.parts.tokenizer import TokenizerConfig, make_processor
 
     encoder = {"model_type": "bert", "vocab_size": 1, "hidden_size": 16, "intermediate_size": 32}
     encoder |= {"num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 64}

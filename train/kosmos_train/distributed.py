@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
+Name = TypeVar("Name")
 
 
 @dataclass(frozen=True)
@@ -36,18 +37,21 @@ class World:
         """True on the one rank that writes logs and metadata."""
         return self.rank == 0
 
-    def sum(self, values: Iterable[float]) -> list[float]:
-        """Sum a list of numbers over all ranks, in float64; every rank gets the same result."""
-        numbers = list(values)
+    def sum(self, counts: Mapping[Name, float]) -> dict[Name, float]:
+        """Sum numbers by name over all ranks, in float64 and one reduction; every rank gets the same result.
+
+        Args:
+            counts: names that are the same, in the same order, on all ranks.
+        """
         if self.size == 1:
-            return [float(number) for number in numbers]
-        tensor = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+            return {name: float(count) for name, count in counts.items()}
+        tensor = torch.tensor(list(counts.values()), dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor)
-        return tensor.tolist()
+        return dict(zip(counts, tensor.tolist(), strict=True))
 
     def any(self, flag: bool) -> bool:
         """True on every rank when it is true on one."""
-        return self.sum([float(flag)])[0] > 0
+        return self.sum({"flag": float(flag)})["flag"] > 0
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's picklable ``value``, on every rank (only among the processes of one run: never from a file)."""

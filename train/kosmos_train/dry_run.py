@@ -1,8 +1,8 @@
 """``kosmos train CONFIG --dry-run``: everything that can be known before a GPU is paid for.
 
 Settings are checked, corpora opened and a few batches read, weights and sample pictures looked for, the model is built
-on the meta device (no memory), and a table says how large it is, what a GPU must hold, and how long the run takes at an
-assumed utilisation.
+on the meta device (no memory) and asked what of the batches it would refuse, and a table says how large it is, what a
+GPU must hold, and how long the run takes at an assumed utilisation.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
+from kosmos.cost import PEAKS, Cost, device_peak, memory, model_cost
 from kosmos.loading import encoder_folder
-from kosmos.modalities import SPAN
+from kosmos.modalities import MODALITIES
 from kosmos_data import DataConfig
 
 from .build import build_config, build_processor
 from .config import TrainConfig
-from .flops import PEAKS, ModelCost, device_peak, model_cost
-from .loading import describe
+from .corpora import describe
 from .optim import freeze
 from .samples import encode_prompts
 from .trackers import require
@@ -31,7 +31,7 @@ PROBE_BATCHES = 2
 class Plan:
     """What a run will be."""
 
-    cost: ModelCost
+    cost: Cost
     tokens_per_step: float
     """Mean over the batches read, without padding."""
     images_per_step: float
@@ -57,22 +57,33 @@ def plan(config: TrainConfig, gpus: int) -> Plan:
         from kosmos import KosmosForConditionalGeneration
 
         model = KosmosForConditionalGeneration(build_config(config.model, processor))
-    refuse_misfits(model.config, batches + held_out)
+    for micro in (micro for batch in batches + held_out for micro in batch.micro_batches):
+        model.model.check(**micro)
     _look_ahead(config, processor)
     freeze(model, config.model.freeze)
     cost = model_cost(model, config.data.row_tokens)
     tokens = sum(batch.stats["tokens"] for batch in batches) / len(batches)
     images = sum(batch.stats["images"] for batch in batches) / len(batches)
     micro_batches = [micro for batch in batches for micro in batch.micro_batches]
-    spans = sum(SPAN.count(micro) for micro in micro_batches)
+    units = {name: sum(map(kind.count, micro_batches)) / len(batches) for name, kind in MODALITIES.items()}
     return Plan(
         cost=cost,
         tokens_per_step=tokens,
         images_per_step=images,
         packed=tokens / (config.data.rows_per_step * config.data.row_tokens),
         micro_batches=config.micro_batches(gpus),
-        memory=memory(config, cost, model.config, gpus),
-        flops_per_step=cost.flops(tokens, images, spans / len(batches)),
+        memory=memory(
+            cost,
+            model.config,
+            config.data.rows_per_micro_batch,
+            config.data.row_tokens,
+            checkpointing=config.model.activation_checkpointing,
+            zero_stage=config.engine.zero_stage,
+            gpus=gpus,
+            precision=config.engine.precision,
+            offload=config.engine.offload_optimizer,
+        ),
+        flops_per_step=cost.flops(tokens, units),
     )
 
 
@@ -90,49 +101,6 @@ def _look_ahead(config: TrainConfig, processor: Any) -> None:
     encode_prompts(config.samples, processor)
     for name in config.log.tracking:
         require(name)
-
-
-def refuse_misfits(config: Any, batches: list[Any]) -> None:
-    """Batches that ask for what the model cannot do: it would refuse them itself, but only at the first step.
-
-    Raises:
-        ValueError: bidirectional blocks with xPos, GLM's second position without its table, spans without an encoder.
-    """
-    asked = {name for batch in batches for micro in batch.micro_batches for name in micro}
-    position = config.text_config.position_type
-    if "block_ids" in asked and position == "xpos":
-        raise ValueError(
-            "the objective makes bidirectional blocks, but text_config.position_type is 'xpos', which amplifies keys "
-            "to the right of the query; set model.overrides.text_config.position_type to 'rope' or 'learned_2d', or "
-            "the objective's bidirectional to false"
-        )
-    if "position_in_span" in asked and position != "learned_2d":
-        raise ValueError(
-            f"the objective has two positions a token (glm), but text_config.position_type is {position!r}; set it to "
-            "'learned_2d', or the objective's two_positions to false"
-        )
-    if SPAN.inputs[0] in asked and config.span_encoder_config is None:
-        raise ValueError("the data holds text spans, but the model has no span_encoder_config to read them with")
-
-
-def memory(config: TrainConfig, cost: ModelCost, model_config: Any, gpus: int) -> dict[str, float]:
-    """Bytes a GPU holds, about: ZeRO shares state by stage (arXiv 1910.02054, figure 1); activations are estimated."""
-    from kosmos.doctor import activation_bytes
-
-    stage, total, trainable = config.engine.zero_stage, sum(cost.parameters.values()), cost.trainable
-    each = 2 if config.engine.precision == "bf16" else 4
-    master = 12 if config.engine.precision == "bf16" or stage else 8  # plain fp32 needs no second copy of the weights
-    state = 0.0 if config.engine.offload_optimizer else master * trainable / (gpus if stage >= 1 else 1)
-    data = config.data
-    activations = activation_bytes(
-        model_config, data.rows_per_micro_batch, data.row_tokens, config.model.activation_checkpointing
-    )
-    return {
-        f"weights, {config.engine.precision}": each * total / (gpus if stage >= 3 else 1),
-        "gradients, fp32": 4 * trainable / (gpus if stage >= 2 else 1),
-        "optimiser, fp32": state,
-        "activations, about": activations * each / 2,
-    }
 
 
 def dry_run(config: TrainConfig, gpus: int, done: int = 0, utilisation: float = 0.4) -> None:
@@ -161,14 +129,15 @@ def dry_run(config: TrainConfig, gpus: int, done: int = 0, utilisation: float = 
 
 def _schedule(config: TrainConfig, found: Plan, gpus: int, done: int, utilisation: float) -> dict[str, str]:
     data, own_peak = config.data, device_peak()
+    units = {MODALITIES[name].unit or name: flops for name, flops in found.cost.unit_flops.items()}
+    flops = {"token": found.cost.token_flops, **units, "step": found.flops_per_step}
     peak, whose = (PEAKS["H100"], "an H100's") if own_peak is None else (own_peak, "this GPU's")
     seconds, left = found.flops_per_step / (gpus * peak * utilisation), max(0, config.steps - done)
     return {
         "a step": f"{data.rows_per_step} rows of {data.row_tokens} = {found.tokens_per_step:,.0f} tokens, "
         f"{found.images_per_step:,.0f} images; {found.micro_batches} micro-batches of {data.rows_per_micro_batch} rows",
         "packing": f"{100 * found.packed:.1f} % of the positions are tokens",
-        "FLOPs": f"{found.cost.token_flops:.3g} a token, {found.cost.image_flops:.3g} an image, "
-        f"{found.flops_per_step:.3g} a step",
+        "FLOPs": ", ".join(f"{count:.3g} a {unit}" for unit, count in flops.items()),
         "the run": f"{config.steps:,} steps, {config.steps * found.tokens_per_step / 1e9:.3g} B tokens",
         "to go": f"{left:,} steps, {left * found.tokens_per_step / 1e9:.3g} B tokens, "
         f"{seconds * left / 86400:.3g} days",

@@ -13,20 +13,22 @@ import zlib
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
+from kosmos.cost import part_names, part_of
 from kosmos.modalities import MODALITIES
 
 from .config import EngineConfig, TrainConfig
 from .distributed import World
-from .flops import part_names, part_of
 from .fragments import create_state, fragments, load_optimizer, refresh_weights
 from .guards import SpikeGuard
-from .optim import VetoAdamW, parameter_groups
+from .optim import PartNorms, VetoAdamW, parameter_groups, unclipped
 
 NOT_FOR_MODEL = ("source_ids",)
+Counts: TypeAlias = dict[tuple[str, str], float]
+"""Numbers of a step by kind and, where there are several, by source, modality or vote."""
 
 
 @dataclass
@@ -127,12 +129,13 @@ class Engine:
         Raises:
             ValueError: no token of the whole step is supervised; or the error of a rank, see :meth:`World.agree`.
         """
-        counts = self.world.sum([*self._count_local(batch), *votes.values(), float(error is not None)])
-        if counts.pop():
+        raised = {("error", ""): float(error is not None)}
+        ballots = {("vote", name): value for name, value in votes.items()}
+        counts = self.world.sum({**self._count_local(batch), **ballots, **raised})
+        if counts["error", ""]:
             self.world.agree(error, "reading its data")
         result = self._result(counts)
-        result.votes = dict(zip(votes, counts[len(counts) - len(votes) :], strict=True))
-        if counts[0] <= 0:
+        if counts["weight", ""] <= 0:
             raise ValueError(
                 f"step {number}: no supervised token in {result.tokens} tokens on {self.world.size} processes; "
                 f"check the objective and `supervised` flags of the data (kosmos data inspect shows them)"
@@ -143,11 +146,11 @@ class Engine:
         losses = torch.zeros(len(self.sources) + 1, dtype=torch.float64, device=self.world.device)
         for index, micro in enumerate(batch.micro_batches):
             seed_everything(self.config.seed, number, self.world.rank, index)
-            output = self.deepspeed(**self.inputs(micro), num_items_in_batch=counts[0])
+            output = self.deepspeed(**self.inputs(micro), num_items_in_batch=counts["weight", ""])
             # DeepSpeed averages gradients over the ranks; ours are shares of one sum.
             self.deepspeed.backward(output.loss * self.world.size, scale_wrt_gas=False)
             losses += self._losses(output, micro, len(losses))
-        self._fill_losses(result, self.world.sum(losses.tolist()), counts)
+        self._fill_losses(result, self.world.sum(_named("loss", self.sources, losses)), counts)
         self._update(result, measured=number % self.config.log.every == 0)
         return result
 
@@ -156,7 +159,8 @@ class Engine:
         # What no sample of any rank reached has a gradient of zeros, from the smallest input, and is to stay as it is.
         absent = [modality for name, modality in MODALITIES.items() if not result.encoded[name]]
         unreached = {part for modality in absent for part in modality.parts}
-        self.optimizer.begin(lambda norm: bad_loss or self.guard.judge_norm(norm), measured, unreached)
+        norms = PartNorms(self.optimizer.pieces) if measured else None
+        self.optimizer.begin(lambda norm: bad_loss or self.guard.judge_norm(norm), unreached, norms)
         self.deepspeed.step()
         norm = self.deepspeed.get_global_grad_norm() if self.config.engine.zero_stage else self.optimizer.norm
         result.grad_norm = float("nan") if norm is None else float(norm)
@@ -164,17 +168,11 @@ class Engine:
         if result.skipped is None and not self.deepspeed.was_step_applied():
             result.skipped = "gradient is not finite"
         self.guard.record(result.loss, result.grad_norm, result.skipped)
-        if measured and result.skipped is None:
-            result.part_norms = self._part_norms(result.grad_norm)
-
-    def _part_norms(self, norm: float) -> dict[str, float]:
-        """Norm of each part's gradient before clipping, over all ranks (under ZeRO-0 each has the whole of it)."""
-        parts = part_names()
-        squares = [float(self.optimizer.squares.get(part, 0.0)) for part in parts]
-        if self.config.engine.zero_stage:
-            squares = self.world.sum(squares)
-        clipped = max(1.0, norm / self.config.optim.clip) if self.config.optim.clip > 0 else 1.0
-        return {part: clipped * square**0.5 for part, square in zip(parts, squares, strict=True) if square}
+        if norms is not None and result.skipped is None:
+            squares = {part: float(norms.squares.get(part, 0.0)) for part in part_names()}
+            # ZeRO-0 has the whole gradient on every rank, the other stages have parts of it
+            whole = self.world.sum(squares) if self.config.engine.zero_stage else squares
+            result.part_norms = unclipped(whole, result.grad_norm, self.config.optim.clip)
 
     @torch.no_grad()
     def evaluate(self, batches: list[Any], sources: list[str]) -> dict[str, float]:
@@ -194,11 +192,11 @@ class Engine:
             output = self.deepspeed(**self.inputs(micro), num_items_in_batch=1.0)
             losses += self._losses(output, micro, size)
             weights += _by_source(micro["loss_weight"].double(), micro["source_ids"], size)
-        sums = self.world.sum([*losses.tolist(), *weights.tolist()])
-        if sums[size] <= 0:
+        sums = self.world.sum({**_named("loss", sources, losses), **_named("weight", sources, weights)})
+        if sums["weight", ""] <= 0:
             raise ValueError("eval.data: no supervised token in the held-out batches")
-        named = zip(["loss", *sources], sums[:size], sums[size:], strict=True)
-        return {name: loss / weight for name, loss, weight in named if weight > 0}
+        reached = [name for name in ("", *sources) if sums["weight", name] > 0]
+        return {name or "loss": sums["loss", name] / sums["weight", name] for name in reached}
 
     def full_weights(self, wanted: bool) -> dict[str, torch.Tensor]:
         """The whole state dict in CPU memory of each rank that wants it (empty elsewhere); all ranks take part.
@@ -248,8 +246,8 @@ class Engine:
         weighted = output.token_loss.detach().double() * micro["loss_weight"].to(device)
         return _by_source(weighted, micro["source_ids"].to(device), size)
 
-    def _count_local(self, batch: Any) -> list[float]:
-        """Weight in total and by source; tokens by source, supervised tokens, what each modality's encoder reads."""
+    def _count_local(self, batch: Any) -> Counts:
+        """Weight and tokens in total and by source, supervised tokens, what each modality's encoder reads."""
         size = len(self.sources) + 1
         weight = torch.zeros(size, dtype=torch.float64)
         tokens = torch.zeros(size, dtype=torch.float64)
@@ -261,27 +259,32 @@ class Engine:
             supervised += int((micro["loss_weight"] > 0).sum())
             for name, modality in MODALITIES.items():
                 encoded[name] += modality.count(micro)
-        return [*weight.tolist(), *tokens[1:].tolist(), supervised, *encoded.values()]
+        counts = _named("weight", self.sources, weight) | _named("tokens", self.sources, tokens)
+        return {**counts, ("supervised", ""): supervised, **{("encoded", name): n for name, n in encoded.items()}}
 
-    def _result(self, counts: list[float]) -> StepResult:
-        size = len(self.sources)
-        tokens = dict(zip(self.sources, (int(count) for count in counts[1 + size : 1 + 2 * size]), strict=True))
-        supervised, *encoded = (int(count) for count in counts[1 + 2 * size : 2 + 2 * size + len(MODALITIES)])
+    def _result(self, counts: Counts) -> StepResult:
+        tokens = {source: int(counts["tokens", source]) for source in self.sources}
         return StepResult(
             loss=float("nan"),
             tokens=sum(tokens.values()),
-            supervised=supervised,
+            supervised=int(counts["supervised", ""]),
             source_loss={},
             source_tokens=tokens,
             grad_norm=float("nan"),
-            encoded=dict(zip(MODALITIES, encoded, strict=True)),
+            encoded={name: int(counts["encoded", name]) for name in MODALITIES},
+            votes={name: count for (kind, name), count in counts.items() if kind == "vote"},
         )
 
-    def _fill_losses(self, result: StepResult, losses: list[float], counts: list[float]) -> None:
-        result.loss = losses[0] / counts[0]
-        for source, loss, weight in zip(self.sources, losses[1:], counts[1 : 1 + len(self.sources)], strict=True):
-            if weight > 0:
-                result.source_loss[source] = loss / weight
+    def _fill_losses(self, result: StepResult, losses: Counts, counts: Counts) -> None:
+        result.loss = losses["loss", ""] / counts["weight", ""]
+        for source in self.sources:
+            if (weight := counts["weight", source]) > 0:
+                result.source_loss[source] = losses["loss", source] / weight
+
+
+def _named(kind: str, sources: list[str], sums: torch.Tensor) -> Counts:
+    """The sums of :func:`_by_source` by name; that of the total is empty."""
+    return {(kind, name): count for name, count in zip(("", *sources), sums.tolist(), strict=True)}
 
 
 def _by_source(values: torch.Tensor, sources: torch.Tensor, size: int) -> torch.Tensor:

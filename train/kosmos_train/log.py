@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from rich.console import Console
 
-from kosmos_data.atomic import write_atomically
+from kosmos.atomic import write_atomically
 
 from .config import LogConfig
 from .engine import StepResult

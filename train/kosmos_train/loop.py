@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 
+from kosmos.cost import Cost, device_peak
+
 from . import checkpoint
 from .config import TrainConfig
+from .corpora import joint_order, order_votes
 from .engine import Engine, StepResult
-from .flops import ModelCost
 from .guards import Interrupt, TrainingStoppedError, Watchdog
-from .loading import joint_order, order_votes
 from .log import RunLog
 from .optim import learning_rate
 from .run_dir import RunDir
@@ -40,7 +41,7 @@ class Loop:
         processor: Any,
         loader: Any,
         held_out: list[Any],
-        cost: ModelCost,
+        cost: Cost | None,
         state: dict[str, Any],
     ) -> None:
         self.config, self.run_dir, self.engine, self.processor = config, run, engine, processor
@@ -155,10 +156,9 @@ class Loop:
         }
         if result.votes["fallbacks"]:  # too short for their objective: they stayed plain causal text
             measures["fallbacks"] = int(result.votes["fallbacks"])
-        flops = self.cost.flops(result.tokens, result.encoded["image"], result.encoded["span"])
-        utilisation = self.cost.utilisation(flops, seconds, self.engine.world.size)
-        if utilisation is not None:
-            measures["mfu"] = round(utilisation, 4)
+        if self.cost is not None and (peak := device_peak()):
+            flops = self.cost.flops(result.tokens, result.encoded)
+            measures["mfu"] = round(flops / (seconds * self.engine.world.size * peak), 4)
         if self.engine.world.device.type == "cuda":
             measures["memory_gb"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
         return measures

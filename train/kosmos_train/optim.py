@@ -1,4 +1,4 @@
-"""AdamW that can sit a step out, in whole or in part, its parameter groups, and the learning rate of a step.
+"""AdamW that can sit a step out, in whole or in part, norms by part, parameter groups, the learning rate of a step.
 
 KOSMOS-1 §3.2: AdamW, betas (0.9, 0.98), weight decay 0.01, learning rate 2e-4, 375 warm-up steps, linear to zero.
 
@@ -14,11 +14,36 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Callable, Collection, Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from .config import OptimConfig
+
+Pieces: TypeAlias = dict[torch.Tensor, list[tuple[str, int, int]]]
+"""What lies where in each tensor of the optimiser: (part of the model, offset, number of elements)."""
+
+
+class PartNorms:
+    """Measures a step's gradient by part of the model: ``squares`` are the sums of squares of what this rank holds."""
+
+    def __init__(self, pieces: Pieces) -> None:
+        self.pieces = pieces
+        self.squares: dict[str, torch.Tensor] = {}
+
+    def measure(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Add the gradients of these tensors of the optimiser."""
+        for tensor in tensors:
+            for part, offset, numel in self.pieces.get(tensor, ()):
+                assert tensor.grad is not None
+                square = tensor.grad.view(-1).narrow(0, offset, numel).double().square().sum()
+                self.squares[part] = self.squares.get(part, 0.0) + square
+
+
+def unclipped(squares: dict[str, float], norm: float, clip: float) -> dict[str, float]:
+    """Norms by part before clipping, from the squares after it; ``norm`` is that of the whole gradient before it."""
+    factor = max(1.0, norm / clip) if clip > 0 else 1.0
+    return {part: factor * square**0.5 for part, square in squares.items() if square}
 
 
 class VetoAdamW(torch.optim.AdamW):
@@ -39,23 +64,26 @@ class VetoAdamW(torch.optim.AdamW):
         self.norm_source: Callable[[], float] | None = None
         self.norm = math.nan
         self.reason: str | None = None
-        self.pieces: dict[torch.Tensor, list[tuple[str, int, int]]] = {}
-        self.squares: dict[str, torch.Tensor] = {}
+        self.pieces: Pieces = {}
         self.unreached: Collection[str] = ()
-        self._decided = self._measured = False
+        self.norms: PartNorms | None = None
+        self._decided = False
 
     def begin(
-        self, veto: Callable[[float], str | None], measured: bool = False, unreached: Collection[str] = ()
+        self,
+        veto: Callable[[float], str | None],
+        unreached: Collection[str] = (),
+        norms: PartNorms | None = None,
     ) -> None:
         """Say how the coming step is judged; called before DeepSpeed's ``step``.
 
-        ``measured`` collects ``squares``: the sum of squares of this rank's clipped gradient by part of the model.
-        ``unreached`` names the parts that no sample of the step reached, on any rank: they stay as they are.
-        ``pieces`` says what lies where in each tensor of the optimiser: (part, offset, number of elements).
+        Args:
+            veto: see the class.
+            unreached: parts that no sample of the step reached, on any rank: they stay as they are.
+            norms: measures the gradient of the step, unless it is vetoed.
         """
         self.veto, self._decided, self.reason, self.norm = veto, False, None, math.nan
-        self.unreached = unreached
-        self._measured, self.squares = measured, {}
+        self.unreached, self.norms = unreached, norms
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -66,8 +94,8 @@ class VetoAdamW(torch.optim.AdamW):
             self._decided = True
         if self.reason is not None:
             return
-        if self._measured:
-            self._measure()
+        if self.norms is not None:
+            self.norms.measure(self._updated())
         kept = self._copy_unreached() if self.unreached else []
         super().step(closure)
         for view, before in kept:
@@ -92,13 +120,6 @@ class VetoAdamW(torch.optim.AdamW):
                         view = whole.view(-1).narrow(0, offset, numel)
                         kept.append((view, view.clone()))
         return kept
-
-    def _measure(self) -> None:
-        for tensor in self._updated():
-            for part, offset, numel in self.pieces.get(tensor, ()):
-                assert tensor.grad is not None
-                square = tensor.grad.view(-1).narrow(0, offset, numel).double().square().sum()
-                self.squares[part] = self.squares.get(part, 0.0) + square
 
     def _clip(self) -> float:
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]

@@ -62,18 +62,19 @@ def train(config: Any, run_dir: str | Path, resume: bool = False) -> Outcome:
 
 def _assemble(config: Any, run: Any, resume: bool, world: Any) -> dict[str, Any]:
     """Build what the loop needs, from the newest checkpoint if there is one."""
+    from kosmos.cost import device_peak, model_cost
+
     from . import checkpoint
     from .build import build_model, build_processor
+    from .corpora import describe, held_out_batches, open_loader
     from .engine import Engine
-    from .flops import model_cost
-    from .loading import describe, held_out_batches, open_loader
 
     latest = checkpoint.find_latest(run.checkpoints) if resume else None
     state = checkpoint.read_state(latest) if latest else {}
     processor = build_processor(config)
     loader = open_loader(config.data, processor, world, state.get("loader"))
     model = build_model(config, processor, latest)
-    cost = model_cost(model, config.data.row_tokens)
+    cost = model_cost(model, config.data.row_tokens) if device_peak() else None  # the log's MFU asks for it
     if latest:
         checkpoint.check_fingerprint(state["frozen"], model)
     else:

@@ -9,18 +9,17 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shutil
-import subprocess
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from kosmos import settings
-from kosmos_data.atomic import write_atomically
+from kosmos.atomic import write_atomically
+from kosmos.doctor import commit, installed
+from kosmos_data.config import FREE_AT_RESUME
 
 from .config import TrainConfig
 from .distributed import World
@@ -30,7 +29,7 @@ PACKAGES = ("kosmos-metalm", "torch", "deepspeed", "transformers", "open_clip_to
 FREE = (
     *("checkpoint", "samples", "eval", "guard", "log"),
     *("engine.zero_stage", "engine.offload_optimizer", "engine.timeout_minutes", "engine.deepspeed"),
-    *("data.rows_per_micro_batch", "data.workers", "data.max_bad_rate", "data.skip_steps"),
+    *(f"data.{name}" for name in FREE_AT_RESUME),
 )
 
 
@@ -62,9 +61,7 @@ class RunDir:
             before = settings.load(TrainConfig, self.config)  # settings that are newer than the run get their defaults
             _check_same(settings.to_dict(before), settings.to_dict(config), self.path)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        partial = self.config.with_name(".config.yaml.partial")
-        settings.write_yaml(config, partial)
-        partial.rename(self.config)
+        settings.write_yaml(config, self.config)
 
     def record_launch(self, step: int, world: World, data: dict[str, Any]) -> None:
         """Append to ``environment.json`` what this start runs on; ``data`` describes the corpora."""
@@ -74,9 +71,9 @@ class RunDir:
                 "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                 "from_step": step,
                 "command": sys.argv,
-                "commit": _commit(),
+                "commit": commit(),
                 "python": platform.python_version(),
-                "packages": {name: found for name in PACKAGES if (found := _version(name))},
+                "packages": {name: found for name in PACKAGES if (found := installed(name))},
                 "host": platform.node(),
                 "platform": platform.platform(),
                 "processes": world.size,
@@ -110,26 +107,6 @@ def _fixed(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
         else:
             fixed[prefix + key] = json.dumps(value)
     return fixed
-
-
-def _commit() -> str | None:
-    """The commit of the source tree this package runs from, with ``+changes`` if it differs; None when installed."""
-    if shutil.which("git") is None:
-        return None
-    here = Path(__file__).parent
-    git = ["git", "-C", str(here)]
-    found = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    if found.returncode:
-        return None
-    dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def default_threads() -> None:

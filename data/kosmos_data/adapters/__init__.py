@@ -7,12 +7,13 @@ used by reason, as the loader does. Adding a format is one function and one line
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeAlias
+
+from kosmos.suggest import suggest
 
 from .. import errors
 from ..document import Document
@@ -36,8 +37,7 @@ FORMATS = {
 def get(name: str) -> Adapter:
     """The adapter of a format; ValueError with a suggestion if there is none."""
     if name not in FORMATS:
-        near = difflib.get_close_matches(name, FORMATS, n=1)
-        raise ValueError(f"no format {name!r}; {f'did you mean {near[0]!r}?' if near else f'known: {list(FORMATS)}'}")
+        raise ValueError(f"no format {name!r}; {suggest(name, FORMATS)}")
     module, function = FORMATS[name].split(":")
     return getattr(importlib.import_module(f".{module}", __name__), function)
 

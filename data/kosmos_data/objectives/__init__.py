@@ -1,10 +1,10 @@
 """Objectives: document → :class:`~kosmos_data.example.Example`, one module each, found by name.
 
-A module of this folder *is* an objective: it defines ``build(processor, **options)``, which returns a function of
-(document, seed), and in ``TOKENS`` the special tokens that it needs. Adding an objective is adding one file; nothing
-else lists them. The seed is a pure function of the run's seed, the epoch and the document, so an objective that draws
-at random gives the same example after a resume. ``mixture`` draws one of several for each document, ``schedule``
-changes the objective at given steps of the run.
+A module of this folder *is* an objective: it defines one subclass of :class:`Objective`, a dataclass whose fields are
+its options, and in ``TOKENS`` the special tokens that it needs. Adding an objective is adding one file; nothing else
+lists them. The seed is a pure function of the run's seed, the epoch and the document, so an objective that draws at
+random gives the same example after a resume. ``mixture`` draws one of several for each document, ``schedule`` changes
+the objective at given steps of the run.
 
 A module may also define ``fill(flat, span, processor, two_positions)``: how a model of this objective is asked for the
 words of one blank, with weight on the asked tokens only (:mod:`kosmos_data.cloze`).
@@ -12,12 +12,14 @@ words of one blank, with weight on the asked tokens only (:mod:`kosmos_data.cloz
 
 from __future__ import annotations
 
-import difflib
 import importlib
-import inspect
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+from kosmos import settings
+from kosmos.suggest import suggest
 
 from ..document import Document
 from ..example import Example, Flat
@@ -27,8 +29,38 @@ if TYPE_CHECKING:
 
     from kosmos.processing_kosmos import KosmosProcessor
 
-Objective: TypeAlias = Callable[[Document, int], Example]
 Fill: TypeAlias = Callable[[Flat, tuple[int, int], "KosmosProcessor", bool], Example]
+
+
+@dataclass
+class Objective:
+    """Makes examples of documents; it can be pickled. The fields of a subclass are its options."""
+
+    def prepare(self, processor: KosmosProcessor) -> None:
+        """Check the options and take what is needed of the run's processor.
+
+        Raises:
+            ValueError: options that do not fit together, or a tokenizer that lacks a token.
+        """
+        self.processor = processor
+        self.bos, self.eos = processor.tokenizer.bos_token_id, processor.tokenizer.eos_token_id
+
+    def __call__(self, document: Document, seed: int, step: int = 0) -> Example:
+        """Make the example of a document.
+
+        Args:
+            document: of text, images and spans.
+            seed: of all that is drawn.
+            step: of the run, for a schedule.
+
+        Raises:
+            BadSample: the document cannot be used.
+        """
+        raise NotImplementedError
+
+    def at(self, step: int) -> Objective:
+        """Return the objective of ``step``: itself, unless it is a schedule."""
+        return self
 
 
 def names() -> list[str]:
@@ -46,25 +78,28 @@ def get(name: str, tokenizer: KosmosProcessor | PreTrainedTokenizerFast, **optio
         ValueError: no such objective, or an option that it does not have; the nearest known one is suggested.
     """
     if name not in names():
-        raise ValueError(f"no objective {name!r}; {_suggest(name, names())}")
-    build = importlib.import_module(f".{name}", __name__).build
-    known = [parameter for parameter in inspect.signature(build).parameters if parameter != "processor"]
-    for option in options:
-        if option not in known:
-            raise ValueError(f"objective {name!r} has no option {option!r}; {_suggest(option, known)}")
-    return build(_processor(tokenizer), **options)
+        raise ValueError(f"no objective {name!r}; {suggest(name, names())}")
+    module = importlib.import_module(f".{name}", __name__)
+    (cls,) = (
+        kind
+        for kind in vars(module).values()
+        if isinstance(kind, type) and kind.__module__ == module.__name__ and issubclass(kind, Objective)
+    )
+    made = settings.from_dict(cls, options, f"objective {name!r}: ")
+    made.prepare(_processor(tokenizer))
+    return made
 
 
-def from_settings(settings: Mapping[str, Any] | str, processor: KosmosProcessor) -> Objective:
+def from_settings(given: Mapping[str, Any] | str, processor: KosmosProcessor) -> Objective:
     """The objective that ``{name: …, option: …}`` (or a bare name) of a YAML describes.
 
     Raises:
         ValueError: no ``name``, or anything that :func:`get` refuses.
     """
-    options = {"name": settings} if isinstance(settings, str) else dict(settings)
+    options = {"name": given} if isinstance(given, str) else dict(given)
     name = options.pop("name", None)
     if not isinstance(name, str):
-        raise ValueError(f"an objective needs a name, got {settings}; {_suggest('', names())}")
+        raise ValueError(f"an objective needs a name, got {given}; {suggest('', names())}")
     return get(name, processor, **options)
 
 
@@ -75,7 +110,7 @@ def filler(name: str) -> Fill:
         ValueError: no such objective, or one that has no single form of a blank (a mixture, a schedule, an encoder's).
     """
     if name not in names():
-        raise ValueError(f"no objective {name!r}; {_suggest(name, names())}")
+        raise ValueError(f"no objective {name!r}; {suggest(name, names())}")
     fill = getattr(importlib.import_module(f".{name}", __name__), "fill", None)
     if fill is None:
         raise ValueError(f"objective {name!r} has no form of its own for a blank; name one of its parts, or 'causal'")
@@ -85,11 +120,11 @@ def filler(name: str) -> Fill:
 def special_tokens(objectives: Sequence[Mapping[str, Any] | str]) -> list[str]:
     """All special tokens that these objectives need beyond KOSMOS's own, for ``train_tokenizer(extra_tokens=…)``."""
     found: list[str] = []
-    for settings in objectives:
-        options = {"name": settings} if isinstance(settings, str) else settings
+    for given in objectives:
+        options = {"name": given} if isinstance(given, str) else given
         name = options.get("name")
         if name not in names():
-            raise ValueError(f"no objective {name!r}; {_suggest(str(name), names())}")
+            raise ValueError(f"no objective {name!r}; {suggest(str(name), names())}")
         tokens = getattr(importlib.import_module(f".{name}", __name__), "TOKENS", ())
         nested = [part for value in options.values() if isinstance(value, list) for part in value]
         found += [token for token in (*tokens, *special_tokens(nested)) if token not in found]
@@ -101,8 +136,3 @@ def _processor(tokenizer: KosmosProcessor | PreTrainedTokenizerFast) -> KosmosPr
     from kosmos.processing_kosmos import KosmosProcessor
 
     return tokenizer if isinstance(tokenizer, KosmosProcessor) else KosmosProcessor(KosmosImageProcessor(), tokenizer)
-
-
-def _suggest(word: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known) or 'none'}"

@@ -1,7 +1,7 @@
 """What the denoising objectives share: eligible tokens, random draws, pieces of a document in a new order, windows.
 
-An objective is a function ``(flat, rng) → Example | None`` of one window of a document; :func:`denoising` does the
-rest. None means "too short for me": the window stays plain causal text and is counted (``Example.fallback``).
+An objective is a method ``transform(flat, rng) → Example | None`` of one window of a document; :class:`Denoising` does
+the rest. None means "too short for me": the window stays plain causal text and is counted (``Example.fallback``).
 
 A long document is cut into windows, because its parts refer to each other and may not be cut later. The windows of one
 document stand behind each other in one example; the packer may part them, and where it does not, a window also sees
@@ -11,57 +11,56 @@ those before it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..document import Document
 from ..example import Example, Flat, Placed, all_causal
+from . import Objective
 from ._flatten import Loss, flatten
 
 if TYPE_CHECKING:
     from kosmos.processing_kosmos import KosmosProcessor
 
-    from . import Objective
 
-Transform: TypeAlias = Callable[[Flat, np.random.Generator], Example | None]
+@dataclass
+class Denoising(Objective):
+    """An objective that flattens a document, transforms each window, and joins the results.
 
-
-def denoising(
-    processor: KosmosProcessor,
-    loss: Loss,
-    chunk_tokens: int | None,
-    salt: str,
-    transform: Transform,
-    bidirectional: bool = True,
-) -> Objective:
-    """The objective that flattens a document, transforms each window, and joins the results.
-
-    Args:
-        processor: of the run.
+    Attributes:
         loss: see :func:`~._flatten.flatten`.
-        chunk_tokens: most tokens in a window; None: the whole document in one.
-        salt: makes the draws of different objectives independent.
-        transform: of one window.
         bidirectional: keep the blocks that see both ways; False: the same tokens, labels and weights, all causal.
     """
-    if loss not in ("all", "supervised"):
-        raise ValueError(f"loss={loss!r}: choose 'all' or 'supervised'")
-    if chunk_tokens is not None and chunk_tokens < 8:
-        raise ValueError(f"chunk_tokens={chunk_tokens} must be at least 8")
-    salt_bytes, eos = list(salt.encode()), processor.tokenizer.eos_token_id
 
-    def objective(document: Document, seed: int) -> Example:
+    loss: Loss = "all"
+    bidirectional = True  # an option only of those that declare it, as ``chunk_tokens``
+
+    def prepare(self, processor: KosmosProcessor) -> None:
+        """Also refuse windows that are too short."""
+        super().prepare(processor)
+        if (limit := self.limit()) is not None and limit < 8:
+            raise ValueError(f"chunk_tokens={limit} must be at least 8")
+        self.salt = list(type(self).__module__.rpartition(".")[2].encode())  # draws of two objectives are independent
+
+    def limit(self) -> int | None:
+        """Return the most tokens in a window; None: the whole document in one."""
+        return getattr(self, "chunk_tokens", None)
+
+    def transform(self, flat: Flat, rng: np.random.Generator) -> Example | None:
+        """Make the example of one window; None: it is too short."""
+        raise NotImplementedError
+
+    def __call__(self, document: Document, seed: int, step: int = 0) -> Example:
+        """Make the example of a document, window by window."""
         examples = []
-        for number, window in enumerate(windows(flatten(document, processor, loss), chunk_tokens)):
-            example = transform(window, np.random.default_rng([seed, number, *salt_bytes]))
-            examples.append(plain(window, eos) if example is None else example)
+        for number, window in enumerate(windows(flatten(document, self.processor, self.loss), self.limit())):
+            example = self.transform(window, np.random.default_rng([seed, number, *self.salt]))
+            examples.append(plain(window, self.eos) if example is None else example)
         joined = join(examples)
-        return joined if bidirectional else all_causal(joined)
-
-    return objective
+        return joined if self.bidirectional else all_causal(joined)
 
 
 def plain(flat: Flat, eos: int) -> Example:

@@ -5,6 +5,7 @@ Only discrete tokens are predicted; image places are read, never written.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..document import Document
@@ -16,25 +17,22 @@ if TYPE_CHECKING:
     from kosmos.processing_kosmos import KosmosProcessor
 
 
-def build(processor: KosmosProcessor, loss: Loss = "all", predict_image: bool = False) -> Objective:
+@dataclass
+class Causal(Objective):
     """The causal objective.
 
-    Args:
-        processor: tokenizer and image processor of the run.
+    Attributes:
         loss: ``all`` trains every text token, ``supervised`` only segments not marked ``"supervised": false``.
         predict_image: also train the prediction of ``<image>``. The interleaved loader of KOSMOS-1 was not released;
             OpenFlamingo does not train it, so the default is off.
-
-    Raises:
-        ValueError: an unknown ``loss``.
     """
-    if loss not in ("all", "supervised"):
-        raise ValueError(f"loss={loss!r}: choose 'all' or 'supervised'")
 
-    def causal(document: Document, seed: int) -> Example:
-        return shifted(flatten(document, processor, loss, predict_image))
+    loss: Loss = "all"
+    predict_image: bool = False
 
-    return causal
+    def __call__(self, document: Document, seed: int, step: int = 0) -> Example:
+        """Write the document out; nothing is drawn."""
+        return shifted(flatten(document, self.processor, self.loss, self.predict_image))
 
 
 def fill(flat: Flat, span: tuple[int, int], processor: KosmosProcessor, two_positions: bool) -> Example:

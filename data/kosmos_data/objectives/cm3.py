@@ -11,14 +11,13 @@ Differs from the code: with Poisson 0 the text stays as it is (metaseq raises th
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..example import Example, Flat, judged_from
-from . import Objective
-from ._arrange import Arrangement, denoising
-from ._flatten import Loss
+from ._arrange import Arrangement, Denoising
 from ._tokens import SENTINELS, ids_of
 
 if TYPE_CHECKING:
@@ -28,46 +27,41 @@ SPAN_END = "<eos_span>"
 TOKENS = (*SENTINELS, SPAN_END)
 
 
-def build(
-    processor: KosmosProcessor,
-    spans: int | None = None,
-    poisson: float = 1.0,
-    sentinel_loss: bool = True,
-    loss: Loss = "all",
-    chunk_tokens: int = 512,
-) -> Objective:
+@dataclass
+class CM3(Denoising):
     """The CM3 objective.
 
-    Args:
-        processor: tokenizer (with sentinels and ``<eos_span>``) and image processor of the run.
+    Attributes:
         spans: a fixed number of hidden stretches; None draws it.
         poisson: mean of the drawn number (1: 37 % of the documents stay plain).
         sentinel_loss: also predict the sentinels themselves (metaseq does, InCoder does not).
         loss: on any text, or only on ``supervised`` segments.
         chunk_tokens: longer documents are cut into windows of about equal length.
-
-    Raises:
-        ValueError: a value out of range, or a tokenizer that lacks a token.
     """
-    if spans is not None and not 0 < spans < len(SENTINELS):
-        raise ValueError(f"spans={spans} must lie between 1 and {len(SENTINELS) - 1}")
-    if poisson <= 0:
-        raise ValueError(f"poisson={poisson} must be above 0")
-    *sentinels, span_end = ids_of(TOKENS, processor, "cm3")
-    eos = processor.tokenizer.eos_token_id
 
-    def transform(flat: Flat, rng: np.random.Generator) -> Example | None:
-        ends = bool(flat.ids[-1] == eos)
-        count = min(int(rng.poisson(poisson)), len(SENTINELS) - 1) if spans is None else spans
+    spans: int | None = None
+    poisson: float = 1.0
+    sentinel_loss: bool = True
+    chunk_tokens: int = 512
+
+    def prepare(self, processor: KosmosProcessor) -> None:
+        """Look up sentinels and ``<eos_span>``."""
+        super().prepare(processor)
+        if self.spans is not None and not 0 < self.spans < len(SENTINELS):
+            raise ValueError(f"spans={self.spans} must lie between 1 and {len(SENTINELS) - 1}")
+        if self.poisson <= 0:
+            raise ValueError(f"poisson={self.poisson} must be above 0")
+        *self.sentinels, self.span_end = ids_of(TOKENS, processor, "cm3")
+
+    def transform(self, flat: Flat, rng: np.random.Generator) -> Example | None:
+        """Draw the stretches of a window and move them to its end."""
+        ends = bool(flat.ids[-1] == self.eos)
+        count = min(int(rng.poisson(self.poisson)), len(SENTINELS) - 1) if self.spans is None else self.spans
         places = np.append(np.flatnonzero(flat.cuts[1:]) + 1, [] if ends else [len(flat.ids)]).astype(int)
         if len(places) < 2:
             return None
-        chosen = draw_intervals(len(places) - 1, count, rng)
-        return move(
-            flat, [(int(places[a]), int(places[b])) for a, b in chosen], sentinels, span_end, eos, sentinel_loss
-        )
-
-    return denoising(processor, loss, chunk_tokens, "cm3", transform)
+        hidden = [(int(places[a]), int(places[b])) for a, b in draw_intervals(len(places) - 1, count, rng)]
+        return move(flat, hidden, self.sentinels, self.span_end, self.eos, self.sentinel_loss)
 
 
 def draw_intervals(length: int, count: int, rng: np.random.Generator) -> list[tuple[int, int]]:

@@ -13,7 +13,7 @@ any causal text, its parts then lose sight of each other (as at Megatron's windo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,40 +32,43 @@ if TYPE_CHECKING:
 TOKENS = ("<fim_prefix>", "<fim_suffix>", "<fim_middle>")
 
 
-def build(processor: KosmosProcessor, rate: float = 0.5, spm_rate: float = 0.5, loss: Loss = "all") -> Objective:
+@dataclass
+class FIM(Objective):
     """The FIM objective.
 
-    Args:
-        processor: tokenizer (with ``<fim_prefix> <fim_suffix> <fim_middle>``) and image processor of the run.
+    Attributes:
         rate: share of the documents that are rearranged; the others stay as they are.
         spm_rate: share of these in SPM order.
         loss: on any text, or only on ``supervised`` segments.
-
-    Raises:
-        ValueError: an unknown ``loss``, a rate outside 0 … 1, or a tokenizer that lacks a token.
     """
-    if loss not in ("all", "supervised"):
-        raise ValueError(f"loss={loss!r}: choose 'all' or 'supervised'")
-    for name, value in (("rate", rate), ("spm_rate", spm_rate)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name}={value} must lie between 0 and 1")
-    tokens = ids_of(TOKENS, processor, "fim")
 
-    def fim(document: Document, seed: int) -> Example:
+    rate: float = 0.5
+    spm_rate: float = 0.5
+    loss: Loss = "all"
+
+    def prepare(self, processor: KosmosProcessor) -> None:
+        """Look up ``<fim_prefix> <fim_suffix> <fim_middle>``."""
+        super().prepare(processor)
+        for name, value in (("rate", self.rate), ("spm_rate", self.spm_rate)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name}={value} must lie between 0 and 1")
+        self.tokens = ids_of(TOKENS, processor, "fim")
+
+    def __call__(self, document: Document, seed: int, step: int = 0) -> Example:
+        """Draw whether, where and how a document is rearranged."""
+        processor, loss = self.processor, self.loss
         rng = np.random.default_rng([seed, *b"fim"])
         texts = [segment for segment in document.segments if isinstance(segment, Text)]
         characters = sum(len(text.text) for text in texts)
-        if rng.random() >= rate:
+        if rng.random() >= self.rate:
             return shifted(flatten(document, processor, loss))
         if characters < 2:
             return replace(shifted(flatten(document, processor, loss)), fallback=1)
         if loss == "supervised" and not any(text.supervised for text in texts):
             raise BadSample(errors.UNSUPERVISED, document.key)
         parts = divide(document.segments, *sorted(rng.integers(0, characters + 1, 2).tolist()))
-        spm = bool(rng.random() < spm_rate)
-        return rearrange(document.key, parts, processor, tokens, spm, loss)
-
-    return fim
+        spm = bool(rng.random() < self.spm_rate)
+        return rearrange(document.key, parts, processor, self.tokens, spm, loss)
 
 
 Part = list[tuple[Segment, bool]]

@@ -20,15 +20,14 @@ Differs from the code: the length of a document-level span is drawn for each win
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..example import Example, Flat
 from ..sentences import ending_pieces
-from . import Objective
-from ._arrange import Arrangement, denoising, maskable, runs
-from ._flatten import Loss
+from ._arrange import Arrangement, Denoising, maskable, runs
 from ._tokens import ids_of
 
 if TYPE_CHECKING:
@@ -41,21 +40,11 @@ SENTENCE_ENDS = frozenset(".?!;:。？！；…")
 Spans = list[tuple[int, int]]
 
 
-def build(
-    processor: KosmosProcessor,
-    levels: Mapping[str, float] | None = None,
-    ratio: float = 0.15,
-    shortest: float = 0.5,
-    suffix: float = 0.5,
-    two_positions: bool | None = None,
-    bidirectional: bool = True,
-    loss: Loss = "all",
-    chunk_tokens: int = 512,
-) -> Objective:
+@dataclass
+class GLM(Denoising):
     """The GLM objective.
 
-    Args:
-        processor: tokenizer (with ``[sMASK] [gMASK] <sop> <eop>``) and image processor of the run.
+    Attributes:
         levels: weights of ``token``, ``sentence``, ``document``, ``answer``; default ``{token: 1}`` as in GLM base and
             large. GLM-10B: ``{token: 0.5, sentence: 0.3, document: 0.2}``.
         ratio: share of the text that token and sentence level hide.
@@ -64,49 +53,59 @@ def build(
         two_positions: GLM's pair of positions; False counts tokens. Default: as ``bidirectional``, since a causal model
             with xPos has no second position.
         bidirectional: part A sees itself both ways, as in GLM; False: everything is causal.
-        loss: hide any text, or only ``supervised`` segments.
+        loss: hide any text, or only ``supervised`` segments; level ``answer`` needs the latter.
         chunk_tokens: longer documents are cut into windows of about equal length.
-
-    Raises:
-        ValueError: an unknown level, ``answer`` without ``loss: supervised``, a value out of range, or a tokenizer that
-            lacks a token.
     """
-    levels = dict(levels or {"token": 1.0})
-    pairs = bidirectional if two_positions is None else two_positions
-    if unknown := sorted(levels.keys() - MASKS.keys()):
-        raise ValueError(f"levels: no level {unknown[0]!r}; there are {', '.join(MASKS)}")
-    if min(levels.values()) < 0 or sum(levels.values()) <= 0:
-        raise ValueError(f"levels={levels}: weights must not be negative, nor all 0")
-    if "answer" in levels and loss != "supervised":
-        raise ValueError("level 'answer' hides the supervised segments: it needs loss: supervised")
-    for name, value in (("ratio", ratio), ("shortest", shortest), ("suffix", suffix)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name}={value} must lie between 0 and 1")
-    names, shares = list(levels), np.array(list(levels.values()), dtype=float)
-    begin, end = ids_of((PIECE_BEGIN, PIECE_END), processor, "glm")
-    masks = dict(zip(names, ids_of([MASKS[name] for name in names], processor, "glm"), strict=True))
-    eos = processor.tokenizer.eos_token_id
-    by_sentence = "sentence" in levels
-    ends_sentence = ending_pieces(processor.tokenizer, SENTENCE_ENDS) if by_sentence else np.zeros(0, dtype=bool)
 
-    def transform(flat: Flat, rng: np.random.Generator) -> Example | None:
-        level = names[rng.choice(len(names), p=shares / shares.sum())]
-        free, open_end = maskable(flat, eos), False
+    levels: Mapping[str, float] | None = None
+    ratio: float = 0.15
+    shortest: float = 0.5
+    suffix: float = 0.5
+    two_positions: bool | None = None
+    bidirectional: bool = True
+    chunk_tokens: int = 512
+
+    def prepare(self, processor: KosmosProcessor) -> None:
+        """Look up ``[sMASK] [gMASK] <sop> <eop>``, and where sentences end."""
+        super().prepare(processor)
+        levels = dict(self.levels or {"token": 1.0})
+        self._check(levels)
+        self.names, self.shares = list(levels), np.array(list(levels.values()), dtype=float)
+        self.begin, self.end = ids_of((PIECE_BEGIN, PIECE_END), processor, "glm")
+        self.masks = dict(zip(self.names, ids_of([MASKS[name] for name in levels], processor, "glm"), strict=True))
+        by_sentence = "sentence" in levels
+        self.ends = ending_pieces(processor.tokenizer, SENTENCE_ENDS) if by_sentence else np.zeros(0, dtype=bool)
+
+    def _check(self, levels: Mapping[str, float]) -> None:
+        if unknown := sorted(levels.keys() - MASKS.keys()):
+            raise ValueError(f"levels: no level {unknown[0]!r}; there are {', '.join(MASKS)}")
+        if min(levels.values()) < 0 or sum(levels.values()) <= 0:
+            raise ValueError(f"levels={levels}: weights must not be negative, nor all 0")
+        if "answer" in levels and self.loss != "supervised":
+            raise ValueError("level 'answer' hides the supervised segments: it needs loss: supervised")
+        for name in ("ratio", "shortest", "suffix"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} must lie between 0 and 1")
+
+    def transform(self, flat: Flat, rng: np.random.Generator) -> Example | None:
+        """Draw the level of a window and its spans."""
+        level = self.names[rng.choice(len(self.names), p=self.shares / self.shares.sum())]
+        free, open_end = maskable(flat, self.eos), False
         if level == "token":
-            spans = token_spans(free, ratio, rng)
+            spans = token_spans(free, self.ratio, rng)
         elif level == "sentence":
-            spans = sentence_spans(flat.ids, free, ends_sentence, ratio, rng)
+            spans = sentence_spans(flat.ids, free, self.ends, self.ratio, rng)
         elif level == "answer":
             spans = runs(free)
         else:
-            ends = int(flat.ids[-1] == eos)
-            spans, open_end = document_span(free[: len(free) - ends], shortest, suffix, rng)
+            ends = int(flat.ids[-1] == self.eos)
+            spans, open_end = document_span(free[: len(free) - ends], self.shortest, self.suffix, rng)
         if not spans:
             return None
+        pairs = self.bidirectional if self.two_positions is None else self.two_positions
         order = rng.permutation(len(spans)) if pairs else np.arange(len(spans))
-        return infill(flat, spans, order.tolist(), masks[level], begin, end, eos, pairs, open_end)
-
-    return denoising(processor, loss, chunk_tokens, "glm", transform, bidirectional)
+        places = (self.masks[level], self.begin, self.end, self.eos)
+        return infill(flat, spans, order.tolist(), *places, pairs, open_end)
 
 
 def fill(flat: Flat, span: tuple[int, int], processor: KosmosProcessor, two_positions: bool) -> Example:

@@ -7,50 +7,43 @@ With ``prefix: input`` the bar stands before the first supervised segment: fine-
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from ..example import Example, Flat, judged_from
-from . import Objective
-from ._arrange import Arrangement, denoising
-from ._flatten import Loss
+from ._arrange import Arrangement, Denoising
 
 if TYPE_CHECKING:
     from kosmos.processing_kosmos import KosmosProcessor
 
 
-def build(
-    processor: KosmosProcessor,
-    prefix: Literal["random", "input"] = "random",
-    bidirectional: bool = True,
-    loss: Loss = "all",
-    chunk_tokens: int = 512,
-) -> Objective:
+@dataclass
+class PrefixLM(Denoising):
     """The PrefixLM objective.
 
-    Args:
-        processor: tokenizer and image processor of the run.
+    Attributes:
         prefix: ``random`` length, uniform as in T5, or the ``input``: all before the first token with loss, which needs
             ``loss: supervised`` to be more than ``<s>``.
         bidirectional: the prefix sees itself both ways; False: it is read causally, which is what an xPos decoder can
             run.
         loss: ``all`` text behind the prefix, or only its ``supervised`` segments.
-        chunk_tokens: longer documents are cut into windows of about equal length.
-
-    Raises:
-        ValueError: an unknown ``prefix`` or ``loss``.
+        chunk_tokens: longer documents are cut into windows of about equal length; not with ``prefix: input``.
     """
-    if prefix not in ("random", "input"):
-        raise ValueError(f"prefix={prefix!r}: choose 'random' or 'input'")
-    bos, eos = processor.tokenizer.bos_token_id, processor.tokenizer.eos_token_id
 
-    def transform(flat: Flat, rng: np.random.Generator) -> Example | None:
-        pivot = draw_pivot(flat, rng) if prefix == "random" else int(np.argmax(flat.weight > 0))
-        return split_at(flat, pivot, bos, eos) if pivot else None
+    prefix: Literal["random", "input"] = "random"
+    bidirectional: bool = True
+    chunk_tokens: int = 512
 
-    limit = None if prefix == "input" else chunk_tokens
-    return denoising(processor, loss, limit, "prefix_lm", transform, bidirectional)
+    def limit(self) -> int | None:
+        """An input stays whole."""
+        return None if self.prefix == "input" else self.chunk_tokens
+
+    def transform(self, flat: Flat, rng: np.random.Generator) -> Example | None:
+        """Divide a window into what is read and what is written."""
+        pivot = draw_pivot(flat, rng) if self.prefix == "random" else int(np.argmax(flat.weight > 0))
+        return split_at(flat, pivot, self.bos, self.eos) if pivot else None
 
 
 def draw_pivot(flat: Flat, rng: np.random.Generator) -> int:

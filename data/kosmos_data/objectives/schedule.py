@@ -14,7 +14,7 @@ source may be read twice in part at each border.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..document import Document
@@ -25,47 +25,40 @@ if TYPE_CHECKING:
     from kosmos.processing_kosmos import KosmosProcessor
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """An objective that depends on the step; called directly it is its first stage.
+@dataclass
+class Schedule(Objective):
+    """Objectives one after the other.
 
-    Args:
-        ends: the step at which each stage but the last ends.
-        stages: one objective more than ``ends``.
+    Attributes:
+        stages: objectives with their options; every one but the last has ``until``, the step at which it ends.
     """
 
-    ends: tuple[int, ...]
-    stages: tuple[Objective, ...]
+    stages: list[dict[str, Any]] = field(default_factory=list)
 
-    def __call__(self, document: Document, seed: int) -> Example:
-        return self.stages[0](document, seed)
+    def prepare(self, processor: KosmosProcessor) -> None:
+        """Make the stages."""
+        super().prepare(processor)
+        if not self.stages:
+            raise ValueError("schedule: stages is empty: name at least one objective")
+        given = [stage.get("until") for stage in self.stages]
+        self.ends = [end for end in given[:-1] if isinstance(end, int) and end > 0]
+        if given[-1] is not None or len(self.ends) < len(self.stages) - 1:
+            raise ValueError(f"schedule: every stage but the last needs 'until', a step above 0; got {given}")
+        if sorted(set(self.ends)) != self.ends:
+            raise ValueError(f"schedule: the steps of 'until' must rise, got {self.ends}")
+        self.members = members(self.stages, "until", processor)
+        if any(isinstance(stage, Schedule) for stage in self.members):
+            raise ValueError("schedule: a schedule cannot be a stage of another; list all stages in one")
+
+    def __call__(self, document: Document, seed: int, step: int = 0) -> Example:
+        """Make the example of the step's stage."""
+        return self.at(step)(document, seed, step)
 
     def at(self, step: int) -> Objective:
-        """The objective of ``step``."""
-        return self.stages[sum(step >= end for end in self.ends)]
+        """Return the stage of ``step``."""
+        return self.members[sum(step >= end for end in self.ends)]
 
 
-def build(processor: KosmosProcessor, stages: Sequence[Mapping[str, Any]]) -> Schedule:
-    """The schedule.
-
-    Args:
-        processor: tokenizer and image processor of the run.
-        stages: objectives with their options; every one but the last has ``until``, the step at which it ends.
-
-    Raises:
-        ValueError: no stages, ``until`` missing, not rising or on the last stage, or a schedule inside.
-    """
-    if not stages:
-        raise ValueError("schedule: stages is empty: name at least one objective")
-    given = [stage.get("until") for stage in stages]
-    ends = [end for end in given[:-1] if isinstance(end, int) and end > 0]
-    if given[-1] is not None or len(ends) < len(stages) - 1:
-        raise ValueError(f"schedule: every stage but the last needs 'until', a step above 0; got {given}")
-    if sorted(set(ends)) != ends:
-        raise ValueError(f"schedule: the steps of 'until' must rise, got {ends}")
-    made = [
-        from_settings({key: value for key, value in stage.items() if key != "until"}, processor) for stage in stages
-    ]
-    if any(isinstance(stage, Schedule) for stage in made):
-        raise ValueError("schedule: a schedule cannot be a stage of another; list all stages in one")
-    return Schedule(tuple(ends), tuple(made))
+def members(parts: Sequence[Mapping[str, Any]], key: str, processor: KosmosProcessor) -> list[Objective]:
+    """Make the objectives of a list; ``key`` is no option of theirs but says when or how often they come."""
+    return [from_settings({name: part[name] for name in part if name != key}, processor) for part in parts]

@@ -23,38 +23,30 @@ the encoder has just read in every span; ours is the equation.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from ..document import Document, Span, Text
 from ..example import Example, Flat, shifted
-from . import Objective, causal
-from ._arrange import Arrangement, denoising, maskable, runs
-from ._flatten import Loss, flatten
+from . import causal
+from ._arrange import Arrangement, Denoising, maskable, runs
+from ._flatten import flatten
 
 if TYPE_CHECKING:
     from kosmos.processing_kosmos import KosmosProcessor
 
-Sampler = Literal["paper", "grid", "prefix", "input"]
-SAMPLERS = ("paper", "grid", "prefix", "input")
 LEAST_AFTER_BORDER = 19
 LEAST_TEXT = 2  # tokens of a stretch: a span is at most half of it
 Spans = list[tuple[int, int]]
 
 
-def build(
-    processor: KosmosProcessor,
-    sampler: Sampler = "paper",
-    share: float = 0.25,
-    min_length: int = 64,
-    max_length: int = 128,
-    loss: Loss = "all",
-) -> Objective:
+@dataclass
+class SemiCausal(Denoising):
     """The semi-causal objective.
 
-    Args:
-        processor: tokenizer, optional tokenizer of the text encoder, and image processor of the run.
+    Attributes:
         sampler: ``paper``: lengths uniform in ``min_length`` … ``max_length``, as many as cover ``share`` of the text
             in expectation; ``grid``: the released algorithm on a grid of ``max_length`` tokens; ``prefix``: one span of
             random length at the beginning, behind an image that stands there, loss on the rest (section 4,
@@ -65,49 +57,47 @@ def build(
         min_length, max_length: of a span in tokens; ``grid`` and ``prefix`` have only the upper bound. A stretch of
             text shorter than twice ``max_length`` gets spans of up to half of it, both bounds lowered alike.
         loss: on any text, or only on ``supervised`` segments; ``input`` always trains those only.
-
-    Raises:
-        ValueError: an unknown ``sampler``, or values that do not fit together.
     """
-    if sampler not in SAMPLERS:
-        raise ValueError(f"sampler={sampler!r}: choose one of {', '.join(SAMPLERS)}")
-    if not 1 <= (min_length if sampler == "paper" else 1) <= max_length:
-        raise ValueError(f"min_length={min_length}, max_length={max_length}: must be 1 ≤ min_length ≤ max_length")
-    if not 0 < share < 1:
-        raise ValueError(f"share={share} must lie between 0 and 1")
-    if sampler == "input":
-        return encoded_input(processor)
-    eos = processor.tokenizer.eos_token_id
 
-    def transform(flat: Flat, rng: np.random.Generator) -> Example | None:
-        free = maskable(flat, eos)
-        if sampler == "paper":
-            if all(stop - start < LEAST_TEXT for start, stop in runs(free)):
-                return None
-            spans = paper_spans(free, share, min_length, max_length, rng)
-        elif sampler == "grid":
-            spans = grid_spans(free, share, max_length, rng)
-        else:
-            spans = prefix_span(free, max_length, rng)
-        example = replace_spans(flat, spans, processor, first_tokens=sampler != "prefix")
-        drew_none = sampler == "paper" and not spans  # which is how a short text keeps to the share, and no fallback
-        return example if drew_none or len(example.spans) > len(flat.spans) else None
+    sampler: Literal["paper", "grid", "prefix", "input"] = "paper"
+    share: float = 0.25
+    min_length: int = 64
+    max_length: int = 128
 
-    return denoising(processor, loss, None, "semi_causal", transform)
+    def prepare(self, processor: KosmosProcessor) -> None:
+        """Check that the values fit together."""
+        super().prepare(processor)
+        least, most = self.min_length, self.max_length
+        if not 1 <= (least if self.sampler == "paper" else 1) <= most:
+            raise ValueError(f"min_length={least}, max_length={most}: must be 1 ≤ min_length ≤ max_length")
+        if not 0 < self.share < 1:
+            raise ValueError(f"share={self.share} must lie between 0 and 1")
 
-
-def encoded_input(processor: KosmosProcessor) -> Objective:
-    """What is given goes through the encoder, what is asked for is written: the fine-tuning formats of section 3."""
-
-    def objective(document: Document, seed: int) -> Example:
+    def __call__(self, document: Document, seed: int, step: int = 0) -> Example:
+        """Sample spans; of ``input``, what is given goes through the encoder, what is asked for is written."""
+        if self.sampler != "input":
+            return super().__call__(document, seed, step)
         segments = [
             Span(segment.text) if isinstance(segment, Text) and not segment.supervised else segment
             for segment in document.segments
         ]
         read = Document(document.key, segments, document.meta)
-        return shifted(flatten(read, processor, loss="supervised", end_turns=True))
+        return shifted(flatten(read, self.processor, loss="supervised", end_turns=True))
 
-    return objective
+    def transform(self, flat: Flat, rng: np.random.Generator) -> Example | None:
+        """Draw the spans of a document."""
+        free = maskable(flat, self.eos)
+        if self.sampler == "paper":
+            if all(stop - start < LEAST_TEXT for start, stop in runs(free)):
+                return None
+            spans = paper_spans(free, self.share, self.min_length, self.max_length, rng)
+        elif self.sampler == "grid":
+            spans = grid_spans(free, self.share, self.max_length, rng)
+        else:
+            spans = prefix_span(free, self.max_length, rng)
+        example = replace_spans(flat, spans, self.processor, first_tokens=self.sampler != "prefix")
+        drew_none = self.sampler == "paper" and not spans  # how a short text keeps to the share, and no fallback
+        return example if drew_none or len(example.spans) > len(flat.spans) else None
 
 
 def paper_spans(free: np.ndarray, share: float, shortest: int, longest: int, rng: np.random.Generator) -> Spans:

@@ -12,14 +12,13 @@ Differs from the code: an image is never hidden, and a stretch that would reach 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..example import Example, Flat, judged_from
-from . import Objective
-from ._arrange import Arrangement, denoising, maskable, runs
-from ._flatten import Loss
+from ._arrange import Arrangement, Denoising, maskable, runs
 from ._tokens import SENTINELS, ids_of
 
 if TYPE_CHECKING:
@@ -28,37 +27,34 @@ if TYPE_CHECKING:
 TOKENS = SENTINELS
 
 
-def build(
-    processor: KosmosProcessor,
-    density: float = 0.15,
-    mean_length: float = 3.0,
-    bidirectional: bool = True,
-    loss: Loss = "all",
-    chunk_tokens: int = 512,
-) -> Objective:
+@dataclass
+class SpanCorruption(Denoising):
     """The span corruption objective.
 
-    Args:
-        processor: tokenizer (with ``<extra_id_0>`` …) and image processor of the run.
+    Attributes:
         density: share of the text that is hidden.
         mean_length: of the hidden stretches, in tokens.
         bidirectional: the text with its sentinels sees itself both ways, as T5's encoder does; False: everything is
             causal, which is what an xPos decoder can run.
         loss: hide any text, or only ``supervised`` segments.
         chunk_tokens: longer documents are cut into windows of about equal length.
-
-    Raises:
-        ValueError: a value out of range, more stretches than sentinels, or a tokenizer without sentinels.
     """
-    check_noise(density, mean_length, chunk_tokens)
-    sentinels = ids_of(SENTINELS, processor, "span_corruption")
-    bos, eos = processor.tokenizer.bos_token_id, processor.tokenizer.eos_token_id
 
-    def transform(flat: Flat, rng: np.random.Generator) -> Example | None:
-        mask = draw_noise(maskable(flat, eos), density, mean_length, rng)
-        return None if mask is None else corrupt(flat, mask, sentinels, bos, eos)
+    density: float = 0.15
+    mean_length: float = 3.0
+    bidirectional: bool = True
+    chunk_tokens: int = 512
 
-    return denoising(processor, loss, chunk_tokens, "span_corruption", transform, bidirectional)
+    def prepare(self, processor: KosmosProcessor) -> None:
+        """Look up the sentinels (``<extra_id_0>`` …)."""
+        super().prepare(processor)
+        check_noise(self.density, self.mean_length, self.chunk_tokens)
+        self.sentinels = ids_of(SENTINELS, processor, "span_corruption")
+
+    def transform(self, flat: Flat, rng: np.random.Generator) -> Example | None:
+        """Draw the hidden stretches of a window and write them behind it."""
+        mask = draw_noise(maskable(flat, self.eos), self.density, self.mean_length, rng)
+        return None if mask is None else corrupt(flat, mask, self.sentinels, self.bos, self.eos)
 
 
 def check_noise(density: float, mean_length: float, chunk_tokens: int) -> None:

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from ..example import Example, Flat
-from . import Objective, span_corruption
-from ._arrange import denoising, maskable
-from ._flatten import Loss
+from . import span_corruption
+from ._arrange import Denoising, maskable
 from ._tokens import SENTINELS, ids_of
 from .prefix_lm import draw_pivot, pivot_at, split_at
 from .span_corruption import check_noise, corrupt, draw_noise
@@ -58,19 +57,11 @@ VARIANTS = {
 }
 
 
-def build(
-    processor: KosmosProcessor,
-    variant: Literal["ul2", "ul2r"] = "ul2",
-    mode_tokens: bool = True,
-    s_targets: float | None = 0.25,
-    bidirectional: bool = True,
-    loss: Loss = "all",
-    chunk_tokens: int = 512,
-) -> Objective:
+@dataclass
+class UL2(Denoising):
     """The UL2 mixture.
 
-    Args:
-        processor: tokenizer (with sentinels and mode tokens) and image processor of the run.
+    Attributes:
         variant: ``ul2`` draws the seven denoisers evenly, ``ul2r`` half S, a quarter R, a quarter X.
         mode_tokens: announce the denoiser.
         s_targets: share of the text, its end, that an S denoiser asks for; None: the prefix ends anywhere.
@@ -78,35 +69,36 @@ def build(
             what an xPos decoder can run.
         loss: hide any text, or only ``supervised`` segments.
         chunk_tokens: longer documents are cut into windows of about equal length, each with its own denoiser.
-
-    Raises:
-        ValueError: an unknown ``variant``, a share outside 0 … 1, more stretches than sentinels, or a tokenizer that
-            lacks a token.
     """
-    if s_targets is not None and not 0 < s_targets < 1:
-        raise ValueError(f"s_targets={s_targets} must lie between 0 and 1")
-    if variant not in VARIANTS:
-        raise ValueError(f"variant={variant!r}: choose one of {', '.join(VARIANTS)}")
-    denoisers = VARIANTS[variant]
-    for denoiser in denoisers:
-        if denoiser.mode != "S":
-            check_noise(denoiser.density, denoiser.mean_length, chunk_tokens)
-    *sentinels, nlu, nlg, s2s = ids_of(TOKENS, processor, "ul2")
-    modes = {"R": nlu, "X": nlg, "S": s2s} if mode_tokens else {"R": None, "X": None, "S": None}
-    shares = np.array([denoiser.share for denoiser in denoisers])
-    shares = shares / shares.sum()
-    bos, eos = processor.tokenizer.bos_token_id, processor.tokenizer.eos_token_id
 
-    def transform(flat: Flat, rng: np.random.Generator) -> Example | None:
-        denoiser = denoisers[rng.choice(len(denoisers), p=shares)]
-        mode = modes[denoiser.mode]
+    variant: Literal["ul2", "ul2r"] = "ul2"
+    mode_tokens: bool = True
+    s_targets: float | None = 0.25
+    bidirectional: bool = True
+    chunk_tokens: int = 512
+
+    def prepare(self, processor: KosmosProcessor) -> None:
+        """Look up sentinels and mode tokens."""
+        super().prepare(processor)
+        if self.s_targets is not None and not 0 < self.s_targets < 1:
+            raise ValueError(f"s_targets={self.s_targets} must lie between 0 and 1")
+        for denoiser in VARIANTS[self.variant]:
+            if denoiser.mode != "S":
+                check_noise(denoiser.density, denoiser.mean_length, self.chunk_tokens)
+        *self.sentinels, nlu, nlg, s2s = ids_of(TOKENS, processor, "ul2")
+        self.modes = {"R": nlu, "X": nlg, "S": s2s} if self.mode_tokens else {"R": None, "X": None, "S": None}
+        shares = np.array([denoiser.share for denoiser in VARIANTS[self.variant]])
+        self.shares = shares / shares.sum()
+
+    def transform(self, flat: Flat, rng: np.random.Generator) -> Example | None:
+        """Draw the denoiser of a window."""
+        denoiser = VARIANTS[self.variant][rng.choice(len(self.shares), p=self.shares)]
+        mode = self.modes[denoiser.mode]
         if denoiser.mode == "S":
-            pivot = draw_pivot(flat, rng) if s_targets is None else pivot_at(flat, s_targets)
-            return split_at(flat, pivot, bos, eos, mode) if pivot else None
-        mask = draw_noise(maskable(flat, eos), denoiser.density, denoiser.mean_length, rng)
-        return None if mask is None else corrupt(flat, mask, sentinels, bos, eos, mode)
-
-    return denoising(processor, loss, chunk_tokens, "ul2", transform, bidirectional)
+            pivot = draw_pivot(flat, rng) if self.s_targets is None else pivot_at(flat, self.s_targets)
+            return split_at(flat, pivot, self.bos, self.eos, mode) if pivot else None
+        mask = draw_noise(maskable(flat, self.eos), denoiser.density, denoiser.mean_length, rng)
+        return None if mask is None else corrupt(flat, mask, self.sentinels, self.bos, self.eos, mode)
 
 
 def fill(flat: Flat, span: tuple[int, int], processor: KosmosProcessor, two_positions: bool) -> Example:

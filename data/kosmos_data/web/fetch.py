@@ -22,8 +22,9 @@ from typing import Final
 
 from rich.progress import Progress
 
+from kosmos.atomic import write_atomically
+
 from .. import errors
-from ..atomic import write_atomically
 from ..errors import BadSample
 from ..images import open_header
 from .fetch_table import FETCHED, FetchTable, Outcome

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from ..atomic import write_atomically
+from kosmos.atomic import write_atomically
 
 RECORDS: Final = "records"
 PAGES: Final = "pages"

@@ -11,11 +11,13 @@ from typing import Final
 
 import numpy as np
 
+from kosmos.atomic import whole_folder
+
 from ..errors import BadSample
 from . import html, warc
 from .html_images import absolute
 from .page import Page, url_name
-from .work_folder import read_job, whole_folder
+from .work_folder import read_job
 
 _PLACE: Final = np.dtype([("url", "<u8"), ("file", "<i4"), ("position", "<i8")])
 

@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from ..atomic import write_atomically
+from kosmos.atomic import whole_folder, write_atomically
+
 from ..document import Document, Image, Segment, Text, to_files
 from ..errors import BadSample
 from ..index import INDEX_NAME, ShardInfo, write_index
@@ -33,7 +34,7 @@ from .ledger import PAGES, RECORDS, Ledger, read_ledger
 from .selection import DOCUMENT_DTYPE, PICTURE_DTYPE, Selection, select
 from .selection_ledger import account
 from .sources import ImageFiles, pages
-from .work_folder import MISSING_IMAGES, read_job, selection_folder, task_folder, whole_folder
+from .work_folder import MISSING_IMAGES, read_job, selection_folder, task_folder
 
 _MANIFEST = "manifest.npz"
 _PLAN_DTYPE = np.dtype([("task", "<i4"), ("index", "<i4"), ("images", "<u8")])  # images: one bit for each that stays

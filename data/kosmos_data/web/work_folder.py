@@ -11,16 +11,13 @@ shards/000000.json               a finished shard's line of index.json
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kosmos import settings
+from kosmos.atomic import write_atomically
 
-from ..atomic import write_atomically
 from .options import WebOptions
 
 FOLDER = "work"
@@ -87,14 +84,3 @@ def task_folder(work: str, task: int) -> Path:
 def selection_folder(work: str) -> Path:
     """Where the selection puts its plan."""
     return Path(work) / "selection"
-
-
-@contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """A new folder to fill, which takes the name ``path`` only when the block ends well."""
-    partial = path.with_name(path.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    yield partial
-    shutil.rmtree(path, ignore_errors=True)
-    partial.rename(path)

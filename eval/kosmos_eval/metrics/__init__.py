@@ -6,12 +6,13 @@ the corpus value, the per-item values and the bootstrap of every metric without 
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from kosmos.suggest import suggest
 
 from . import auc, captions, coco_java, ptb, text, vqa
 
@@ -95,9 +96,7 @@ def resolve(names: Sequence[str], known: Sequence[str] = NAMES) -> list[str]:
         expanded = _BLEU if name == "bleu" else [name]
         for one in expanded:
             if one not in known:
-                near = difflib.get_close_matches(one, ("bleu", *known), n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known metrics: {', '.join(known)}"
-                raise ValueError(f"unknown metric {one!r}; {hint}")
+                raise ValueError(f"unknown metric {one!r}; {suggest(one, ('bleu', *known), 'known metrics')}")
             if one not in resolved:
                 resolved.append(one)
     return resolved

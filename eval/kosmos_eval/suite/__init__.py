@@ -7,11 +7,12 @@ are brought into that layout.
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+from kosmos.suggest import suggest
 
 from . import commonsense, concepts, described, raven, rendered, webpages
 
@@ -43,9 +44,7 @@ def make(name: str, out: str | Path, count: int = 200, seed: int = 0, source: st
         ValueError: unknown name (with a suggestion), a source that does not fit, or ``out`` already holds data.
     """
     if name not in MAKERS:
-        near = difflib.get_close_matches(name, MAKERS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(MAKERS)}"
-        raise ValueError(f"no data maker {name!r}; {hint}")
+        raise ValueError(f"no data maker {name!r}; {suggest(name, MAKERS)}")
     if count < 1:
         raise ValueError(f"count {count} must be at least 1")
     out = Path(out)

@@ -16,8 +16,6 @@ import argparse
 import json
 import os
 import platform
-import shutil
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -30,21 +28,20 @@ from rich.markdown import Markdown
 from rich.progress import Progress
 
 from kosmos import settings
-from kosmos.cli import call
+from kosmos.atomic import whole_folder
 from kosmos.loading import encoder_folder
 from kosmos_data import recipes
 from kosmos_data.index import INDEX_NAME
 
-from . import study_arms, study_blanks, study_report, study_tuning
-from .arguments import add_run_arguments, parse_run_arguments, require_run
-from .build import build_config, build_processor
-from .config import TrainConfig
-from .encoder import EncoderConfig
-from .flops import model_cost
-from .study_blanks import BlankSet
-from .study_jobs import Job, do_all
-from .study_tuning import TuningConfig
-from .tokenizer import TokenizerConfig, load_span_tokenizer, make_processor
+from ..arguments import add_run_arguments, parse_run_arguments, require_run
+from ..build import build_config, build_processor
+from ..config import TrainConfig
+from ..parts.encoder import EncoderConfig
+from ..parts.tokenizer import TokenizerConfig, load_span_tokenizer, make_processor
+from . import arms, blanks, tuning, write_up
+from .blanks import BlankSet
+from .jobs import Job, do_all
+from .tuning import TuningConfig
 
 
 @dataclass
@@ -108,22 +105,18 @@ def prepare(study: StudyConfig, base: TrainConfig, folder: Path, console: Consol
         assert base.eval.data is not None, "load_base() has refused this"
         shards = [source.shards for data in (base.data, base.eval.data) for source in data.sources]
         if study.recipe and not all((Path(path) / INDEX_NAME).is_file() for path in shards):
-            partial = Path(f"{study.corpus}.partial")
-            shutil.rmtree(partial, ignore_errors=True)  # of a study that was killed
-            recipes.make(study.recipe, partial, progress=progress)
-            partial.rename(study.corpus)
+            with whole_folder(Path(study.corpus)) as partial:
+                recipes.make(study.recipe, partial, progress=progress)
         if study.tokenizer and base.processor and not Path(base.processor).is_dir():
-            partial = Path(f"{base.processor}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            make_processor(settings.load(TokenizerConfig, study.tokenizer), partial, progress)
-            partial.rename(base.processor)
+            with whole_folder(Path(base.processor)) as partial:
+                make_processor(settings.load(TokenizerConfig, study.tokenizer), partial, progress)
         for name, weights in study.pretrained.items():
             processor = build_processor(base)
             processor.span_tokenizer = load_span_tokenizer(str(public_encoder(weights)))
             processor.save_pretrained(folder / f"processor-{name}")
-        study_blanks.write_blanks(study.blanks, base.eval.data.sources[0].shards, folder / "blanks")
+        blanks.write_blanks(study.blanks, base.eval.data.sources[0].shards, folder / "blanks")
         for name, wanted in progress.track(study.tuning.sets.items(), description="labelled texts"):
-            study_tuning.prepare(name, wanted, folder / "tuning" / name)
+            tuning.prepare(name, wanted, folder / "tuning" / name)
 
 
 def configs(study: StudyConfig, base: TrainConfig, folder: Path) -> dict[str, TrainConfig]:
@@ -142,7 +135,7 @@ def configs(study: StudyConfig, base: TrainConfig, folder: Path) -> dict[str, Tr
         elif encoder is not None and "span_encoder_config" in overrides:
             own = {**overrides["span_encoder_config"], "model_config": dict(encoder.model)}
             overrides["span_encoder_config"] = own
-            model.span_weights = str(folder / study_arms.ENCODER)
+            model.span_weights = str(folder / arms.ENCODER)
         source = replace(base.data.sources[0], objective=objective)
         for seed in study.seeds:
             data = replace(base.data, sources=[source, *base.data.sources[1:]], seed=seed)
@@ -168,7 +161,7 @@ def public_encoder(weights: str) -> Path:
 def with_steps(config: TrainConfig, steps: int, points: int) -> TrainConfig:
     """The same run with another number of steps, measured ``points`` times, kept at its end."""
     first, *rest = config.data.sources
-    source = replace(first, objective=study_arms.objective_with_steps(first.objective, steps))
+    source = replace(first, objective=arms.objective_with_steps(first.objective, steps))
     return replace(
         config,
         steps=steps,
@@ -186,26 +179,26 @@ def plan(study: StudyConfig, base: TrainConfig, folder: Path) -> tuple[list[Job]
         ValueError: a budget that the encoder's pretraining uses up, or settings that cannot work.
     """
     processor = build_processor(base)
-    budget = base.steps * study_arms.step_flops(base, processor)
+    budget = base.steps * arms.step_flops(base, processor)
     runs = configs(study, base, folder)
     jobs: list[Job] = []
-    own = folder / study_arms.ENCODER
+    own = folder / arms.ENCODER
     if study.encoder and any(config.model.span_weights == str(own) for config in runs.values()):
-        jobs.append(study_arms.encoder_job(settings.load(EncoderConfig, study.encoder), processor, own))
+        jobs.append(arms.encoder_job(settings.load(EncoderConfig, study.encoder), processor, own))
     starts: dict[str, tuple[str, float]] = {}
     for name, config in runs.items():
         objective = name.rpartition("-")[0]
         before = jobs[0].cost if config.model.span_weights == str(own) else 0.0
-        flops = study_arms.step_flops(config, build_processor(config))
+        flops = arms.step_flops(config, build_processor(config))
         if (steps := int((budget - before) / flops)) < 1:
             raise ValueError(f"{study.encoder}: pretraining takes the whole budget of {budget:.3g} FLOPs; lower steps")
         form = study.forms.get(objective, study.objectives[objective]["name"])
-        blanks = {str(folder / "blanks" / f"{blank}.json"): form for blank in study.blanks}
+        asked = {str(folder / "blanks" / f"{blank}.json"): form for blank in study.blanks}
         config = with_steps(config, steps, study.points)
         config.check()
-        jobs.append(study_arms.arm_job(name, config, flops, before, blanks, folder / name))
+        jobs.append(arms.arm_job(name, config, flops, before, asked, folder / name))
         starts.setdefault(objective, (name, flops))
-    return jobs + study_tuning.tuning_jobs(study.tuning, base, folder, starts), budget
+    return jobs + tuning.tuning_jobs(study.tuning, base, folder, starts), budget
 
 
 def run(study: StudyConfig, folder: Path, command: str = "", console: Console | None = None) -> dict[str, Any]:
@@ -217,17 +210,17 @@ def run(study: StudyConfig, folder: Path, command: str = "", console: Console | 
     jobs, budget = plan(study, base, folder)
     began = time.strftime("%Y-%m-%d")
     figures = do_all(jobs, study.jobs, console)
-    arms = {name: figures[name] for name in configs(study, base, folder)}
+    compared = {name: figures[name] for name in configs(study, base, folder)}
     found = {
         "conditions": conditions(study, base, command, began),
         "budget": budget,
-        "encoder": figures.get(study_arms.ENCODER),
-        "blanks": {name: study_blanks.guesses(folder / "blanks" / f"{name}.json") for name in study.blanks},
-        "arms": {name.rpartition("-")[0] if len(study.seeds) == 1 else name: arm for name, arm in arms.items()},
-        "tuning": {name: study_tuning.results(study.tuning, name, figures, folder) for name in study.tuning.sets},
+        "encoder": figures.get(arms.ENCODER),
+        "blanks": {name: blanks.guesses(folder / "blanks" / f"{name}.json") for name in study.blanks},
+        "arms": {name.rpartition("-")[0] if len(study.seeds) == 1 else name: arm for name, arm in compared.items()},
+        "tuning": {name: tuning.results(study.tuning, name, figures, folder) for name in study.tuning.sets},
         "minutes": round(sum(one["seconds"] for one in figures.values()) / 60 / study.jobs, 1),
     }
-    study_report.write(found, folder)
+    write_up.write(found, folder)
     return found
 
 
@@ -242,7 +235,7 @@ def conditions(study: StudyConfig, base: TrainConfig, command: str, date: str) -
         "command": command,
         "date": date,
         "hardware": f"{os.cpu_count()} cores ({platform.machine()}), {study.jobs} runs at a time",
-        "parameters": sum(model_cost(model, base.data.row_tokens).parameters.values()),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "vocabulary": len(processor.tokenizer),
     }
 
@@ -257,7 +250,3 @@ def main(argv: Sequence[str]) -> None:
     run(study, path, " ".join(["python -m kosmos_train.study", *argv]), console)
     console.print(Markdown((path / "study.md").read_text(encoding="utf-8")))
     console.print(f"{path}: study.md, study.json, study-*.png")
-
-
-if __name__ == "__main__":
-    sys.exit(call("kosmos_train.study:main", sys.argv[1:]))

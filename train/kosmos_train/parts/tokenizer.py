@@ -25,8 +25,8 @@ from kosmos_data.errors import BadSample
 from kosmos_data.objectives import special_tokens
 from kosmos_data.reader import Corpus
 
-from .arguments import add_run_arguments, parse_run_arguments, require_run
-from .parts import warn_left_out
+from ..arguments import add_run_arguments, parse_run_arguments, require_run
+from .training import warn_left_out
 
 
 @dataclass

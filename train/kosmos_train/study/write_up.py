@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kosmos_data.atomic import write_atomically
+from kosmos.atomic import write_atomically
 
 Study = dict[str, Any]
 

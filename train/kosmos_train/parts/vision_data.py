@@ -20,7 +20,7 @@ from kosmos_data.errors import BadSample
 from kosmos_data.images import decode
 from kosmos_data.reader import Corpus
 
-from .parts import PartConfig, warn_left_out
+from .training import PartConfig, warn_left_out
 
 if TYPE_CHECKING:
     from kosmos_data.document import Document

@@ -1,4 +1,4 @@
-"""``python -m kosmos_train.encoder CONFIG run=DIR``: pretrain a bidirectional text encoder, by masked modelling.
+"""``kosmos encoder CONFIG run=DIR``: pretrain a bidirectional text encoder, by masked modelling.
 
 BERT's objective (arXiv 1810.04805, section 3.1), for a language or a domain without a public encoder. The result is a
 transformers checkpoint that ``model.span_weights`` reads; its vocabulary is the decoder's, as in MetaLM (section 3.2).
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,21 +20,19 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from kosmos import settings
-from kosmos.cli import call
 from kosmos.processing_kosmos import KosmosProcessor, load_processor
 from kosmos_data import objectives
 from kosmos_data.errors import BadSample
 from kosmos_data.order import SourceOrder, mix
 from kosmos_data.reader import Corpus
 
-from .arguments import add_run_arguments, parse_run_arguments, require_run
-from .config import OptimConfig
-from .optim import learning_rate
-from .parts import PartConfig, warn_left_out
+from ..arguments import add_run_arguments, parse_run_arguments, require_run
+from ..config import OptimConfig
+from ..optim import learning_rate
+from .training import PartConfig, fit, progress, warn_left_out
 
 
 @dataclass
@@ -62,30 +59,24 @@ def train_encoder(config: EncoderConfig, run: str | Path) -> list[float]:
     torch.manual_seed(config.seed)
     processor = load_processor(config.processor)
     model = build(config, processor)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    schedule = OptimConfig(lr=1.0, warmup=config.warmup)
-    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step + 1, schedule, config.steps))
     left_out: Counter[str] = Counter()
-    inputs = batches(config, processor, left_out)
-    losses: list[float] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
-    with Progress(*columns) as bars:
-        task = bars.add_task("masked language modelling", total=config.steps, note="")
-        for _ in range(config.steps):
-            ids, mask, labels = next(inputs)
-            logits = model(input_ids=ids, attention_mask=mask).logits
-            loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            rate.step()
-            losses.append(loss.item())
-            bars.update(task, advance=1, note=f"loss {losses[-1]:.3f}")
+    inputs = itertools.islice(batches(config, processor, left_out), config.steps)
+    masked = (_loss(model(input_ids=ids, attention_mask=mask).logits, labels) for ids, mask, labels in inputs)
+    schedule = OptimConfig(lr=1.0, warmup=config.warmup)
+
+    def rate(step: int) -> float:
+        return learning_rate(step + 1, schedule, config.steps)
+
+    with progress() as bars:
+        losses, _ = fit(model, masked, config, rate, "masked language modelling", bars, clip=1.0)
     warn_left_out(", ".join(config.shards), left_out)
     model.save_pretrained(run)
     processor.tokenizer.save_pretrained(run)
     return losses
+
+
+def _loss(logits_BLV: Tensor, labels_BL: Tensor) -> Tensor:
+    return F.cross_entropy(logits_BLV.flatten(0, 1), labels_BL.flatten())
 
 
 def build(config: EncoderConfig, processor: KosmosProcessor) -> Any:
@@ -155,14 +146,10 @@ def windows(
 
 
 def main(argv: Sequence[str]) -> None:
-    """``python -m kosmos_train.encoder CONFIG run=DIR [key=value …]``."""
-    parser = argparse.ArgumentParser(prog="python -m kosmos_train.encoder", description="Pretrain a text encoder.")
+    """``kosmos encoder CONFIG run=DIR [key=value …]``."""
+    parser = argparse.ArgumentParser(prog="kosmos encoder", description="Pretrain a text encoder.")
     add_run_arguments(parser)
     arguments, folder = parse_run_arguments(parser, argv)
     config = settings.load(EncoderConfig, arguments.config, arguments.overrides)
     losses = train_encoder(config, require_run(folder))
     print(f"{folder}: masked loss {losses[0]:.3f} → {np.mean(losses[-20:]):.3f} nats in {len(losses)} steps")
-
-
-if __name__ == "__main__":
-    sys.exit(call("kosmos_train.encoder:main", sys.argv[1:]))

@@ -27,9 +27,9 @@ from kosmos_eval.evaluate import evaluate
 from kosmos_eval.metrics import mean_score
 from kosmos_eval.tasks import Task
 
-from .config import TrainConfig
-from .pretrain import train
-from .study_jobs import Figures, Job
+from ..config import TrainConfig
+from ..pretrain import train
+from .jobs import Figures, Job
 
 FORMATS = {"causal": {"name": "causal", "loss": "supervised"}, "encoded": {"name": "semi_causal", "sampler": "input"}}
 """How the input is read → objective."""

@@ -23,7 +23,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from kosmos_data.atomic import write_atomically
+from kosmos.atomic import write_atomically
 
 Figures = dict[str, Any]
 

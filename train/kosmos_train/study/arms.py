@@ -1,9 +1,8 @@
 """Pretraining runs of a study: one objective each, on the same text, with the same budget of FLOPs.
 
-FLOPs are counted as they are computed, by the rules of :mod:`.flops`: six for each weight of a matrix that learns and
-each position (padding included), two where it is frozen, attention added. The output matrix is multiplied only where
-there is loss, so an objective with little of it makes more steps. A text encoder counts with what it reads, and so does
-its own pretraining: a semi-causal run makes that many fewer steps.
+FLOPs are counted as they are computed (:mod:`kosmos.cost`), padding included. The output matrix is multiplied only
+where there is loss, so an objective with little of it makes more steps. A text encoder counts with what it reads, and
+so does its own pretraining: a semi-causal run makes that many fewer steps.
 """
 
 from __future__ import annotations
@@ -20,19 +19,19 @@ from typing import Any
 import torch
 
 from kosmos import settings
+from kosmos.cost import encode_flops, measure, model_cost
 from kosmos.loading import load
+from kosmos.modalities import MODALITIES
 from kosmos_data import build_loader
 
-from . import encoder as encoders
-from .build import build_config
-from .config import TrainConfig
-from .flops import model_cost
-from .pretrain import train
-from .study_blanks import fill_blanks
-from .study_jobs import Figures, Job
+from ..build import build_config
+from ..config import TrainConfig
+from ..parts import encoder as encoders
+from ..pretrain import train
+from .blanks import fill_blanks
+from .jobs import Figures, Job
 
 PROBE_STEPS = 4
-TRAINED, FROZEN = 6, 2
 ENCODER = "encoder"
 
 
@@ -57,49 +56,25 @@ def _step_flops(config: TrainConfig, processor: Any) -> float:
     with torch.device("meta"):
         model = KosmosForConditionalGeneration(build_config(config.model, processor))
     data, text = config.data, model.config.get_text_config()
-    output = TRAINED * text.vocab_size * text.hidden_size
+    output = 6 * text.vocab_size * text.hidden_size
     total = data.rows_per_step * data.row_tokens * (model_cost(model, data.row_tokens).token_flops - output)
     loader = build_loader(data, processor)
     batches = [micro for batch in itertools.islice(loader, PROBE_STEPS) for micro in batch.micro_batches]
     loader.close()
     for micro in batches:
         total += int((micro["loss_weight"] > 0).sum()) * output / PROBE_STEPS
-        if "span_input_ids" in micro:
-            rows, length = micro["span_input_ids"].shape
-            slots = int(micro["span_attention_mask"].sum()) - rows
-            connector = TRAINED * _matrices(model.model.span_connector)
-            encoder = token_flops(model.model.span_encoder, length)
-            total += (rows * length * encoder + slots * connector) / PROBE_STEPS
+        for modality in MODALITIES.values():
+            if modality.given(micro):
+                total += encode_flops(model.model, modality, micro) / PROBE_STEPS
     return total
-
-
-def token_flops(encoder: torch.nn.Module, length: int, output: int = 0) -> float:
-    """Training FLOPs of one token of a bidirectional encoder, with BERT's names, that reads ``length``.
-
-    Args:
-        output: weights of an output matrix that is tied to the embedding.
-    """
-    total = float(TRAINED * output)
-    for name, weight in encoder.named_parameters():
-        if weight.ndim == 2 and "embeddings" not in name:  # lookups are free
-            factor = TRAINED if weight.requires_grad else FROZEN
-            total += factor * weight.numel()
-            if name.endswith("query.weight"):  # one a layer; scores and their use, both directions, for each channel
-                total += factor * 2 * length * weight.shape[0]
-    return total
-
-
-def _matrices(module: torch.nn.Module) -> int:
-    return sum(weight.numel() for weight in module.parameters() if weight.ndim == 2)
 
 
 def encoder_flops(config: encoders.EncoderConfig, processor: Any) -> float:
     """FLOPs of pretraining the text encoder, as if every window were full."""
     with torch.device("meta"):
         model = encoders.build(config, processor)
-    output = model.get_input_embeddings().weight.numel()
-    each = token_flops(model, config.window, output)
-    return config.steps * config.batch_size * config.window * each
+    window = torch.zeros(1, config.window, dtype=torch.long, device="meta")
+    return config.steps * config.batch_size * measure(model, lambda twin: twin(input_ids=window).logits)
 
 
 def objective_with_steps(objective: dict[str, Any], steps: int) -> dict[str, Any]:

@@ -20,13 +20,12 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from kosmos import settings
@@ -34,7 +33,10 @@ from kosmos.loading import encoder_folder
 from kosmos.processing_kosmos import KosmosProcessor, load_processor
 from kosmos.tokenization_kosmos import encode_text
 
-from .arguments import add_run_arguments, parse_run_arguments, require_run
+from ..arguments import add_run_arguments, parse_run_arguments, require_run
+from ..config import OptimConfig
+from ..optim import learning_rate
+from .training import fit, progress
 from .vision_data import Pairs, VisionConfig, augment, batches, read_pairs, split
 
 CHOICES = 8
@@ -97,14 +99,13 @@ def train_vision(config: VisionConfig, run: str | Path) -> dict[str, Any]:
     torch.manual_seed(config.seed)
     started = time.perf_counter()
     processor = load_processor(config.processor)
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn()
-    ) as bars:
+    with progress() as bars:
         pairs = read_pairs(config, processor, bars)
         train, held_out = split(pairs, config)
         names = sorted(set(pairs.captions))
         model, texts = _build(config, processor, names, Counter(train.captions))
-        loss = _optimise(model, train, names, texts, config, processor, bars)
+        losses = _losses(model, train, names, texts, config, processor)
+        _, loss = fit(model, losses, config, lambda step: _rate(step, config), "CLIP", bars, betas=(0.9, 0.98))
     accuracy = choice_accuracy(model, held_out, names, texts, config, processor)
     _save(model, config, processor, Path(run))
     seconds = time.perf_counter() - started
@@ -166,34 +167,18 @@ def sentence_embeddings(folder: Path, texts: Sequence[str]) -> Tensor:
     return embeddings
 
 
-def _optimise(
-    model: Any,
-    train: Pairs,
-    names: Sequence[str],
-    texts: Tensor,
-    config: VisionConfig,
-    processor: KosmosProcessor,
-    bars: Progress,
-) -> float:
+def _losses(
+    model: Any, train: Pairs, names: Sequence[str], texts: Tensor, config: VisionConfig, processor: KosmosProcessor
+) -> Iterator[Tensor]:
+    """The loss of each batch; the temperature is kept in bounds after its update."""
     place = {name: number for number, name in enumerate(names)}
     labels = torch.tensor([place[caption] for caption in train.captions])
-    optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _learning_rate(step, config))
     generator = torch.Generator().manual_seed(config.seed)
-    task = bars.add_task("CLIP", total=config.steps, note="")
-    average = math.nan
     for rows in batches(train, config, generator):
         pixels = processor.image_processor.normalize(augment(train.pixels[rows], config, generator))
-        loss = contrastive_loss(model, pixels, texts, labels[rows])
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
+        yield contrastive_loss(model, pixels, texts, labels[rows])
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(100))
-        average = loss.item() if math.isnan(average) else 0.95 * average + 0.05 * loss.item()
-        bars.update(task, advance=1, note=f"loss {average:.3f}")
-    return average
 
 
 def contrastive_loss(model: Contrast, pixels: Tensor, texts: Tensor, labels: Tensor) -> Tensor:
@@ -243,10 +228,10 @@ def tokenize(captions: Sequence[str], processor: KosmosProcessor, length: int) -
     return ids
 
 
-def _learning_rate(step: int, config: VisionConfig) -> float:
-    if step < config.warmup:
-        return (step + 1) / config.warmup
-    return 0.5 * (1 + math.cos(math.pi * step / config.steps))
+def _rate(step: int, config: VisionConfig) -> float:
+    """The cosine counts from the first step, not from the end of the warm-up as in other trainings."""
+    warmup = config.warmup if step < config.warmup else 0
+    return learning_rate(step + 1, OptimConfig(lr=1.0, schedule="cosine", warmup=warmup), config.steps)
 
 
 def _save(model: nn.Module, config: VisionConfig, processor: KosmosProcessor, folder: Path) -> None:

@@ -1,0 +1,204 @@
+"""What a model costs: parameters, floating-point operations, memory.
+
+``kosmos doctor``, ``--dry-run``, the log's MFU and the studies all ask here.
+
+FLOPs are 2 for each multiply-add. The decoder's follow PaLM (appendix B): 6N a token for matrices that learn, 4N for
+frozen ones, as the gradient of the connectors comes through them, and attention over the half of the square that a
+causal mask leaves; recomputation is not counted. What an encoder and its connector compute, torch's own counter tells,
+on the meta device: so any encoder costs what it does, also one of which only the last blocks learn.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .modalities import MODALITIES, Modality
+
+# Dense bf16 peaks in FLOP/s from the vendors' data sheets (not the doubled sparse figures).
+PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12,
+         "L40": 181e12, "L4": 121e12, "A10": 125e12, "RTX 4090": 165e12, "RTX 3090": 71e12}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Parameters by part, and the FLOPs of training."""
+
+    parameters: dict[str, int]
+    """Part → parameters: decoder, embeddings, vision, connector, spans, see :func:`part_of`."""
+    frozen: dict[str, int]
+    """Part → how many of them are frozen."""
+    token_flops: float
+    """FLOPs of one decoder token, forward and backward, its share of causal attention included."""
+    attention_flops: float
+    """How many of them are attention; over the full square it is so many more."""
+    unit_flops: dict[str, float]
+    """Modality → FLOPs of one image, or one token of a span, in encoder and connector; only what the model has."""
+
+    @property
+    def trainable(self) -> int:
+        """Parameters that learn."""
+        return sum(self.parameters.values()) - sum(self.frozen.values())
+
+    def flops(self, tokens: float, units: Mapping[str, float]) -> float:
+        """Return the FLOPs of training on so many decoder tokens, and units of each modality."""
+        return tokens * self.token_flops + sum(units[name] * flops for name, flops in self.unit_flops.items())
+
+
+def model_cost(model: Any, row_tokens: int) -> Cost:
+    """Count a ``KosmosForConditionalGeneration`` (on any device, meta too) that reads rows of ``row_tokens``."""
+    parameters = dict.fromkeys(part_names(), 0)
+    frozen = dict(parameters)
+    matrices = 0  # weights that a token is multiplied with, each as often as it counts
+    for name, parameter in model.named_parameters():
+        part, size = part_of(name), parameter.numel()
+        parameters[part] += size
+        frozen[part] += 0 if parameter.requires_grad else size
+        if part == "decoder" and parameter.ndim > 1:
+            matrices += _times(parameter) * size
+    output = model.get_output_embeddings().weight  # its lookup, if it is the embeddings too, is free
+    text = model.config.text_config
+    attention = 6.0 * text.num_hidden_layers * text.hidden_size * row_tokens  # scores and their use, half of the square
+    return Cost(
+        parameters={part: count for part, count in parameters.items() if count},
+        frozen={part: frozen[part] for part, count in parameters.items() if count},
+        token_flops=float(matrices + _times(output) * output.numel()) + attention,
+        attention_flops=attention,
+        unit_flops={
+            modality.name: unit_flops(model.model, modality)
+            for modality in MODALITIES.values()
+            if getattr(model.model, modality.encoder, None) is not None
+        },
+    )
+
+
+def _times(weight: Tensor) -> int:
+    """Return FLOPs a token and weight: forward 2, gradient of what came in 2, gradient of the weight 2 if it learns."""
+    return 6 if weight.requires_grad else 4
+
+
+def unit_flops(model: Any, modality: Modality) -> float:
+    """Return the FLOPs of one unit, measured over a typical input of the modality."""
+    inputs = (modality.typical or modality.smallest)(model.config, torch.device("meta"))
+    return encode_flops(model, modality, inputs) / modality.units(inputs)
+
+
+def encode_flops(model: Any, modality: Modality, inputs: Mapping[str, Any]) -> float:
+    """Return the training FLOPs of encoder and connector over ``inputs`` as they are computed, padding included.
+
+    Args:
+        model: a ``KosmosModel``, on any device.
+        inputs: holds the modality's first input; only its shape matters.
+    """
+    name = modality.inputs[0]
+    one = torch.empty_like(inputs[name][:1], device="meta")
+    return len(inputs[name]) * measure(model, lambda twin: modality.read(twin, **{name: one}))
+
+
+def measure(model: nn.Module, run: Callable[[Any], Tensor]) -> float:
+    """Return the FLOPs of ``run`` and its backward pass, given a copy of ``model`` on the meta device, in eval mode."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    # A copy without weights: deepcopy takes these in place of the model's own, so it takes no memory.
+    memo: dict[int, Any] = {id(t): torch.empty_like(t, device="meta") for t in model.buffers()}
+    for weight in model.parameters():
+        memo[id(weight)] = nn.Parameter(torch.empty_like(weight, device="meta"), weight.requires_grad)
+    twin = copy.deepcopy(model, memo).eval()  # checkpointing, which would compute twice, is off
+    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+        made = run(twin)
+        if made.requires_grad:
+            made.sum().backward()
+    return float(counter.get_total_flops())
+
+
+def memory(
+    cost: Cost,
+    config: Any,
+    rows: int,
+    length: int,
+    *,
+    checkpointing: bool,
+    zero_stage: int,
+    gpus: int,
+    precision: str = "bf16",
+    offload: bool = False,
+) -> dict[str, float]:
+    """Return the bytes that a GPU holds in training with Adam, by what they hold.
+
+    In bf16 a parameter that learns takes 2 bytes of weight, 4 of gradient (accumulated in fp32) and 12 of optimiser
+    (fp32 master weight, two moments), a frozen one 2. ZeRO stage 1 divides the optimiser by the number of GPUs, 2 the
+    gradients too, 3 the weights too (arXiv 1910.02054, figure 1). Activations are an estimate.
+
+    Args:
+        cost: of the model.
+        config: the model's.
+        rows, length: rows of a micro-batch, tokens of a row.
+        checkpointing: activations are computed again in the backward pass.
+        precision: ``bf16`` or ``fp32``.
+        offload: the optimiser's state lies in the CPU's memory.
+
+    Raises:
+        ValueError: a stage other than 0 to 3, or no GPU.
+    """
+    if zero_stage not in (0, 1, 2, 3) or gpus < 1:
+        raise ValueError(
+            f"zero stage {zero_stage} with {gpus} GPUs: the stage is 0 to 3, and at least one GPU is needed"
+        )
+    each = 2 if precision == "bf16" else 4
+    master = 12 if precision == "bf16" or zero_stage else 8  # plain fp32 needs no second copy of the weights
+    shared = partial(_shared, zero_stage, gpus)
+    return {
+        f"weights, {precision}": shared(3, each * sum(cost.parameters.values())),
+        "gradients, fp32": shared(2, 4 * cost.trainable),
+        "optimiser, fp32": 0.0 if offload else shared(1, master * cost.trainable),
+        "activations, about": activation_bytes(config, rows, length, checkpointing) * each / 2,
+    }
+
+
+def _shared(zero_stage: int, gpus: int, since: int, size: float) -> float:
+    """Return a GPU's part of what is divided from stage ``since`` on."""
+    return size / (gpus if zero_stage >= since else 1)
+
+
+def activation_bytes(config: Any, rows: int, length: int, checkpointing: bool) -> float:
+    """Estimate bytes of the decoder's activations: about 21 · d values a token and layer, or the layer inputs only."""
+    text = config.text_config
+    values = 21 + 2 * text.intermediate_size / text.hidden_size - 8  # the 21 hold an FFN of 4 d
+    each = 2.0 if checkpointing else 2.0 * values
+    return rows * length * text.hidden_size * (text.num_hidden_layers * each + (2 * values if checkpointing else 0))
+
+
+def device_peak() -> float | None:
+    """Return the dense bf16 FLOP/s of this GPU, by its name; None where it is not known."""
+    if not torch.cuda.is_available():
+        return None
+    name = torch.cuda.get_device_name()
+    return next((peak for key, peak in PEAKS.items() if key in name), None)
+
+
+def part_names() -> list[str]:
+    """Return the names of all parts that a model may have."""
+    encoded = [part for modality in MODALITIES.values() for part in modality.parts]
+    return list(dict.fromkeys(["decoder", "embeddings", *encoded]))
+
+
+def part_of(name: str) -> str:
+    """Return the part of the model that a parameter belongs to, by its name: a modality's, embeddings or decoder."""
+    parts = {
+        attribute: part
+        for modality in MODALITIES.values()
+        for attribute, part in zip((modality.encoder, modality.connector), modality.parts, strict=True)
+    }
+    # the outermost name decides: an encoder may have parts of its own with such names
+    for component in name.split("."):
+        if component in parts:
+            return parts[component]
+    if "embed_tokens" in name or "lm_head" in name or "positions" in name:
+        return "embeddings"
+    return "decoder"

@@ -1,0 +1,1 @@
+"""What makes the parts of a model: vocabulary, vision tower, text encoder. One process each."""

@@ -1,0 +1,1 @@
+"""Studies: objectives compared at equal cost, by one command."""
