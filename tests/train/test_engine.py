@@ -268,6 +268,31 @@ def test_frozen_parts_are_not_optimised(values: dict[str, Any]) -> None:
         jobs.make_engine(values)
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_part_learns_at_its_own_rate(values: dict[str, Any], stage: int) -> None:
+    """Adam's first step moves a weight by its rate where the gradient is clear: each part by its share, or not at all."""
+    from kosmos.cost import part_of
+
+    values = no_dropout(values) | {"optim": {"part_lr": {"connector": 0.1, "embeddings": 0.0}, "weight_decay": 0.0}}
+    engine = jobs.make_engine(values | {"engine": {"zero_stage": stage}})
+    before = engine.full_weights(True)
+    engine.step(jobs.step_batch(1, jobs.build_processor_of(engine), 0, 1), 1, 1e-2, {})
+    moved: dict[str, float] = {}
+    for name, after in engine.full_weights(True).items():
+        part = part_of(name)
+        moved[part] = max(moved.get(part, 0.0), float((after - before[name]).abs().max()))
+    engine.close()
+    assert moved.pop("vision") == 0  # frozen
+    assert moved == pytest.approx({"decoder": 1e-2, "connector": 1e-3, "embeddings": 0.0}, rel=1e-2)
+
+
+def test_a_rate_of_no_part_is_refused(values: dict[str, Any]) -> None:
+    """The message has the parts that there are."""
+    for rates in ({"visoin": 0.1}, {"vision": -1.0}):
+        with pytest.raises(ValueError, match="parts are decoder, embeddings, vision, connector"):
+            jobs.make_engine(values | {"optim": {"part_lr": rates}})
+
+
 def snapshot(engine: Any) -> dict[str, torch.Tensor]:
     """Copies of every master weight and moment."""
     from kosmos_train.fragments import local_tensors

@@ -45,6 +45,8 @@ class OptimConfig:
 
     lr: float = 2e-4
     """Peak learning rate."""
+    part_lr: dict[str, float] = field(default_factory=dict)
+    """Part of the model → its rate as a share of ``lr``, e.g. ``{vision: 0.1}`` where only the rest begins anew."""
     betas: tuple[float, float] = (0.9, 0.98)
     """AdamW's β₁ and β₂."""
     eps: float = 1e-6

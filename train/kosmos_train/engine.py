@@ -141,7 +141,7 @@ class Engine:
                 f"check the objective and `supervised` flags of the data (kosmos data inspect shows them)"
             )
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["lr_share"]
         self.deepspeed.train()
         losses = torch.zeros(len(self.sources) + 1, dtype=torch.float64, device=self.world.device)
         for index, micro in enumerate(batch.micro_batches):

@@ -18,6 +18,8 @@ from typing import Any, TypeAlias
 
 import torch
 
+from kosmos.cost import part_names, part_of
+
 from .config import OptimConfig
 
 Pieces: TypeAlias = dict[torch.Tensor, list[tuple[str, int, int]]]
@@ -142,21 +144,27 @@ def freeze(model: torch.nn.Module, patterns: Iterable[str]) -> None:
 
 
 def parameter_groups(model: torch.nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """The trainable parameters in two groups: with and without weight decay.
+    """Return the trainable parameters in groups of one weight decay and one ``lr_share`` (``part_lr``).
 
     ``decay: matrices`` spares biases, norms and other one-dimensional parameters; ``decay: all`` is what the released
     KOSMOS code does (fairseq's Adam decays everything). Frozen parameters are in no group.
+
+    Raises:
+        ValueError: no parameter is left to train, or ``part_lr`` names no part or a negative rate.
     """
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not trainable:
+    for part, share in config.part_lr.items():
+        if part not in part_names() or share < 0:
+            raise ValueError(f"optim.part_lr: {part}={share}; parts are {', '.join(part_names())}, shares 0 or more")
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decayed = config.decay == "all" or parameter.ndim >= 2
+            kind = (config.part_lr.get(part_of(name), 1.0), config.weight_decay if decayed else 0.0)
+            groups.setdefault(kind, []).append(parameter)
+    if not groups:
         raise ValueError("model.freeze leaves no parameter to train")
-    decayed = [parameter for parameter in trainable if config.decay == "all" or parameter.ndim >= 2]
-    spared = [parameter for parameter in trainable if config.decay != "all" and parameter.ndim < 2]
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": spared, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+    order = sorted(groups, reverse=True)  # whatever the order of the model's parts: the same groups at every resume
+    return [{"params": groups[kind], "lr_share": kind[0], "weight_decay": kind[1]} for kind in order]
 
 
 def learning_rate(step: int, config: OptimConfig, steps: int) -> float:
