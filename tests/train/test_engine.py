@@ -270,7 +270,7 @@ def test_frozen_parts_are_not_optimised(values: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_part_learns_at_its_own_rate(values: dict[str, Any], stage: int) -> None:
-    """Adam's first step moves a weight by its rate where the gradient is clear: each part by its share, or not at all."""
+    """Adam's first step moves a weight by its rate where the gradient is clear: each part by its share of it."""
     from kosmos.cost import part_of
 
     values = no_dropout(values) | {"optim": {"part_lr": {"connector": 0.1, "embeddings": 0.0}, "weight_decay": 0.0}}

@@ -50,8 +50,8 @@ class Options:
         seed: of all shuffling and drawing.
         captions_per_image: caption documents per training image; the first is always "An image of …".
         max_questions: questions of one image per document, 1 to this many.
-        balanced: of each yes/no question keep as many pictures answered yes as no in the qa documents, so that only the
-            picture tells (VQA v2, arXiv 1612.00837); of easy-VQA's own, five in six are answered with the same word.
+        balanced: of each yes/no question without "not" keep as many pictures answered yes as no in the qa documents, so
+            that only the picture tells; of easy-VQA's own, five in six are answered no.
         few_shot_documents: interleaved documents of image, question, answer, image, question, answer, …
         contrast_documents: interleaved documents that ask one question about every image; each answer it has is as
             likely as the others, so that only the image can tell (the balanced pairs of VQA v2, arXiv 1612.00837).
@@ -141,11 +141,11 @@ def question_answers(pictures: Iterable[Picture], images: dict[int, bytes], opti
 
 
 def _surplus(pictures: Iterable[Picture], seed: int) -> set[tuple[int, str]]:
-    """(picture, question) of the yes/no questions whose answer is commoner than the other, so many as it is commoner."""
+    """Draw (picture, question) of yes/no questions that have the commoner answer, so many as it is commoner."""
     answers: dict[str, dict[str, list[int]]] = {}
     for picture in pictures:
         for question, answer in picture.questions:
-            if easy_vqa.question_type(answer) == "yes/no":
+            if easy_vqa.question_type(answer) == "yes/no" and not easy_vqa.is_negated(question):
                 answers.setdefault(question, {"yes": [], "no": []})[answer].append(picture.number)
     rng, surplus = random.Random(f"{seed} balance"), set()
     for question, found in sorted(answers.items()):
