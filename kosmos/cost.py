@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -152,18 +151,13 @@ def memory(
         )
     each = 2 if precision == "bf16" else 4
     master = 12 if precision == "bf16" or zero_stage else 8  # plain fp32 needs no second copy of the weights
-    shared = partial(_shared, zero_stage, gpus)
+    sharing = {stage: gpus if zero_stage >= stage else 1 for stage in (1, 2, 3)}
     return {
-        f"weights, {precision}": shared(3, each * sum(cost.parameters.values())),
-        "gradients, fp32": shared(2, 4 * cost.trainable),
-        "optimiser, fp32": 0.0 if offload else shared(1, master * cost.trainable),
+        f"weights, {precision}": each * sum(cost.parameters.values()) / sharing[3],
+        "gradients, fp32": 4 * cost.trainable / sharing[2],
+        "optimiser, fp32": 0.0 if offload else master * cost.trainable / sharing[1],
         "activations, about": activation_bytes(config, rows, length, checkpointing) * each / 2,
     }
-
-
-def _shared(zero_stage: int, gpus: int, since: int, size: float) -> float:
-    """Return a GPU's part of what is divided from stage ``since`` on."""
-    return size / (gpus if zero_stage >= since else 1)
 
 
 def activation_bytes(config: Any, rows: int, length: int, checkpointing: bool) -> float:

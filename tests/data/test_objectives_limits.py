@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -107,6 +111,7 @@ def test_mistakes_are_named(processor: KosmosProcessor, objective_processor: Kos
     assert "sampler='papre': choose one of paper, grid" in error(good, "semi_causal", sampler="papre")
     assert "1 ≤ min_length ≤ max_length" in error(good, "semi_causal", min_length=200)
     assert "did you mean 'sampler'" in error(good, "semi_causal", samplr="grid")
+    assert "objective 'mlm': key \"density\"" in error(good, "mlm", density="much")
     assert "parts is empty" in error(good, "mixture", parts=[])
     assert "must not be negative" in error(good, "mixture", parts=[{"name": "causal", "weight": -1}])
     assert "an objective needs a name" in error(good, "mixture", parts=[{"weight": 1}])
@@ -117,6 +122,32 @@ def test_mistakes_are_named(processor: KosmosProcessor, objective_processor: Kos
     inner = {"name": "schedule", "stages": [{"name": "causal"}]}
     assert "cannot be a part" in error(good, "mixture", parts=[inner])
     assert "no objective 'glmm'; did you mean 'glm'" in error(good, "mixture", parts=[{"name": "glmm"}])
+
+
+@pytest.fixture
+def prose(objective_words: list[str]) -> Document:
+    """A question and an answer."""
+    return Document(
+        "k", [Text(" ".join(objective_words[:20]), supervised=False), Text(" ".join(objective_words[20:80]))]
+    )
+
+
+def test_an_objective_travels(case: str, build: Callable[..., Any], prose: Document) -> None:
+    """A worker process gets it pickled, and it goes on drawing what it drew."""
+    make = build(case)
+    for field in ("token", "label", "weight", "block", "position", "position_in_span"):
+        here, there = make(prose, 5), pickle.loads(pickle.dumps(make))(prose, 5)
+        np.testing.assert_array_equal(getattr(here, field), getattr(there, field))
+
+
+def test_the_step_is_in_the_call(objective_processor: KosmosProcessor, prose: Document) -> None:
+    """A schedule, also as it is asked for by step, makes what its stage makes."""
+    stages = [{"name": "prefix_lm", "until": 3}, {"name": "causal"}]
+    schedule = objectives.get("schedule", objective_processor, stages=stages)
+    for step, name in ((0, "prefix_lm"), (2, "prefix_lm"), (3, "causal")):
+        alone = objectives.get(name, objective_processor)(prose, 7, step)
+        np.testing.assert_array_equal(schedule(prose, 7, step).weight, alone.weight)
+    assert schedule(prose, 7).weight.sum() < schedule(prose, 7, 3).weight.sum()
 
 
 def test_a_tokenizer_is_enough_for_text(objective_processor: KosmosProcessor, objective_words: list[str]) -> None:

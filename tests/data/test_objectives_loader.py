@@ -54,7 +54,7 @@ def same(one: StepBatch, two: StepBatch) -> bool:
 def test_a_schedule_follows_the_steps(packing: str, corpus: str, objective_processor: KosmosProcessor) -> None:
     """Sentinels first, blocks next, then neither, exactly from the step on where a stage ends."""
     schedule = objectives.from_settings(SCHEDULE, objective_processor)
-    assert [schedule.stages.index(schedule.at(step)) for step in range(8)] == [0, 0, 0, 1, 1, 1, 2, 2]
+    assert [schedule.members.index(schedule.at(step)) for step in range(8)] == [0, 0, 0, 1, 1, 1, 2, 2]
     loader = build_loader(config(corpus, SCHEDULE, packing=packing), objective_processor)
     batches = [next(loader) for _ in range(14)]
     sentinel = objective_processor.tokenizer.convert_tokens_to_ids("<extra_id_0>")

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import TypeVar
+
+from kosmos import settings
+
+Settings = TypeVar("Settings")
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,6 +23,14 @@ def parse_run_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) ->
     runs = [word.removeprefix("run=") for word in arguments.overrides if word.startswith("run=")]
     arguments.overrides = [word for word in arguments.overrides if not word.startswith("run=")]
     return arguments, runs[-1] if runs else None
+
+
+def parse_run(prog: str, description: str, kind: type[Settings], argv: Sequence[str]) -> tuple[Settings, str]:
+    """Parse the words of a verb without options; return its settings, of class ``kind``, and the run directory."""
+    parser = argparse.ArgumentParser(prog=prog, description=description)
+    add_run_arguments(parser)
+    arguments, run = parse_run_arguments(parser, argv)
+    return settings.load(kind, arguments.config, arguments.overrides), require_run(run)
 
 
 def require_run(run: str | None) -> str:

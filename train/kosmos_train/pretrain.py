@@ -44,7 +44,6 @@ def train(config: Any, run_dir: str | Path, resume: bool = False) -> Outcome:
     """
     from .checkpoint import find_latest
     from .distributed import start
-    from .loop import Loop
     from .run_dir import RunDir, default_threads
 
     default_threads()
@@ -52,7 +51,7 @@ def train(config: Any, run_dir: str | Path, resume: bool = False) -> Outcome:
     config.check(world.size)
     run = RunDir(run_dir)
     run.open(config, resume, world)
-    loop = Loop(config, run, **_assemble(config, run, resume, world))
+    loop = _assemble(config, run, resume, world)
     try:
         finished = loop.run()
     finally:
@@ -60,14 +59,15 @@ def train(config: Any, run_dir: str | Path, resume: bool = False) -> Outcome:
     return Outcome(loop.step, finished, find_latest(run.checkpoints))
 
 
-def _assemble(config: Any, run: Any, resume: bool, world: Any) -> dict[str, Any]:
-    """Build what the loop needs, from the newest checkpoint if there is one."""
+def _assemble(config: Any, run: Any, resume: bool, world: Any) -> Any:
+    """Build the loop and what it needs, from the newest checkpoint if there is one."""
     from kosmos.cost import device_peak, model_cost
 
     from . import checkpoint
     from .build import build_model, build_processor
     from .corpora import describe, held_out_batches, open_loader
     from .engine import Engine
+    from .loop import Loop
 
     latest = checkpoint.find_latest(run.checkpoints) if resume else None
     state = checkpoint.read_state(latest) if latest else {}
@@ -85,14 +85,7 @@ def _assemble(config: Any, run: Any, resume: bool, world: Any) -> dict[str, Any]
     if latest:
         engine.restore(latest, state)
     held_out = held_out_batches(config.eval, processor, world) if config.eval.every else []
-    return {
-        "engine": engine,
-        "processor": processor,
-        "loader": loader,
-        "held_out": held_out,
-        "cost": cost,
-        "state": state,
-    }
+    return Loop(config, run, engine, processor, loader, held_out, cost, state)
 
 
 def _plan(config: Any, gpus: int | None, run: str | None) -> int:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
     from kosmos.processing_kosmos import KosmosProcessor
 
+SENTINELS = tuple(f"<extra_id_{number}>" for number in range(100))
+"""T5's names; one stands for each hidden stretch of a text."""
+
 Fill: TypeAlias = Callable[[Flat, tuple[int, int], "KosmosProcessor", bool], Example]
 
 
@@ -129,6 +132,23 @@ def special_tokens(objectives: Sequence[Mapping[str, Any] | str]) -> list[str]:
         nested = [part for value in options.values() if isinstance(value, list) for part in value]
         found += [token for token in (*tokens, *special_tokens(nested)) if token not in found]
     return found
+
+
+def ids_of(tokens: Sequence[str], processor: KosmosProcessor, objective: str) -> list[int]:
+    """Ids of special tokens.
+
+    Raises:
+        ValueError: the tokenizer does not have them all; names the first that is missing, and the way to get it.
+    """
+    known = processor.tokenizer.get_added_vocab()
+    missing = [token for token in tokens if token not in known]
+    if missing:
+        raise ValueError(
+            f"objective {objective!r} needs {len(missing)} special tokens that the tokenizer lacks (first: "
+            f"{missing[0]!r}); make the tokenizer with objectives=[{objective}], or give them as extra_tokens "
+            f"(kosmos_data.objectives.special_tokens lists them)"
+        )
+    return [known[token] for token in tokens]
 
 
 def _processor(tokenizer: KosmosProcessor | PreTrainedTokenizerFast) -> KosmosProcessor:

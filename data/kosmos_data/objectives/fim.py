@@ -22,9 +22,8 @@ from .. import errors
 from ..document import Document, Segment, Text
 from ..errors import BadSample
 from ..example import Example, Flat, FlatBuilder, shifted
-from . import Objective
+from . import Objective, ids_of
 from ._flatten import Loss, add_encoded, flatten
-from ._tokens import ids_of
 
 if TYPE_CHECKING:
     from kosmos.processing_kosmos import KosmosProcessor

@@ -27,8 +27,8 @@ import numpy as np
 
 from ..example import Example, Flat
 from ..sentences import ending_pieces
+from . import ids_of
 from ._arrange import Arrangement, Denoising, maskable, runs
-from ._tokens import ids_of
 
 if TYPE_CHECKING:
     from kosmos.processing_kosmos import KosmosProcessor

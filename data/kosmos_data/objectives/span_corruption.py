@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..example import Example, Flat, judged_from
+from . import SENTINELS, ids_of
 from ._arrange import Arrangement, Denoising, maskable, runs
-from ._tokens import SENTINELS, ids_of
 
 if TYPE_CHECKING:
     from kosmos.processing_kosmos import KosmosProcessor

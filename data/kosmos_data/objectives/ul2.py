@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from ..example import Example, Flat
-from . import span_corruption
+from . import SENTINELS, ids_of, span_corruption
 from ._arrange import Denoising, maskable
-from ._tokens import SENTINELS, ids_of
 from .prefix_lm import draw_pivot, pivot_at, split_at
 from .span_corruption import check_noise, corrupt, draw_noise
 
@@ -81,7 +80,7 @@ class UL2(Denoising):
         """Look up sentinels and mode tokens."""
         super().prepare(processor)
         if self.s_targets is not None and not 0 < self.s_targets < 1:
-            raise ValueError(f"s_targets={self.s_targets} must lie between 0 and 1")
+            raise ValueError(f"s_targets={self.s_targets:g} must lie between 0 and 1")
         for denoiser in VARIANTS[self.variant]:
             if denoiser.mode != "S":
                 check_noise(denoiser.density, denoiser.mean_length, self.chunk_tokens)

@@ -9,7 +9,6 @@ MetaLM, whose encoder comes from replaced-token detection. One process; for enco
 
 from __future__ import annotations
 
-import argparse
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,14 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kosmos import settings
 from kosmos.processing_kosmos import KosmosProcessor, load_processor
 from kosmos_data import objectives
 from kosmos_data.errors import BadSample
 from kosmos_data.order import SourceOrder, mix
 from kosmos_data.reader import Corpus
 
-from ..arguments import add_run_arguments, parse_run_arguments, require_run
+from ..arguments import parse_run
 from ..config import OptimConfig
 from ..optim import learning_rate
 from .training import PartConfig, fit, progress, warn_left_out
@@ -147,9 +145,6 @@ def windows(
 
 def main(argv: Sequence[str]) -> None:
     """``kosmos encoder CONFIG run=DIR [key=value …]``."""
-    parser = argparse.ArgumentParser(prog="kosmos encoder", description="Pretrain a text encoder.")
-    add_run_arguments(parser)
-    arguments, folder = parse_run_arguments(parser, argv)
-    config = settings.load(EncoderConfig, arguments.config, arguments.overrides)
-    losses = train_encoder(config, require_run(folder))
-    print(f"{folder}: masked loss {losses[0]:.3f} → {np.mean(losses[-20:]):.3f} nats in {len(losses)} steps")
+    config, run = parse_run("kosmos encoder", "Pretrain a text encoder.", EncoderConfig, argv)
+    losses = train_encoder(config, run)
+    print(f"{run}: masked loss {losses[0]:.3f} → {np.mean(losses[-20:]):.3f} nats in {len(losses)} steps")

@@ -5,7 +5,6 @@ The folder holds tokenizer, image size, places per image and chat template; ever
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,6 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from kosmos import settings
 from kosmos.image_processing_kosmos import KosmosImageProcessor
 from kosmos.loading import encoder_folder
 from kosmos.processing_kosmos import KosmosProcessor
@@ -25,7 +23,7 @@ from kosmos_data.errors import BadSample
 from kosmos_data.objectives import special_tokens
 from kosmos_data.reader import Corpus
 
-from ..arguments import add_run_arguments, parse_run_arguments, require_run
+from ..arguments import parse_run
 from .training import warn_left_out
 
 
@@ -116,12 +114,9 @@ def texts(config: TokenizerConfig, progress: Progress | None = None) -> Iterator
 
 def main(argv: Sequence[str]) -> None:
     """``kosmos tokenizer CONFIG run=DIR [key=value …]``."""
-    parser = argparse.ArgumentParser(prog="kosmos tokenizer", description="Train a vocabulary; write the processor.")
-    add_run_arguments(parser)
-    arguments, run = parse_run_arguments(parser, argv)
-    config = settings.load(TokenizerConfig, arguments.config, arguments.overrides)
+    config, run = parse_run("kosmos tokenizer", "Train a vocabulary; write the processor.", TokenizerConfig, argv)
     with Progress(console=Console(stderr=True)) as progress:
-        processor = make_processor(config, require_run(run), progress)
+        processor = make_processor(config, run, progress)
     example = "Question: what is in the image? Answer:"
     pieces = " ".join(processor.tokenizer.convert_ids_to_tokens(encode_text(processor.tokenizer, example)))
     print(f"{run}: {len(processor.tokenizer)} tokens; {example!r} → {pieces}")

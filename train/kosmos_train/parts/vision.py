@@ -14,7 +14,6 @@ otherwise a small corpus is full of false negatives; of a picture's several capt
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import random
@@ -28,12 +27,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kosmos import settings
 from kosmos.loading import encoder_folder
 from kosmos.processing_kosmos import KosmosProcessor, load_processor
 from kosmos.tokenization_kosmos import encode_text
 
-from ..arguments import add_run_arguments, parse_run_arguments, require_run
+from ..arguments import parse_run
 from ..config import OptimConfig
 from ..optim import learning_rate
 from .training import fit, progress
@@ -252,11 +250,8 @@ def _save(model: nn.Module, config: VisionConfig, processor: KosmosProcessor, fo
 
 def main(argv: Sequence[str]) -> None:
     """``kosmos vision CONFIG run=DIR [key=value …]``."""
-    parser = argparse.ArgumentParser(prog="kosmos vision", description="Train a small CLIP on image-caption pairs.")
-    add_run_arguments(parser)
-    arguments, run = parse_run_arguments(parser, argv)
-    config = settings.load(VisionConfig, arguments.config, arguments.overrides)
-    result = train_vision(config, require_run(run))
+    config, run = parse_run("kosmos vision", "Train a small CLIP on image-caption pairs.", VisionConfig, argv)
+    result = train_vision(config, run)
     print(f"{run}: {result['steps']} steps, {result['seconds']} s; {accuracy_line(result['held_out_accuracy'])}")
 
 

@@ -12,7 +12,6 @@ Finished runs are not repeated: after a kill, the same command goes on.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -33,7 +32,7 @@ from kosmos.loading import encoder_folder
 from kosmos_data import recipes
 from kosmos_data.index import INDEX_NAME
 
-from ..arguments import add_run_arguments, parse_run_arguments, require_run
+from ..arguments import parse_run
 from ..build import build_config, build_processor
 from ..config import TrainConfig
 from ..parts.encoder import EncoderConfig
@@ -242,11 +241,8 @@ def conditions(study: StudyConfig, base: TrainConfig, command: str, date: str) -
 
 def main(argv: Sequence[str]) -> None:
     """``python -m kosmos_train.study CONFIG run=DIR [key=value …]``."""
-    parser = argparse.ArgumentParser(prog="python -m kosmos_train.study", description="Compare objectives.")
-    add_run_arguments(parser)
-    arguments, folder = parse_run_arguments(parser, argv)
-    study = settings.load(StudyConfig, arguments.config, arguments.overrides)
-    path, console = Path(require_run(folder)), Console()
+    study, folder = parse_run("python -m kosmos_train.study", "Compare objectives.", StudyConfig, argv)
+    path, console = Path(folder), Console()
     run(study, path, " ".join(["python -m kosmos_train.study", *argv]), console)
     console.print(Markdown((path / "study.md").read_text(encoding="utf-8")))
     console.print(f"{path}: study.md, study.json, study-*.png")
