@@ -77,7 +77,7 @@ def _evaluate(argv: Sequence[str]) -> int:
     )  # fmt: skip
     options = parser.parse_args(argv)
 
-    from .checkpoint import evaluate_checkpoint
+    from .evaluate import evaluate_checkpoint
 
     evaluate_checkpoint(
         options.checkpoint,

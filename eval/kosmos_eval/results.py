@@ -20,7 +20,7 @@ from rich.table import Table
 import kosmos
 
 from . import metrics, statistics
-from .data import Item
+from .items import Item
 from .tasks import Task
 
 Row = dict[str, Any]

@@ -23,7 +23,7 @@ from transformers.generation import EosTokenCriteria, MaxLengthCriteria, Stoppin
 from kosmos.decode_step import GrowingCache
 from kosmos.sampling import Forbid, Picker, Place, write
 
-from .data import content_hash
+from .items import content_hash
 from .prompts import Prompt, Segment, Token
 from .tasks import Decoding
 

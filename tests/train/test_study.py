@@ -26,7 +26,7 @@ from kosmos.processing_kosmos import load_processor
 from kosmos_data import Document, Text, build_loader
 from kosmos_data.objectives import get, special_tokens
 from kosmos_eval import prompts
-from kosmos_eval.data import load_items
+from kosmos_eval.readers import load_items
 from kosmos_eval.runner import Runner
 from kosmos_train import TrainConfig, study_arms, study_tuning
 from kosmos_train.build import build_model

@@ -10,6 +10,7 @@ import difflib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -163,8 +164,8 @@ def _bits_per_byte(references: References, likelihoods: Sequence[float] | None) 
 
 
 def _per_answer(name: str, predictions: Sequence[str], references: References) -> list[float]:
-    function = _PER_ANSWER[name]
-    return [function(prediction, answers) for prediction, answers in zip(predictions, references, strict=True)]
+    score = cache(_PER_ANSWER[name])  # few answers are said to many questions, and each is normalised at length
+    return [score(prediction, tuple(answers)) for prediction, answers in zip(predictions, references, strict=True)]
 
 
 def _caption_scores(names: Sequence[str], predictions: Sequence[str], references: References) -> dict[str, MetricScore]:
