@@ -21,23 +21,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+from kosmos.segments import Span, Token
+
 from .items import Item, content_hash, stable_hash
 from .tasks import CANDIDATE, CONTEXTS, IMAGE_MARK, IMAGES_MARK, RATIONALE, Task
-
-
-@dataclass(frozen=True)
-class Span:
-    """Text that the bidirectional encoder reads in the decoder's place (MetaLM)."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Token:
-    """A special token by name, such as ``</s>``; text can never spell one."""
-
-    text: str
-
 
 Segment = str | Path | Span | Token  # text, an image file, encoded text, a special token
 _MARKS = re.compile(f"({IMAGE_MARK}|<span>.*?</span>)", re.DOTALL)

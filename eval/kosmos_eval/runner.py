@@ -15,16 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image as Pictures
+from PIL import UnidentifiedImageError
 from torch import Tensor, nn
 from transformers.generation import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
 
 from kosmos.decode_step import GrowingCache
+from kosmos.modalities import MODALITIES, SPAN
 from kosmos.sampling import Forbid, Picker, Place, write
+from kosmos.segments import Encoded, Image, Text
 
 from .items import content_hash
-from .prompts import Prompt, Segment, Token
+from .prompts import Prompt, Segment
 from .tasks import Decoding
 
 _IMAGE_BATCH = 64
@@ -81,14 +85,11 @@ class Runner:
         self.encoded_images = 0
         self._features: OrderedDict[str, Tensor] = OrderedDict()
         self._feature_bytes = feature_bytes
-        self._texts: dict[str, tuple[int, ...]] = {}
-        self._image_ids = tuple(processor.image_token_ids())
+        self._encoded: dict[Segment, Encoded] = {}
 
     def text_ids(self, text: str) -> tuple[int, ...]:
         """Token ids of one text segment."""
-        if text not in self._texts:
-            self._texts[text] = tuple(self.processor.encode_text(text))
-        return self._texts[text]
+        return tuple(self._encode(text).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The answer that generated ids spell."""
@@ -105,22 +106,21 @@ class Runner:
         return [stage for stage in [*stages, current] if stage.ids]
 
     def _stage(self, segment: Segment) -> Stage:
-        if isinstance(segment, Path):
-            return Stage(self._image_ids, (segment,))
-        if isinstance(segment, Token):
-            return Stage((self.processor.tokenizer.convert_tokens_to_ids(segment.text),))
-        if isinstance(segment, str):
-            return Stage(self.text_ids(segment))
-        if self.model.config.span_token_id is None:
-            raise ValueError(
-                f"the prompt has a <span> ({segment.text[:40]!r}), but the model has no text encoder for it"
-            )
-        ids, limit = tuple(self.processor.encode_span(segment.text)), self.processor.max_span_length
-        if len(ids) < 2 or (limit is not None and len(ids) > limit):
-            raise ValueError(
-                f"the span {segment.text[:40]!r} has {len(ids)} tokens, the text encoder reads 2 to {limit}"
-            )
-        return Stage((self.model.config.span_token_id,) * self.processor.span_slots(ids), (), (ids,))
+        encoded = self._encode(segment)
+        for placed in encoded.placed:
+            if getattr(self.model.config, MODALITIES[placed.modality].token) is None:
+                raise ValueError(f"the prompt has a {placed.modality} ({segment}), but the model has no text encoder")
+        payloads = [(placed.modality, placed.payload) for placed in encoded.placed]
+        images = tuple(payload for name, payload in payloads if name == "image")
+        return Stage(tuple(encoded.ids), images, tuple(tuple(ids.tolist()) for name, ids in payloads if name == "span"))
+
+    def _encode(self, segment: Segment) -> Encoded:
+        """What the processor writes for one segment; kept, since demonstrations and candidates come again."""
+        if segment not in self._encoded:
+            made = {str: Text, Path: Image}
+            own = next((make(segment) for kind, make in made.items() if isinstance(segment, kind)), segment)
+            self._encoded[segment] = self.processor.encode([own])
+        return self._encoded[segment]
 
     def length(self, prompt: Prompt) -> int:
         """Tokens of the whole prompt."""
@@ -158,9 +158,9 @@ class Runner:
 
     def _pixels(self, path: Path) -> Tensor:
         try:
-            with Image.open(path) as image:
+            with Pictures.open(path) as image:
                 return self.processor.image_processor.to_tensor(image)
-        except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+        except (UnidentifiedImageError, OSError, ValueError, Pictures.DecompressionBombError) as error:
             raise ValueError(
                 f"{path}: not a readable image ({error}); evaluation skips nothing, mend or remove it"
             ) from error
@@ -289,17 +289,14 @@ class Runner:
         """Features of all spans in order, (N, D); equal spans of a batch are encoded once."""
         unique = list(dict.fromkeys(spans))
         features_ND = self.model.model.get_span_features(**self._span_inputs(unique)).flatten(0, -2)
-        slots = [self.processor.span_slots(ids) for ids in unique]
+        slots = SPAN.places(self.processor, {SPAN.inputs[0]: unique}).tolist()
         by_span = dict(zip(unique, features_ND.split(slots), strict=True))
         return torch.cat([by_span[ids] for ids in spans])
 
     def _span_inputs(self, spans: Sequence[tuple[int, ...]]) -> dict[str, Tensor]:
         """Right-padded encoder input (S, L) and its mask."""
-        rows = [torch.tensor(ids) for ids in spans]
-        ids_SL = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        lengths_S = torch.tensor([len(ids) for ids in spans])
-        mask_SL = (torch.arange(ids_SL.shape[1])[None] < lengths_S[:, None]).long()
-        return {"span_input_ids": ids_SL.to(self.device), "span_attention_mask": mask_SL.to(self.device)}
+        stacked = SPAN.stack([np.array(ids) for ids in spans])
+        return {name: tensor.to(self.device) for name, tensor in stacked.items()}
 
     def _forward(self, state: State | None, embeds_BTD: Tensor, mask_BT: Tensor, keep: int) -> tuple[State, Tensor]:
         if state is None:

@@ -238,7 +238,7 @@ def test_tuning_reads_what_evaluation_reads(
         example, (stage,) = make(document, 0), runner.stages(prompts.build(task, item))
         label = processor.encode_text(f" {item.answers[0]}")
         assert example.token.tolist() == [*stage.ids, *label]
-        assert [tuple(span.payload.tolist()) for span in example.spans] == list(stage.spans)
+        assert [tuple(span.payload.tolist()) for span in example.placed] == list(stage.spans)
         assert example.label[example.weight > 0].tolist() == [*label, processor.tokenizer.eos_token_id]
 
 

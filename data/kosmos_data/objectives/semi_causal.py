@@ -27,6 +27,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from kosmos.modalities import SPAN
+from kosmos.segments import Encoded
+
 from ..document import Document, Span, Text
 from ..example import Example, Flat, shifted
 from . import Objective, causal
@@ -91,7 +94,7 @@ def build(
             spans = prefix_span(free, max_length, rng)
         example = replace_spans(flat, spans, processor, first_tokens=sampler != "prefix")
         drew_none = sampler == "paper" and not spans  # which is how a short text keeps to the share, and no fallback
-        return example if drew_none or len(example.spans) > len(flat.spans) else None
+        return example if drew_none or len(example.placed) > len(flat.placed) else None
 
     return denoising(processor, loss, None, "semi_causal", transform)
 
@@ -192,8 +195,8 @@ def replace_spans(flat: Flat, spans: Spans, processor: KosmosProcessor, first_to
             continue
         arrangement.copy(at, start, predict=first_tokens)
         weight = float(flat.weight[start]) if first_tokens else 0.0
-        slots = processor.span_slots(payload)
-        arrangement.insert_span(processor.span_slot_id, slots, payload, int(flat.ids[start]), weight)
+        processor.place(SPAN, payload, encoded := Encoded())
+        arrangement.insert_encoded(encoded, int(flat.ids[start]), weight)
         at = stop
     arrangement.copy(at, len(flat.ids))
     return arrangement.shifted(may_cut=True)
