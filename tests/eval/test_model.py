@@ -171,7 +171,7 @@ def test_each_image_is_encoded_once(
     asked = EvaluatedModel(runner, batch_rows=2)
     for _ in range(2):
         list(asked.generate(prompts, Decoding(max_new_tokens=1), [0] * len(prompts)))
-    assert runner.encoded_images == 4
+    assert runner.encoded["image"] == 4
 
 
 def test_the_feature_store_forgets_but_stays_right(
@@ -182,7 +182,7 @@ def test_the_feature_store_forgets_but_stays_right(
         EvaluatedModel(runner, batch_rows=4).generate(prompts, Decoding(max_new_tokens=4), [0] * len(prompts))
     )
     assert texts == one_by_one(model, processor, prompts, max_new_tokens=4)
-    assert runner.encoded_images > 4
+    assert runner.encoded["image"] > 4
 
 
 def test_unreadable_image_is_named(
