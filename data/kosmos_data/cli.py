@@ -68,7 +68,7 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _fetch(arguments: argparse.Namespace) -> None:
-    from .web.fetch import FetchOptions, fetch, read_list
+    from .web.http.fetch import FetchOptions, fetch, read_list
 
     options = FetchOptions(concurrency=arguments.concurrency, per_host=arguments.per_host)
     if arguments.user_agent:

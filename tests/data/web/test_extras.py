@@ -13,8 +13,8 @@ def test_the_packages_are_asked_for_by_name_and_only_when_needed() -> None:
         "packages = ('fastwarc', 'selectolax', 'httpx', 'w3lib', 'datatrove')\n"
         "assert not any(name in sys.modules for name in packages)\n"
         "sys.modules.update(dict.fromkeys(packages))\n"
-        "for use in ('from kosmos_data.web import fetch',\n"
-        '            \'from kosmos_data.web.html import extract; extract(b"<p>", "")\',\n'
+        "for use in ('from kosmos_data.web.http import fetch',\n"
+        '            \'from kosmos_data.web.html.extract import extract; extract(b"<p>", "")\',\n'
         '            \'from kosmos_data.web.warc import *; WarcWriter("/dev/null").write("u", "t", b"")\'):\n'
         "    try: exec(use)\n"
         "    except ModuleNotFoundError as error: assert 'pip install \"kosmos-metalm[web]\"' in str(error), error\n"

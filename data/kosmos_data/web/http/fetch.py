@@ -22,12 +22,12 @@ from typing import Final
 
 from rich.progress import Progress
 
-from .. import errors
-from ..atomic import write_atomically
-from ..errors import BadSample
-from ..images import open_header
+from ... import errors
+from ...atomic import write_atomically
+from ...errors import BadSample
+from ...images import open_header
+from ..page import url_name
 from .fetch_table import FETCHED, FetchTable, Outcome
-from .page import url_name
 from .polite_http import PoliteClient, origin
 from .safe_http import Refused
 
