@@ -27,7 +27,7 @@ from .tasks import Task
 def evaluate(
     model: Any,
     processor: Any,
-    task: Task | str | Path,
+    task: TaskData | Task | str | Path,
     data: str | Path,
     *,
     shots: Sequence[int] = (0,),
@@ -47,7 +47,7 @@ def evaluate(
     Args:
         model: a Kosmos model, whose training mode is left as it was.
         processor: the model's.
-        task: a task, its name, or the path of its YAML.
+        task: a task, its name, or the path of its YAML; or a task whose data is read already.
         data: the folder that the task's paths are relative to.
         shots: numbers of demonstrations.
         contexts: what the prompt contains, see prompts.py.
@@ -65,10 +65,10 @@ def evaluate(
     Raises:
         ValueError, FileNotFoundError: unknown task or context, bad data, a prompt longer than the model takes.
     """
-    loaded = task if isinstance(task, Task) else tasks.load(task)
-    material = TaskData(loaded, data)
-    material.check(shots, contexts)
-    session = Session(model, processor, material, seed, name, out, batch_rows, console, rank)
+    if not isinstance(task, TaskData):
+        task = TaskData(task if isinstance(task, Task) else tasks.load(task), data)
+    task.check(shots, contexts)
+    session = Session(model, processor, task, seed, name, out, batch_rows, console, rank)
     return session.evaluate(shots, contexts, limit, few_shot_limit, with_baselines)
 
 
@@ -84,9 +84,7 @@ def evaluate_checkpoint(
     shots: Sequence[int] = (0,),
     contexts: Sequence[str] = ("image+text",),
     limit: int | None = None,
-    few_shot_limit: int | None = None,
-    seed: int = 0,
-    batch_rows: int = 128,
+    **asked: Any,
 ) -> list[Row]:
     """Evaluate a checkpoint on tasks; prints one table, and writes ``samples/`` and, after each task, ``results.json``.
 
@@ -100,7 +98,11 @@ def evaluate_checkpoint(
         overrides: ``key=value`` for every task's YAML.
         device: where the model runs; default a GPU (of this rank) if there is one.
         name: the model's name in the rows; default the folder's.
-        out: default ``CHECKPOINT/eval``. The other arguments are those of :func:`evaluate`.
+        out: default ``CHECKPOINT/eval``.
+        shots: numbers of demonstrations.
+        contexts: what the prompt contains.
+        limit: evaluate so many items.
+        asked: other arguments of :func:`evaluate`.
 
     Raises:
         FileNotFoundError, ValueError: no such checkpoint, task, data or device; what ``evaluate`` raises.
@@ -115,10 +117,8 @@ def evaluate_checkpoint(
     model, processor = load(folder, rank.device(device))
     rows: list[Row] = []
     for one in loaded:
-        session = Session(
-            model, processor, one, seed, name or Path(checkpoint).name, out, batch_rows, console=console, rank=rank
-        )
-        fresh = session.evaluate(shots, contexts, limit, few_shot_limit, with_baselines=True)
+        asked |= {"shots": shots, "contexts": contexts, "limit": limit, "console": console, "rank": rank, "out": out}
+        fresh = evaluate(model, processor, one, data, name=name or Path(checkpoint).name, **asked)
         if rank.index == 0:
             results.write(fresh, out / "results.json")
         rows += fresh

@@ -7,7 +7,6 @@ run loses one batch at most.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -58,43 +57,34 @@ def answers(
     if any(item.candidate_images for item in items) or CANDIDATE in task.prompt.template:
         method, size = RANK_PROMPTS, _ITEMS_OF_PROMPTS
     for start in range(0, len(items), size):
-        yield from _chunk(model, task, method, range(start, min(start + size, len(items))), items, built, seed)
+        for batch in _ask(model, task, method, items[start : start + size], built[start : start + size], seed):
+            yield {start + place: answer for place, answer in batch.items()}
 
 
-def _chunk(
-    model: EvaluatedModel,
-    task: Task,
-    method: Method,
-    places: Sequence[int],
-    items: Sequence[Item],
-    built: Sequence[Prompt],
-    seed: int,
+def _ask(
+    model: EvaluatedModel, task: Task, method: Method, items: Sequence[Item], built: Sequence[Prompt], seed: int
 ) -> Iterator[dict[int, Answer]]:
-    """Ask about some of the items together; replies to one item may come in several batches."""
-    asked: list[Any] = []
-    own: dict[int, slice] = {}
-    for place in places:
-        questions = method.questions(task, items[place], built[place])
-        own[place] = slice(len(asked), len(asked) + len(questions))
-        asked += questions
-    owners = [place for place, part in own.items() for _ in range(part.start, part.stop)]
-    replies: list[Any] = [None] * len(asked)
-    left = Counter(owners)
-    for batch in _put(model, task, asked, [items[place] for place in owners], seed):
+    """Put all questions about some items together; the replies to one item may come in several batches."""
+    questions = [method.questions(task, item, prompt) for item, prompt in zip(items, built, strict=True)]
+    owners = [(place, number) for place, own in enumerate(questions) for number in range(len(own))]
+    asked: list[Any] = [question for own in questions for question in own]
+    batches: Iterator[Mapping[int, Any]]
+    if isinstance(asked[0], Prompt):
+        seeds = [stable_hash("sample", seed, task.name, items[place].id) for place, _ in owners]
+        batches = model.generate(asked, task.decoding, seeds)
+    else:
+        batches = model.log_likelihoods(asked)
+    replies: list[list[Any]] = [[None] * len(own) for own in questions]
+    left = [len(own) for own in questions]
+    for batch in batches:
+        done = {}
         for at, reply in batch.items():
-            replies[at] = reply
-            left[owners[at]] -= 1
-        done = [place for place in dict.fromkeys(owners[at] for at in batch) if not left[place]]
-        yield {place: method.answer(task, items[place], replies[own[place]]) for place in done}
-
-
-def _put(
-    model: EvaluatedModel, task: Task, asked: Sequence[Any], owners: Sequence[Item], seed: int
-) -> Iterator[Mapping[int, str | Likelihood]]:
-    if not isinstance(asked[0], Prompt):
-        return model.log_likelihoods(asked)
-    seeds = [stable_hash("sample", seed, task.name, item.id) for item in owners]
-    return model.generate(asked, task.decoding, seeds)
+            place, number = owners[at]
+            replies[place][number] = reply
+            left[place] -= 1
+            if not left[place]:
+                done[place] = method.answer(task, items[place], replies[place])
+        yield done
 
 
 def rationales(model: EvaluatedModel, task: Task, chosen: Sequence[Prompt]) -> list[str]:
