@@ -15,13 +15,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
-from . import baselines, metrics, prompts, questions, results
+from . import baselines, methods, metrics, prompts, results
 from .fitting import fitted
 from .items import Item, content_hash
+from .methods import Answer
 from .metrics import auc
 from .model import EvaluatedModel
 from .prompts import Prompt, candidates, continuations
-from .questions import Answer
 from .results import Row
 from .runner import Runner
 from .sample_log import Rank, Record, SampleLog, request_hash
@@ -133,10 +133,10 @@ class Session:
         chosen, items = [built[place] for place in places], [run.items[place] for place in places]
         texts: list[str] = []
         if run.task.rationale:
-            texts = questions.rationales(self.model, run.task, chosen)
+            texts = methods.rationales(self.model, run.task, chosen)
             seconds = [prompt.then or prompt for prompt in chosen]
             chosen = [prompts.with_rationale(second, text) for second, text in zip(seconds, texts, strict=True)]
-        for batch in questions.answers(self.model, run.task, items, chosen, self.seed):
+        for batch in methods.answers(self.model, run.task, items, chosen, self.seed):
             records = []
             for at, answer in batch.items():
                 record = _record(items[at], chosen[at], requests[items[at].id], answer)

@@ -10,7 +10,7 @@ from pathlib import Path
 from . import metrics
 from .demonstrations import DemonstrationPool, EmbedImages
 from .items import Item, stable_hash
-from .metrics.text import accuracy
+from .metrics.strings import accuracy
 from .readers import load_items
 from .tasks import CONTEXTS, Task
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
 from PIL import Image
 
 from kosmos import KosmosForConditionalGeneration, KosmosProcessor
-from kosmos_eval import questions, tasks
+from kosmos_eval import methods, tasks
 from kosmos_eval.items import Item
 from kosmos_eval.model import EvaluatedModel, in_order
 from kosmos_eval.prompts import Pair, Prompt
@@ -97,6 +98,10 @@ def test_constrained_beam_writes_only_candidates(
     assert set(texts) <= set(names)
 
 
+def test_every_decoding_method_asks_in_its_own_way() -> None:
+    assert set(get_args(get_type_hints(Decoding)["method"])) == set(methods.METHODS)
+
+
 def test_trie_of_nested_answers() -> None:
     trie = Trie([(5,), (5, 6), (7,)], end=2)
     assert trie.allowed([]) == [5, 7]
@@ -121,7 +126,7 @@ def test_ranking_equals_forward_one_by_one(
     decoding = Decoding("rank", normalisation=normalisation, bare_prompt=bare_prompt, candidates=candidates)
     task = Task("", tasks.DatasetFiles("jsonl", ""), tasks.Prompt(""), decoding=decoding, metrics=["accuracy"])
     items = [Item(str(place)) for place in range(len(prompts))]
-    answers = in_order(questions.answers(asked, task, items, prompts, 0))
+    answers = in_order(methods.answers(asked, task, items, prompts, 0))
     candidates = [f" {text}" for text in candidates]
     for prompt, answer in zip(prompts, answers, strict=True):
         expected = []

@@ -9,7 +9,7 @@ In the order in which a page passes through them:
     rules, options                   every threshold with its source; the settings of ``kosmos data web``
     filters, text_quality, held_out  what one page tells
     selection, hamming               what only the whole corpus tells: duplicates, near hashes, five images a page
-    ledger, selection_ledger         what every rule dropped, with examples; report shows it
+    ledger, selection_ledger         what every rule dropped, with examples; ledger_report shows it
     pipeline, stages, executors      the run: its stages, their steps, what runs them
     sources, work_folder             where pages and image bytes come from; what stages hand to each other
     http/                            images by address, and what became of each (fetch, fetch_table); what servers ask

@@ -14,7 +14,7 @@ from functools import cache
 
 import numpy as np
 
-from . import auc, captions, coco_java, ptb, text, vqa
+from . import auc, captions, coco_java, ptb, strings, vqa
 
 References = Sequence[Sequence[str]]
 
@@ -71,10 +71,10 @@ def roc_auc(confidences: Sequence[float], positive: Sequence[bool]) -> MetricSco
 _PER_ANSWER: dict[str, Callable[[str, Sequence[str]], float]] = {
     "vqa": vqa.vqa_accuracy,
     "vqa_lenient": lambda prediction, answers: vqa.vqa_accuracy(prediction, answers, rule="lenient"),
-    "accuracy": text.accuracy,
-    "exact_match": text.exact_match,
-    "f1": text.f1,
-    "anls": text.anls,
+    "accuracy": strings.accuracy,
+    "exact_match": strings.exact_match,
+    "f1": strings.f1,
+    "anls": strings.anls,
 }
 ANSWER_METRICS = tuple(_PER_ANSWER)
 _BLEU = [f"bleu_{n}" for n in range(1, captions.MAX_ORDER + 1)]

@@ -31,7 +31,7 @@ def test_without_the_extra_one_line_says_what_to_install() -> None:
 import sys
 for name in ("datatrove", "py3langid", "imagehash", "w3lib", "fastwarc", "selectolax", "ray"):
     sys.modules[name] = None
-import kosmos_data, kosmos_data.web.pipeline, kosmos_data.web.report, kosmos_data.web.filters, kosmos_data.cli
+import kosmos_data, kosmos_data.web.pipeline, kosmos_data.web.ledger_report, kosmos_data.web.filters, kosmos_data.cli
 from kosmos_data.web.filters import Filters
 from kosmos_data.web.rules import *
 for call in (lambda: Filters(TextRules(), ImageRules(), HeldOut(), {}),
