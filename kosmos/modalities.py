@@ -5,23 +5,28 @@
     ids        <s> <image> i i i </image> a cat        i = the placeholder of this kind
     features               f f f                       connector(encoder(inputs)), in row-major order
 
-Model, beams, training step and cost loop over ``MODALITIES``. The order of the table is part of the model: every rank
-encodes in this order, so that backward reaches the encoders in one order too, whatever a rank's rows hold. Under ZeRO-2
-a gradient that arrives in another order than on the other ranks is added to the wrong one, under ZeRO-3 all wait.
+Processor, batches, model, beams, training step and cost loop over ``MODALITIES``. The order of the table is part of the
+model: every rank encodes in this order, so that backward reaches the encoders in one order too, whatever a rank's rows
+hold. Under ZeRO-2 a gradient that arrives in another order than on the other ranks is added to the wrong one, under
+ZeRO-3 all wait.
 
-A further modality is an entry that is put here: ``MODALITIES["tone"] = Modality("tone", …)``, before a model is built.
+A further modality is an entry that is put here, ``MODALITIES["tone"] = Modality("tone", …)``, and its segment in
+``kosmos.segments.SEGMENTS``, before a model is built.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .encoders import SpanEncoder, build_vision_tower
+from .segments import Placed, TooLong
+from .tokenization_kosmos import IMAGE_BEGIN, IMAGE_END, IMAGE_SLOT, SPAN_SLOT
 
 Inputs: TypeAlias = Mapping[str, Any]
 TYPICAL_SPAN = 64
@@ -40,9 +45,12 @@ class Modality:
         encoder: attribute of the encoder in ``KosmosModel``, and so its key in checkpoints.
         connector: attribute of the connector.
         parts: names of encoder and connector in counts of parameters and norms; another modality has other names.
+        marks: the tokens before, for and behind its features; the outer two may be empty.
+        payload: tells what the encoder reads of a segment, by the processor; None if there is nothing to read.
+        stack: makes the inputs of a model from payloads.
         build: makes the encoder, a module with ``width``, from its config.
         read: turns a model and inputs into features, (I, Q, D) for I inputs of Q features or (N, D) end to end.
-        places: tells how many placeholders each input takes, (I,).
+        places: tells how many placeholders each input takes, (I,), by the config of a model or by a processor.
         smallest: makes the smallest input, which a rank without one reads, so that it has every gradient.
         units: counts what the cost of inputs is counted in: images, tokens of spans.
         typical: makes an input of the size for which the cost of a unit is told (kosmos/cost.py); None: ``smallest``.
@@ -57,6 +65,9 @@ class Modality:
     encoder: str
     connector: str
     parts: tuple[str, str]
+    marks: tuple[str, str, str]
+    payload: Callable[[Any, Any], Any]
+    stack: Callable[[Sequence[Any]], dict[str, Tensor]]
     build: Callable[[Any], nn.Module]
     read: Callable[..., Tensor]
     places: Callable[[Any, Inputs], Tensor]
@@ -95,6 +106,11 @@ class Modality:
         return counts
 
 
+def _stack_images(images: Sequence[np.ndarray]) -> dict[str, Tensor]:
+    """``uint8`` pixels (3, S, S) each, not normalised yet, to (I, 3, S, S)."""
+    return {"pixel_values": torch.from_numpy(np.stack(images))}
+
+
 def _read_images(model: Any, pixel_values: Tensor) -> Tensor:
     return model.connector(model.vision_tower(pixel_values).to(model.dtype))
 
@@ -106,6 +122,22 @@ def _image_places(config: Any, inputs: Inputs) -> Tensor:
 def _black_image(config: Any, device: torch.device) -> dict[str, Tensor]:
     size = config.vision_config.image_size
     return {"pixel_values": torch.zeros(1, 3, size, size, device=device)}
+
+
+def _span_payload(processor: Any, span: Any) -> np.ndarray | None:
+    """The ids (L,) that the text encoder reads; none if the text has no token."""
+    ids, limit = processor.encode_span(span.text), processor.max_span_length
+    if limit is not None and len(ids) > limit:
+        raise TooLong(f"the span {span.text[:40]!r} has {len(ids)} tokens, the text encoder reads {limit}; divide it")
+    return np.array(ids, dtype=np.int32) if len(ids) > 1 else None
+
+
+def _stack_spans(spans: Sequence[np.ndarray]) -> dict[str, Tensor]:
+    """Ids (L,) each to (S, L), padded with 0 on the right, and their mask."""
+    rows = [torch.from_numpy(np.asarray(ids)).long() for ids in spans]
+    pad = torch.nn.utils.rnn.pad_sequence
+    masks = [torch.ones_like(row) for row in rows]
+    return {"span_input_ids": pad(rows, batch_first=True), "span_attention_mask": pad(masks, batch_first=True)}
 
 
 def _read_spans(model: Any, span_input_ids: Tensor, span_attention_mask: Tensor | None = None) -> Tensor:
@@ -126,7 +158,7 @@ def _span_places(config: Any, inputs: Inputs) -> Tensor:
     ids_SL, mask_SL = inputs["span_input_ids"], inputs.get("span_attention_mask")
     if config.num_span_tokens is not None:
         return torch.full((len(ids_SL),), config.num_span_tokens)
-    return (torch.ones_like(ids_SL) if mask_SL is None else mask_SL)[:, 1:].sum(1)
+    return torch.tensor([len(ids) - 1 for ids in ids_SL]) if mask_SL is None else mask_SL[:, 1:].sum(1)
 
 
 def _span_of_one_token(config: Any, device: torch.device) -> dict[str, Tensor]:
@@ -154,6 +186,9 @@ IMAGE = Modality(
     encoder="vision_tower",
     connector="connector",
     parts=("vision", "connector"),
+    marks=(IMAGE_BEGIN, IMAGE_SLOT, IMAGE_END),
+    payload=lambda processor, image: image.data,
+    stack=_stack_images,
     build=build_vision_tower,
     read=_read_images,
     places=_image_places,
@@ -169,6 +204,9 @@ SPAN = Modality(
     encoder="span_encoder",
     connector="span_connector",
     parts=("spans", "spans"),
+    marks=("", SPAN_SLOT, ""),
+    payload=_span_payload,
+    stack=_stack_spans,
     build=SpanEncoder,
     read=_read_spans,
     places=_span_places,
@@ -183,3 +221,13 @@ MODALITIES: dict[str, Modality] = {modality.name: modality for modality in (IMAG
 def input_names() -> set[str]:
     """Return the names of all modalities' inputs."""
     return {name for modality in MODALITIES.values() for name in modality.inputs}
+
+
+def stack_inputs(placed: Iterable[Placed]) -> dict[str, Tensor]:
+    """Make a model's inputs of what was placed in its rows, row by row; a modality without any has none."""
+    kept = list(placed)
+    inputs: dict[str, Tensor] = {}
+    for name, modality in MODALITIES.items():
+        if payloads := [one.payload for one in kept if one.modality == name]:
+            inputs |= modality.stack(payloads)
+    return inputs

@@ -1,35 +1,26 @@
-"""Text with pictures and spans → model inputs: the one place where an image becomes ``<image> slots </image>``.
+"""Segments → ids: the one place where text, images and text spans become what a model reads.
 
-Training documents, evaluation prompts and chats all pass here: the loader uses :meth:`KosmosProcessor.encode_text`,
-:meth:`KosmosProcessor.encode_span` and :meth:`KosmosProcessor.image_token_ids` segment by segment, everyone else calls
-the processor with ``<image>`` and ``<span>…</span>`` in the text. Layout: KOSMOS-1 table 21, KOSMOS-2
+Training documents, evaluation prompts and chats all pass here, through :meth:`KosmosProcessor.encode`, the processor's
+call too, which finds ``<image>`` and ``<span>…</span>`` in a text. Layout: KOSMOS-1 table 21, KOSMOS-2
 ``laion2b_loader.py``; text spans as in MetaLM (arXiv 2206.06336, section 2.3).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence, Sized
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import BatchFeature, MultiModalData, ProcessorMixin
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from .image_processing_kosmos import KosmosImageProcessor
-from .tokenization_kosmos import (
-    IMAGE_BEGIN,
-    IMAGE_END,
-    IMAGE_SLOT,
-    LINE_END,
-    SPAN_BEGIN,
-    SPAN_END,
-    SPAN_SLOT,
-    encode_text,
-)
+from .modalities import MODALITIES, Modality, stack_inputs
+from .segments import Encoded, Image, Placed, Segment, Span, Text, Token, modality_name
+from .tokenization_kosmos import IMAGE_BEGIN, IMAGE_SLOT, LINE_END, SPAN_BEGIN, SPAN_END, SPAN_SLOT, encode_text
 
 SPAN_FOLDER = "span_tokenizer"
 
@@ -106,12 +97,58 @@ class KosmosProcessor(ProcessorMixin):
         self.image_slot_id: int = tokenizer.convert_tokens_to_ids(IMAGE_SLOT)
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
 
+    def encode(self, segments: Iterable[Segment | list[int]], skip_empty: bool = False) -> Encoded:
+        """Write segments as ids: text, special tokens, and the places of what encoders read between their marks.
+
+        Args:
+            segments: in reading order; a list of ids is written as it is.
+            skip_empty: leave out what its encoder has nothing to read of, instead of refusing it.
+
+        Returns:
+            The ids, without ``<s>`` and ``</s>`` unless they are among the segments, and what was placed in them.
+
+        Raises:
+            TooLong: a ValueError; a span is longer than its encoder reads.
+            ValueError: a special token that the tokenizer does not have, or a segment without anything to read.
+        """
+        encoded = Encoded()
+        for segment in segments:
+            if isinstance(segment, Text):
+                encoded.ids += self.encode_text(segment.text)
+            elif isinstance(segment, Token):
+                encoded.ids.append(self.token_id(segment.text))
+            elif isinstance(segment, list):
+                encoded.ids += segment
+            else:
+                modality = MODALITIES[modality_name(segment)]
+                payload = modality.payload(self, segment)
+                if payload is not None:
+                    self.place(modality, payload, encoded)
+                elif not skip_empty:
+                    raise ValueError(f"{segment} is empty: the encoder of {modality.name}s needs at least one token")
+            encoded.edges.append(len(encoded.ids))
+        return encoded
+
+    def place(self, modality: Modality, payload: Any, encoded: Encoded) -> None:
+        """Append the placeholders of what the modality's encoder reads, with the marks around them, to ``encoded``."""
+        begin, slot, end = ([self.token_id(mark)] if mark else [] for mark in modality.marks)
+        length = int(modality.places(self, {modality.inputs[0]: [payload]})[0])
+        encoded.placed.append(Placed(modality.name, len(encoded.ids) + len(begin), length, payload))
+        encoded.ids += [*begin, *slot * length, *end]
+
+    def token_id(self, token: str) -> int:
+        """Return the id of a special token; ValueError where the tokenizer has none of this name."""
+        found: int = self.tokenizer.convert_tokens_to_ids(token)
+        if found == self.tokenizer.unk_token_id and token != self.tokenizer.unk_token:
+            raise ValueError(f"the tokenizer has no special token {token}; make it with extra_tokens=[{token!r}]")
+        return found
+
     def encode_text(self, text: str) -> list[int]:
         """Ids of one text segment; special tokens spelled out in it stay plain text."""
         return encode_text(self.tokenizer, text)
 
     def encode_span(self, text: str) -> list[int]:
-        """What the text encoder reads of a span: its begin token, then the text; see :meth:`span_slots`.
+        """What the text encoder reads of a span: its begin token, then the text.
 
         Differs from a BERT's pretraining: no ``[SEP]`` ends the text.
         """
@@ -127,10 +164,6 @@ class KosmosProcessor(ProcessorMixin):
             *tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"],
         ]
 
-    def span_slots(self, ids: Sized) -> int:
-        """Count the places of a span in the decoder: ``num_span_tokens``, or one for each of ``ids`` but the first."""
-        return len(ids) - 1 if self.num_span_tokens is None else self.num_span_tokens
-
     @property
     def max_span_length(self) -> int | None:
         """Most tokens of a span that the text encoder reads, its begin token included; None: not known."""
@@ -139,15 +172,12 @@ class KosmosProcessor(ProcessorMixin):
 
     def image_token_ids(self) -> list[int]:
         """The ids of one image's place in a document: ``<image>``, Q slots, ``</image>``."""
-        return [
-            self.image_token_id,
-            *[self.image_slot_id] * self.num_image_tokens,
-            self.tokenizer.convert_tokens_to_ids(IMAGE_END),
-        ]
+        return self.encode([Image(b"")]).ids
 
     def placeholder_ids(self) -> list[int]:
-        """The slots of images and spans: places for features, which a model must not write."""
-        return [self.image_slot_id, self.span_slot_id]
+        """The slots of every modality: places for features, which a model must not write."""
+        known = self.tokenizer.get_added_vocab()
+        return [known[modality.marks[1]] for modality in MODALITIES.values() if modality.marks[1] in known]
 
     def answer_end_ids(self) -> list[int]:
         """The tokens that end an answer: ``</s>`` and the end of its line."""
@@ -186,14 +216,13 @@ class KosmosProcessor(ProcessorMixin):
             ValueError: the number of pictures differs from the number of ``<image>``, ``<span>`` and ``</span>`` do not
                 alternate, a span is empty or too long for its encoder, or a prompt is longer than ``max_length``.
         """
-        spans: list[list[int]] = []
+        placed: list[Placed] = []
         if text is not None:
             prompts = [text] if isinstance(text, str) else list(text)
-            prompts = [self._take_spans(prompt, spans) for prompt in prompts]
+            prompts = [self._take_spans(prompt, placed) for prompt in prompts]
             text = prompts[0] if isinstance(text, str) else prompts
         features = super().__call__(images=images, text=text, **kwargs)
-        if spans:
-            features.update(_pad(spans))
+        features.update(stack_inputs(placed))
         if text is not None and self.max_length is not None:
             longest = max((len(ids) for ids in features["input_ids"]), default=0)
             if longest > self.max_length:
@@ -203,8 +232,8 @@ class KosmosProcessor(ProcessorMixin):
                 )
         return features
 
-    def _take_spans(self, prompt: str, spans: list[list[int]]) -> str:
-        """The prompt with slots in the place of its spans, whose ids are appended to ``spans``."""
+    def _take_spans(self, prompt: str, placed: list[Placed]) -> str:
+        """The prompt with slots in the place of its spans, which are appended to ``placed``."""
         marks = re.findall(f"{SPAN_BEGIN}|{SPAN_END}", prompt)
         if marks != [SPAN_BEGIN, SPAN_END] * (len(marks) // 2):
             raise ValueError(
@@ -215,21 +244,16 @@ class KosmosProcessor(ProcessorMixin):
             raise ValueError(
                 f"the prompt holds {SPAN_SLOT}: write {SPAN_BEGIN}text{SPAN_END}, the processor adds slots"
             )
-        return re.sub(
-            f"{SPAN_BEGIN}(.*?){SPAN_END}", lambda match: self._slots(match[1], spans), prompt, flags=re.DOTALL
-        )
+        pieces = re.split(f"{SPAN_BEGIN}(.*?){SPAN_END}", prompt, flags=re.DOTALL)
+        for at in range(1, len(pieces), 2):
+            encoded = self.encode([Span(pieces[at])])
+            placed += encoded.placed
+            pieces[at] = self._spell(encoded)
+        return "".join(pieces)
 
-    def _slots(self, text: str, spans: list[list[int]]) -> str:
-        ids = self.encode_span(text)
-        if len(ids) < 2:
-            raise ValueError(f"the span {text!r} is empty: the text encoder needs at least one token")
-        limit = self.max_span_length
-        if limit is not None and len(ids) > limit:
-            raise ValueError(
-                f"the span {text[:40]!r}… has {len(ids)} tokens, the text encoder reads {limit}; divide it"
-            )
-        spans.append(ids)
-        return SPAN_SLOT * self.span_slots(ids)
+    def _spell(self, encoded: Encoded) -> str:
+        """Special tokens as a text, of which transformers' processor makes the same ids again."""
+        return "".join(self.tokenizer.convert_ids_to_tokens(encoded.ids))
 
     @classmethod
     def get_attributes(cls) -> list[str]:
@@ -281,18 +305,11 @@ class KosmosProcessor(ProcessorMixin):
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
         """What ``<image>`` becomes in the text."""
-        return IMAGE_BEGIN + IMAGE_SLOT * self.num_image_tokens + IMAGE_END
+        return self._spell(self.encode([Image(b"")]))
 
     def _get_num_multimodal_tokens(self, image_sizes: list | None = None, **kwargs: Any) -> MultiModalData:
         count = 0 if image_sizes is None else len(image_sizes)
         return MultiModalData(num_image_tokens=[self.num_image_tokens + 2] * count, num_image_patches=[1] * count)
-
-
-def _pad(spans: list[list[int]]) -> dict[str, torch.Tensor]:
-    length = max(len(ids) for ids in spans)
-    rows = [ids + [0] * (length - len(ids)) for ids in spans]
-    mask = [[1] * len(ids) + [0] * (length - len(ids)) for ids in spans]
-    return {"span_input_ids": torch.tensor(rows), "span_attention_mask": torch.tensor(mask)}
 
 
 def load_processor(folder: str | Path) -> KosmosProcessor:

@@ -87,7 +87,7 @@ def test_the_chat_asks_as_the_corpus_was_written(demo: Path) -> None:
     ids = asked["input_ids"][0].tolist()
     flat = flatten(document, processor)
     assert ids == flat.ids[: len(ids)].tolist()
-    assert asked["span_input_ids"][0].tolist() == flat.spans[0].payload.tolist()
+    assert asked["span_input_ids"][0].tolist() == flat.placed[0].payload.tolist()
 
 
 @pytest.mark.slow

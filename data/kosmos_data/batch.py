@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kosmos.modalities import MODALITIES, stack_inputs
+
 from .packing import BLOCK, DOCUMENT, LABEL, POSITION, POSITION_IN_SPAN, SOURCE, TOKEN, Row
 
 
@@ -27,7 +29,7 @@ class StepBatch:
             ``source_tokens`` and ``skipped`` by name, ``fallbacks`` (stretches too short for their objective), and
             ``order``, a hash of what was read: XOR over ranks, it is the same for any number of ranks and workers.
         rows: numbers of the rows in the order of the micro-batches.
-        images: images per row, in the same order.
+        inputs: how many inputs of each modality each of these rows has.
     """
 
     step: int
@@ -35,7 +37,7 @@ class StepBatch:
     state: dict[str, Any]
     stats: dict[str, Any]
     rows: list[int]
-    images: list[int]
+    inputs: list[dict[str, int]]
 
 
 def collate(rows: Sequence[Row]) -> dict[str, Tensor]:
@@ -44,8 +46,8 @@ def collate(rows: Sequence[Row]) -> dict[str, Tensor]:
     Returns:
         ``input_ids``, ``shift_labels`` (−100 ignored), ``document_ids`` (−1 padding), ``position_ids``, ``source_ids``
         (−1 padding), all int64 (B, T); ``loss_weight`` float32 (B, T). Only where needed: ``block_ids`` and
-        ``position_in_span`` int64 (B, T); ``pixel_values`` uint8 (I, 3, S, S), row by row; ``span_input_ids`` and
-        ``span_attention_mask`` int64 (S, L), padded with 0 on the right.
+        ``position_in_span`` int64 (B, T); and, row by row, the inputs of each modality, which ``stack`` of
+        ``kosmos.modalities`` makes: ``pixel_values`` uint8 (I, 3, S, S) …
     """
 
     def column(field: int) -> np.ndarray:
@@ -65,13 +67,12 @@ def collate(rows: Sequence[Row]) -> dict[str, Tensor]:
         batch["block_ids"] = torch.from_numpy(block).long()
     if position_in_span.any():
         batch["position_in_span"] = torch.from_numpy(position_in_span).long()
-    images = [image for row in rows for image in row.images]
-    if images:
-        batch["pixel_values"] = torch.from_numpy(np.stack(images))
-    texts = [text for row in rows for text in row.texts]
-    if texts:
-        batch["span_input_ids"], batch["span_attention_mask"] = _pad(texts)
-    return batch
+    return batch | stack_inputs(placed for row in rows for placed in row.placed)
+
+
+def count_inputs(row: Row) -> dict[str, int]:
+    """Count what a row holds of each modality."""
+    return {name: sum(placed.modality == name for placed in row.placed) for name in MODALITIES}
 
 
 def statistics(rows: Sequence[Row], source_names: Sequence[str]) -> dict[str, Any]:
@@ -87,19 +88,10 @@ def statistics(rows: Sequence[Row], source_names: Sequence[str]) -> dict[str, An
         "tokens": int(counts.sum()),
         "positions": sources.size,
         "supervised": sum(int(np.count_nonzero(row.weight)) for row in rows),
-        "images": sum(len(row.images) for row in rows),
+        "images": sum(count_inputs(row)["image"] for row in rows),
         "documents": sum(row.documents for row in rows),
         "fallbacks": sum(row.fallbacks for row in rows),
         "source_tokens": dict(zip(source_names, counts.tolist(), strict=True)),
         "skipped": dict(skipped),
         "order": f"{order:016x}",
     }
-
-
-def _pad(texts: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-    ids = torch.zeros(len(texts), max(len(text) for text in texts), dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for number, text in enumerate(texts):
-        ids[number, : len(text)] = torch.from_numpy(text.astype(np.int64))
-        mask[number, : len(text)] = 1
-    return ids, mask

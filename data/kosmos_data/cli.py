@@ -43,9 +43,9 @@ def _make(arguments: argparse.Namespace) -> None:
 def _web(arguments: argparse.Namespace) -> None:
     from kosmos import settings
 
+    from .web.ledger_report import table
     from .web.options import WebOptions
     from .web.pipeline import run
-    from .web.report import table
 
     # An override that stands among the files looks like one of them.
     overrides = [word for word in arguments.warcs if "=" in word and not Path(word).exists()] + arguments.overrides
@@ -61,14 +61,14 @@ def _web(arguments: argparse.Namespace) -> None:
 
 def _report(arguments: argparse.Namespace) -> None:
     from .web.ledger import read_ledger
-    from .web.report import table, write_report
+    from .web.ledger_report import table, write_report
 
     Console().print(table(read_ledger(arguments.folder)))
     Console().print(f"as a page to look at: {escape(str(write_report(arguments.folder)))}", soft_wrap=True)
 
 
 def _fetch(arguments: argparse.Namespace) -> None:
-    from .web.fetch import FetchOptions, fetch, read_list
+    from .web.http.fetch import FetchOptions, fetch, read_list
 
     options = FetchOptions(concurrency=arguments.concurrency, per_host=arguments.per_host)
     if arguments.user_agent:

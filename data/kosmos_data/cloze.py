@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from . import objectives
-from .example import Example, FlatBuilder, all_causal
+from .example import Example, all_causal, text_only
 
 if TYPE_CHECKING:
     from kosmos.processing_kosmos import KosmosProcessor
@@ -78,11 +78,10 @@ class Cloze:
         if len(parts) != 2:
             raise ValueError(f"the pattern {text!r} has {len(parts) - 1} {MASK}; it needs exactly one")
         tokenizer = self.processor.tokenizer
-        builder = FlatBuilder()
-        builder.add([tokenizer.bos_token_id, *self.processor.encode_text(parts[0])], 0.0)
-        start = len(builder.ids)
-        builder.add([*wording, *self.processor.encode_text(parts[1]), tokenizer.eos_token_id], 1.0)
-        example = self.fill(builder.build(), (start, start + len(wording)), self.processor, self.two_positions)
+        read = [tokenizer.bos_token_id, *self.processor.encode_text(parts[0])]
+        ids = [*read, *wording, *self.processor.encode_text(parts[1]), tokenizer.eos_token_id]
+        blank = len(read), len(read) + len(wording)
+        example = self.fill(text_only(ids, len(read)), blank, self.processor, self.two_positions)
         return example if self.bidirectional else all_causal(example)
 
     def scores(self, model: Any, texts: Sequence[str]) -> Tensor:

@@ -10,8 +10,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from kosmos.segments import SEGMENTS, Image, Segment, Text, modality_name
+from kosmos.segments import Span as Span
 
 from . import errors
 from .errors import BadSample
@@ -19,31 +22,6 @@ from .errors import BadSample
 _KEY = re.compile(r"[^./\x00]+(/[^./\x00]+)*")
 _PICTURES = ("jpg", "jpeg", "png", "webp")
 _SUFFIXES = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp", b"GIF8": "gif", b"BM": "bmp"}
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """A stretch of text. ``supervised=False`` marks what a model reads but is not asked to write (a question)."""
-
-    text: str
-    supervised: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Image:
-    """An encoded image (JPEG, PNG, WebP …), bytes as they came from the source."""
-
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A stretch of text that the bidirectional text encoder reads in the decoder's place (MetaLM, section 2.1)."""
-
-    text: str
-
-
-Segment: TypeAlias = Text | Image | Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +45,7 @@ class Document:
     @property
     def text(self) -> str:
         """All text, joined by newlines; for filters and statistics, not for training."""
-        return "\n".join(segment.text for segment in self.segments if not isinstance(segment, Image))
+        return "\n".join(text for segment in self.segments if isinstance(text := getattr(segment, "text", None), str))
 
 
 def to_files(document: Document) -> dict[str, bytes]:
@@ -87,10 +65,10 @@ def to_files(document: Document) -> dict[str, bytes]:
             name = f"{len(files)}.{image_suffix(segment.data)}"
             files[name] = segment.data
             segments.append({"image": name})
-        elif isinstance(segment, Span):
-            segments.append({"span": segment.text})
-        else:
+        elif isinstance(segment, Text):
             segments.append({"text": segment.text} | ({} if segment.supervised else {"supervised": False}))
+        else:
+            segments.append({modality_name(segment): getattr(segment, fields(segment)[0].name)})
     body: dict[str, Any] = {"segments": segments} | ({"meta": dict(document.meta)} if document.meta else {})
     files["json"] = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
     return files
@@ -143,9 +121,11 @@ def _segment(entry: Mapping[str, Any], files: Mapping[str, bytes]) -> Segment:
             if name not in files:
                 raise BadSample(errors.IMAGE_MISSING, f"no file {name!r} beside the json")
             return Image(files[name])
-        case {"span": str(text)}:
-            return Span(_encodable(text))
-    raise ValueError(f"a segment has one of the keys text, image, span; got {str(entry)[:80]}")
+    for name, kind in SEGMENTS.items():
+        if name in entry and kind is not Image:
+            content = entry[name]
+            return kind(_encodable(content) if isinstance(content, str) else content)
+    raise ValueError(f"a segment has one of the keys text, {', '.join(SEGMENTS)}; got {str(entry)[:80]}")
 
 
 def _encodable(text: str) -> str:

@@ -9,29 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import numpy as np
 
+from kosmos.segments import Placed
+
 IGNORED = -100
 """The label of an output that predicts nothing, as everywhere in transformers."""
-
-
-@dataclass(frozen=True, slots=True)
-class Placed:
-    """Something that an encoder reads, and the places that its features take in the decoder.
-
-    Args:
-        kind: ``image`` or ``text``.
-        start: index of the first slot in the token sequence.
-        length: number of slots; they follow each other.
-        payload: image: ``uint8`` pixels (3, S, S); text: ids (L,) for the text encoder.
-    """
-
-    kind: Literal["image", "text"]
-    start: int
-    length: int
-    payload: np.ndarray
 
 
 @dataclass(slots=True)
@@ -46,7 +30,7 @@ class Example:
         block: −1 causal, otherwise the id of a bidirectional block.
         position: position id of each token, from 0.
         position_in_span: GLM's second position; 0 elsewhere.
-        spans: images and text spans in order of their slots.
+        placed: what encoders read, in order of their slots.
         cuts: True at t where the example may be cut before token t, for rows that it does not fit into. All False: the
             example is one piece (its parts refer to each other).
         fallback: so many stretches of the document were too short for the objective and stayed plain causal text.
@@ -61,7 +45,7 @@ class Example:
     block: np.ndarray
     position: np.ndarray
     position_in_span: np.ndarray
-    spans: Sequence[Placed]
+    placed: Sequence[Placed]
     cuts: np.ndarray
     fallback: int = 0
     ends: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
@@ -82,52 +66,20 @@ class Flat:
     Args:
         ids: ``<s>``, segments, ``</s>``.
         weight: weight of *predicting this very token* (not shifted).
-        spans: images and text spans with their slots.
-        cuts: True where the sequence may be cut before this token (never inside an image).
+        placed: what encoders read, with their slots.
+        cuts: True where the sequence may be cut before this token (never inside an image or a span).
     """
 
     ids: np.ndarray
     weight: np.ndarray
-    spans: list[Placed]
+    placed: list[Placed]
     cuts: np.ndarray
 
 
-@dataclass(slots=True)
-class FlatBuilder:
-    """Collects ids segment by segment into a :class:`Flat`."""
-
-    ids: list[int] = field(default_factory=list)
-    weight: list[float] = field(default_factory=list)
-    cuts: list[bool] = field(default_factory=list)
-    spans: list[Placed] = field(default_factory=list)
-
-    def add(self, ids: Sequence[int], weight: float) -> None:
-        """Ordinary tokens, all with one weight."""
-        self.ids += ids
-        self.weight += [weight] * len(ids)
-        self.cuts += [True] * len(ids)
-
-    def add_span(self, kind: Literal["image", "text"], ids: Sequence[int], payload: np.ndarray, begin: float) -> None:
-        """One begin token (weight ``begin``), slots and one end token, which stay together in one row."""
-        self.spans.append(Placed(kind, len(self.ids) + 1, len(ids) - 2, payload))
-        self.ids += ids
-        self.weight += [begin] + [0.0] * (len(ids) - 1)
-        self.cuts += [True] + [False] * (len(ids) - 1)
-
-    def add_text_span(self, slot: int, slots: int, payload: Sequence[int]) -> None:
-        """So many slots for what the text encoder reads (``processor.span_slots``), all in one row."""
-        self.spans.append(Placed("text", len(self.ids), slots, np.array(payload, dtype=np.int32)))
-        self.ids += [slot] * slots
-        self.weight += [0.0] * slots
-        self.cuts += [True] + [False] * (slots - 1)
-
-    def build(self) -> Flat:
-        return Flat(
-            np.array(self.ids, dtype=np.int32),
-            np.array(self.weight, dtype=np.float32),
-            self.spans,
-            np.array(self.cuts, dtype=bool),
-        )
+def text_only(ids: Sequence[int], trained_from: int) -> Flat:
+    """Ids of text, of which those from ``trained_from`` on are predicted."""
+    weight = (np.arange(len(ids)) >= trained_from).astype(np.float32)
+    return Flat(np.array(ids, dtype=np.int32), weight, [], np.ones(len(ids), dtype=bool))
 
 
 def shifted(flat: Flat) -> Example:
@@ -144,7 +96,7 @@ def shifted(flat: Flat) -> Example:
         block=np.full(length, -1, dtype=np.int32),
         position=np.arange(length, dtype=np.int32),
         position_in_span=np.zeros(length, dtype=np.int32),
-        spans=flat.spans,
+        placed=flat.placed,
         cuts=flat.cuts[:-1],
     )
 

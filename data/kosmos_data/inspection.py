@@ -15,7 +15,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from . import objectives, objectives_view
-from .document import Document, Image, Span
+from .document import Document, Image, Span, Text
 from .errors import BadSample
 from .example import Example
 from .images import open_image
@@ -73,8 +73,9 @@ def show_document(console: Console, title: str, document: Document) -> None:
             width, height = picture.size
             lines.append(f"[cyan]▣ image {picture.format} {width}×{height}, {len(segment.data)} bytes[/cyan]")
             continue
-        text = segment.text if len(segment.text) <= _LONGEST_TEXT else segment.text[:_LONGEST_TEXT] + " …"
-        style = "magenta" if isinstance(segment, Span) else "white" if segment.supervised else "dim"
+        text = segment.text if hasattr(segment, "text") else str(segment)
+        text = text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + " …"
+        style = "magenta" if not isinstance(segment, Text) else "white" if segment.supervised else "dim"
         lines.append(f"[{style}]{escape(text)}[/{style}]")
     console.print(Panel("\n".join(lines), title=escape(title), title_align="left"))
 
@@ -86,7 +87,7 @@ def show_example(console: Console, example: Example, processor: KosmosProcessor,
     """
     table = Table("t", "reads", "predicts", "weight", "block", "position", "in span", title=f"{len(example)} tokens")
     name = processor.tokenizer.convert_ids_to_tokens
-    slots = {at for span in example.spans for at in range(span.start + 1, span.start + span.length)}
+    slots = {at for one in example.placed for at in range(one.start + 1, one.start + one.length)}
     places = [at for at in range(len(example)) if at not in slots]
     first = int(np.argmax(example.weight > 0))
     late = max(0, next((n for n, at in enumerate(places) if at >= first), 0) - 2)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from .batch import StepBatch, collate, statistics
+from .batch import StepBatch, collate, count_inputs, statistics
 from .config import FREE_AT_RESUME, DataConfig, validate
 from .lane import Lane, LaneState, Source
 from .packing import Row
@@ -163,7 +163,7 @@ class Loader(Iterator[StepBatch]):
             state=self.state(),
             stats=statistics(rows, [source.name for source in self.config.sources]),
             rows=[row.number for row in rows],
-            images=[len(row.images) for row in rows],
+            inputs=[count_inputs(row) for row in rows],
         )
 
     def state(self) -> dict[str, Any]:

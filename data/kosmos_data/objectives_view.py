@@ -44,23 +44,23 @@ def loss_exposure(example: Example) -> float:
 
 
 def colour_tokens(example: Example, processor: KosmosProcessor, most: int = 400, colours: bool = True) -> Line:
-    """The tokens in reading order; slots of one span are one mark."""
+    """The tokens in reading order; what an encoder reads is one mark."""
     names = processor.tokenizer.convert_ids_to_tokens(example.token.tolist())
-    spans = {span.start: span for span in example.spans}
+    placed = {one.start: one for one in example.placed}
     predicted = np.append(False, example.weight[:-1] > 0) & np.append(False, example.label[:-1] == example.token[1:])
     in_place = (example.weight > 0) & (example.block >= 0) & np.append(example.block[1:] >= 0, False)
     stretches: list[tuple[str, str, bool]] = []  # text, what it is, whether it sees both ways
     at = 0
     while at < min(most, len(example)):
-        span, both = spans.get(at), bool(example.block[at] >= 0)
-        if span is not None:
-            stretches.append((f"[{span.kind} × {span.length}]", "encoded", both))
+        here, both = placed.get(at), bool(example.block[at] >= 0)
+        if here is not None:
+            stretches.append((f"[{here.modality} × {here.length}]", "encoded", both))
         else:
             kind, text = "predicted" if predicted[at] or in_place[at] else "read", names[at].replace("▁", " ")
             if stretches and stretches[-1][1:] == (kind, both):
                 text = stretches.pop()[0] + text
             stretches.append((text, kind, both))
-        at += span.length if span is not None else 1
+        at += here.length if here is not None else 1
     line = Line()
     for text, kind, both in stretches:
         marks = "«»" if kind == "predicted" else "{}" if both else ""
@@ -117,7 +117,7 @@ def show(console: Console, example: Example, processor: KosmosProcessor, picture
         legend = escape("«predicted»  {both ways}  [encoded]")
     console.print(
         f"{len(example)} tokens, loss exposure {exposure:.1%}, bidirectional {read_both:.1%}, "
-        f"{len(example.spans)} spans{note}   {legend}"
+        f"{len(example.placed)} encoded{note}   {legend}"
     )
     console.print(mask_art(example), highlight=False)
     if picture is not None:

@@ -32,6 +32,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from kosmos.segments import Placed
+
 from .example import IGNORED, Example
 
 POOL = {"sentences": 1, "cut": 1, "best_fit": 16}
@@ -110,9 +112,7 @@ def restart(example: Example, start: int) -> int:
 
 def count_images(example: Example, start: int, stop: int) -> int:
     """Images whose slots lie between tokens ``start`` and ``stop``."""
-    if not example.spans:
-        return 0
-    return sum(span.kind == "image" and start <= span.start < stop for span in example.spans)
+    return sum(placed.modality == "image" and start <= placed.start < stop for placed in example.placed)
 
 
 @dataclass(slots=True)
@@ -175,13 +175,13 @@ class Packer:
 
     def possible(self, example: Example) -> bool:
         """Whether the example can be brought into rows at all: a stretch that may not be cut must fit into one."""
-        if (len(example) <= self.row_tokens and len(example.spans) <= self.max_images) or example.cuts[1:].all():
+        if (len(example) <= self.row_tokens and len(example.placed) <= self.max_images) or example.cuts[1:].all():
             return True
         bounds = np.flatnonzero(example.cuts)
         edges = np.concatenate([[0], bounds[bounds > 0], [len(example)]])
         stretches = np.diff(edges)
         stretches[1:] += 1  # the <s> of a continued document
-        starts = [span.start for span in example.spans if span.kind == "image"]
+        starts = [placed.start for placed in example.placed if placed.modality == "image"]
         images = np.diff(np.searchsorted(starts, edges))
         return int(stretches.max()) <= self.row_tokens and int(images.max()) <= self.max_images
 
@@ -192,7 +192,8 @@ class Packer:
     def _cut(self, entry: Entry, space: Space) -> int | None:
         """The last place to cut ``entry`` so that its first part fits the space; None if that part is a scrap."""
         stop = min(entry.offset + space.tokens - entry.restart, len(entry.example))
-        images = [span for span in entry.example.spans if span.kind == "image" and span.start >= entry.offset]
+        placed = entry.example.placed
+        images = [one for one in placed if one.modality == "image" and one.start >= entry.offset]
         if len(images) > space.images:
             stop = min(stop, images[space.images].start - 1)
         if self.sentences and (end := self._sentence_end(entry, stop)) is not None:
@@ -226,8 +227,7 @@ class Row:
         number: place of the row in the whole run; it belongs to lane ``number % lanes``.
         fields: int32 (7, T), in the order of :data:`FIELDS`; padding has document −1 and source −1.
         weight: float32 (T,).
-        images: ``uint8`` (3, S, S) each.
-        texts: ids of the text spans for the text encoder.
+        placed: what the encoders read, in order; where it stands is no longer said.
         order: hash of which pieces of which documents these are.
         lane_state: the lane's state after this row.
         skipped: bad samples met while making the row, by reason.
@@ -237,8 +237,7 @@ class Row:
     number: int
     fields: np.ndarray
     weight: np.ndarray
-    images: list[np.ndarray]
-    texts: list[np.ndarray]
+    placed: list[Placed]
     order: int
     documents: int
     lane_state: dict = field(default_factory=dict)
@@ -278,9 +277,7 @@ def fill_row(row: Row, pieces: Sequence[Piece], bos: int, document_mask: bool, e
         block = _apart(block, starts)
     fields[BLOCK, :end] = block
     for piece in pieces:
-        for span in piece.example.spans:
-            if piece.start <= span.start < piece.stop:
-                (row.images if span.kind == "image" else row.texts).append(span.payload)
+        row.placed += [placed for placed in piece.example.placed if piece.start <= placed.start < piece.stop]
 
 
 def _closing(piece: Piece, eos: int) -> int:
@@ -316,4 +313,4 @@ def empty_row(number: int, row_tokens: int, pad: int) -> Row:
     fields[TOKEN] = pad
     fields[LABEL] = IGNORED
     fields[[DOCUMENT, BLOCK, SOURCE]] = -1
-    return Row(number, fields, np.zeros(row_tokens, dtype=np.float32), [], [], order=0, documents=0)
+    return Row(number, fields, np.zeros(row_tokens, dtype=np.float32), [], order=0, documents=0)

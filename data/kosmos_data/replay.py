@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from kosmos.modalities import MODALITIES, input_names
+
 from .batch import StepBatch
 from .config import DataConfig
 from .loader import build_loader, merge_states
@@ -40,21 +42,17 @@ def global_batches(
 
 
 def rows_of(batch: StepBatch) -> list[Row]:
-    """Take a step's micro-batches apart again: arrays of each row, with its own images.
-
-    Text spans only of micro-batches of one row, as :func:`global_batches` makes them: no batch says whose they are.
-    """
+    """Take a step's micro-batches apart again: arrays of each row, with its own inputs of each modality."""
     rows: list[Row] = []
     for micro in batch.micro_batches:
-        first_image = 0
+        first = dict.fromkeys(MODALITIES, 0)
         for index in range(len(micro["input_ids"])):
-            images = batch.images[len(rows)]
-            row = {name: tensor[index].numpy() for name, tensor in micro.items() if _per_row(name)}
-            if images:
-                row["pixel_values"] = micro["pixel_values"][first_image : first_image + images].numpy()
-            if len(micro["input_ids"]) == 1 and "span_input_ids" in micro:
-                row |= {name: micro[name].numpy() for name in ("span_input_ids", "span_attention_mask")}
-            first_image += images
+            row = {name: tensor[index].numpy() for name, tensor in micro.items() if name not in input_names()}
+            for modality, count in batch.inputs[len(rows)].items():
+                mine = slice(first[modality], first[modality] + count)
+                given = MODALITIES[modality].given(micro) if count else {}
+                row |= {name: tensor[mine].numpy() for name, tensor in given.items()}
+                first[modality] += count
             rows.append(row)
     return rows
 
@@ -122,7 +120,7 @@ def replay(
 
 def documents_of(row: Row, processor: Any, names: list[str]) -> list[tuple[str, str]]:
     """(source, text) of each document of a row; a picture is ``<image></image>``."""
-    slot = processor.image_token_ids()[1]
+    slot = processor.image_slot_id
     documents = row["document_ids"]
     found = []
     for document in np.unique(documents[documents >= 0]):
@@ -139,7 +137,3 @@ def _read_state(path: Path | None, start: int) -> dict[str, Any] | None:
     if state["step"] > start:
         raise ValueError(f"{path} stands at step {state['step']}, after step {start}")
     return state
-
-
-def _per_row(name: str) -> bool:
-    return name not in ("pixel_values", "span_input_ids", "span_attention_mask")

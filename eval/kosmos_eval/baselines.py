@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from . import prompts
-from .data import Item
+from .items import Item
 from .results import Row, make_rows
 from .tasks import Task
 
@@ -41,15 +42,15 @@ def baseline_rows(task: Task, items: Sequence[Item], train: Sequence[Item], seed
 
 def _trained(task: Task, items: Sequence[Item], train: Sequence[Item], seed: int) -> list[Row]:
     """The two baselines that know the training split's answers."""
-    said = [_common(item.answers) for item in train]
+    said = list(map(cache(_common), (item.answers for item in train)))  # votes like these come again and again
     majority = _common(said)
     rows = _rows(task, items, [majority] * len(items), MAJORITY, "none", seed)
     if any(item.fields for item in items):
         by_text: dict[str, list[str]] = defaultdict(list)
-        for item, answer in zip(train, said, strict=True):
-            by_text[_text(task, item)].append(answer)
+        for text, answer in zip(_texts(task, train), said, strict=True):
+            by_text[text].append(answer)
         guess = {text: _common(answers) for text, answers in by_text.items()}
-        predictions = [guess.get(_text(task, item), majority) for item in items]
+        predictions = [guess.get(text, majority) for text in _texts(task, items)]
         rows += _rows(task, items, predictions, QUESTION_ONLY, "text-only", seed)
     return rows
 
@@ -95,5 +96,12 @@ def _common(answers: Sequence[str]) -> str:
     return Counter(answers).most_common(1)[0][0]
 
 
-def _text(task: Task, item: Item) -> str:
-    return prompts.build(task, item, context="text-only", extra={"rationale": ""}).text
+def _texts(task: Task, items: Sequence[Item]) -> list[str]:
+    """What each item says without its images; a question that comes again is written once."""
+    own = [tuple(item.fields.items()) for item in items]
+    asked = dict(zip(own, items, strict=True))
+    written = {
+        fields: prompts.build(task, item, context="text-only", extra={"rationale": ""}).text
+        for fields, item in asked.items()
+    }
+    return [written[fields] for fields in own]

@@ -6,47 +6,40 @@ of ``kosmos_data.cloze``, which fine-tuning uses too. Source: GLM (arXiv 2103.10
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
-import torch
+from collections.abc import Iterator, Mapping, Sequence
 
 from kosmos_data.cloze import Cloze
 
-from .engine import Answer
-from .prompts import Prompt
+from .prompts import Likelihood, Prompt
 from .runner import Runner
 
 
-@torch.no_grad()
 def fill(
-    runner: Runner, prompts: Sequence[Prompt], wordings: Sequence[Sequence[str]], batch_rows: int
-) -> Iterator[list[Answer]]:
-    """Score each prompt's wordings in its ``<mask>``; the answer's ``best`` is the likeliest one's place.
+    runner: Runner, asked: Mapping[Prompt, Sequence[str]], batch_rows: int
+) -> Iterator[dict[Prompt, list[Likelihood]]]:
+    """Score each prompt's words in its ``<mask>``, batch by batch.
 
     Args:
-        prompts: texts with one ``<mask>`` each, without images.
-        wordings: the words of each class, for each prompt.
+        runner: the model.
+        asked: for texts with one ``<mask>`` each, without images, the words of each class.
+        batch_rows: rows in a batch at most.
 
     Raises:
         ValueError: a prompt with images, or not exactly one blank; a tokenizer without GLM's tokens.
     """
-    places: dict[tuple[str, ...], list[int]] = {}
-    for place, (prompt, texts) in enumerate(zip(prompts, wordings, strict=True)):
+    groups: dict[tuple[str, ...], list[Prompt]] = {}
+    for prompt, texts in asked.items():
         if prompt.images or not all(isinstance(segment, str) for segment in prompt.segments):
             raise ValueError(f"method cloze reads text only, the prompt is {prompt.text[:60]!r}")
-        places.setdefault(tuple(texts), []).append(place)
+        groups.setdefault(tuple(texts), []).append(prompt)
     position = runner.model.config.text_config.position_type
     two_positions, both_ways = position == "learned_2d", position != "xpos"
-    for texts, members in places.items():
-        verbalizers = {str(i): text for i, text in enumerate(texts)}
+    for texts, members in groups.items():
+        verbalizers = {text: text.strip() for text in texts}
         cloze = Cloze(runner.processor, verbalizers, two_positions, bidirectional=both_ways)
-        members.sort(key=lambda place: runner.length(prompts[place]))
+        members.sort(key=runner.length)
         size = max(1, batch_rows // (1 if cloze.single_token else len(texts)))
         for start in range(0, len(members), size):
             batch = members[start : start + size]
-            scores_NC = cloze.scores(runner.model, [prompts[place].text for place in batch])
-            rows = [tuple(row) for row in scores_NC.tolist()]
-            yield [
-                Answer(place, texts[row.index(max(row))].strip(), row, row.index(max(row)))
-                for place, row in zip(batch, rows, strict=True)
-            ]
+            scores_NC = cloze.scores(runner.model, [prompt.text for prompt in batch])
+            yield {prompt: list(map(Likelihood, row)) for prompt, row in zip(batch, scores_NC.tolist(), strict=True)}

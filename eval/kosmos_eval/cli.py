@@ -57,11 +57,18 @@ def _evaluate(argv: Sequence[str]) -> int:
     )
     add = parser.add_argument
     add("checkpoint", type=Path, help="a checkpoint folder or a run directory")
-    add("--tasks", metavar="A,B", type=_names, required=True, help="names (see: kosmos eval tasks) or YAML paths")
+    add(
+        "--tasks",
+        dest="names",
+        metavar="A,B",
+        type=_names,
+        required=True,
+        help="names (kosmos eval tasks) or YAML files",
+    )
     add("--data", metavar="DIR", type=Path, required=True, help="folder that the tasks' paths are relative to")
     add("--shots", metavar="K,K", type=_numbers, default=[0], help="numbers of demonstrations, e.g. 0,2,4,8 (0)")
     add(
-        "--context", metavar="C,C", type=_names, default=["image+text"],
+        "--context", dest="contexts", metavar="C,C", type=_names, default=["image+text"],
         help="what a prompt holds: image+text, shuffled (another item's image), text-only, none (image+text)",
     )  # fmt: skip
     add("--limit", metavar="N", type=int, help="evaluate so many items, always the same ones (all)")
@@ -69,31 +76,17 @@ def _evaluate(argv: Sequence[str]) -> int:
     add("--out", metavar="DIR", type=Path, help="folder for results.json and samples/ (CHECKPOINT/eval)")
     add("--name", help="the model's name in the results (the checkpoint folder's)")
     add("--seed", metavar="N", type=int, default=0, help="of shuffled images, sampling and intervals (0)")
-    add("--batch-size", metavar="N", type=int, default=128, help="prompts in a batch at most (128)")
+    add("--batch-size", dest="batch_rows", metavar="N", type=int, default=128, help="prompts in a batch at most (128)")
     add("--device", help="cpu, cuda, cuda:1 … (a GPU if there is one)")
     add(
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE",
         help="change a key of the tasks' YAML, e.g. metrics=cider,bleu or decoding.method=beam; may be repeated",
     )  # fmt: skip
-    options = parser.parse_args(argv)
+    options = vars(parser.parse_args(argv))
 
-    from .checkpoint import evaluate_checkpoint
+    from .evaluate import evaluate_checkpoint
 
-    evaluate_checkpoint(
-        options.checkpoint,
-        options.tasks,
-        options.data,
-        overrides=options.overrides,
-        device=options.device,
-        name=options.name,
-        out=options.out,
-        shots=options.shots,
-        contexts=options.context,
-        limit=options.limit,
-        few_shot_limit=options.few_shot_limit,
-        seed=options.seed,
-        batch_rows=options.batch_size,
-    )
+    evaluate_checkpoint(**options)
     return 0
 
 

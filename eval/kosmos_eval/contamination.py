@@ -17,7 +17,8 @@ from typing import Any
 from kosmos_data import BadSample, Corpus, overlap
 
 from . import tasks
-from .data import Item, content_hash, load_items
+from .items import Item, content_hash
+from .readers import load_items
 
 
 @dataclass

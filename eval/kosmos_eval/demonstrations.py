@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .data import Item, content_hash, stable_hash
+from .items import Item, content_hash, stable_hash
 from .tasks import Task
 
 # Features of images (N, D), one vector each, for RICES.

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 Identifier = int | str
 Answer = int | float | str  # some files write "2" as a number
@@ -99,10 +99,10 @@ def votes(path: str | Path, question: Identifier, answers: Iterable[Any]) -> tup
     Raises:
         ValueError: one is neither.
     """
-    texts = [answer.get("answer") if isinstance(answer, Mapping) else answer for answer in answers]
-    for text in texts:
-        if not _is(text, Answer):
-            raise ValueError(f"{path}: question {question}: an answer is {text!r}, which is no text")
+    texts = [answer.get("answer") if isinstance(answer, dict) else answer for answer in answers]
+    if not set(map(type, texts)) <= {*get_args(Answer)}:
+        strange = next(text for text in texts if type(text) not in get_args(Answer))
+        raise ValueError(f"{path}: question {question}: an answer is {strange!r}, which is no text")
     return tuple(map(str, texts))
 
 
@@ -155,17 +155,14 @@ def require(path: str | Path, entries: Iterable[Any], kinds: Mapping[str, Any]) 
     Raises:
         ValueError: the first that is not so.
     """
+    types = [(key, kind, get_args(kind) or (kind,)) for key, kind in kinds.items()]
     for number, entry in enumerate(entries):
-        for key, kind in kinds.items():
-            if not isinstance(entry, Mapping) or key not in entry:
+        for key, kind, allowed in types:
+            if not isinstance(entry, dict) or key not in entry:
                 raise ValueError(f'{path}: entry {number} (counting from 0) has no "{key}"')
-            if not _is(entry[key], kind):
+            if type(entry[key]) not in allowed:  # what JSON holds is no subclass, and true is not a number
                 wanted = {list: "a list", str: "text", Identifier: "a number or text"}.get(kind, "text")
                 raise ValueError(f'{path}: entry {number} (counting from 0): "{key}" is {entry[key]!r}, not {wanted}')
-
-
-def _is(value: Any, kind: Any) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def read_list(path: str | Path, key: str) -> list[dict[str, Any]]:

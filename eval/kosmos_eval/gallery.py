@@ -14,7 +14,7 @@ from PIL import Image
 from kosmos.pictures import on_white, upright
 
 from .compare import read_samples
-from .data import content_hash
+from .items import content_hash
 
 _COLUMNS = 4
 _WIDTH = 34  # characters of text beside each other below an image

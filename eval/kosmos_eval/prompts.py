@@ -17,25 +17,14 @@ import re
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
-from .data import Item, content_hash, stable_hash
+from kosmos.segments import Span, Token
+
+from .items import Item, content_hash, stable_hash
 from .tasks import CANDIDATE, CONTEXTS, IMAGE_MARK, IMAGES_MARK, RATIONALE, Task
-
-
-@dataclass(frozen=True)
-class Span:
-    """Text that the bidirectional encoder reads in the decoder's place (MetaLM)."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Token:
-    """A special token by name, such as ``</s>``; text can never spell one."""
-
-    text: str
-
 
 Segment = str | Path | Span | Token  # text, an image file, encoded text, a special token
 _MARKS = re.compile(f"({IMAGE_MARK}|<span>.*?</span>)", re.DOTALL)
@@ -59,7 +48,7 @@ class Prompt:
     shortened: bool = False
     then: Prompt | None = None
 
-    @property
+    @cached_property
     def text(self) -> str:
         """The prompt as one string with ``<image>`` marks, for people and logs."""
         return "".join(_shown(segment) for segment in self.segments)
@@ -71,6 +60,25 @@ class Prompt:
     @property
     def images(self) -> list[Path]:
         return [segment for segment in self.segments if isinstance(segment, Path)]
+
+
+class Pair(NamedTuple):
+    """A text and the place that it has: behind the prompt, in the prompt's blank, or (without a prompt) alone."""
+
+    prompt: Prompt | None
+    text: str
+    in_blank: bool = False
+
+
+class Likelihood(NamedTuple):
+    """Log-probability of a text in nats, the number of its tokens, and whether greedy decoding would write it.
+
+    Of a text that stands alone or in a blank only the first is known.
+    """
+
+    nats: float
+    tokens: int = 0
+    greedy: bool = False
 
 
 def build(
@@ -181,6 +189,29 @@ def wording(task: Task, item: Item, answer: str) -> str:
 def continuation(task: Task, item: Item, answer: str) -> str:
     """How an answer (or candidate) goes on after the prompt; it may be followed by more of the item's text (cloze)."""
     return task.prompt.answer.format_map({**item.fields, "answer": wording(task, item, answer)})
+
+
+def continuations(task: Task, item: Item) -> list[str]:
+    """The texts to rank for one item, as they follow the prompt.
+
+    Raises:
+        ValueError: neither the item nor the task has candidates.
+    """
+    return [continuation(task, item, text) for text in candidates(task, item)]
+
+
+def candidates(task: Task, item: Item) -> Sequence[str]:
+    """The answers to choose from, the item's own or the task's.
+
+    Raises:
+        ValueError: neither has any.
+    """
+    found = item.candidates or task.decoding.candidates
+    if not found:
+        raise ValueError(
+            f"task {task.name}, item {item.id}: method {task.decoding.method} needs candidates in the item or the task"
+        )
+    return found
 
 
 def _fill(

@@ -20,7 +20,7 @@ from kosmos.atomic import write_atomically
 from kosmos.doctor import commit
 
 from . import metrics, statistics
-from .data import Item
+from .items import Item
 from .tasks import Task
 
 Row = dict[str, Any]

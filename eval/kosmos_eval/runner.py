@@ -9,42 +9,60 @@ Answers are written by the loop of ``generate()`` (kosmos/sampling.py), by the r
 from __future__ import annotations
 
 import random
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image as Pictures
+from PIL import UnidentifiedImageError
 from torch import Tensor, nn
 from transformers.generation import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
 
 from kosmos.decode_step import GrowingCache
+from kosmos.modalities import MODALITIES, Modality
+from kosmos.modeling_kosmos import KosmosModel
 from kosmos.sampling import Forbid, Picker, Place, write
+from kosmos.segments import Encoded, Image, Text
 
-from .data import content_hash
-from .prompts import Prompt, Segment, Token
+from .items import content_hash
+from .prompts import Prompt, Segment
 from .tasks import Decoding
 
-_IMAGE_BATCH = 64
+_ENCODED_TOGETHER = 64
+
+
+class Piece(NamedTuple):
+    """Something that an encoder reads.
+
+    Attributes:
+        modality: name of its modality.
+        key: equal for equal content.
+        payload: of an image its file, of a span its ids.
+    """
+
+    modality: str
+    key: object
+    payload: Any
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One part of a prompt: token ids with placeholders, and the images and encoder ids that fill them, in order."""
+    """One part of a prompt: token ids with placeholders, and what encoders read to fill them, in order."""
 
     ids: tuple[int, ...]
-    images: tuple[Path, ...] = ()
-    spans: tuple[tuple[int, ...], ...] = ()
+    pieces: tuple[Piece, ...] = ()
 
     def __add__(self, other: Stage) -> Stage:
-        return Stage(self.ids + other.ids, self.images + other.images, self.spans + other.spans)
+        return Stage(self.ids + other.ids, self.pieces + other.pieces)
 
     @property
     def key(self) -> tuple[object, ...]:
         """Equal for equal content."""
-        return self.ids, tuple(content_hash(path) for path in self.images), self.spans
+        return self.ids, tuple(piece.key for piece in self.pieces)
 
 
 @dataclass
@@ -66,11 +84,12 @@ class Runner:
     Args:
         model: KosmosForConditionalGeneration.
         processor: KosmosProcessor.
-        feature_bytes: how much memory image features may take; the least recently used go first.
+        feature_bytes: how much memory features may take; the least recently used go first.
     """
 
     def __init__(self, model: Any, processor: Any, feature_bytes: int = 2 << 30) -> None:
         self.model, self.processor = model, processor
+        self.encoders = next(part for part in model.modules() if isinstance(part, KosmosModel))  # whatever wraps it
         self.device = next(model.parameters()).device
         self.dtype = model.get_input_embeddings().weight.dtype
         tokenizer = processor.tokenizer
@@ -78,17 +97,15 @@ class Runner:
         model.take_rules(processor)
         self.ends = model.ends()
         self.max_length = processor.max_length or model.config.text_config.max_position_embeddings
-        self.encoded_images = 0
-        self._features: OrderedDict[str, Tensor] = OrderedDict()
+        self.encoded: Counter[str] = Counter()  # by modality
+        self._features: OrderedDict[object, Tensor] = OrderedDict()
+        self._held_bytes = 0
         self._feature_bytes = feature_bytes
-        self._texts: dict[str, tuple[int, ...]] = {}
-        self._image_ids = tuple(processor.image_token_ids())
+        self._encoded: dict[Segment, Encoded] = {}
 
     def text_ids(self, text: str) -> tuple[int, ...]:
         """Token ids of one text segment."""
-        if text not in self._texts:
-            self._texts[text] = tuple(self.processor.encode_text(text))
-        return self._texts[text]
+        return tuple(self._encode(text).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The answer that generated ids spell."""
@@ -105,75 +122,86 @@ class Runner:
         return [stage for stage in [*stages, current] if stage.ids]
 
     def _stage(self, segment: Segment) -> Stage:
-        if isinstance(segment, Path):
-            return Stage(self._image_ids, (segment,))
-        if isinstance(segment, Token):
-            return Stage((self.processor.tokenizer.convert_tokens_to_ids(segment.text),))
-        if isinstance(segment, str):
-            return Stage(self.text_ids(segment))
-        if self.model.config.span_token_id is None:
-            raise ValueError(
-                f"the prompt has a <span> ({segment.text[:40]!r}), but the model has no text encoder for it"
+        encoded, pieces = self._encode(segment), []
+        for placed in encoded.placed:
+            if getattr(self.model.config, MODALITIES[placed.modality].token) is None:
+                kind = "text" if placed.modality == "span" else placed.modality
+                raise ValueError(f"the prompt has a {placed.modality} ({segment}), but the model has no {kind} encoder")
+            own = (
+                content_hash(placed.payload)
+                if isinstance(placed.payload, Path)
+                else np.asarray(placed.payload).tobytes()
             )
-        ids, limit = tuple(self.processor.encode_span(segment.text)), self.processor.max_span_length
-        if len(ids) < 2 or (limit is not None and len(ids) > limit):
-            raise ValueError(
-                f"the span {segment.text[:40]!r} has {len(ids)} tokens, the text encoder reads 2 to {limit}"
-            )
-        return Stage((self.model.config.span_token_id,) * self.processor.span_slots(ids), (), (ids,))
+            pieces.append(Piece(placed.modality, own, placed.payload))
+        return Stage(tuple(encoded.ids), tuple(pieces))
+
+    def _encode(self, segment: Segment) -> Encoded:
+        """What the processor writes for one segment; kept, since demonstrations and candidates come again."""
+        if segment not in self._encoded:
+            made = {str: Text, Path: Image}
+            own = next((make(segment) for kind, make in made.items() if isinstance(segment, kind)), segment)
+            self._encoded[segment] = self.processor.encode([own])
+        return self._encoded[segment]
 
     def length(self, prompt: Prompt) -> int:
         """Tokens of the whole prompt."""
         return sum(len(stage.ids) for stage in self.stages(prompt))
 
-    def image_features(self, paths: Sequence[Path]) -> Tensor:
-        """The connector's output for each image, (N, Q, D); each distinct image is encoded once.
+    def features(self, modality: Modality, pieces: Sequence[Piece]) -> Tensor:
+        """What the decoder reads of each piece, end to end (N, D); each distinct one is encoded once.
 
         Raises:
             ValueError: a file that is no readable image.
         """
-        keys = [content_hash(path) for path in paths]
-        missing = {key: path for key, path in zip(keys, paths, strict=True) if key not in self._features}
-        fresh: dict[str, Tensor] = {}
-        names = list(missing)
-        for start in range(0, len(names), _IMAGE_BATCH):
-            batch = names[start : start + _IMAGE_BATCH]
-            pixels = torch.stack([self._pixels(missing[key]) for key in batch]).to(self.device)
-            features = self.model.get_image_features(self.processor.image_processor.normalize(pixels).to(self.dtype))
-            fresh |= dict(zip(batch, features, strict=True))
-        self.encoded_images += len(fresh)
-        stacked = torch.stack([fresh[key] if key in fresh else self._features[key] for key in keys])
-        self._remember(keys, fresh)
-        return stacked
+        missing = list({piece.key: piece for piece in pieces if piece.key not in self._features}.values())
+        fresh: dict[object, Tensor] = {}
+        for start in range(0, len(missing), _ENCODED_TOGETHER):
+            batch = missing[start : start + _ENCODED_TOGETHER]
+            inputs = self._inputs(modality, batch)
+            made_ND = self.encoders.encode(modality, **inputs).flatten(0, -2)
+            places = modality.places(self.model.config, inputs).tolist()
+            fresh |= zip((piece.key for piece in batch), made_ND.split(places), strict=True)
+        self.encoded[modality.name] += len(fresh)
+        found_ND = torch.cat([fresh[one.key] if one.key in fresh else self._features[one.key] for one in pieces])
+        self._remember([piece.key for piece in pieces], fresh)
+        return found_ND
 
     @torch.no_grad()
     def image_embeddings(self, paths: Sequence[Path]) -> Tensor:
         """One vector an image, (N, W): the mean of the vision tower's tokens, for finding similar images."""
         vectors = []
-        for start in range(0, len(paths), _IMAGE_BATCH):
-            pixels = torch.stack([self._pixels(path) for path in paths[start : start + _IMAGE_BATCH]]).to(self.device)
-            normalised = self.processor.image_processor.normalize(pixels).to(self.dtype)
-            vectors.append(self.model.model.vision_tower(normalised).float().mean(dim=1).cpu())
+        for start in range(0, len(paths), _ENCODED_TOGETHER):
+            pieces = [Piece("image", path, path) for path in paths[start : start + _ENCODED_TOGETHER]]
+            tokens_IPW = self.encoders.vision_tower(**self._inputs(MODALITIES["image"], pieces))
+            vectors.append(tokens_IPW.float().mean(dim=1).cpu())
         return torch.cat(vectors)
+
+    def _inputs(self, modality: Modality, pieces: Sequence[Piece]) -> dict[str, Tensor]:
+        """What the model's ``forward`` takes for these pieces; files are read as images."""
+        payloads = [self._pixels(one.payload) if isinstance(one.payload, Path) else one.payload for one in pieces]
+        inputs = {name: tensor.to(self.device) for name, tensor in modality.stack(payloads).items()}
+        if "pixel_values" in inputs:
+            normalize = self.processor.image_processor.normalize
+            inputs["pixel_values"] = normalize(inputs["pixel_values"]).to(self.dtype)
+        return inputs
 
     def _pixels(self, path: Path) -> Tensor:
         try:
-            with Image.open(path) as image:
+            with Pictures.open(path) as image:
                 return self.processor.image_processor.to_tensor(image)
-        except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+        except (UnidentifiedImageError, OSError, ValueError, Pictures.DecompressionBombError) as error:
             raise ValueError(
                 f"{path}: not a readable image ({error}); evaluation skips nothing, mend or remove it"
             ) from error
 
-    def _remember(self, keys: Sequence[str], fresh: dict[str, Tensor]) -> None:
+    def _remember(self, keys: Sequence[object], fresh: dict[object, Tensor]) -> None:
         for key in keys:
             if key in self._features:
                 self._features.move_to_end(key)
         self._features.update((key, value.clone()) for key, value in fresh.items())
-        if self._features:
-            size = next(iter(self._features.values())).nbytes
-            while len(self._features) * size > self._feature_bytes and len(self._features) > 1:
-                self._features.popitem(last=False)
+        self._held_bytes += sum(value.nbytes for value in fresh.values())
+        while self._held_bytes > self._feature_bytes and len(self._features) > 1:
+            self._held_bytes -= self._features.popitem(last=False)[1].nbytes
 
     def extend(self, state: State | None, stages: Sequence[Stage], keep: int = 1) -> tuple[State, Tensor]:
         """Read one more stage of each row after ``state`` (None: from the start).
@@ -238,15 +266,14 @@ class Runner:
             allowed: which tokens may follow the ones written so far; None: any.
         """
         ids_BT, mask_BT = self._pad(rows)
-        images = [path for stage in rows for path in stage.images]
-        pixels = torch.stack([self._pixels(path) for path in images]).to(self.device) if images else None
-        spans = [ids for stage in rows for ids in stage.spans]
+        inputs: dict[str, Tensor] = {}
+        for modality, pieces in _by_modality(rows):
+            inputs |= self._inputs(modality, pieces)
         length = ids_BT.shape[1]
         output_BT = self.model.generate(
-            **(self._span_inputs(spans) if spans else {}),
+            **inputs,
             input_ids=ids_BT,
             attention_mask=mask_BT,
-            pixel_values=None if pixels is None else self.processor.image_processor.normalize(pixels).to(self.dtype),
             do_sample=False,
             num_beams=decoding.num_beams,
             length_penalty=decoding.length_penalty,
@@ -267,39 +294,15 @@ class Runner:
         return ids_BT.to(self.device), mask_BT.to(self.device)
 
     def _embed(self, ids_BT: Tensor, stages: Sequence[Stage]) -> Tensor:
-        """Embeddings (B, T, D) with the features of images and spans in their places."""
-        images = [path for stage in stages for path in stage.images]
-        spans = [ids for stage in stages for ids in stage.spans]
-        image_BT = ids_BT == self._place(self.model.config.image_token_id)
-        span_BT = ids_BT == self._place(self.model.config.span_token_id)
-        embeds_BTD = self.model.get_input_embeddings()(ids_BT.masked_fill(image_BT | span_BT, self.pad))
-        if images or spans:
-            embeds_BTD = embeds_BTD.clone()
-        if images:
-            embeds_BTD[image_BT] = self.image_features(images).flatten(0, 1).to(embeds_BTD.dtype)
-        if spans:
-            embeds_BTD[span_BT] = self._span_features(spans).to(embeds_BTD.dtype)
+        """Embeddings (B, T, D) with the features of what encoders read in their places."""
+        present = list(_by_modality(stages))
+        places = [ids_BT == getattr(self.model.config, modality.token) for modality, _ in present]
+        for places_BT in places:  # a placeholder may lie outside the vocabulary
+            ids_BT = ids_BT.masked_fill(places_BT, self.pad)
+        embeds_BTD = self.model.get_input_embeddings()(ids_BT)
+        for (modality, pieces), places_BT in zip(present, places, strict=True):
+            embeds_BTD[places_BT] = self.features(modality, pieces).to(embeds_BTD.dtype)
         return embeds_BTD
-
-    @staticmethod
-    def _place(token: int | None) -> int:
-        return -1 if token is None else token
-
-    def _span_features(self, spans: Sequence[tuple[int, ...]]) -> Tensor:
-        """Features of all spans in order, (N, D); equal spans of a batch are encoded once."""
-        unique = list(dict.fromkeys(spans))
-        features_ND = self.model.model.get_span_features(**self._span_inputs(unique)).flatten(0, -2)
-        slots = [self.processor.span_slots(ids) for ids in unique]
-        by_span = dict(zip(unique, features_ND.split(slots), strict=True))
-        return torch.cat([by_span[ids] for ids in spans])
-
-    def _span_inputs(self, spans: Sequence[tuple[int, ...]]) -> dict[str, Tensor]:
-        """Right-padded encoder input (S, L) and its mask."""
-        rows = [torch.tensor(ids) for ids in spans]
-        ids_SL = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        lengths_S = torch.tensor([len(ids) for ids in spans])
-        mask_SL = (torch.arange(ids_SL.shape[1])[None] < lengths_S[:, None]).long()
-        return {"span_input_ids": ids_SL.to(self.device), "span_attention_mask": mask_SL.to(self.device)}
 
     def _forward(self, state: State | None, embeds_BTD: Tensor, mask_BT: Tensor, keep: int) -> tuple[State, Tensor]:
         if state is None:
@@ -337,6 +340,13 @@ class Nucleus(Picker):
         draws = torch.tensor([self.generators[row].random() for row in rows_N.tolist()], device=scores_NV.device)
         places = torch.searchsorted(kept, (draws * kept[:, -1])[:, None], right=True).clamp(max=kept.shape[-1] - 1)
         return tokens.gather(1, places).squeeze(1)
+
+
+def _by_modality(stages: Sequence[Stage]) -> Iterator[tuple[Modality, list[Piece]]]:
+    """The modalities that occur, in the table's order, each with its pieces in the order of their places."""
+    for name, modality in MODALITIES.items():
+        if pieces := [piece for stage in stages for piece in stage.pieces if piece.modality == name]:
+            yield modality, pieces
 
 
 def _without_ends(written_BT: Tensor, ends: Collection[int]) -> list[list[int]]:

@@ -8,9 +8,10 @@ from functools import cached_property
 from pathlib import Path
 
 from . import metrics
-from .data import Item, load_items, stable_hash
 from .demonstrations import DemonstrationPool, EmbedImages
-from .metrics.text import accuracy
+from .items import Item, stable_hash
+from .metrics.strings import accuracy
+from .readers import load_items
 from .tasks import CONTEXTS, Task
 
 _CHOICES = ("rank", "cloze")

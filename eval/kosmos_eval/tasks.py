@@ -13,12 +13,18 @@ import string
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from kosmos import settings
 from kosmos.suggest import suggest
 
 from .metrics import CONFIDENCE_METRICS, LIKELIHOOD_METRICS, resolve
+from .readers import FORMATS
+
+if TYPE_CHECKING:
+    Format = str
+else:
+    Format = Literal[tuple(FORMATS)]
 
 IMAGE_MARK = "<image>"
 IMAGES_MARK = "<images>"  # as many marks as the item has images
@@ -35,13 +41,14 @@ class DatasetFiles:
     """Where the items are. Paths are relative to ``--data``; ``{split}`` stands for the split's name.
 
     Args:
-        format: ``vqa`` (VQAv2 questions and annotations), ``captions`` (COCO captions), ``karpathy`` (the split file of
-            Karpathy and Fei-Fei: ``dataset_coco.json``, ``dataset_flickr30k.json``), ``vizwiz`` (a list of image,
-            question, answers), ``jsonl`` (one object a line) or ``parquet`` (the same columns; needs pyarrow),
-            ``text`` (lines with ``text``), ``shards`` (a corpus folder as made for training), or a classification set
-            in its published files: ``boolq``, ``cb``, ``rte``, ``copa``, ``wic``, ``wsc`` (SuperGLUE), ``piqa``,
-            ``hellaswag``, ``winogrande``, ``winograd``, ``storycloze``, ``hateful_memes``; ``labelled``: JSON lines
-            with ``text`` and ``label``.
+        format: how the files are written, a key of ``readers.FORMATS``: ``vqa`` (VQAv2 questions and annotations),
+            ``captions`` (COCO captions), ``karpathy`` (the split file of Karpathy and Fei-Fei:
+            ``dataset_coco.json``, ``dataset_flickr30k.json``), ``vizwiz`` (a list of image, question, answers),
+            ``jsonl`` (one object a line) or ``parquet`` (the same columns; needs pyarrow), ``text`` (lines with
+            ``text``), ``shards`` (a corpus folder as made for training), or a classification set in its published
+            files: ``boolq``, ``cb``, ``rte``, ``copa``, ``wic``, ``wsc`` (SuperGLUE), ``piqa``, ``hellaswag``,
+            ``winogrande``, ``winograd``, ``storycloze``, ``hateful_memes``; ``labelled``: JSON lines with ``text`` and
+            ``label``.
         questions: VQAv2 question file.
         annotations: VQAv2 annotations, COCO captions, the Karpathy file, the JSON lines, or the corpus folder.
         images: image path with ``{image_id}`` or, where the file has it, ``{file_name}`` (and ``{split}``); empty for
@@ -51,11 +58,7 @@ class DatasetFiles:
         synonyms: two spellings of one answer, ``{grey: gray}``: an item that has either accepts both.
     """
 
-    format: Literal[
-        "vqa", "captions", "karpathy", "vizwiz", "jsonl", "parquet", "text", "shards", "boolq", "cb", "rte", "copa",
-        "wic", "wsc", "piqa", "hellaswag", "winogrande", "winograd", "storycloze", "hateful_memes",
-        "labelled",
-    ]  # fmt: skip
+    format: Format
     annotations: str
     questions: str = ""
     images: str = ""

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from kosmos import KosmosConfig, KosmosForConditionalGeneration, KosmosImageProcessor, KosmosProcessor, train_tokenizer
-from kosmos_eval.engine import Engine
+from kosmos_eval.model import EvaluatedModel, in_order
 from kosmos_eval.prompts import Prompt
 from kosmos_eval.runner import Runner
 from kosmos_eval.tasks import Decoding
@@ -82,9 +82,8 @@ def plain_loop(model: KosmosForConditionalGeneration, processor: KosmosProcessor
 def batched(
     model: KosmosForConditionalGeneration, processor: KosmosProcessor, prompts: list[Prompt], share: bool
 ) -> list[str]:
-    engine = Engine(Runner(model, processor), share=share)
-    answers = [a for batch in engine.generate(prompts, Decoding(max_new_tokens=4), [0] * len(prompts)) for a in batch]
-    return [answer.text for answer in sorted(answers, key=lambda answer: answer.index)]
+    asked = EvaluatedModel(Runner(model, processor), share=share)
+    return in_order(asked.generate(prompts, Decoding(max_new_tokens=4), [0] * len(prompts)))
 
 
 def main() -> None:

@@ -27,8 +27,8 @@ from selectolax.lexbor import LexborHTMLParser, LexborNode
 
 from kosmos_data.errors import BadSample
 from kosmos_data.web import warc
-from kosmos_data.web.html import extract
-from kosmos_data.web.html_images import absolute
+from kosmos_data.web.html.extract import extract
+from kosmos_data.web.html.html_images import absolute
 
 WebPage = tuple[str, bytes, str | None]
 Images = list[str]

@@ -56,8 +56,8 @@ def test_loss_mask(
 
 def test_the_image_lies_on_its_slots(processor: KosmosProcessor, make_png: Callable) -> None:
     _, (first, _, _), example = layout(processor, make_png)
-    (span,) = example.spans
-    assert (span.kind, span.start, span.length) == ("image", first + 2, processor.num_image_tokens)
+    (span,) = example.placed
+    assert (span.modality, span.start, span.length) == ("image", first + 2, processor.num_image_tokens)
     assert span.payload.shape == (3, 8, 8)
     slots = np.flatnonzero(example.token == processor.image_slot_id)
     assert slots.tolist() == list(range(span.start, span.start + span.length))
@@ -92,7 +92,7 @@ def test_a_span_of_fixed_places(processor: KosmosProcessor) -> None:
     places = KosmosProcessor(processor.image_processor, processor.tokenizer, num_span_tokens=3)
     for text in ("red", "red house blue red house blue"):
         example = objectives.get("causal", places)(Document("k", [Span(text), Text("blue")]), 0)
-        (span,) = example.spans
+        (span,) = example.placed
         assert span.payload.tolist() == [0, *processor.encode_text(text)]
         assert (example.token == processor.span_slot_id).nonzero()[0].tolist() == [1, 2, 3]
         assert (span.start, span.length) == (1, 3)
@@ -102,9 +102,9 @@ def test_a_span_of_fixed_places(processor: KosmosProcessor) -> None:
 def test_a_text_span_is_slots_without_loss(processor: KosmosProcessor) -> None:
     """MetaLM puts nothing around a span; what follows is predicted at its last slot."""
     example = objectives.get("causal", processor)(Document("k", [Span("red house"), Text("blue")]), 0)
-    (span,) = example.spans
+    (span,) = example.placed
     assert span.payload.tolist() == [0, *processor.encode_text("red house")]
-    assert (span.kind, span.start, span.length) == ("text", 1, len(span.payload) - 1)
+    assert (span.modality, span.start, span.length) == ("span", 1, len(span.payload) - 1)
     assert (example.token[1 : 1 + span.length] == processor.span_slot_id).all()
     assert example.weight.tolist() == [0.0] * span.length + [1.0] * (len(example) - span.length)
     assert example.label[span.length] == processor.encode_text("blue")[0]

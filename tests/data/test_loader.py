@@ -139,7 +139,7 @@ def test_batches_are_what_the_model_takes(make_config: MakeConfig, processor: Ko
         trained = inside & (labels != -100)
         assert (labels[trained] == following[trained]).all()
     assert batch.stats["tokens"] == sum(int((m["document_ids"] >= 0).sum()) for m in batch.micro_batches)
-    assert batch.stats["images"] == sum(batch.images)
+    assert batch.stats["images"] == sum(row["image"] for row in batch.inputs)
     assert sum(batch.stats["source_tokens"].values()) == batch.stats["tokens"]
 
 

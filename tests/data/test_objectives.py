@@ -303,7 +303,7 @@ def test_metalm_input_is_its_fine_tuning_format(
     slot, (label_b, label_d) = objective_processor.span_slot_id, objective_processor.encode_text(f"{b} {d}")
     assert example.token.tolist() == [0, slot, label_b, 2, slot, label_d]
     assert example.label[example.weight > 0].tolist() == [label_b, 2, label_d, 2]
-    assert [span.payload.tolist() for span in example.spans] == [
+    assert [span.payload.tolist() for span in example.placed] == [
         [0, *objective_processor.encode_text(text)] for text in (a, c)
     ]
 
@@ -319,9 +319,9 @@ def test_semi_causal_with_places_of_fixed_number(
     long, short = (
         objectives.get("semi_causal", processor, **options)(document, 3) for processor in (objective_processor, few)
     )
-    assert [span.payload.tolist() for span in short.spans] == [span.payload.tolist() for span in long.spans]
-    assert {span.length for span in short.spans} == {4}
-    for span in short.spans:
+    assert [span.payload.tolist() for span in short.placed] == [span.payload.tolist() for span in long.placed]
+    assert {span.length for span in short.placed} == {4}
+    for span in short.placed:
         assert (short.token[span.start : span.start + 4] == few.span_slot_id).all()
         assert short.weight[span.start - 1 : span.start + 4].tolist() == [1.0, 0.0, 0.0, 0.0, 1.0]
         assert short.label[span.start - 1] == span.payload[1]
@@ -332,7 +332,7 @@ def test_prefix_of_metalm_trains_what_follows(objective_processor: KosmosProcess
     make = objectives.get("semi_causal", objective_processor, sampler="prefix", max_length=20)
     for seed in range(20):
         example = make(prose(objective_words, 50, seed), seed)
-        (span,) = example.spans
+        (span,) = example.placed
         assert span.start == 1
         assert span.length <= 20
         assert example.weight.tolist() == [0] * span.length + [1] * (len(example) - span.length)

@@ -89,7 +89,7 @@ def test_no_answer_leaks(
         rng = np.random.default_rng(seed)
         document = Document("k", [Text(prose(rng.permutation(objective_words)[:40]))])
         example = build(case)(document, seed)
-        payloads = [span.payload for span in example.spans]
+        payloads = [span.payload for span in example.placed]
         rows, targets = [(example.token, payloads)], []
         for t in np.flatnonzero(example.weight > 0):
             label = example.label[t]
@@ -113,9 +113,9 @@ def test_the_leak_test_finds_a_leak(
     """The released MetaLM mask, shifted by one, trains a token that the encoder has read: it is found."""
     document = Document("k", [Text(" ".join(objective_words[:40]))])
     example = build("semi_causal paper")(document, 1)
-    (span, *_) = example.spans
+    (span, *_) = example.placed
     leaked, t = span.payload[2], span.start  # predicted at the first slot, whose state has read it
-    payloads = [one.payload for one in example.spans]
+    payloads = [one.payload for one in example.placed]
     other = [np.where(payload == leaked, 5, payload) for payload in payloads]
     base, changed = logits(model, [(example.token, payloads), (example.token, other)], example)
     assert example.weight[t] == 0
@@ -139,12 +139,12 @@ def test_packing_keeps_documents_apart(
     packed = Example(
         **dict(zip(names, row.fields, strict=False)),
         weight=row.weight,
-        spans=[],
+        placed=[],
         cuts=np.zeros(total, dtype=bool),
     )
-    together = logits(model, [(packed.token, row.texts)], packed)[0]
+    together = logits(model, [(packed.token, [span.payload for span in row.placed])], packed)[0]
     at = 0
     for example in examples:
-        alone = logits(model, [(example.token, [span.payload for span in example.spans])], example)[0]
+        alone = logits(model, [(example.token, [span.payload for span in example.placed])], example)[0]
         assert torch.allclose(together[at : at + len(example)], alone, atol=1e-5)
         at += len(example)

@@ -177,6 +177,6 @@ def test_spans_of_a_document_stand_in_every_objective(
         options = {"min_length": 3, "max_length": 6} if name == "semi_causal" else {}
         example: Example = objectives.get(name, objective_processor, **options)(document, 1)
         payload = [0, *objective_processor.encode_text("kaband mocort")]
-        (own,) = [span for span in example.spans if span.payload.tolist() == payload]
+        (own,) = [span for span in example.placed if span.payload.tolist() == payload]
         assert (example.token[own.start : own.start + own.length] == slot).all()
-        assert (example.token == slot).sum() == sum(span.length for span in example.spans)
+        assert (example.token == slot).sum() == sum(span.length for span in example.placed)

@@ -291,10 +291,10 @@ def test_semi_causal_with_another_tokenizer(
     make = objectives.get("semi_causal", processor, min_length=4, max_length=8)
     document = Document("k", [Text(" ".join(objective_words))])
     newlines = Document("k", [Text(objective_words[0] + "\n" * 60)])  # of which its tokenizer knows none
-    assert [len(make(newlines, seed).spans) + 1 - make(newlines, seed).fallback for seed in range(3)] == [0, 0, 0]
+    assert [len(make(newlines, seed).placed) + 1 - make(newlines, seed).fallback for seed in range(3)] == [0, 0, 0]
     example = make(document, 0)
-    assert example.spans
-    for span in example.spans:
+    assert example.placed
+    for span in example.placed:
         words = processor.span_tokenizer.decode(span.payload[1:].tolist()).split()
         assert all(word in objective_words for word in words)
         assert span.length == len(span.payload) - 1
@@ -303,7 +303,7 @@ def test_semi_causal_with_another_tokenizer(
         assert example.weight[span.start : span.start + span.length - 1].sum() == 0
         assert after == example.token[span.start + span.length]
     text = processor.tokenizer.decode(example.token[example.token != processor.span_slot_id].tolist())
-    spans = [processor.span_tokenizer.decode(span.payload[1:].tolist()) for span in example.spans]
+    spans = [processor.span_tokenizer.decode(span.payload[1:].tolist()) for span in example.placed]
     assert sorted(f"{text} {' '.join(spans)}".replace("<s>", " ").split()) == sorted(objective_words)
 
 

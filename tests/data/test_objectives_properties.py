@@ -55,18 +55,18 @@ def prose(words: Any) -> str:
 
 
 def symbols(example: Example) -> Symbols:
-    """Input ids; the first slot of an image is ("image", its mean), of a span ("text", its ids)."""
+    """Input ids; the first slot of an image is ("image", its mean), of a span ("span", its ids)."""
     found: Symbols = example.token.tolist()
-    for span in example.spans:
-        key = float(span.payload.mean()) if span.kind == "image" else tuple(span.payload[1:].tolist())
-        found[span.start] = (span.kind, key)
+    for span in example.placed:
+        key = float(span.payload.mean()) if span.modality == "image" else tuple(span.payload[1:].tolist())
+        found[span.start] = (span.modality, key)
     return found
 
 
 def original(document: Document, processor: KosmosProcessor) -> Symbols:
     flat = flatten(document, processor)
     found: Symbols = flat.ids.tolist()
-    for span in flat.spans:
+    for span in flat.placed:
         found[span.start] = ("image", float(span.payload.mean()))
     return found
 
@@ -102,7 +102,7 @@ class Undo:
         return self.sentinel(read) if self.sentinels & set(read) else read
 
     def span(self, symbol: Any) -> Symbols:
-        if isinstance(symbol, tuple) and symbol[0] == "text":
+        if isinstance(symbol, tuple) and symbol[0] == "span":
             return list(symbol[1])
         return [] if symbol == self.slot else [symbol]
 
@@ -185,7 +185,7 @@ def test_every_token_is_asked_for_once_or_read(
         example = build(case)(document, seed)
         all_ids = [i for i in flatten(document, objective_processor).ids.tolist() if i in ordinary]
         asked = [i for i in example.label[example.weight > 0].tolist() if i in ordinary]
-        read = example.token.tolist() + [i for s in example.spans if s.kind == "text" for i in s.payload.tolist()]
+        read = example.token.tolist() + [i for s in example.placed if s.modality == "span" for i in s.payload.tolist()]
         if case != "fim":  # which may cut a word
             assert len(asked) == len(set(asked))
             assert set(asked) | (set(read) & ordinary) == set(all_ids)
@@ -211,18 +211,18 @@ def test_spans_are_whole_and_apart(
     def check(document: Document, seed: int, cut: bool) -> None:
         example = build(case, **(in_windows if cut else {}))(document, seed)
         taken = np.zeros(len(example), dtype=int)
-        for span in example.spans:
+        for span in example.placed:
             part = slice(span.start, span.start + span.length)
             taken[part] += 1
             assert not example.cuts[span.start + 1 : span.start + span.length].any()
-            if span.kind == "image":
+            if span.modality == "image":
                 assert example.token[span.start - 1] == begin
                 assert (example.token[part] == slot).all()
                 assert example.token[span.start + span.length] == end
                 assert not example.cuts[span.start]
         assert (taken <= 1).all()
         assert taken.sum() == np.isin(example.token, [slot, objective_processor.span_slot_id]).sum()
-        assert [span.start for span in example.spans] == sorted(span.start for span in example.spans)
+        assert [span.start for span in example.placed] == sorted(span.start for span in example.placed)
 
     check()
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kosmos_data.example import Example, FlatBuilder, shifted
+from kosmos.segments import Placed
+from kosmos_data.example import Example, Flat, shifted
 from kosmos_data.packing import (
     BLOCK,
     DOCUMENT,
@@ -35,16 +36,15 @@ def make_example(shape: list[int], start: int, sentence: int = 0) -> Example:
 
     ``sentence``: every so many tokens one ends a sentence, if it is no part of an image.
     """
-    builder = FlatBuilder()
-    builder.add([BOS], 0.0)
+    weight, cuts, placed = [0.0], [True], []
     for part in shape:
-        first = start + len(builder.ids)
         if part < 0:
-            builder.add_span("image", list(range(first, first + SLOTS + 2)), np.full((3, 2, 2), first % 251), 0.0)
-        else:
-            builder.add(list(range(first, first + part)), 1.0)
-    builder.add([2], 1.0)
-    example = shifted(builder.build())
+            placed.append(Placed("image", len(weight) + 1, SLOTS, np.full((3, 2, 2), (start + len(weight)) % 251)))
+        length = SLOTS + 2 if part < 0 else part
+        weight += [float(part > 0)] * length
+        cuts += [True] + [part > 0] * (length - 1)
+    ids = np.array([BOS, *range(start + 1, start + len(weight)), 2], dtype=np.int32)
+    example = shifted(Flat(ids, np.array([*weight, 1.0], dtype=np.float32), placed, np.array([*cuts, True])))
     if sentence:
         example.ends[sentence:-1:sentence] = True
         example.ends[:-1] &= example.cuts[:-1] & example.cuts[1:]
@@ -104,7 +104,7 @@ def test_nothing_is_lost_doubled_or_torn(
         assert sum(piece.images for piece in row) <= cap
         for piece in row:
             placed[piece.source].append((piece.start, piece.stop))
-            for span in piece.example.spans:
+            for span in piece.example.placed:
                 region = range(span.start - 1, span.start + span.length + 1)
                 inside = [piece.start <= at < piece.stop for at in region if at < len(piece.example)]
                 assert all(inside) or not any(inside)
@@ -133,7 +133,7 @@ def test_rows_hold_what_a_slow_reference_says(shapes: list[list[int]], mask: boo
                 position = local if mask else len(expected)
                 expected.append((example.token[at], label, number if mask else 0, position, example.weight[at]))
                 local += 1
-            images += [s.payload[0, 0, 0] for s in example.spans if piece.start <= s.start < piece.stop]
+            images += [s.payload[0, 0, 0] for s in example.placed if piece.start <= s.start < piece.stop]
         length = len(expected)
         got = [row.fields[f, :length].tolist() for f in (TOKEN, LABEL, DOCUMENT, POSITION)]
         assert list(zip(*got, row.weight[:length].tolist(), strict=True)) == expected
@@ -141,7 +141,7 @@ def test_rows_hold_what_a_slow_reference_says(shapes: list[list[int]], mask: boo
         assert (row.fields[SOURCE, length:] == -1).all()
         assert (row.fields[LABEL, length:] == IGNORED).all()
         assert (row.fields[TOKEN, length:] == PAD).all()
-        assert [image[0, 0, 0] for image in row.images] == images
+        assert [image.payload[0, 0, 0] for image in row.placed] == images
 
 
 def test_blocks_of_different_documents_stay_apart() -> None:

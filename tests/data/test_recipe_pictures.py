@@ -309,7 +309,7 @@ def test_the_real_emoji(built: Path) -> None:
 
 @pytest.mark.parametrize("name", ["picture_captions", "picture_names", "picture_vqa"])
 def test_kosmos_eval_reads_the_real_emoji(built: Path, name: str) -> None:
-    tasks, data = pytest.importorskip("kosmos_eval.tasks"), pytest.importorskip("kosmos_eval.data")
+    tasks, data = pytest.importorskip("kosmos_eval.tasks"), pytest.importorskip("kosmos_eval.readers")
     task = tasks.load(name)
     for split, count in (("test", len(list((built / "eval/test/images").iterdir()))), ("train", 20)):
         items = data.load_items(task, built / "eval", split)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from kosmos import KosmosConfig, KosmosForConditionalGeneration, KosmosImageProcessor, KosmosProcessor, train_tokenizer
 from kosmos_eval import tasks
-from kosmos_eval.engine import Engine
+from kosmos_eval.model import EvaluatedModel
 from kosmos_eval.tasks import Task
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "eval"
@@ -122,15 +122,15 @@ def checkpoint(
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many prompts the engine was given, call by call."""
+    """How many prompts the model was given, call by call."""
     counts: list[int] = []
-    generate = Engine.generate
+    generate = EvaluatedModel.generate
 
-    def counting(self: Engine, prompts: Any, *rest: Any) -> Any:
+    def counting(self: EvaluatedModel, prompts: Any, *rest: Any) -> Any:
         counts.append(len(prompts))
         return generate(self, prompts, *rest)
 
-    monkeypatch.setattr(Engine, "generate", counting)
+    monkeypatch.setattr(EvaluatedModel, "generate", counting)
     return counts
 
 

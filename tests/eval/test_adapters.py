@@ -24,8 +24,8 @@ from PIL import Image
 
 from kosmos import KosmosForConditionalGeneration, KosmosProcessor
 from kosmos_eval.adapters.harness import HarnessModel
-from kosmos_eval.engine import Engine
-from kosmos_eval.prompts import Prompt
+from kosmos_eval.model import EvaluatedModel, in_order
+from kosmos_eval.prompts import Pair, Prompt
 from kosmos_eval.tasks import Decoding
 
 
@@ -159,10 +159,9 @@ def asked(question: str, *between: Any) -> list[Any]:
 
 
 def expected_answers(adapter: Any, prompts: list[Prompt]) -> list[str]:
-    """The engine's own answers to the prompts."""
-    engine = Engine(adapter.harness.runner)
-    batches = engine.generate(prompts, Decoding(max_new_tokens=6), [0] * len(prompts))
-    return [text for _, text in sorted((answer.index, answer.text) for batch in batches for answer in batch)]
+    """The model's own answers to the prompts."""
+    model = EvaluatedModel(adapter.harness.runner)
+    return in_order(model.generate(prompts, Decoding(max_new_tokens=6), [0] * len(prompts)))
 
 
 def test_lmms_eval_answers_about_images(lmms: Any, toy_data: Path) -> None:
@@ -177,9 +176,8 @@ def test_lmms_eval_likelihood_is_a_loss(
     """lmms-eval's multiple choice takes the smallest, so a log-probability would choose the worst answer."""
     losses = [one.text[0] for one in lmms.loglikelihood(asked("is it?", " yes", visual))]
     prompts = [Prompt((image, "Question: is it? Answer:"), (1,)) for image in pictures(toy_data)]
-    ranked = Engine(lmms.harness.runner).rank(prompts, [[" yes"]] * 3)
-    scores = {answer.index: answer.scores[0] for batch in ranked for answer in batch}
-    assert losses == pytest.approx([-scores[i] for i in range(3)], abs=1e-4)
+    replies = in_order(EvaluatedModel(lmms.harness.runner).log_likelihoods([Pair(one, " yes") for one in prompts]))
+    assert losses == pytest.approx([-reply.nats for reply in replies], abs=1e-4)
     assert min(losses) > 0
     assert len({round(loss, 4) for loss in losses}) == 3
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from kosmos_eval.data import load_items
+from kosmos_eval.readers import load_items
 from kosmos_eval.tasks import DatasetFiles, Prompt, Task
 
 

@@ -86,7 +86,7 @@ def test_contexts_without_images_never_encode_one(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(model, "get_image_features", lambda pixels: pytest.fail("an image was encoded"))
+    monkeypatch.setattr(model.model, "encode", lambda *_, **__: pytest.fail("an image was encoded"))
     evaluate(model, processor, task, toy_data, shots=(0, 2), contexts=(context,), out=tmp_path)
     record = json.loads((tmp_path / f"samples/model/easy_vqa-0shot-{context}.jsonl").read_text().splitlines()[0])
     question = "what color is it?" if context == "text-only" else ""

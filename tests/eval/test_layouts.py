@@ -19,8 +19,8 @@ from kosmos_data.recipes import pictures, starter
 from kosmos_data.recipes.evaluation_files import write_lines
 from kosmos_data.recipes.picture_sources import Named
 from kosmos_eval import prompts, suite, tasks
-from kosmos_eval.data import load_items
 from kosmos_eval.evaluate import evaluate
+from kosmos_eval.readers import load_items
 from kosmos_eval.suite import webpages
 
 # Tested elsewhere: test_published.py, test_shards.py, test_suite.py, test_evaluate.py, test_spans.py.

@@ -13,7 +13,7 @@ import torch
 from kosmos import KosmosForConditionalGeneration, KosmosProcessor
 from kosmos_eval import tasks
 from kosmos_eval.evaluate import evaluate
-from kosmos_eval.store import Rank
+from kosmos_eval.sample_log import Rank
 from kosmos_eval.tasks import Task
 
 Model = KosmosForConditionalGeneration

@@ -18,14 +18,14 @@ from kosmos.cli import main
 # A pause after every batch, so that the kill falls between the first and the last answer.
 SLOW = """
 import sys, time
-from kosmos_eval.engine import Engine
+from kosmos_eval.model import EvaluatedModel
 from kosmos.cli import main
-generate = Engine.generate
+generate = EvaluatedModel.generate
 def slow(self, *arguments):
     for batch in generate(self, *arguments):
         yield batch
         time.sleep(0.4)
-Engine.generate = slow
+EvaluatedModel.generate = slow
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from kosmos import KosmosConfig, KosmosForConditionalGeneration, KosmosImageProcessor, KosmosProcessor, train_tokenizer
-from kosmos_eval import answering, prompts, tasks
-from kosmos_eval.data import Item, load_items
+from kosmos_eval import prompts, tasks
 from kosmos_eval.evaluate import evaluate
+from kosmos_eval.items import Item
+from kosmos_eval.readers import load_items
 
 NLI = {"premise": "It is a cat.", "hypothesis": "It is an animal.", "idx": 0}
 COPA = {"premise": "The man got wet.", "choice1": "It rained.", "choice2": "He slept.", "question": "cause", "idx": 0}
@@ -95,8 +96,8 @@ def test_prompt_of_each_published_file(name: str, tmp_path: Path) -> None:
     task = write(tmp_path, name)
     (item,) = load_items(task, tmp_path, task.split)
     (answer,) = item.answers
-    assert answer in answering.candidates(task, item)
-    assert task.chance == pytest.approx(1 / len(answering.candidates(task, item)), abs=1e-3)
+    assert answer in prompts.candidates(task, item)
+    assert task.chance == pytest.approx(1 / len(prompts.candidates(task, item)), abs=1e-3)
     prompt = prompts.with_candidate(prompts.build(task, item), prompts.wording(task, item, answer))
     assert prompt.text + "|" + prompts.continuation(task, item, answer) == SAMPLES[name][2]
 
@@ -122,8 +123,8 @@ def test_candidates_inside_the_prompt_are_compared_by_what_follows(
     model: KosmosForConditionalGeneration, processor: KosmosProcessor, tmp_path: Path
 ) -> None:
     """Winogrande's partial evaluation against the model called on each whole sentence."""
-    from kosmos_eval.engine import Engine
-    from kosmos_eval.prompts import Prompt
+    from kosmos_eval.model import EvaluatedModel
+    from kosmos_eval.prompts import Pair, Prompt
     from kosmos_eval.runner import Runner
 
     rows = [{"sentence": "is it a _ red circle", "option1": "blue", "option2": "green square", "answer": "2"}]
@@ -131,12 +132,12 @@ def test_candidates_inside_the_prompt_are_compared_by_what_follows(
     (tmp_path / "train_xl.jsonl").write_text(json.dumps(rows[0] | {"sentence": "no it is _ yes it is"}))
     evaluate(model, processor, "winogrande", tmp_path, shots=(1,), out=tmp_path / "out")
     (line,) = (tmp_path / "out/samples/model/winogrande-1shot-image+text.jsonl").read_text().splitlines()
-    record, engine = json.loads(line), Engine(Runner(model, processor))
+    record, asked = json.loads(line), EvaluatedModel(Runner(model, processor))
     assert record["prompt"] == "no it is green square yes it is\nis it a {candidate}"
     for score, words in zip(record["scores"], ("blue", "green square"), strict=True):
         text = f"no it is green square yes it is\nis it a {words}"
-        ((answer,),) = engine.rank([Prompt((text,))], [[" red circle"]])
-        assert score == pytest.approx(answer.scores[0], abs=1e-4)
+        (reply,) = asked.log_likelihoods([Pair(Prompt((text,)), " red circle")])
+        assert score == pytest.approx(reply[0].nats, abs=1e-4)
     assert record["prediction"] == ("blue", "green square")[record["scores"].index(max(record["scores"]))]
 
 
@@ -199,7 +200,7 @@ def test_cloze_tasks_run_on_a_blank_filling_model(
     (line,) = (tmp_path / f"out/samples/model/{name}-0shot-image+text.jsonl").read_text().splitlines()
     record = json.loads(line)
     (item,) = load_items(task, tmp_path, task.split)
-    words = {one: prompts.wording(task, item, one) for one in answering.candidates(task, item)}
+    words = {one: prompts.wording(task, item, one) for one in prompts.candidates(task, item)}
     expected = Cloze(processor, words).scores(model, [record["prompt"]])[0].tolist()
     assert record["scores"] == pytest.approx(expected, abs=1e-5)
     assert record["prediction"] == list(words)[expected.index(max(expected))]

@@ -11,9 +11,9 @@ import torch
 
 from kosmos import KosmosConfig, KosmosForConditionalGeneration, KosmosImageProcessor, KosmosProcessor, train_tokenizer
 from kosmos_eval import prompts, suite, tasks
-from kosmos_eval.data import Item
-from kosmos_eval.engine import Engine
 from kosmos_eval.evaluate import evaluate
+from kosmos_eval.items import Item
+from kosmos_eval.model import EvaluatedModel, in_order
 from kosmos_eval.prompts import Prompt, Span, Token
 from kosmos_eval.runner import Runner
 from kosmos_eval.tasks import Decoding
@@ -79,17 +79,15 @@ def test_batched_equals_generate_one_by_one(
     ]
     asked += [Prompt((Span("egg"), " is")), Prompt(("Is ant larger?",))]
     decoding = Decoding(method, 5, num_beams=2 if method == "beam" else 1)
-    answers = [
-        answer for batch in Engine(Runner(model, processor)).generate(asked, decoding, [0] * 4) for answer in batch
-    ]
-    for answer in answers:
-        inputs = processor(text=asked[answer.index].text, return_tensors="pt")
+    answers = in_order(EvaluatedModel(Runner(model, processor)).generate(asked, decoding, [0] * 4))
+    for prompt, answer in zip(asked, answers, strict=True):
+        inputs = processor(text=prompt.text, return_tensors="pt")
         ids = model.generate(
             **inputs, do_sample=False, max_new_tokens=5, num_beams=decoding.num_beams, pad_token_id=1,
             eos_token_id=processor.answer_end_ids(), suppress_tokens=[processor.span_slot_id],
         )  # fmt: skip
         text = processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
-        assert answer.text == text
+        assert answer == text
 
 
 def test_the_task_runs_and_encoded_inputs_matter(

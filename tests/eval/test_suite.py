@@ -16,8 +16,8 @@ from rich.console import Console
 
 from kosmos import KosmosForConditionalGeneration, KosmosProcessor
 from kosmos_eval import prompts, suite, tasks
-from kosmos_eval.data import load_items
 from kosmos_eval.evaluate import evaluate
+from kosmos_eval.readers import load_items
 from kosmos_eval.suite import raven, rendered
 
 

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from kosmos_eval import prompts, tasks
-from kosmos_eval.data import Item, load_items
 from kosmos_eval.demonstrations import DemonstrationPool
+from kosmos_eval.items import Item
+from kosmos_eval.readers import load_items
 from kosmos_eval.tasks import Demonstrations, Task
 
 

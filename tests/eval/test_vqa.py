@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kosmos_eval.metrics import text, vqa
+from kosmos_eval.metrics import strings, vqa
 
 
 def test_normalisation_equals_official_on_every_row(goldens: Path) -> None:
@@ -63,19 +63,19 @@ def test_no_answers_and_unknown_rule_are_errors() -> None:
 
 
 def test_answer_metrics_by_hand() -> None:
-    assert text.exact_match("The Red ball!", ["red ball"]) == 1.0
-    assert text.f1("a red ball", ["red ball", "cube"]) == 1.0
-    assert text.f1("red cube", ["red ball"]) == pytest.approx(0.5)
-    assert text.f1("", ["red"]) == 0.0
-    assert text.anls("hallo", ["hello"]) == pytest.approx(0.8)
-    assert text.anls("abc", ["xyz"]) == 0.0
-    assert text.accuracy(" Yes", ["yes"]) == 1.0
-    assert text.accuracy("yes.", ["yes"]) == 0.0
+    assert strings.exact_match("The Red ball!", ["red ball"]) == 1.0
+    assert strings.f1("a red ball", ["red ball", "cube"]) == 1.0
+    assert strings.f1("red cube", ["red ball"]) == pytest.approx(0.5)
+    assert strings.f1("", ["red"]) == 0.0
+    assert strings.anls("hallo", ["hello"]) == pytest.approx(0.8)
+    assert strings.anls("abc", ["xyz"]) == 0.0
+    assert strings.accuracy(" Yes", ["yes"]) == 1.0
+    assert strings.accuracy("yes.", ["yes"]) == 0.0
 
 
 @given(st.text(max_size=8), st.text(max_size=8))
 def test_levenshtein_is_a_distance(first: str, second: str) -> None:
-    distance = text.levenshtein(first, second)
-    assert distance == text.levenshtein(second, first)
+    distance = strings.levenshtein(first, second)
+    assert distance == strings.levenshtein(second, first)
     assert abs(len(first) - len(second)) <= distance <= max(len(first), len(second))
     assert (distance == 0) == (first == second)

@@ -1,19 +1,35 @@
-"""A modality from outside: one entry in the table, and model, beams and training read it like images and spans."""
+"""A modality from outside: one entry in the table and one segment, and everything between a document and its answer
+reads it like images and spans."""
 
 from __future__ import annotations
 
+import io
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image as Pictures
 from torch import nn
 
-from kosmos import KosmosConfig, KosmosForConditionalGeneration
+from kosmos import KosmosConfig, KosmosForConditionalGeneration, KosmosImageProcessor, KosmosProcessor, train_tokenizer
 from kosmos.configuration_kosmos import KosmosConnectorConfig, checked
 from kosmos.cost import model_cost, part_of
-from kosmos.modalities import MODALITIES, Modality
+from kosmos.modalities import MODALITIES, Modality, stack_inputs
+from kosmos.segments import SEGMENTS
+from kosmos_data import Corpus, DataConfig, Document, Image, SourceConfig, Span, Text, build_loader, write_shards
+from kosmos_data.ordering import rows_of
 
 TONE_SLOT, TONES = 102, 2
+
+
+@dataclass(frozen=True)
+class Tone:
+    """Pitch and length."""
+
+    numbers: list[float]
 
 
 class ToneEncoder(nn.Module):
@@ -47,6 +63,9 @@ TONE = Modality(
     encoder="tone_encoder",
     connector="tone_connector",
     parts=("tones", "tones"),
+    marks=("", "<tone_slot>", ""),
+    payload=lambda processor, tone: np.array(tone.numbers, dtype=np.float32),
+    stack=lambda tones: {"tones": torch.from_numpy(np.stack(tones))},
     build=ToneEncoder,
     read=lambda model, tones: model.tone_connector(model.tone_encoder(tones)),
     places=lambda config, inputs: torch.full((len(inputs["tones"]),), TONES),
@@ -59,6 +78,7 @@ TONE = Modality(
 def model(build, monkeypatch: pytest.MonkeyPatch) -> KosmosForConditionalGeneration:
     """Images, spans and tones."""
     monkeypatch.setitem(MODALITIES, "tone", TONE)
+    monkeypatch.setitem(SEGMENTS, "tone", Tone)
     fields = build(spans=True).config.to_dict()
     torch.manual_seed(0)
     connector = KosmosConnectorConfig(kind="linear")
@@ -102,3 +122,71 @@ def test_generation(model, ids, beams: int) -> None:
     if beams > 1:
         with pytest.raises(ValueError, match="tones bring 4 tones, but the placeholders take 3 of them"):
             model.generate(input_ids=ids, tones=torch.randn(4, TONES), **options)
+
+
+@pytest.fixture
+def processor() -> KosmosProcessor:
+    """Whose tokenizer has a placeholder for tones."""
+    tokenizer = train_tokenizer(["what is the red thing a tone or a circle"] * 5, 120, extra_tokens=["<tone_slot>"])
+    return KosmosProcessor(KosmosImageProcessor(image_size=32), tokenizer, num_image_tokens=8)
+
+
+@pytest.fixture
+def fitting(model, processor) -> KosmosForConditionalGeneration:
+    """The model, with the vocabulary and the placeholders of the processor."""
+    fields = model.config.to_dict() | {"tone_connector_config": model.config.tone_connector_config}
+    fields["text_config"]["vocab_size"] = len(processor.tokenizer)
+    fields["span_encoder_config"]["model_config"]["vocab_size"] = len(processor.tokenizer)
+    fields |= {modality.token: processor.token_id(modality.marks[1]) for modality in MODALITIES.values()}
+    torch.manual_seed(0)
+    return KosmosForConditionalGeneration(ToneConfig(**fields)).eval()
+
+
+def documents() -> list[Document]:
+    """Pictures, spans and tones, in an order that differs from document to document."""
+    picture = io.BytesIO()
+    Pictures.new("RGB", (20, 16), "red").save(picture, "PNG")
+    parts = [Image(picture.getvalue()), Span("is the red thing"), Text("a circle"), Tone([1.0, 2.0]), Tone([3.0, 4.0])]
+    return [Document(f"{n}", [*parts[n % 5 :], *parts[: n % 5], Text("or a tone")]) for n in range(10)]
+
+
+def test_from_document_to_gradient(fitting, processor, tmp_path: Path) -> None:
+    """Tones go through shards, packer and collate, beside images and spans, and backward reaches their encoder."""
+    write_shards(tmp_path, documents())
+    assert list(Corpus(tmp_path)[0].segments) == list(documents()[0].segments)
+    config = DataConfig([SourceConfig("all", str(tmp_path))], row_tokens=96, rows_per_step=4, rows_per_micro_batch=2)
+    batch = next(build_loader(config, processor))
+    for micro, rows in zip(batch.micro_batches, (batch.inputs[:2], batch.inputs[2:]), strict=True):
+        for modality in MODALITIES.values():
+            assert len(micro[modality.inputs[0]]) == sum(row[modality.name] for row in rows) > 0
+        assert (micro["input_ids"] == fitting.config.tone_token_id).sum() == TONES * len(micro["tones"])
+    for row, counts in zip(rows_of(batch), batch.inputs, strict=True):
+        assert {name: len(row.get(MODALITIES[name].inputs[0], ())) for name in MODALITIES} == counts
+    first = {name: tensor for name, tensor in batch.micro_batches[0].items() if name != "source_ids"}
+    first["pixel_values"] = processor.image_processor.normalize(first["pixel_values"])
+    fitting(**first, dummy_image=True).loss.backward()
+    gradient = fitting.model.tone_encoder.dense.weight.grad
+    assert gradient is not None
+    assert gradient.any()
+
+
+def test_from_segments_to_an_answer(fitting, processor) -> None:
+    """A prompt of segments is read as written, and an answer holds no placeholder."""
+    tones = [Tone([1.0, 2.0]), Tone([0.5, -3.0])]
+    encoded = processor.encode([[0], Text("what is"), tones[0], Span("the red thing"), tones[1]])
+    assert [encoded.ids[placed.start] for placed in encoded.placed] == [
+        processor.token_id(MODALITIES[placed.modality].marks[1]) for placed in encoded.placed
+    ]
+    inputs = {"input_ids": torch.tensor([encoded.ids]), **stack_inputs(encoded.placed)}
+    torch.testing.assert_close(inputs["tones"], torch.tensor([tone.numbers for tone in tones]))
+    fitting.take_rules(processor)
+    assert set(fitting.generation_config.suppress_tokens) == {
+        processor.token_id(mark) for mark in ("<image_slot>", "<span_slot>", "<tone_slot>")
+    }
+    written = fitting.generate(**inputs, max_new_tokens=5, do_sample=False, eos_token_id=None)[0, len(encoded.ids) :]
+    with torch.no_grad():
+        logits = fitting(**inputs).logits[0, -1]
+    logits[fitting.generation_config.suppress_tokens] = -torch.inf
+    assert written[0] == logits.argmax()
+    with pytest.raises(ValueError, match="no segment that an encoder reads; those are image, span, tone"):
+        processor.encode(["a tone"])

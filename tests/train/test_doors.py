@@ -21,7 +21,7 @@ from kosmos import Conversation, KosmosConfig, KosmosForConditionalGeneration, K
 from kosmos.processing_kosmos import load_processor
 from kosmos_data import Document, Text, write_shards
 from kosmos_eval.adapters.harness import HarnessModel
-from kosmos_eval.checkpoint import evaluate_checkpoint
+from kosmos_eval.evaluate import evaluate_checkpoint
 from kosmos_eval.prompts import Prompt
 from kosmos_train import TrainConfig, train
 

@@ -15,7 +15,7 @@ import yaml
 from forks import launch
 
 from kosmos import cli, settings
-from kosmos_eval.checkpoint import evaluate_checkpoint
+from kosmos_eval.evaluate import evaluate_checkpoint
 from kosmos_train import TrainConfig, train
 from kosmos_train.dry_run import plan
 from kosmos_train.runs import plot, read_metrics

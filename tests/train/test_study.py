@@ -27,7 +27,7 @@ from kosmos.processing_kosmos import load_processor
 from kosmos_data import Document, Text, build_loader
 from kosmos_data.objectives import get, special_tokens
 from kosmos_eval import prompts
-from kosmos_eval.data import load_items
+from kosmos_eval.readers import load_items
 from kosmos_eval.runner import Runner
 from kosmos_train import TrainConfig
 from kosmos_train.build import build_model
@@ -241,7 +241,7 @@ def test_tuning_reads_what_evaluation_reads(
         example, (stage,) = make(document, 0), runner.stages(prompts.build(task, item))
         label = processor.encode_text(f" {item.answers[0]}")
         assert example.token.tolist() == [*stage.ids, *label]
-        assert [tuple(span.payload.tolist()) for span in example.spans] == list(stage.spans)
+        assert [tuple(span.payload.tolist()) for span in example.placed] == list(stage.spans)
         assert example.label[example.weight > 0].tolist() == [*label, processor.tokenizer.eos_token_id]
 
 

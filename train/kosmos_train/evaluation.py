@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from kosmos_eval import results, tasks
 from kosmos_eval.evaluate import evaluate
-from kosmos_eval.store import Rank
+from kosmos_eval.sample_log import Rank
 from kosmos_eval.task_data import TaskData
 
 from .config import EvalConfig, EvalTask

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kosmos.segments import Encoded, Placed
+
 from ..document import Document
-from ..example import Example, Flat, Placed, all_causal
+from ..example import Example, Flat, all_causal
 from . import Objective
 from ._flatten import Loss, flatten
 
@@ -99,7 +101,7 @@ class Arrangement:
         self._targets: list[np.ndarray] = []
         self._weight: list[np.ndarray] = []
         self._cuts: list[np.ndarray] = []
-        self._spans: list[Placed] = []
+        self._inserted: list[Placed] = []
 
     def copy(self, start: int, stop: int, predict: bool = True) -> None:
         """Tokens ``start`` … ``stop`` of the document, predicted with their own weight or only read."""
@@ -113,11 +115,11 @@ class Arrangement:
         ids = np.array([token], dtype=np.int32)
         self._add(ids, ids, np.array([weight], dtype=np.float32), np.zeros(1, dtype=bool))
 
-    def insert_span(self, slot: int, count: int, payload: np.ndarray, target: int, weight: float) -> None:
-        """So many slots for a text span; at the place of the first one ``target`` must be predicted."""
-        self._spans.append(Placed("text", self.length, count, payload))
-        ids = np.full(count, slot, dtype=np.int32)
-        targets, weights, cuts = ids.copy(), np.zeros(count, dtype=np.float32), np.zeros(count, dtype=bool)
+    def insert_encoded(self, encoded: Encoded, target: int, weight: float) -> None:
+        """Slots of what an encoder reads, which stay together; at the place of the first ``target`` is predicted."""
+        self._inserted += [replace(placed, start=placed.start + self.length) for placed in encoded.placed]
+        ids = np.array(encoded.ids, dtype=np.int32)
+        targets, weights, cuts = ids.copy(), np.zeros(len(ids), dtype=np.float32), np.zeros(len(ids), dtype=bool)
         targets[0], weights[0], cuts[0] = target, weight, True
         self._add(ids, targets, weights, cuts)
 
@@ -141,14 +143,14 @@ class Arrangement:
             block=np.where(np.arange(length) < bidirectional, 0, -1).astype(np.int32),
             position=np.arange(length, dtype=np.int32),
             position_in_span=np.zeros(length, dtype=np.int32),
-            spans=self.placed(),
+            placed=self.placed(),
             cuts=cuts[:length] & may_cut,
         )
 
     def placed(self) -> list[Placed]:
-        """The document's images and spans at their new places, and the inserted ones, in order."""
-        moved = [replace(span, start=int(self._new_place[span.start])) for span in self.flat.spans]
-        return sorted(moved + self._spans, key=lambda span: span.start)
+        """What encoders read of the document at its new places, and what was inserted, in order."""
+        moved = [replace(placed, start=int(self._new_place[placed.start])) for placed in self.flat.placed]
+        return sorted(moved + self._inserted, key=lambda placed: placed.start)
 
     def _add(self, ids: np.ndarray, targets: np.ndarray, weight: np.ndarray, cuts: np.ndarray) -> None:
         self._ids.append(ids)
@@ -165,8 +167,8 @@ def windows(flat: Flat, limit: int | None) -> Iterator[Flat]:
     wanted = np.linspace(0, len(flat.ids), count + 1)[1:-1]
     edges = sorted({0, len(flat.ids), *(int(allowed[allowed <= edge].max(initial=0)) for edge in wanted)})
     for start, stop in itertools.pairwise(edges):
-        spans = [replace(span, start=span.start - start) for span in flat.spans if start <= span.start < stop]
-        yield Flat(flat.ids[start:stop], flat.weight[start:stop], spans, flat.cuts[start:stop])
+        placed = [replace(one, start=one.start - start) for one in flat.placed if start <= one.start < stop]
+        yield Flat(flat.ids[start:stop], flat.weight[start:stop], placed, flat.cuts[start:stop])
 
 
 def join(examples: Sequence[Example]) -> Example:
@@ -192,10 +194,10 @@ def join(examples: Sequence[Example]) -> Example:
             example.position + np.int32(first) for example, first in zip(examples, positions, strict=False)
         ),
         position_in_span=_concatenate(example.position_in_span for example in examples),
-        spans=[
-            replace(span, start=span.start + start)
+        placed=[
+            replace(placed, start=placed.start + start)
             for example, start in zip(examples, starts, strict=True)
-            for span in example.spans
+            for placed in example.placed
         ],
         cuts=_concatenate(cuts),
         fallback=sum(example.fallback for example in examples),

@@ -1,18 +1,24 @@
-"""Document → ids: the one place where ``<s>``, segments and ``</s>`` are written out for training.
+"""Document → ids and weights: which segments of it are trained.
 
-Layout and loss mask of KOSMOS-1 table 21 and KOSMOS-2 ``laion2b_obj_loader.py``: no loss on ``<image>``, its slots and
-``</image>``; the first trained target after an image is the first token of the text. A text span is slots only, without
-tokens around it, as in MetaLM: what follows is predicted at the span's last slot.
+How each is written stands in ``KosmosProcessor.encode``. Loss mask of KOSMOS-1 table 21 and KOSMOS-2
+``laion2b_obj_loader.py``: no loss on ``<image>``, its slots and ``</image>``; the first trained target after an image
+is the first token of the text. A text span is slots only, without tokens around it, as in MetaLM: what follows is
+predicted at the span's last slot.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from kosmos.segments import TooLong
 
 from .. import errors
-from ..document import Document, Image, Span, Text
+from ..document import Document, Image, Segment, Text
 from ..errors import BadSample
-from ..example import Flat, FlatBuilder
+from ..example import Flat
 from ..images import decode
 
 if TYPE_CHECKING:
@@ -41,39 +47,56 @@ def flatten(
         BadSample: an image cannot be decoded, a span is longer than its encoder reads, there is nothing but ``<s>`` and
             ``</s>``, or nothing is trained.
     """
-    tokenizer = processor.tokenizer
-    builder = FlatBuilder()
-    builder.add([tokenizer.bos_token_id], 0.0)
+    bos, eos = [processor.tokenizer.bos_token_id], [processor.tokenizer.eos_token_id]
+    parts: list[tuple[Segment | list[int], float]] = [(bos, 0.0)]
     weight, after_text = 0.0, False
     for segment in document.segments:
         is_text = isinstance(segment, Text)
         if end_turns and after_text and not is_text:
-            builder.add([tokenizer.eos_token_id], weight)
+            parts.append((eos, weight))
         after_text = is_text
         weight = float(loss == "all" or (isinstance(segment, Text) and segment.supervised))
-        if isinstance(segment, (Image, Span)):
-            add_encoded(builder, segment, processor, document.key, predict_image)
-        else:
-            builder.add(processor.encode_text(segment.text), weight)
-    if len(builder.ids) == 1:
+        parts.append((segment, weight))
+    flat = write([*parts, (eos, weight)], processor, document.key, predict_image)
+    if len(flat.ids) == 2:
         raise BadSample(errors.EMPTY, document.key)
-    builder.add([tokenizer.eos_token_id], weight)
-    if not any(builder.weight):
+    if not flat.weight.any():
         raise BadSample(errors.UNSUPERVISED, document.key)
-    return builder.build()
+    return flat
 
 
-def add_encoded(
-    builder: FlatBuilder, segment: Image | Span, processor: KosmosProcessor, key: str, predict_image: bool = False
-) -> None:
-    """Write what an encoder reads: an image between its tokens, or the slots of a text span."""
-    if isinstance(segment, Image):
-        pixels = decode(segment.data, processor.image_processor)
-        builder.add_span("image", processor.image_token_ids(), pixels, begin=float(predict_image))
-        return
-    ids = processor.encode_span(segment.text)
-    limit = processor.max_span_length
-    if limit is not None and len(ids) > limit:
-        raise BadSample(errors.SPAN_TOO_LONG, f"{key}: {len(ids)} tokens, the text encoder reads {limit}")
-    if len(ids) > 1:
-        builder.add_text_span(processor.span_slot_id, processor.span_slots(ids), ids)
+def write(
+    parts: Iterable[tuple[Segment | list[int], float]],
+    processor: KosmosProcessor,
+    key: str,
+    predict_image: bool = False,
+) -> Flat:
+    """Write segments and ids, each with the weight of predicting it; what an encoder reads has none and stays whole.
+
+    Args:
+        parts: segments of a document, or ids, and their weights.
+        processor: of the run.
+        key: of the document, for messages.
+        predict_image: weight of the mark before what an encoder reads, if it has one.
+
+    Raises:
+        BadSample: an image cannot be decoded, or a span is longer than its encoder reads.
+    """
+    segments, weights = zip(*parts, strict=True)
+    try:
+        encoded = processor.encode((_decoded(segment, processor) for segment in segments), skip_empty=True)
+    except TooLong as error:
+        raise BadSample(errors.SPAN_TOO_LONG, f"{key}: {error}") from error
+    weight = np.repeat(np.array(weights, dtype=np.float32), np.diff(encoded.edges))
+    cuts = np.ones(len(encoded.ids), dtype=bool)
+    for placed in encoded.placed:
+        begin, stop = encoded.around(placed)
+        weight[begin:stop] = 0.0
+        cuts[begin + 1 : stop] = False
+        if placed.start > begin:
+            weight[begin] = predict_image
+    return Flat(np.array(encoded.ids, dtype=np.int32), weight, encoded.placed, cuts)
+
+
+def _decoded(segment: Any, processor: KosmosProcessor) -> Any:
+    return Image(decode(segment.data, processor.image_processor)) if isinstance(segment, Image) else segment

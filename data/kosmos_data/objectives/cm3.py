@@ -103,6 +103,6 @@ def move(
 def fill(flat: Flat, span: tuple[int, int], processor: KosmosProcessor, two_positions: bool) -> Example:
     """A blank: the only stretch that moves to the end; its words and ``<eos_span>`` are judged."""
     sentinel, span_end = ids_of((SENTINELS[0], SPAN_END), processor, "cm3")
-    unended = Flat(flat.ids[:-1], flat.weight[:-1], flat.spans, flat.cuts[:-1])
+    unended = Flat(flat.ids[:-1], flat.weight[:-1], flat.placed, flat.cuts[:-1])
     example = move(unended, [span], [sentinel], span_end, processor.tokenizer.eos_token_id, True)
     return judged_from(len(example) - (span[1] - span[0]) - 1, example)

@@ -21,9 +21,9 @@ import numpy as np
 from .. import errors
 from ..document import Document, Segment, Text
 from ..errors import BadSample
-from ..example import Example, Flat, FlatBuilder, shifted
+from ..example import Example, Flat, shifted, text_only
 from . import Objective, ids_of
-from ._flatten import Loss, add_encoded, flatten
+from ._flatten import Loss, flatten, write
 
 if TYPE_CHECKING:
     from kosmos.processing_kosmos import KosmosProcessor
@@ -98,18 +98,14 @@ def rearrange(
     prefix, middle, suffix = parts
     pre, suf, mid = tokens
     order = [(pre, []), (suf, suffix), (mid, prefix + middle)] if spm else [(pre, prefix), (suf, suffix), (mid, middle)]
-    builder = FlatBuilder()
-    builder.add([processor.tokenizer.bos_token_id], 0.0)
+    written: list[tuple[Segment | list[int], float]] = [([processor.tokenizer.bos_token_id], 0.0)]
     for special, part in order:
-        builder.add([special], 1.0)
+        written.append(([special], 1.0))
         for segment, goes_on in part:
-            if not isinstance(segment, Text):
-                add_encoded(builder, segment, processor, key)
-                continue
-            ids = continue_text(processor, segment.text) if goes_on else processor.encode_text(segment.text)
-            builder.add(ids, float(loss == "all" or segment.supervised))
-    builder.add([processor.tokenizer.eos_token_id], 1.0)
-    return shifted(builder.build())
+            weight = float(isinstance(segment, Text) and (loss == "all" or segment.supervised))
+            ids = continue_text(processor, segment.text) if goes_on and isinstance(segment, Text) else segment
+            written.append((ids, weight))
+    return shifted(write([*written, ([processor.tokenizer.eos_token_id], 1.0)], processor, key))
 
 
 def continue_text(processor: KosmosProcessor, text: str) -> list[int]:
@@ -126,7 +122,5 @@ def fill(flat: Flat, span: tuple[int, int], processor: KosmosProcessor, two_posi
     pre, suf, mid = ids_of(TOKENS, processor, "fim")
     ids, (start, stop) = flat.ids.tolist(), span
     last = len(ids) - (ids[-1] == tokenizer.eos_token_id)
-    builder = FlatBuilder()
-    builder.add([tokenizer.bos_token_id, pre, *ids[1:start], suf, *ids[stop:last], mid], 0.0)
-    builder.add([*ids[start:stop], tokenizer.eos_token_id], 1.0)
-    return shifted(builder.build())
+    read = [tokenizer.bos_token_id, pre, *ids[1:start], suf, *ids[stop:last], mid]
+    return shifted(text_only([*read, *ids[start:stop], tokenizer.eos_token_id], len(read)))

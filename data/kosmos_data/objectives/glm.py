@@ -218,6 +218,6 @@ def infill(
         block=np.where(np.arange(total) < len(a), 0, -1).astype(np.int32),
         position=(np.concatenate(position) if two_positions else np.arange(total)).astype(np.int32),
         position_in_span=(np.concatenate(in_span) if two_positions else np.zeros(total)).astype(np.int32),
-        spans=a.spans,
+        placed=a.placed,
         cuts=np.zeros(total, dtype=bool),
     )

@@ -28,6 +28,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from kosmos.modalities import SPAN
+from kosmos.segments import Encoded
+
 from ..document import Document, Span, Text
 from ..example import Example, Flat, shifted
 from . import causal
@@ -97,7 +100,7 @@ class SemiCausal(Denoising):
             spans = prefix_span(free, self.max_length, rng)
         example = replace_spans(flat, spans, self.processor, first_tokens=self.sampler != "prefix")
         drew_none = self.sampler == "paper" and not spans  # how a short text keeps to the share, and no fallback
-        return example if drew_none or len(example.spans) > len(flat.spans) else None
+        return example if drew_none or len(example.placed) > len(flat.placed) else None
 
 
 def paper_spans(free: np.ndarray, share: float, shortest: int, longest: int, rng: np.random.Generator) -> Spans:
@@ -182,8 +185,8 @@ def replace_spans(flat: Flat, spans: Spans, processor: KosmosProcessor, first_to
             continue
         arrangement.copy(at, start, predict=first_tokens)
         weight = float(flat.weight[start]) if first_tokens else 0.0
-        slots = processor.span_slots(payload)
-        arrangement.insert_span(processor.span_slot_id, slots, payload, int(flat.ids[start]), weight)
+        processor.place(SPAN, payload, encoded := Encoded())
+        arrangement.insert_encoded(encoded, int(flat.ids[start]), weight)
         at = stop
     arrangement.copy(at, len(flat.ids))
     return arrangement.shifted(may_cut=True)

@@ -26,8 +26,8 @@ from ..reader import Corpus
 from ..shards import write_shards
 from ..web import pipeline, warc
 from ..web.ledger import Ledger
+from ..web.ledger_report import write_report
 from ..web.options import Execution, WebOptions
-from ..web.report import write_report
 from ..web.rules import DuplicateRules, ImageRules, TextRules
 from . import packages
 from .splits import held_out

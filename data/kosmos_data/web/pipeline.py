@@ -45,12 +45,12 @@ def run(
     options = options or WebOptions()
     job = _job(warcs, options)
     with extras.hint():
-        from . import engine
+        from . import executors
     out = Path(out).resolve()
     work = open_work(out, job)
     stages = _stages(work, out, job)
     progress = progress or Progress(disable=True)
-    if not engine.is_done(stages[-1], work) and not engine.run_stages(stages, work, options.execution, progress):
+    if not executors.is_done(stages[-1], work) and not executors.run_stages(stages, work, options.execution, progress):
         return None
     ledger = read_ledger(out)
     if not ledger.kept[PAGES]:
@@ -93,7 +93,7 @@ def _stages(work: Path, out: Path, job: Job) -> list[Any]:
     from datatrove.pipeline.dedup.minhash import MinhashConfig
     from datatrove.utils.hashing import HashConfig
 
-    from .engine import Stage
+    from .executors import Stage
     from .sources import IndexImages
     from .stages import Extract, Finish, Quiet, Select, WriteShards
     from .text_quality import Words

@@ -14,8 +14,9 @@ import numpy as np
 from kosmos.atomic import whole_folder
 
 from ..errors import BadSample
-from . import html, warc
-from .html_images import absolute
+from . import warc
+from .html.extract import extract
+from .html.html_images import absolute
 from .page import Page, url_name
 from .work_folder import read_job
 
@@ -31,7 +32,7 @@ def pages(path: str, skipped: Counter[str]) -> Iterator[tuple[str, Page | BadSam
     """
     for url, body, encoding in warc.pages(path, skipped):
         try:
-            yield url, html.extract(body, url, encoding)
+            yield url, extract(body, url, encoding)
         except BadSample as error:
             yield url, error
 

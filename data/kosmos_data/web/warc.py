@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 import fsspec
 
 from .. import extras
-from . import html_rules
-from .html_images import absolute
+from .html import html_rules
+from .html.html_images import absolute
 
 if TYPE_CHECKING:
     from fastwarc.warc import HeaderMap, WarcRecord

@@ -1,4 +1,4 @@
-"""What lm-eval and lmms-eval both ask of a model, on top of the batched engine."""
+"""What lm-eval and lmms-eval both ask of a model, on top of the batched model."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 from kosmos.loading import load
 
-from ..data import stable_hash
-from ..engine import Engine
-from ..prompts import Prompt
+from ..items import stable_hash
+from ..model import EvaluatedModel, in_order
+from ..prompts import Pair, Prompt
 from ..runner import Runner
 from ..tasks import Decoding
 
@@ -31,27 +31,19 @@ class HarnessModel:
         model, processor = load(pretrained, device)
         self.runner = Runner(model, processor)
         rows = 128 if batch_size is None or batch_size == "auto" else int(batch_size)
-        self.engine = Engine(self.runner, max(rows, 1))
+        self.model = EvaluatedModel(self.runner, max(rows, 1))
         self.truncated = 0
 
-    def log_likelihoods(self, requests: Sequence[tuple[Prompt, str]]) -> list[tuple[float, bool]]:
+    def log_likelihoods(self, requests: Sequence[tuple[Prompt | None, str]]) -> list[tuple[float, bool]]:
         """For each (prompt, continuation) the summed log-probability and whether greedy decoding writes it.
 
-        Requests with the same prompt, such as the choices of one question, are read once.
+        A prompt of several requests, such as the choices of one question, is read once; without one a text may be
+        longer than the model reads.
         """
-        groups: dict[Prompt, list[int]] = {}
-        for place, (prompt, _) in enumerate(requests):
-            groups.setdefault(prompt, []).append(place)
         room = max((len(self.runner.text_ids(text)) for _, text in requests), default=0)
-        prompts = [self.fit(prompt, room) for prompt in groups]
-        candidates = [[requests[place][1] for place in places] for places in groups.values()]
-        results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        places = list(groups.values())
-        for batch in self.engine.rank(prompts, candidates):
-            for answer in batch:
-                for place, score, greedy in zip(places[answer.index], answer.scores, answer.greedy, strict=True):
-                    results[place] = score, greedy
-        return results
+        fitting = {prompt: prompt and self.fit(prompt, room) for prompt in dict.fromkeys(one for one, _ in requests)}
+        pairs = [Pair(fitting[prompt], text) for prompt, text in requests]
+        return [(reply.nats, reply.greedy) for reply in in_order(self.model.log_likelihoods(pairs))]
 
     def generate(self, requests: Sequence[tuple[Prompt, dict[str, Any]]], most_tokens: int = 64) -> list[str]:
         """Continue each prompt until one of its ``until`` strings, ``</s>`` or its length.
@@ -73,9 +65,9 @@ class HarnessModel:
             # a harness that names its ends may want several lines; what it does not name is the checkpoint's to say
             lines = not until or any(text.startswith("\n") for text in until)
             ends = self.runner.ends if lines else [self.runner.eos]
-            for batch in self.engine.generate(prompts, decoding, seeds, ends):
-                for answer in batch:
-                    texts[places[answer.index]] = _cut(answer.text, until)
+            for batch in self.model.generate(prompts, decoding, seeds, ends):
+                for index, text in batch.items():
+                    texts[places[index]] = _cut(text, until)
         return texts
 
     def fit(self, prompt: Prompt, room: int) -> Prompt:

@@ -47,8 +47,7 @@ class KosmosLM(LM):
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-probability of whole texts, in windows without overlap, each after ``<s>``."""
-        answers = self.harness.engine.likelihood([request.args[0] for request in requests])
-        return [answer.scores[0] for batch in answers for answer in batch]
+        return [nats for nats, _ in self.harness.log_likelihoods([(None, request.args[0]) for request in requests])]
 
 
 def _prompt(context: str) -> Prompt:

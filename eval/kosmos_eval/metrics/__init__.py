@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
 from kosmos.suggest import suggest
 
-from . import auc, captions, coco_java, ptb, text, vqa
+from . import auc, captions, coco_java, ptb, strings, vqa
 
 References = Sequence[Sequence[str]]
 
@@ -71,10 +72,10 @@ def roc_auc(confidences: Sequence[float], positive: Sequence[bool]) -> MetricSco
 _PER_ANSWER: dict[str, Callable[[str, Sequence[str]], float]] = {
     "vqa": vqa.vqa_accuracy,
     "vqa_lenient": lambda prediction, answers: vqa.vqa_accuracy(prediction, answers, rule="lenient"),
-    "accuracy": text.accuracy,
-    "exact_match": text.exact_match,
-    "f1": text.f1,
-    "anls": text.anls,
+    "accuracy": strings.accuracy,
+    "exact_match": strings.exact_match,
+    "f1": strings.f1,
+    "anls": strings.anls,
 }
 ANSWER_METRICS = tuple(_PER_ANSWER)
 _BLEU = [f"bleu_{n}" for n in range(1, captions.MAX_ORDER + 1)]
@@ -162,8 +163,8 @@ def _bits_per_byte(references: References, likelihoods: Sequence[float] | None) 
 
 
 def _per_answer(name: str, predictions: Sequence[str], references: References) -> list[float]:
-    function = _PER_ANSWER[name]
-    return [function(prediction, answers) for prediction, answers in zip(predictions, references, strict=True)]
+    score = cache(_PER_ANSWER[name])  # few answers are said to many questions, and each is normalised at length
+    return [score(prediction, tuple(answers)) for prediction, answers in zip(predictions, references, strict=True)]
 
 
 def _caption_scores(names: Sequence[str], predictions: Sequence[str], references: References) -> dict[str, MetricScore]:

@@ -20,7 +20,7 @@ pytest.importorskip("fastwarc")
 pytest.importorskip("datatrove")
 
 
-from kosmos_data.web import engine
+from kosmos_data.web import executors
 
 MakeOptions = Callable[..., WebOptions]
 Files = Callable[[Path], dict[str, bytes]]
@@ -31,8 +31,8 @@ def test_a_stage_does_not_start_on_half_an_input(tmp_path: Path) -> None:
     for task in (0, 2):
         (tmp_path / "completions" / f"{task:05d}").touch()
     with pytest.raises(RuntimeError, match=r"1 of 3 tasks .* not done: \[1\]"):
-        engine.AllDone(str(tmp_path), 3)(None, 0, 1)
-    engine.AllDone(str(tmp_path), 1)(None, 0, 1)
+        executors.AllDone(str(tmp_path), 3)(None, 0, 1)
+    executors.AllDone(str(tmp_path), 1)(None, 0, 1)
 
 
 def _fail(data: None, rank: int, world_size: int) -> None:
@@ -46,17 +46,17 @@ def _die(data: None, rank: int, world_size: int) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_failed_task_stops_the_run_and_names_its_log(tmp_path: Path, workers: int) -> None:
-    failing = [engine.Stage("first", [_fail], 3), engine.Stage("second", [_fail], 1)]
+    failing = [executors.Stage("first", [_fail], 3), executors.Stage("second", [_fail], 1)]
     with pytest.raises(OSError, match=r"stage first failed: the disk is full \(logs: .*first/logs\)"):
-        engine.run_stages(failing, tmp_path, Execution(workers=workers), engine.Progress(disable=True))
+        executors.run_stages(failing, tmp_path, Execution(workers=workers), executors.Progress(disable=True))
     assert "the disk is full" in (tmp_path / "logs" / "first" / "logs" / "task_00001.log").read_text()
     assert not (tmp_path / "logs" / "second").exists()
 
 
 def test_workers_that_always_die_are_not_started_for_ever(tmp_path: Path) -> None:
-    stage = engine.Stage("deadly", [_die], 2)
+    stage = executors.Stage("deadly", [_die], 2)
     with pytest.raises(RuntimeError, match=r"workers died .* out of memory"):
-        engine.run_stages([stage], tmp_path, Execution(workers=2), engine.Progress(disable=True))
+        executors.run_stages([stage], tmp_path, Execution(workers=2), executors.Progress(disable=True))
 
 
 SBATCH = """#!{python}
@@ -143,9 +143,9 @@ def test_ray_runs_the_same(web: Any, made: Path, tmp_path: Path, options: MakeOp
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         run(web.warcs, tmp_path / "out", options(2, executor="ray", tasks_per_job=5, ray_memory_gb=0.5))
-        failing = engine.Stage("lost", [engine.AllDone(str(tmp_path / "nothing"), 1)], 2)
+        failing = executors.Stage("lost", [executors.AllDone(str(tmp_path / "nothing"), 1)], 2)
         with pytest.raises(RuntimeError, match="stage lost failed: 1 of 1 tasks"):
-            engine.run_stages([failing], tmp_path, Execution(executor="ray"), engine.Progress(disable=True))
+            executors.run_stages([failing], tmp_path, Execution(executor="ray"), executors.Progress(disable=True))
     finally:
         ray.shutdown()
     assert files(tmp_path / "out") == files(made)

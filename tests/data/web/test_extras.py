@@ -13,8 +13,8 @@ def test_the_packages_are_asked_for_by_name_and_only_when_needed() -> None:
         "packages = ('fastwarc', 'selectolax', 'httpx', 'w3lib', 'datatrove')\n"
         "assert not any(name in sys.modules for name in packages)\n"
         "sys.modules.update(dict.fromkeys(packages))\n"
-        "for use in ('from kosmos_data.web import fetch',\n"
-        '            \'from kosmos_data.web.html import extract; extract(b"<p>", "")\',\n'
+        "for use in ('from kosmos_data.web.http import fetch',\n"
+        '            \'from kosmos_data.web.html.extract import extract; extract(b"<p>", "")\',\n'
         '            \'from kosmos_data.web.warc import *; WarcWriter("/dev/null").write("u", "t", b"")\'):\n'
         "    try: exec(use)\n"
         "    except ModuleNotFoundError as error: assert 'pip install \"kosmos-metalm[web]\"' in str(error), error\n"
@@ -31,7 +31,7 @@ def test_without_the_extra_one_line_says_what_to_install() -> None:
 import sys
 for name in ("datatrove", "py3langid", "imagehash", "w3lib", "fastwarc", "selectolax", "ray"):
     sys.modules[name] = None
-import kosmos_data, kosmos_data.web.pipeline, kosmos_data.web.report, kosmos_data.web.filters, kosmos_data.cli
+import kosmos_data, kosmos_data.web.pipeline, kosmos_data.web.ledger_report, kosmos_data.web.filters, kosmos_data.cli
 from kosmos_data.web.filters import Filters
 from kosmos_data.web.rules import *
 for call in (lambda: Filters(TextRules(), ImageRules(), HeldOut(), {}),

@@ -27,10 +27,10 @@ from PIL import Image as Pictures
 pytest.importorskip("httpx")
 
 from kosmos_data.errors import IMAGE_TOO_LARGE
-from kosmos_data.web import fetch as fetching
-from kosmos_data.web import polite_http, safe_http
-from kosmos_data.web.fetch import FetchOptions, fetch, read_list
-from kosmos_data.web.fetch_table import FetchTable
+from kosmos_data.web.http import fetch as fetching
+from kosmos_data.web.http import polite_http, safe_http
+from kosmos_data.web.http.fetch import FetchOptions, fetch, read_list
+from kosmos_data.web.http.fetch_table import FetchTable
 from kosmos_data.web.page import url_name
 
 OPTIONS = FetchOptions(timeout=2.0, backoff=0.01, max_wait=0.5, max_bytes=50_000, allow_private=True)
@@ -353,7 +353,7 @@ def test_killed_in_the_middle_it_goes_on(server: Server, tmp_path: Path) -> None
     urls = [server.url(f"/image/{number}") for number in range(60)]
     (tmp_path / "urls.txt").write_text("# pictures\n\n" + "\n".join(urls))
     program = (
-        "from kosmos_data.web.fetch import *\n"
+        "from kosmos_data.web.http.fetch import *\n"
         f"fetch(read_list({str(tmp_path / 'urls.txt')!r}), {str(tmp_path / 'out')!r}, FetchOptions(allow_private=True))"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

@@ -14,10 +14,10 @@ from kosmos_data.cli import main as cli
 from kosmos_data.web import stages
 from kosmos_data.web.draft import page_key
 from kosmos_data.web.ledger import IMAGES, PAGES, PARAGRAPHS, RECORDS, read_ledger
+from kosmos_data.web.ledger_report import write_report
 from kosmos_data.web.options import WebOptions
 from kosmos_data.web.page import url_name
 from kosmos_data.web.pipeline import run
-from kosmos_data.web.report import write_report
 from kosmos_data.web.rules import SOURCES, ImageRules
 from kosmos_data.web.selection import is_drawn
 

@@ -9,7 +9,7 @@ import pytest
 
 from kosmos_data import Corpus
 from kosmos_data.web.ledger import IMAGES, KINDS, PAGES, Ledger, read_ledger
-from kosmos_data.web.report import write_report
+from kosmos_data.web.ledger_report import write_report
 
 pytest.importorskip("fastwarc")
 pytest.importorskip("datatrove")

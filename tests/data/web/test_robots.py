@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from kosmos_data.web.robots import Robots
+from kosmos_data.web.http.robots import Robots
 
 AGENT = "Kosmos-Data/1.0 (mail@lab.org)"
 

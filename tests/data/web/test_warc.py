@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from kosmos_data.web import html_rules, warc
+from kosmos_data.web import warc
+from kosmos_data.web.html import html_rules
 
 pytest.importorskip("fastwarc")
 

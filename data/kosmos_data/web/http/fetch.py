@@ -24,11 +24,11 @@ from rich.progress import Progress
 
 from kosmos.atomic import write_atomically
 
-from .. import errors
-from ..errors import BadSample
-from ..images import open_header
+from ... import errors
+from ...errors import BadSample
+from ...images import open_header
+from ..page import url_name
 from .fetch_table import FETCHED, FetchTable, Outcome
-from .page import url_name
 from .polite_http import PoliteClient, origin
 from .safe_http import Refused
 

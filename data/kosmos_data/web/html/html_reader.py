@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ..page import ImageReference
 from . import html_rules as rules
 from .html_images import Attributes, reference
-from .page import ImageReference
 
 if TYPE_CHECKING:
     from selectolax.lexbor import LexborNode

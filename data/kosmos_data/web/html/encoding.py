@@ -5,8 +5,8 @@ from __future__ import annotations
 import codecs
 import re
 
-from .. import errors, extras
-from ..errors import BadSample
+from ... import errors, extras
+from ...errors import BadSample
 
 # The encodings of the WHATWG standard by Python's names. A page may claim any codec that Python has, also ``hex``,
 # ``zlib`` or ``idna``, which are not text encodings or take quadratic time.

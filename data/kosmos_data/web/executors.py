@@ -33,7 +33,12 @@ from rich.progress import Progress
 from .. import extras
 from .options import Execution
 
-_PRELOADED = ["kosmos_data.web.engine", "kosmos_data.web.stages", "kosmos_data.web.text_quality", "kosmos_data.shards"]
+_PRELOADED = [
+    "kosmos_data.web.executors",
+    "kosmos_data.web.stages",
+    "kosmos_data.web.text_quality",
+    "kosmos_data.shards",
+]
 _DEATHS = 3  # worker pools that may break without a task being finished in between
 
 

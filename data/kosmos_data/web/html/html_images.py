@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from urllib.parse import urldefrag, urljoin
 
-from .. import extras
-from .page import ImageReference
+from ... import extras
+from ..page import ImageReference
 
 Attributes = Mapping[str, str | None]
 

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Final, Self
 from urllib.parse import urljoin, urlsplit
 
-from .. import extras
+from ... import extras
 from . import safe_http
 from .robots import Robots
 from .safe_http import Refused

@@ -21,7 +21,7 @@ from pathlib import Path
 from kosmos_data import BadSample, Corpus
 from kosmos_data.document import Document, Image, Text, image_suffix
 
-from .data import Item
+from .items import Item
 
 # (images, question, answer) of one turn
 Turn = tuple[tuple[Path, ...], str, str]

@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from .. import errors
-from ..errors import BadSample
+from ... import errors
+from ...errors import BadSample
 
 MAX_BYTES = 5 << 20
 """Largest page that is parsed: Common Crawl's own limit since 2025."""

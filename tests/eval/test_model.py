@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
 from PIL import Image
 
 from kosmos import KosmosForConditionalGeneration, KosmosProcessor
-from kosmos_eval.engine import Answer, Engine
-from kosmos_eval.prompts import Prompt
+from kosmos_eval import methods, tasks
+from kosmos_eval.items import Item
+from kosmos_eval.model import EvaluatedModel, in_order
+from kosmos_eval.prompts import Pair, Prompt
 from kosmos_eval.runner import Runner
-from kosmos_eval.tasks import Decoding
+from kosmos_eval.tasks import Decoding, Task
 from kosmos_eval.trie import Trie
 
 
@@ -49,17 +52,12 @@ def one_by_one(
     return texts
 
 
-def in_order(batches: object) -> list[str]:
-    answers: list[Answer] = [answer for batch in batches for answer in batch]  # type: ignore[attr-defined]
-    return [answer.text for answer in sorted(answers, key=lambda answer: answer.index)]
-
-
 @pytest.mark.parametrize(("rows", "share"), [(128, True), (4, True), (3, False), (1, False)])
 def test_greedy_equals_generate_one_by_one(
     model: KosmosForConditionalGeneration, processor: KosmosProcessor, prompts: list[Prompt], rows: int, share: bool
 ) -> None:
-    engine = Engine(Runner(model, processor), batch_rows=rows, share=share)
-    texts = in_order(engine.generate(prompts, Decoding(max_new_tokens=8), [0] * len(prompts)))
+    asked = EvaluatedModel(Runner(model, processor), batch_rows=rows, share=share)
+    texts = in_order(asked.generate(prompts, Decoding(max_new_tokens=8), [0] * len(prompts)))
     assert texts == one_by_one(model, processor, prompts, max_new_tokens=8)
     assert len(set(texts)) > 3, "the toy model answers everything alike, so the comparison says nothing"
 
@@ -68,14 +66,14 @@ def test_a_watched_model_answers_the_same(
     model: KosmosForConditionalGeneration, processor: KosmosProcessor, prompts: list[Prompt]
 ) -> None:
     """A hook must see every token: the lean step stands back, the loop stays."""
-    engine, decoding = Engine(Runner(model, processor), batch_rows=4), Decoding(max_new_tokens=8)
-    expected = in_order(engine.generate(prompts, decoding, [0] * len(prompts)))
+    asked, decoding = EvaluatedModel(Runner(model, processor), batch_rows=4), Decoding(max_new_tokens=8)
+    expected = in_order(asked.generate(prompts, decoding, [0] * len(prompts)))
     seen: list[int] = []
     hook = model.model.decoder.layers[1].ffn.fc1.register_forward_hook(
         lambda module, inputs, out: seen.append(out.shape[1])
     )
     try:
-        assert in_order(engine.generate(prompts, decoding, [0] * len(prompts))) == expected
+        assert in_order(asked.generate(prompts, decoding, [0] * len(prompts))) == expected
     finally:
         hook.remove()
     assert 1 in seen
@@ -85,7 +83,9 @@ def test_beam_equals_generate_one_by_one(
     model: KosmosForConditionalGeneration, processor: KosmosProcessor, prompts: list[Prompt]
 ) -> None:
     decoding = Decoding(method="beam", num_beams=3, length_penalty=0.6, max_new_tokens=5)
-    texts = in_order(Engine(Runner(model, processor), batch_rows=5).generate(prompts, decoding, [0] * len(prompts)))
+    texts = in_order(
+        EvaluatedModel(Runner(model, processor), batch_rows=5).generate(prompts, decoding, [0] * len(prompts))
+    )
     assert texts == one_by_one(model, processor, prompts, max_new_tokens=5, num_beams=3, length_penalty=0.6)
 
 
@@ -94,8 +94,12 @@ def test_constrained_beam_writes_only_candidates(
 ) -> None:
     names = ["red circle", "red square", "blue"]
     decoding = Decoding(method="beam", num_beams=2, max_new_tokens=8, candidates=names, constrained=True)
-    texts = in_order(Engine(Runner(model, processor)).generate(prompts, decoding, [0] * len(prompts)))
+    texts = in_order(EvaluatedModel(Runner(model, processor)).generate(prompts, decoding, [0] * len(prompts)))
     assert set(texts) <= set(names)
+
+
+def test_every_decoding_method_asks_in_its_own_way() -> None:
+    assert set(get_args(get_type_hints(Decoding)["method"])) == set(methods.METHODS)
 
 
 def test_trie_of_nested_answers() -> None:
@@ -117,10 +121,13 @@ def test_ranking_equals_forward_one_by_one(
     normalisation: str,
     bare_prompt: str,
 ) -> None:
-    candidates = [" yes", " no", " a blue square", " red triangle circle"]
-    engine = Engine(Runner(model, processor), batch_rows=4)
-    batches = engine.rank(prompts, [candidates] * len(prompts), normalisation, bare_prompt)
-    answers = sorted((answer for batch in batches for answer in batch), key=lambda answer: answer.index)
+    candidates = ["yes", "no", "a blue square", "red triangle circle"]
+    asked = EvaluatedModel(Runner(model, processor), batch_rows=4)
+    decoding = Decoding("rank", normalisation=normalisation, bare_prompt=bare_prompt, candidates=candidates)
+    task = Task("", tasks.DatasetFiles("jsonl", ""), tasks.Prompt(""), decoding=decoding, metrics=["accuracy"])
+    items = [Item(str(place)) for place in range(len(prompts))]
+    answers = in_order(methods.answers(asked, task, items, prompts, 0))
+    candidates = [f" {text}" for text in candidates]
     for prompt, answer in zip(prompts, answers, strict=True):
         expected = []
         for text in candidates:
@@ -155,9 +162,9 @@ def test_sampling_does_not_depend_on_the_batch(
 ) -> None:
     decoding = Decoding(method="sample", temperature=2.0, top_p=0.95, max_new_tokens=6)
     seeds = list(range(len(prompts)))
-    together = in_order(Engine(Runner(model, processor)).generate(prompts, decoding, seeds))
-    alone = in_order(Engine(Runner(model, processor), batch_rows=1).generate(prompts, decoding, seeds))
-    other = in_order(Engine(Runner(model, processor)).generate(prompts, decoding, [seed + 1 for seed in seeds]))
+    together = in_order(EvaluatedModel(Runner(model, processor)).generate(prompts, decoding, seeds))
+    alone = in_order(EvaluatedModel(Runner(model, processor), batch_rows=1).generate(prompts, decoding, seeds))
+    other = in_order(EvaluatedModel(Runner(model, processor)).generate(prompts, decoding, [seed + 1 for seed in seeds]))
     assert together == alone
     assert together != other
 
@@ -166,19 +173,21 @@ def test_each_image_is_encoded_once(
     model: KosmosForConditionalGeneration, processor: KosmosProcessor, prompts: list[Prompt]
 ) -> None:
     runner = Runner(model, processor)
-    engine = Engine(runner, batch_rows=2)
+    asked = EvaluatedModel(runner, batch_rows=2)
     for _ in range(2):
-        list(engine.generate(prompts, Decoding(max_new_tokens=1), [0] * len(prompts)))
-    assert runner.encoded_images == 4
+        list(asked.generate(prompts, Decoding(max_new_tokens=1), [0] * len(prompts)))
+    assert runner.encoded["image"] == 4
 
 
 def test_the_feature_store_forgets_but_stays_right(
     model: KosmosForConditionalGeneration, processor: KosmosProcessor, prompts: list[Prompt]
 ) -> None:
     runner = Runner(model, processor, feature_bytes=1)
-    texts = in_order(Engine(runner, batch_rows=4).generate(prompts, Decoding(max_new_tokens=4), [0] * len(prompts)))
+    texts = in_order(
+        EvaluatedModel(runner, batch_rows=4).generate(prompts, Decoding(max_new_tokens=4), [0] * len(prompts))
+    )
     assert texts == one_by_one(model, processor, prompts, max_new_tokens=4)
-    assert runner.encoded_images > 4
+    assert runner.encoded["image"] > 4
 
 
 def test_unreadable_image_is_named(
@@ -187,14 +196,14 @@ def test_unreadable_image_is_named(
     path = tmp_path / "broken.png"
     path.write_bytes(b"\x89PNG not really")
     with pytest.raises(ValueError, match=r"broken\.png: not a readable image"):
-        list(Engine(Runner(model, processor)).generate([Prompt((path, "An image of"))], Decoding(), [0]))
+        list(EvaluatedModel(Runner(model, processor)).generate([Prompt((path, "An image of"))], Decoding(), [0]))
 
 
 def test_nothing_is_cut_silently(
     model: KosmosForConditionalGeneration, processor: KosmosProcessor, prompts: list[Prompt]
 ) -> None:
-    engine = Engine(Runner(model, processor))
+    asked = EvaluatedModel(Runner(model, processor))
     long = Prompt(("is it a red circle " * 80,))
-    for answers in (engine.generate([long], Decoding(), [0]), engine.rank([long], [["yes"]])):
+    for answers in (asked.generate([long], Decoding(), [0]), asked.log_likelihoods([Pair(long, "yes")])):
         with pytest.raises(ValueError, match=r"takes \d+ tokens, the model 256"):
             next(answers)

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .. import errors, extras
-from ..errors import BadSample
+from ... import errors, extras
+from ...errors import BadSample
+from ..page import ImageReference, Page
 from . import html_rules as rules
 from .encoding import decode
 from .html_images import Attributes, absolute
 from .html_reader import OpenElement, Reader
-from .page import ImageReference, Page
 
 if TYPE_CHECKING:
     from selectolax.lexbor import LexborHTMLParser, LexborNode

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,37 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
-from . import baselines, metrics, prompts, results
-from .answering import Run, answer_run, candidates, continuations
-from .data import Item, content_hash
-from .engine import Engine
+from . import baselines, methods, metrics, prompts, results
+from .fitting import fitted
+from .items import Item, content_hash
+from .methods import Answer
 from .metrics import auc
-from .prompts import Prompt
+from .model import EvaluatedModel
+from .prompts import Prompt, candidates, continuations
 from .results import Row
 from .runner import Runner
-from .store import Rank, Record, SampleLog, request_hash
+from .sample_log import Rank, Record, SampleLog, request_hash
 from .task_data import TaskData
-from .tasks import CANDIDATE, Task
+from .tasks import Task
+
+
+@dataclass(frozen=True)
+class Run:
+    """One way of asking: a task with so many shots in one context, about these items."""
+
+    task: Task
+    shots: int
+    context: str
+    items: Sequence[Item]
+
+    @property
+    def name(self) -> str:
+        return f"{self.task.name}-{self.shots}shot-{self.context}"
+
+    @cached_property
+    def wording(self) -> tuple[str, tuple[str, str]]:
+        """What decides an answer beside the prompt, as it goes into the hash of each request."""
+        return str(self.task.decoding), (str(self.task.prompt), self.task.rationale)
 
 
 class Session:
@@ -49,7 +69,7 @@ class Session:
         self.rank = rank or Rank.from_environment()
         self.folder = Path(out) / "samples" / name.replace("/", "_") if out is not None else None
         self.runner = Runner(model, processor)
-        self.engine = Engine(self.runner, batch_rows)
+        self.model = EvaluatedModel(self.runner, batch_rows)
         self._shown = False
 
     @cached_property
@@ -71,7 +91,7 @@ class Session:
             for count in shots:
                 for context in contexts:
                     size = few_shot_limit if count and few_shot_limit is not None else limit
-                    rows += self.run(Run(self.task, count, context, self.data.subset(size), self.seed))
+                    rows += self.run(Run(self.task, count, context, self.data.subset(size)))
         if self.rank.index > 0:
             return []
         others: list[Row] = []
@@ -98,13 +118,30 @@ class Session:
             self.console.print(f"  {len(done)} answers taken over from {self.folder}")
         with log, Progress(console=self.console, transient=True, disable=self.console.quiet) as progress:
             bar = progress.add_task(f"  {run.name}", total=len(open_places))
-            for records in answer_run(self.engine, run, built, open_places, requests):
+            for records in self._answers(run, built, open_places, requests):
                 log.add(records)
                 progress.advance(bar, len(records))
         if self.rank.index > 0:
             return []
         records = log.wait([item.id for item in run.items], requests)
         return self._score(run, records, log)
+
+    def _answers(
+        self, run: Run, built: Sequence[Prompt], places: Sequence[int], requests: Mapping[str, str]
+    ) -> Iterator[list[Record]]:
+        """Finished records of the items at ``places``, batch by batch."""
+        chosen, items = [built[place] for place in places], [run.items[place] for place in places]
+        texts: list[str] = []
+        if run.task.rationale:
+            texts = methods.rationales(self.model, run.task, chosen)
+            seconds = [prompt.then or prompt for prompt in chosen]
+            chosen = [prompts.with_rationale(second, text) for second, text in zip(seconds, texts, strict=True)]
+        for batch in methods.answers(self.model, run.task, items, chosen, self.seed):
+            records = []
+            for at, answer in batch.items():
+                record = _record(items[at], chosen[at], requests[items[at].id], answer)
+                records.append(record | ({"rationale": texts[at]} if texts else {}))
+            yield records
 
     def _score(self, run: Run, records: Sequence[Record], log: SampleLog) -> list[Row]:
         labels: dict[str, Any] = {"model": self.name, "shots": run.shots, "context": run.context}
@@ -134,7 +171,8 @@ class Session:
         built = []
         for item in run.items:
             shots = pool.draw(item, run.shots) if pool else []
-            built.append(self._fitted(run, item, shots, swapped.get(item.images, item.images)))
+            images = swapped.get(item.images, item.images)
+            built.append(fitted(self.runner, run.task, item, shots, run.context, images))
         limit = f"in {self.runner.max_length} tokens"
         if reduced := sum((prompt.then or prompt).shots < run.shots for prompt in built):
             self._warn(f"{reduced} of {len(built)} prompts got fewer than {run.shots} demonstrations: "
@@ -149,53 +187,11 @@ class Session:
     def _warn(self, text: str) -> None:
         self.console.print(f"  [bold red]{escape(text)}[/]")
 
-    def _fitted(self, run: Run, item: Item, shots: Sequence[Item], images: Sequence[Path]) -> Prompt:
-        """One item's prompt: demonstrations are left out first, then words of the field that the task lets go."""
-        given = (*images, *item.candidate_images[:1])
-        shown, field = item, run.task.prompt.shorten
-        prompt, excess = self._built(run, shown, shots, given)
-        while excess > 0 and shots:
-            shots = shots[1:]
-            prompt, excess = self._built(run, shown, shots, given)
-        while excess > 0 and shown.fields.get(field, "").strip():
-            words = shown.fields[field].split()
-            shown = replace(item, fields=item.fields | {field: " ".join(words[: -max(1, excess // 4)])})
-            prompt, excess = self._built(run, shown, shots, given)
-        if excess > 0:
-            raise ValueError(
-                f"task {run.task.name}, item {item.id}: prompt and answer take {excess + self.runner.max_length} "
-                f"tokens, the model {self.runner.max_length}; leave the item out, or let a field lose its end "
-                "(prompt.shorten)"
-            )
-        is_shortened = shown is not item
-        then = replace(prompt.then, shortened=is_shortened) if prompt.then else None
-        return replace(prompt, shortened=is_shortened, then=then)
-
-    def _built(self, run: Run, item: Item, shots: Sequence[Item], images: Sequence[Path]) -> tuple[Prompt, int]:
-        """A prompt, and how many tokens it and its answer have too many; of a rationale, it or what follows it."""
-        room = self._answer_room(run.task, item)
-        if not run.task.rationale:
-            prompt = prompts.build(run.task, item, shots, run.context, images)
-            return prompt, self.runner.length(prompt) + room - self.runner.max_length
-        first = prompts.build_chain(run.task, item, shots, run.context, images)
-        second = prompts.with_rationale(first.then or first, "")
-        longest = max(self.runner.length(first), self.runner.length(second) + room)
-        return first, longest + run.task.rationale_tokens - self.runner.max_length
-
-    def _answer_room(self, task: Task, item: Item) -> int:
-        """Tokens that an item's answer may take, its longest candidate where it is chosen."""
-        if task.decoding.method not in ("rank", "cloze"):
-            return task.decoding.max_new_tokens
-        room = max(len(self.runner.text_ids(text)) for text in continuations(task, item))
-        if CANDIDATE in task.prompt.template:
-            room += max(len(self.runner.text_ids(prompts.wording(task, item, text))) for text in candidates(task, item))
-        return room
-
     def _request(self, run: Run, item: Item, prompt: Prompt) -> str:
         stages = [stage for stage in (prompt, prompt.then) if stage is not None]
         images = [content_hash(path) for stage in stages for path in stage.images]
         images += [content_hash(path) for path in item.candidate_images]
-        decoding, wording = run.task.decoding, (run.task.prompt, run.task.rationale)
+        decoding = run.task.decoding
         scored: Sequence[str] = ()
         if decoding.method in ("rank", "cloze"):
             scored = [*continuations(run.task, item), *candidates(run.task, item)]
@@ -203,7 +199,7 @@ class Session:
             scored = item.answers[:1]
         own = (run.task.name, list(scored), self.seed)
         texts = [stage.text for stage in stages]
-        return request_hash(self.fingerprint, texts, images, decoding, wording, *own)
+        return request_hash(self.fingerprint, texts, images, *run.wording, *own)
 
     def _share(self, items: Sequence[Item]) -> list[int]:
         """This rank's places: whole images, dealt out in turn."""
@@ -224,6 +220,25 @@ class Session:
         runs = [(token, len(list(same))) for token, same in itertools.groupby(ids)]
         shown = " ".join(f"{token}" if count == 1 else f"{token}×{count}" for token, count in runs)
         self.console.print(f"  its token ids: {shown}", soft_wrap=True, highlight=False)
+
+
+def _record(item: Item, prompt: Prompt, request: str, answer: Answer) -> Record:
+    record: Record = {
+        "id": item.id,
+        "prediction": answer.text,
+        "answers": list(item.answers),
+        "question_type": item.group,
+        "prompt": prompt.text,
+        "images": [{"file": path.name, "sha256": content_hash(path)} for path in prompt.images],
+        "shots": prompt.shots,
+        "demonstrations": list(prompt.demonstrations),
+        "request": request,
+    }
+    if prompt.shortened:
+        record["shortened"] = True
+    if answer.scores:
+        record["scores"] = list(answer.scores)
+    return record
 
 
 @contextmanager

@@ -1,52 +1,20 @@
-"""Items of an evaluation task, read from files in published formats.
+"""Readers of the files in which evaluation data is published: one table, ``FORMATS``, which a task's YAML names.
 
-An item is an image (or several, or none), the fields that its prompt names, and the answers that count. The readers
-check what the field's tools pass over: that every image exists, that every question has answers, that ids match.
+The readers check what the field's tools pass over: that every image exists, every question has answers, and ids match.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from . import formats, published
-from .tasks import DatasetFiles, Task
+from . import corpora, formats, published
+from .items import Item
 
-
-@dataclass(frozen=True)
-class Item:
-    """One thing to be answered.
-
-    Attributes:
-        id: unique within the split; part of every hash that draws something for this item.
-        fields: what the prompt template names, for example ``question``.
-        images: files, in the order of the template's ``<image>`` marks.
-        answers: reference answers or captions.
-        group: question type, for scores by type; empty: none.
-        candidates: answers to rank, where the item has its own.
-        wordings: a description of each of these, for ``decoding.described``.
-        candidate_images: images to rank (Raven's matrices), one for each candidate.
-        demonstrations: solved examples of its own, in prompt order (demonstrations.method ``own``).
-    """
-
-    id: str
-    fields: dict[str, str] = field(default_factory=dict)
-    images: tuple[Path, ...] = ()
-    answers: tuple[str, ...] = ()
-    group: str = ""
-    candidates: tuple[str, ...] = ()
-    wordings: tuple[str, ...] = ()
-    candidate_images: tuple[Path, ...] = ()
-    demonstrations: tuple[Item, ...] = ()
-
-    @property
-    def cluster(self) -> str:
-        """What the bootstrap draws as a whole: the item's images, or itself."""
-        return "|".join(str(path) for path in self.images) or self.id
+if TYPE_CHECKING:
+    from .tasks import DatasetFiles, Task  # whose formats are the keys of FORMATS
 
 
 def load_items(task: Task, data: str | Path, split: str) -> list[Item]:
@@ -60,7 +28,10 @@ def load_items(task: Task, data: str | Path, split: str) -> list[Item]:
     if not data.is_dir():
         wanted = _path(Path(), files.annotations, split)
         raise FileNotFoundError(f"{data}: no such data folder (task {task.name} looks for {wanted} in it)")
-    items = [_with_synonyms(item, files.synonyms) for item in _READERS[files.format](files, data, split)]
+    items = FORMATS[files.format](files, data, split)
+    if files.synonyms:
+        other = {**files.synonyms, **{second: first for first, second in files.synonyms.items()}}
+        items = [_with_synonyms(item, other) for item in items]
     if not items:
         raise ValueError(f"{_path(data, files.annotations, split)}: no items in split {split!r}")
     _check_ids(items, task, split)
@@ -68,23 +39,10 @@ def load_items(task: Task, data: str | Path, split: str) -> list[Item]:
     return items
 
 
-def _with_synonyms(item: Item, synonyms: Mapping[str, str]) -> Item:
+def _with_synonyms(item: Item, other: Mapping[str, str]) -> Item:
     """The item with the other spelling of each of its answers (of VQA, of each vote) behind its own."""
-    other = {**synonyms, **{second: first for first, second in synonyms.items()}}
     more = tuple(other[answer] for answer in item.answers if answer in other)
     return replace(item, answers=item.answers + more) if more else item
-
-
-@lru_cache(maxsize=1 << 16)
-def content_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def stable_hash(*parts: object) -> int:
-    """A 64-bit number that depends on ``parts`` only: not on the process, the batch or the rank."""
-    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "big")
 
 
 def _path(data: Path, pattern: str, split: str, **names: Any) -> Path:
@@ -232,9 +190,7 @@ def _read_text(files: DatasetFiles, data: Path, split: str) -> list[Item]:
 
 
 def _read_shards(files: DatasetFiles, data: Path, split: str) -> list[Item]:
-    from . import shards
-
-    return shards.read(_path(data, files.annotations, split), files.lead)
+    return corpora.read(_path(data, files.annotations, split), files.lead)
 
 
 def _json_lines(path: Path, key: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -245,7 +201,7 @@ def _json_lines(path: Path, key: str) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, entry
 
 
-_READERS = {
+FORMATS: dict[str, Callable[[DatasetFiles, Path, str], list[Item]]] = {
     "vqa": _read_vqa,
     "captions": _read_captions,
     "karpathy": _read_karpathy,

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
-from .. import extras
+from ... import extras
 
 with extras.hint():
     import httpcore

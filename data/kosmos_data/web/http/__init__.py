@@ -1,0 +1,1 @@
+"""Images by address: what servers ask for, and where a request may go at all."""

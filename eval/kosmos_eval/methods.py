@@ -1,0 +1,152 @@
+"""How each decoding method asks: the questions that an item makes, and the answer that their replies are.
+
+A question is a prompt to write behind, or a text whose likelihood is wanted; ``METHODS`` holds the two functions of
+each method, and :func:`answers` puts the questions of many items and yields answers batch by batch, so that a killed
+run loses one batch at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from . import prompts
+from .items import Item, stable_hash
+from .model import EvaluatedModel, in_order
+from .prompts import Likelihood, Pair, Prompt, candidates, continuations
+from .tasks import CANDIDATE, Decoding, Task
+
+# How many items with a prompt for each candidate are ranked between two writes of the log.
+_ITEMS_OF_PROMPTS = 32
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model says to an item, and the scores of what it could choose from."""
+
+    text: str
+    scores: tuple[float, ...] = ()
+
+
+class Method(NamedTuple):
+    """One way to answer.
+
+    Attributes:
+        questions: makes the questions of an item, whose prompt is given: prompts, or pairs.
+        answer: makes the answer of their replies: texts, or likelihoods.
+    """
+
+    questions: Callable[[Task, Item, Prompt], Sequence[Prompt | Pair]]
+    answer: Callable[[Task, Item, Sequence[Any]], Answer]
+
+
+def answers(
+    model: EvaluatedModel, task: Task, items: Sequence[Item], built: Sequence[Prompt], seed: int
+) -> Iterator[dict[int, Answer]]:
+    """Ask about all items; answers by the item's place, as soon as all replies for it are there.
+
+    Args:
+        model: who is asked.
+        task: says by which method.
+        items: what is asked about.
+        built: the prompt of each.
+        seed: of sampling.
+    """
+    method, size = METHODS[task.decoding.method], max(len(items), 1)
+    if any(item.candidate_images for item in items) or CANDIDATE in task.prompt.template:
+        method, size = RANK_PROMPTS, _ITEMS_OF_PROMPTS
+    for start in range(0, len(items), size):
+        for batch in _ask(model, task, method, items[start : start + size], built[start : start + size], seed):
+            yield {start + place: answer for place, answer in batch.items()}
+
+
+def _ask(
+    model: EvaluatedModel, task: Task, method: Method, items: Sequence[Item], built: Sequence[Prompt], seed: int
+) -> Iterator[dict[int, Answer]]:
+    """Put all questions about some items together; the replies to one item may come in several batches."""
+    questions = [method.questions(task, item, prompt) for item, prompt in zip(items, built, strict=True)]
+    owners = [(place, number) for place, own in enumerate(questions) for number in range(len(own))]
+    asked: list[Any] = [question for own in questions for question in own]
+    batches: Iterator[Mapping[int, Any]]
+    if isinstance(asked[0], Prompt):
+        seeds = [stable_hash("sample", seed, task.name, items[place].id) for place, _ in owners]
+        batches = model.generate(asked, task.decoding, seeds)
+    else:
+        batches = model.log_likelihoods(asked)
+    replies: list[list[Any]] = [[None] * len(own) for own in questions]
+    left = [len(own) for own in questions]
+    for batch in batches:
+        done = {}
+        for at, reply in batch.items():
+            place, number = owners[at]
+            replies[place][number] = reply
+            left[place] -= 1
+            if not left[place]:
+                done[place] = method.answer(task, items[place], replies[place])
+        yield done
+
+
+def rationales(model: EvaluatedModel, task: Task, chosen: Sequence[Prompt]) -> list[str]:
+    """Ask for the first stage of a chain of thought: a free text for each prompt, always greedy."""
+    return in_order(model.generate(chosen, Decoding(max_new_tokens=task.rationale_tokens), [0] * len(chosen)))
+
+
+def _rank_pairs(task: Task, item: Item, prompt: Prompt) -> list[Pair]:
+    """Each candidate behind the prompt and, to be compared with, behind words that say nothing of the item."""
+    heads = [prompt]
+    if task.decoding.normalisation == "unconditional":
+        heads.append(Prompt((task.decoding.bare_prompt,)))
+    return [Pair(head, text) for head in heads for text in continuations(task, item)]
+
+
+def _rank_answer(task: Task, item: Item, replies: Sequence[Likelihood]) -> Answer:
+    """The likeliest candidate, without what a cloze puts after it."""
+    texts, normalisation = continuations(task, item), task.decoding.normalisation
+    nats = [reply.nats for reply in replies]
+    if normalisation == "mean":
+        nats = [reply.nats / reply.tokens for reply in replies]
+    elif normalisation == "byte":
+        nats = [value / len(text.strip().encode()) for value, text in zip(nats, texts, strict=True)]
+    elif normalisation == "unconditional":
+        nats = [value - bare for value, bare in zip(nats[: len(texts)], nats[len(texts) :], strict=True)]
+    return _best(candidates(task, item), nats)
+
+
+def _prompt_pairs(task: Task, item: Item, prompt: Prompt) -> list[Pair]:
+    """One prompt a candidate, which is an image or words within it, and the same text behind each."""
+    same = continuations(task, item)[0]
+    if item.candidate_images:
+        variants = [prompts.with_last_image(prompt, image) for image in item.candidate_images]
+    else:
+        words = [prompts.wording(task, item, candidate) for candidate in candidates(task, item)]
+        variants = [prompts.with_candidate(prompt, text) for text in words]
+    return [Pair(variant, same) for variant in variants]
+
+
+def _prompt_answer(task: Task, item: Item, replies: Sequence[Likelihood]) -> Answer:
+    """The candidate whose prompt makes the text likeliest; of images its number, from 1."""
+    names = [str(number) for number in range(1, len(item.candidate_images) + 1)] or candidates(task, item)
+    return _best(names, [reply.nats for reply in replies])
+
+
+def _best(names: Sequence[str], scores: Sequence[float]) -> Answer:
+    return Answer(names[max(range(len(scores)), key=scores.__getitem__)], tuple(scores))
+
+
+WRITE = Method(lambda task, item, prompt: [prompt], lambda task, item, replies: Answer(replies[0]))
+RANK_PROMPTS = Method(_prompt_pairs, _prompt_answer)
+METHODS = {
+    "greedy": WRITE,
+    "beam": WRITE,
+    "sample": WRITE,
+    "rank": Method(_rank_pairs, _rank_answer),
+    "cloze": Method(
+        lambda task, item, prompt: [Pair(prompt, text.strip(), True) for text in continuations(task, item)],
+        lambda task, item, replies: _best(candidates(task, item), [reply.nats for reply in replies]),
+    ),
+    "likelihood": Method(
+        lambda task, item, prompt: [Pair(None, item.answers[0])],
+        lambda task, item, replies: Answer("", (replies[0].nats,)),
+    ),
+}
