@@ -289,7 +289,7 @@ class Runner:
         """Features of all spans in order, (N, D); equal spans of a batch are encoded once."""
         unique = list(dict.fromkeys(spans))
         features_ND = self.model.model.get_span_features(**self._span_inputs(unique)).flatten(0, -2)
-        slots = SPAN.places(self.processor, {SPAN.inputs[0]: unique}).tolist()
+        slots = SPAN.places(self.processor, {SPAN.inputs[0]: unique})
         by_span = dict(zip(unique, features_ND.split(slots), strict=True))
         return torch.cat([by_span[ids] for ids in spans])
 
