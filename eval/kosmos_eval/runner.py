@@ -22,6 +22,7 @@ from transformers.generation import EosTokenCriteria, MaxLengthCriteria, Stoppin
 
 from kosmos.decode_step import GrowingCache
 from kosmos.sampling import Forbid, Picker, Place, write
+from kosmos.versions import cache_of
 
 from .data import content_hash
 from .prompts import Prompt, Segment, Token
@@ -316,7 +317,7 @@ class Runner:
             logits_to_keep=keep,
             skip_logits=not keep,
         )
-        after = State(output.past_key_values, mask_BP, next_B + mask_BT.sum(1))
+        after = State(cache_of(output), mask_BP, next_B + mask_BT.sum(1))
         return after, output.logits.float() if keep else mask_BT.new_empty(len(mask_BT), 0, 0)
 
 
