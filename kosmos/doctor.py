@@ -15,12 +15,25 @@ import platform
 from dataclasses import dataclass
 from typing import Any
 
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 from rich.console import Console
 from rich.table import Table
 
 from .configuration_kosmos import KosmosConfig
 
-PACKAGES = ("kosmos-metalm", "torch", "transformers", "open_clip_torch", "timm", "deepspeed", "webdataset", "peft")
+PACKAGES = (
+    "kosmos-metalm",
+    "torch",
+    "torchvision",
+    "transformers",
+    "open_clip_torch",
+    "timm",
+    "deepspeed",
+    "webdataset",
+    "peft",
+)
 
 
 @dataclass(frozen=True)
@@ -150,15 +163,34 @@ def describe_preset(config: KosmosConfig, arguments: argparse.Namespace, console
         console.print(f"FLOPs/token of a text span, before the decoder: {span_flops(parts):.4g}")
 
 
+def tested_versions() -> dict[str, SpecifierSet]:
+    """Return by package the versions that the tests passed with: what our own metadata asks for, any extra included."""
+    tested: dict[str, SpecifierSet] = {}
+    for requirement in map(Requirement, importlib.metadata.requires("kosmos-metalm") or []):
+        name = canonicalize_name(requirement.name)
+        tested[name] = tested.get(name, SpecifierSet()) & requirement.specifier
+    return tested
+
+
+def describe_version(package: str, tested: dict[str, SpecifierSet]) -> str:
+    """Say which version is installed, and whether the tests have seen it."""
+    try:
+        version = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+    expected = tested.get(canonicalize_name(package), SpecifierSet())
+    if expected.contains(version, prereleases=True):
+        return version
+    return f"{version}, not tested with this version of Kosmos: it asks for {expected}"
+
+
 def describe_machine(console: Console) -> None:
-    """Print versions and devices."""
+    """Print versions, which of them are outside of the tested range, and devices."""
     table = Table("what", "version", title="this machine")
     table.add_row("python", platform.python_version())
+    tested = tested_versions()
     for package in PACKAGES:
-        try:
-            table.add_row(package, importlib.metadata.version(package))
-        except importlib.metadata.PackageNotFoundError:
-            table.add_row(package, "not installed")
+        table.add_row(package, describe_version(package, tested))
     import torch
 
     table.add_row("CPU threads", str(torch.get_num_threads()))
