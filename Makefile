@@ -5,10 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help install demo test lint bench notebook image clean
+.PHONY: help install demo test test-versions lint bench notebook image clean
 
 help:  ## show this help
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 # The stamp is newer than what it depends on when the environment is up to date.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -25,6 +25,19 @@ demo: install  ## the whole at toy size, from corpora to a chat; about eleven mi
 
 test: install  ## the whole test suite, two tests at a time
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# What differs is laid over the environment: a few packages, and torch is not installed three times.
+$(VENV)/versions/%/.installed: tests/versions/%.txt $(VENV)/.installed
+	rm -rf $(@D)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(@D) --requirement $<
+	touch $@
+
+test-versions: $(VENV)/versions/oldest/.installed $(VENV)/versions/newest/.installed  ## the model's tests with the oldest and the newest transformers
+	@set -e; for end in oldest newest; do \
+	  export PYTHONPATH=$(CURDIR)/$(VENV)/versions/$$end; \
+	  echo "== $$end: $$($(BIN)/python -c 'import torch, transformers; print("torch", torch.__version__, "transformers", transformers.__version__)')"; \
+	  $(BIN)/python -m pytest -n 2 --dist worksteal tests/kosmos tests/train/test_doors.py; \
+	done
 
 lint: install  ## style, format, types and import contracts
 	$(BIN)/ruff check .

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
-from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+from transformers.configuration_utils import PreTrainedConfig
 
 from .suggest import suggest
 
@@ -176,6 +176,8 @@ class KosmosVisionConfig(PreTrainedConfig):
 
 # Kinds of connectors that make num_queries features, however many they read.
 QUERYING = ("xconnector", "resampler")
+# Parts that every model has.
+REQUIRED = ("text_config", "connector_config")
 VIT_L_14 = {"image_size": 224, "layers": 24, "width": 1024, "patch_size": 14}
 
 
@@ -231,12 +233,13 @@ class KosmosConfig(PreTrainedConfig):
     """
 
     model_type = "kosmos"
-    sub_configs_defaults = {
+    # transformers 5.21 has a table that builds the parts (sub_configs_defaults), 5.16 to 5.20 do not; all read this one.
+    sub_configs = {
         "text_config": KosmosTextConfig,
-        "vision_config": SubConfigSpec(KosmosVisionConfig, optional=True),
+        "vision_config": KosmosVisionConfig,
         "connector_config": KosmosConnectorConfig,
-        "span_encoder_config": SubConfigSpec(KosmosSpanEncoderConfig, optional=True),
-        "span_connector_config": SubConfigSpec(KosmosConnectorConfig, optional=True),
+        "span_encoder_config": KosmosSpanEncoderConfig,
+        "span_connector_config": KosmosConnectorConfig,
     }
 
     text_config: dict | PreTrainedConfig | None = None
@@ -255,11 +258,20 @@ class KosmosConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if self.span_encoder_config is not None and self.span_connector_config is None:
             self.span_connector_config = {"kind": "linear"}
+        for name, part in self.sub_configs.items():
+            given = getattr(self, name)
+            if isinstance(given, dict) or (given is None and name in REQUIRED):
+                setattr(self, name, part(**(given or {})))
         super().__post_init__(**kwargs)
         if self.num_image_tokens is None:
             self.num_image_tokens = self.connector_config.num_queries
         if self.num_span_tokens is None and self._span_queries() is not None:
             self.num_span_tokens = self._span_queries()
+
+    @classmethod
+    def default_config_fields(cls) -> dict[str, Any]:
+        """As in transformers, which leaves out of config.json what parts named here have in common with its defaults."""
+        return {**super().default_config_fields(), **{name: {} for name in cls.sub_configs}}
 
     def _span_queries(self) -> int | None:
         """Return how many features the span connector makes of a span; None: one for each token."""

@@ -32,6 +32,7 @@ from .configuration_kosmos import KosmosTextConfig
 from .encoders import Encoder
 from .initialization import init_embedding, init_norm, init_projection, linear
 from .positions import KosmosPositions, count_positions, rotate
+from .versions import either, named, refuse_other_caches
 
 
 class KosmosAttention(nn.Module):
@@ -162,10 +163,12 @@ class KosmosBlock(GradientCheckpointingLayer):
         rotation: Tensor | None = None,
         plan: AttentionPlan | None = None,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> Tensor:
         """(B, T, D) to (B, T, D)."""
         assert plan is not None
+        past_key_values = either(past_key_values, cache)
         attended, _ = self.self_attn(self.self_attn_layer_norm(hidden_BTD), rotation, plan, past_key_values, **kwargs)
         hidden_BTD = hidden_BTD + self._drop(attended)
         return hidden_BTD + self._drop(self.ffn(self.final_layer_norm(hidden_BTD)))
@@ -181,7 +184,7 @@ class KosmosPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["KosmosBlock"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -265,9 +268,12 @@ class KosmosDecoder(KosmosPreTrainedModel):
         document_ids: Tensor | None = None,
         block_ids: Tensor | None = None,
         position_in_span: Tensor | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Run the decoder over unscaled embeddings (B, T, D); see KosmosForConditionalGeneration.forward."""
+        past_key_values = either(past_key_values, cache)
+        refuse_other_caches(kwargs)
         hidden_BTD = inputs_embeds * self.embed_scale if self.embed_scale != 1.0 else inputs_embeds
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
@@ -281,9 +287,9 @@ class KosmosDecoder(KosmosPreTrainedModel):
             self.config, hidden_BTD, attention_mask, past_key_values, document_ids, block_ids, self.training
         )
         for layer in self.layers:
-            hidden_BTD = layer(hidden_BTD, rotation, plan, past_key_values=past_key_values, **kwargs)
+            hidden_BTD = layer(hidden_BTD, rotation, plan, **named(past_key_values), **kwargs)
         return BaseModelOutputWithPast(
-            last_hidden_state=self.layer_norm(hidden_BTD), past_key_values=past_key_values if use_cache else None
+            last_hidden_state=self.layer_norm(hidden_BTD), **named(past_key_values if use_cache else None)
         )
 
     def _position_ids(self, hidden_BTD: Tensor, attention_mask: Tensor | None, past: Cache | None) -> Tensor:

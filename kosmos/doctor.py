@@ -10,12 +10,25 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 from rich.console import Console
 from rich.table import Table
 
 from .configuration_kosmos import KosmosConfig
 
-PACKAGES = ("kosmos-metalm", "torch", "transformers", "open_clip_torch", "timm", "deepspeed", "webdataset", "peft")
+PACKAGES = (
+    "kosmos-metalm",
+    "torch",
+    "torchvision",
+    "transformers",
+    "open_clip_torch",
+    "timm",
+    "deepspeed",
+    "webdataset",
+    "peft",
+)
 
 
 def describe_preset(config: KosmosConfig, arguments: argparse.Namespace, console: Console) -> None:
@@ -77,12 +90,33 @@ def commit() -> str | None:
     return head + ("+changes" if changed.stdout.strip() else "") if head else None
 
 
+def tested_versions() -> dict[str, SpecifierSet]:
+    """Return by package the versions that the tests passed with: what our own metadata asks for, any extra included."""
+    tested: dict[str, SpecifierSet] = {}
+    for requirement in map(Requirement, importlib.metadata.requires("kosmos-metalm") or []):
+        name = canonicalize_name(requirement.name)
+        tested[name] = tested.get(name, SpecifierSet()) & requirement.specifier
+    return tested
+
+
+def describe_version(package: str, tested: dict[str, SpecifierSet]) -> str:
+    """Say which version is installed, and whether the tests have seen it."""
+    version = installed(package)
+    if version is None:
+        return "not installed"
+    expected = tested.get(canonicalize_name(package), SpecifierSet())
+    if expected.contains(version, prereleases=True):
+        return version
+    return f"{version}, not tested with this version of Kosmos: it asks for {expected}"
+
+
 def describe_machine(console: Console) -> None:
-    """Print versions and devices."""
+    """Print versions, which of them are outside of the tested range, and devices."""
     table = Table("what", "version", title="this machine")
     table.add_row("python", platform.python_version())
+    tested = tested_versions()
     for package in PACKAGES:
-        table.add_row(package, installed(package) or "not installed")
+        table.add_row(package, describe_version(package, tested))
     import torch
 
     table.add_row("CPU threads", str(torch.get_num_threads()))

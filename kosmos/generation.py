@@ -27,6 +27,7 @@ from transformers.generation import (
 from .decode_step import DecodeStep, GrowingCache, can_step, watched
 from .modalities import MODALITIES, Modality, input_names
 from .sampling import Forbid, TreeStep, next_positions, sample
+from .versions import CACHE, accepted_only, cache_of, named, safe_processors, take_cache
 
 # The step of the generate() that is running in this thread; assisted generation nests them.
 _STEP: ContextVar[DecodeStep | None] = ContextVar("step", default=None)
@@ -35,8 +36,8 @@ _TOKENIZER: ContextVar[Any] = ContextVar("tokenizer", default=None)
 
 # What a prompt may bring for the loop of sampling.py; anything else is left to transformers.
 KNOWN_INPUTS = {
-    "attention_mask", "block_ids", "inputs_embeds", "logits_to_keep", "past_key_values", "position_ids",
-    "position_in_span", "use_cache",
+    "attention_mask", "block_ids", "inputs_embeds", "logits_to_keep", "position_ids", "position_in_span", "use_cache",
+    CACHE,
 }  # fmt: skip
 STEPWISE = ("forward", "prepare_inputs_for_generation", "_update_model_kwargs_for_generation", "_prefill")
 
@@ -46,6 +47,8 @@ class KosmosGenerationMixin(GenerationMixin):
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' ``generate``; single tokens after the prompt go through ``DecodeStep`` where it applies."""
+        if (cache := take_cache(kwargs)) is not None:
+            kwargs[CACHE] = cache
         step = _STEP.set(self._lean_step())
         tokenizer = _TOKENIZER.set(kwargs.get("tokenizer") or _TOKENIZER.get())
         try:
@@ -105,7 +108,7 @@ class KosmosGenerationMixin(GenerationMixin):
         given = super()._get_logits_processor(*args, **kwargs)
         theirs = [processor for processor in given if type(processor) is SuppressTokensLogitsProcessor]
         never = self.never_written(token for processor in theirs for token in processor.suppress_tokens.tolist())
-        kept = [processor for processor in given if processor not in theirs]
+        kept = safe_processors(processor for processor in given if processor not in theirs)
         return LogitsProcessorList([Forbid(never, kwargs.get("device")), *kept] if never else kept)
 
     def _get_stopping_criteria(
@@ -159,13 +162,15 @@ class KosmosGenerationMixin(GenerationMixin):
     def _assisted_decoding(self, input_ids: Tensor, *args: Any, stopping_criteria: Any, **kwargs: Any) -> Any:
         """transformers asks its criteria after several tokens at a time, and so misses stop strings between them."""
         ends = EveryEnd(stopping_criteria, input_ids.shape[1])
-        out = super()._assisted_decoding(input_ids, *args, stopping_criteria=StoppingCriteriaList([ends]), **kwargs)
+        out = super()._assisted_decoding(
+            input_ids, *args, stopping_criteria=StoppingCriteriaList([accepted_only(ends)]), **kwargs
+        )
         if isinstance(out, Tensor):
             return out[:, : ends.length]
         beyond = out.sequences.shape[1] - ends.length
         if beyond:
             out.sequences = out.sequences[:, :-beyond]
-            out.past_key_values.crop(-beyond)
+            cache_of(out).crop(-beyond)
             for name in ("scores", "logits", "attentions", "hidden_states"):
                 if out.get(name) is not None:
                     out[name] = out[name][:-beyond]
@@ -181,7 +186,7 @@ class KosmosGenerationMixin(GenerationMixin):
             return False
         if generation_config.prefill_chunk_size is not None or inputs.get("position_ids") is None:
             return False
-        cache = inputs.get("past_key_values")
+        cache = inputs.get(CACHE)
         if type(cache) is not GrowingCache or cache.get_seq_length() or not inputs.get("use_cache"):
             return False
         if getattr(cache, "_is_user_defined", False):
@@ -191,25 +196,28 @@ class KosmosGenerationMixin(GenerationMixin):
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict, *args: Any, **kwargs: Any
     ) -> Any:
-        given = model_kwargs.get("past_key_values")
+        given = model_kwargs.get(CACHE)
         result = super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
-        made = model_kwargs.get("past_key_values")
+        made = model_kwargs.get(CACHE)
         if given is None and type(made) is DynamicCache and generation_config.cache_implementation != "offloaded":
-            model_kwargs["past_key_values"] = GrowingCache(self.config.get_text_config())
+            model_kwargs[CACHE] = GrowingCache(self.config.get_text_config())
         return result
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, inputs_embeds: Tensor | None = None, is_first_iteration: bool = False, **kwargs: Any
     ) -> dict[str, Any]:
         """Encode images and spans once, and attend in both directions, with the prompt."""
+        cache = take_cache(kwargs)
         inputs = super().prepare_inputs_for_generation(
-            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
+            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **named(cache), **kwargs
         )
+        if cache is not None:  # by our name, which is PEFT's as well
+            inputs["past_key_values"] = inputs.pop(CACHE)
         if is_first_iteration or not kwargs.get("use_cache", True):
             if kwargs.get("block_ids") is not None:
                 inputs["attention_mask"] = kwargs.get("attention_mask")  # of a static cache it made a causal 4-D one
             return inputs
-        assisting = inputs["input_ids"].shape[1] > 1 and not kwargs["past_key_values"].get_seq_length()
+        assisting = inputs["input_ids"].shape[1] > 1 and not cache.get_seq_length()
         for name in ("block_ids", *input_names()):
             inputs.pop(name, None)
             if assisting and kwargs.get(name) is not None:  # an assistant's prompt is never a first iteration

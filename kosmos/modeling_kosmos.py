@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForImageTextToText
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from .attention import refuse_xpos_blocks
@@ -30,6 +30,7 @@ from .initialization import init_embedding
 from .loss import TokenLoss, cross_entropy, shift
 from .modalities import IMAGE, MODALITIES, SPAN, Modality, input_names
 from .positions import count_positions
+from .versions import cache_of, either, named
 
 
 @dataclass
@@ -40,21 +41,18 @@ class KosmosModelOutput(BaseModelOutputWithPast):
 
 
 @dataclass
-class KosmosOutput(ModelOutput):
+class KosmosOutput(CausalLMOutputWithPast):
     """What the language model returns.
 
     Attributes:
         loss: scalar fp32, weighted mean NLL in nats.
         logits: (B, T, V), or None where a loss was asked for without them.
+        past_key_values, hidden_states, attentions: as everywhere in transformers, which names the first from 5.24 on
+            ``cache``.
         token_loss: (B, T) fp32, detached NLL of what each output had to predict, 0 where ignored.
         image_features: (I, Q, D) unscaled.
     """
 
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
     token_loss: Tensor | None = None
     image_features: Tensor | None = None
 
@@ -165,9 +163,11 @@ class KosmosModel(KosmosPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         dummy_image: bool = False,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> KosmosModelOutput:
         """See ``KosmosForConditionalGeneration.forward``; the inputs of all modalities are among ``kwargs``."""
+        past_key_values = either(past_key_values, cache)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         # a decoded token is what it is: only a prompt's placeholders must be filled
@@ -198,7 +198,7 @@ class KosmosModel(KosmosPreTrainedModel):
         )
         return KosmosModelOutput(
             last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
+            **named(cache_of(outputs)),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_features=features.get("image"),
@@ -337,6 +337,7 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
         position_in_span: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         skip_logits: bool | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> KosmosOutput:
         """Predict the next token everywhere.
@@ -360,19 +361,21 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
             position_in_span: (B, T) GLM's second position; ``generate()`` counts it on, and keeps the first, in a span.
             logits_to_keep: compute logits of the last so many outputs only (0: all).
             skip_logits: return no logits beside a loss. Default: with ``shift_labels``; with ``labels`` in training.
+            cache: ``past_key_values`` by the name that transformers gives it from 5.24 on.
             kwargs: ``use_cache``, ``dummy_image`` (touch encoders that this batch leaves out, so that no rank waits
                 for a gradient), ``output_hidden_states``, ``output_attentions``, and inputs of further modalities.
 
         Raises:
             ValueError: anything that does not fit, naming both sides.
         """
+        past_key_values = either(past_key_values, cache)
         others = (inputs_embeds, pixel_values, span_input_ids, labels, shift_labels, document_ids, block_ids)
         if past_key_values is not None and input_ids is not None and input_ids.shape[1] == 1 and others == (None,) * 7:
             logits = self._decode_step(
                 input_ids, attention_mask, position_ids, past_key_values, position_in_span, kwargs
             )
             if logits is not None:
-                return KosmosOutput(logits=logits, past_key_values=past_key_values)
+                return KosmosOutput(logits=logits, **named(past_key_values))
         outputs = self.model(
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, document_ids=document_ids,
             block_ids=block_ids, position_in_span=position_in_span, pixel_values=pixel_values,
@@ -399,7 +402,7 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
         return KosmosOutput(
             loss=loss.loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **named(cache_of(outputs)),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             token_loss=loss.token_loss_BT,

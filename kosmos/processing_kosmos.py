@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
-from transformers.image_utils import ImageInput
+from transformers.image_utils import ImageInput, make_flat_list_of_images
 from transformers.processing_utils import BatchFeature, MultiModalData, ProcessorMixin
 from transformers.utils import GENERATION_CONFIG_NAME
 
@@ -305,6 +305,18 @@ class KosmosProcessor(ProcessorMixin):
             folder = "/".join(filter(None, [kwargs.pop("subfolder", ""), SPAN_FOLDER]))
             args.append(AutoTokenizer.from_pretrained(pretrained_model_name_or_path, subfolder=folder, **kwargs))
         return args
+
+    def validate_inputs(self, images: Any = None, text: Any = None, **kwargs: Any) -> None:
+        """As in transformers, which counts the images from 5.18 on."""
+        super().validate_inputs(images=images, text=text, **kwargs)
+        if text is not None:
+            tokens = sum(prompt.count(IMAGE_BEGIN) for prompt in ([text] if isinstance(text, str) else text))
+            given = 0 if images is None else len(make_flat_list_of_images(images))
+            if tokens != given:
+                raise ValueError(
+                    f"the text holds {tokens} {IMAGE_BEGIN} tokens and {given or 'no'} images were passed; each image "
+                    f"stands where its {IMAGE_BEGIN} is"
+                )
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
         """What ``<image>`` becomes in the text."""

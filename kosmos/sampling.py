@@ -19,6 +19,7 @@ from transformers.generation import LogitsProcessor
 
 from .decode_step import DecodeStep
 from .screening import KNOWN, Screen, can_screen, screen_of
+from .versions import CACHE
 
 # Tokens of all rows after which a screen pays: to make one takes about as long as so many products, to check one one.
 MAKE_AFTER, CHECK_AFTER = 16, 1
@@ -223,7 +224,7 @@ def sample(
     second, mask = inputs.get("position_in_span"), inputs.get("attention_mask")
     mask = None if mask is None or mask.all() else mask  # a mask of ones stays one
     second_B1 = None if second is None else second[:, -1:]
-    place = Place(inputs["position_ids"][:, -1:], mask, inputs["past_key_values"], second_B1)
+    place = Place(inputs["position_ids"][:, -1:], mask, inputs[CACHE], second_B1)
     picker = Picker(model.lm_head, processors, generation_config.do_sample)
     pad = generation_config._pad_token_tensor
     return write(model, step, picker, tokens_BT, logits_BV, place, criteria, pad, streamer)

@@ -27,6 +27,7 @@ from kosmos.modalities import MODALITIES, Modality
 from kosmos.modeling_kosmos import KosmosModel
 from kosmos.sampling import Forbid, Picker, Place, write
 from kosmos.segments import Encoded, Image, Text
+from kosmos.versions import cache_of
 
 from .items import content_hash
 from .prompts import Prompt, Segment
@@ -319,7 +320,7 @@ class Runner:
             logits_to_keep=keep,
             skip_logits=not keep,
         )
-        after = State(output.past_key_values, mask_BP, next_B + mask_BT.sum(1))
+        after = State(cache_of(output), mask_BP, next_B + mask_BT.sum(1))
         return after, output.logits.float() if keep else mask_BT.new_empty(len(mask_BT), 0, 0)
 
 

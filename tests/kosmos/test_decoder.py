@@ -115,7 +115,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(build, ids) -> None:
     for checkpointing in (False, True):
         model = build(images=False).train()
         if checkpointing:
-            model.activation_checkpointing_enable()
+            model.gradient_checkpointing_enable()
         model(input_ids=ids, labels=ids).loss.backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     for a, b in zip(*gradients, strict=True):

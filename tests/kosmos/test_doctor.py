@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from importlib import metadata
+
 import pytest
 import torch
 
 from kosmos import KosmosConfig, KosmosForConditionalGeneration
 from kosmos.cli import main
 from kosmos.configuration_kosmos import PRESETS
+from kosmos.doctor import describe_version, tested_versions
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in PRESETS.glob("*.json")))
@@ -37,3 +40,15 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "FLOPs/image, encoder and connector: 1.116e+08" in out
     assert main(["doctor"]) == 0
     assert "torch" in capsys.readouterr().out
+
+
+def test_a_version_that_was_not_tested_is_named(monkeypatch, capsys) -> None:
+    tested = tested_versions()
+    assert {"torch", "transformers", "peft"} <= tested.keys()  # peft is asked for by an extra
+    installed = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "6.1.0" if name == "transformers" else installed(name))
+    assert describe_version("transformers", tested).startswith("6.1.0, not tested with this version of Kosmos: it asks")
+    assert describe_version("torch", tested) == installed("torch")
+    assert describe_version("no-such-package", tested) == "not installed"
+    assert main(["doctor"]) == 0
+    assert "not tested" in capsys.readouterr().out

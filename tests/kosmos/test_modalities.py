@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kosmos_data.ordering import rows_of
 from PIL import Image as Pictures
 from torch import nn
 
@@ -20,7 +21,6 @@ from kosmos.cost import model_cost, part_of
 from kosmos.modalities import MODALITIES, Modality, stack_inputs
 from kosmos.segments import SEGMENTS
 from kosmos_data import Corpus, DataConfig, Document, Image, SourceConfig, Span, Text, build_loader, write_shards
-from kosmos_data.ordering import rows_of
 
 TONE_SLOT, TONES = 102, 2
 

@@ -153,7 +153,7 @@ def test_gradient_checkpointing_trains(model, processor, pictures) -> None:
     inputs = chat(processor, pictures)
     model.train()
     expected = training_loss(model, inputs)
-    model.activation_checkpointing_enable()
+    model.gradient_checkpointing_enable()
     loss = training_loss(model, inputs)
     loss.backward()
     assert torch.equal(loss, expected)

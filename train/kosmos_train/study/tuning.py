@@ -22,9 +22,9 @@ from kosmos.loading import load
 from kosmos_data import Document, Text, write_shards
 from kosmos_data.document import Segment, Span
 from kosmos_eval import prompts, statistics, tasks
-from kosmos_eval.readers import load_items
 from kosmos_eval.evaluate import evaluate
 from kosmos_eval.metrics import mean_score
+from kosmos_eval.readers import load_items
 from kosmos_eval.tasks import Task
 
 from ..config import TrainConfig
