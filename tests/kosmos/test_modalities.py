@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kosmos_data.ordering import rows_of
 from PIL import Image as Pictures
 from torch import nn
 
@@ -21,6 +20,7 @@ from kosmos.cost import model_cost, part_of
 from kosmos.modalities import MODALITIES, Modality, stack_inputs
 from kosmos.segments import SEGMENTS
 from kosmos_data import Corpus, DataConfig, Document, Image, SourceConfig, Span, Text, build_loader, write_shards
+from kosmos_data.replay import rows_of
 
 TONE_SLOT, TONES = 102, 2
 
