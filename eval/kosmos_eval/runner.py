@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from transformers.generation import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
 
 from kosmos.decode_step import GrowingCache
-from kosmos.modalities import MODALITIES, SPAN
+from kosmos.modalities import SPAN
 from kosmos.sampling import Forbid, Picker, Place, write
-from kosmos.segments import Encoded, Image, Text
+from kosmos.segments import Encoded, Image, Span, Text
 
 from .data import content_hash
 from .prompts import Prompt, Segment
@@ -106,10 +106,9 @@ class Runner:
         return [stage for stage in [*stages, current] if stage.ids]
 
     def _stage(self, segment: Segment) -> Stage:
+        if isinstance(segment, Span) and self.model.config.span_token_id is None:
+            raise ValueError(f"the prompt has a span ({segment.text[:40]!r}), but the model has no text encoder for it")
         encoded = self._encode(segment)
-        for placed in encoded.placed:
-            if getattr(self.model.config, MODALITIES[placed.modality].token) is None:
-                raise ValueError(f"the prompt has a {placed.modality} ({segment}), but the model has no text encoder")
         payloads = [(placed.modality, placed.payload) for placed in encoded.placed]
         images = tuple(payload for name, payload in payloads if name == "image")
         return Stage(tuple(encoded.ids), images, tuple(tuple(ids.tolist()) for name, ids in payloads if name == "span"))
