@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image as Pictures
 
 from kosmos import KosmosConfig, KosmosForConditionalGeneration, KosmosImageProcessor, KosmosProcessor, train_tokenizer
+from kosmos_data import Document, Image, Text
+from kosmos_data.objectives._flatten import flatten
 from kosmos_eval import prompts, suite, tasks
 from kosmos_eval.evaluate import evaluate
 from kosmos_eval.items import Item
@@ -65,6 +68,23 @@ def test_a_context_is_written_as_the_chat_writes_it() -> None:
     assert encoded == ("Question: ", Span("A red circle is on the left."), "what is red? Answer:")
     assert read == ("Question: A red circle is on the left. what is red? Answer:",)
     assert closed == ("Question: what is red? Answer:",)
+
+
+def test_training_chat_and_evaluation_write_the_same_ids(
+    parts: tuple[KosmosForConditionalGeneration, KosmosProcessor], tmp_path: Path
+) -> None:
+    """An image, text and a span: ids, and what the text encoder reads, through all three doors."""
+    model, processor = parts
+    picture = tmp_path / "red.png"
+    Pictures.new("RGB", (20, 16), "red").save(picture)
+    span, texts = "Is ant larger than house?", ("Question: ", " cat? Answer:")
+    segments = [Image(picture.read_bytes()), Text(texts[0]), Span(span), Text(texts[1])]
+    trained = flatten(Document("k", segments), processor)
+    asked = processor(images=[Pictures.open(picture)], text=f"<image>{texts[0]}<span>{span}</span>{texts[1]}")
+    (stage,) = Runner(model, processor).stages(Prompt((picture, texts[0], Span(span), texts[1])))
+    assert trained.ids[:-1].tolist() == list(stage.ids) == asked["input_ids"][0]
+    read = [placed.payload.tolist() for placed in trained.placed if placed.modality == "span"]
+    assert read == [list(ids) for ids in stage.spans] == asked["span_input_ids"].tolist()
 
 
 @pytest.mark.parametrize("method", ["greedy", "beam"])
