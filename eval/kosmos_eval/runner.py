@@ -89,7 +89,8 @@ class Runner:
 
     def __init__(self, model: Any, processor: Any, feature_bytes: int = 2 << 30) -> None:
         self.model, self.processor = model, processor
-        self.encoders = next(part for part in model.modules() if isinstance(part, KosmosModel))  # whatever wraps it
+        # whatever wraps the model
+        self.encoders: Any = next(part for part in model.modules() if isinstance(part, KosmosModel))
         self.device = next(model.parameters()).device
         self.dtype = model.get_input_embeddings().weight.dtype
         tokenizer = processor.tokenizer
@@ -127,12 +128,9 @@ class Runner:
             if getattr(self.model.config, MODALITIES[placed.modality].token) is None:
                 kind = "text" if placed.modality == "span" else placed.modality
                 raise ValueError(f"the prompt has a {placed.modality} ({segment}), but the model has no {kind} encoder")
-            own = (
-                content_hash(placed.payload)
-                if isinstance(placed.payload, Path)
-                else np.asarray(placed.payload).tobytes()
-            )
-            pieces.append(Piece(placed.modality, own, placed.payload))
+            payload = placed.payload
+            own = content_hash(payload) if isinstance(payload, Path) else np.asarray(payload).tobytes()
+            pieces.append(Piece(placed.modality, own, payload))
         return Stage(tuple(encoded.ids), tuple(pieces))
 
     def _encode(self, segment: Segment) -> Encoded:
