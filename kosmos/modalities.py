@@ -49,7 +49,7 @@ class Modality:
         stack: makes the inputs of a model from payloads.
         build: makes the encoder, a module with ``width``, from its config.
         read: turns a model and inputs into features, (I, Q, D) for I inputs of Q features or (N, D) end to end.
-        places: tells how many placeholders each input takes, (I,), by the config of a model or by a processor.
+        places: tells how many placeholders each of I inputs takes, by the config of a model or by a processor.
         smallest: makes the smallest input, which a rank without one reads, so that it has every gradient.
         units: counts what the cost of inputs is counted in: images, tokens of spans.
     """
@@ -67,7 +67,7 @@ class Modality:
     stack: Callable[[Sequence[Any]], dict[str, Tensor]]
     build: Callable[[Any], nn.Module]
     read: Callable[..., Tensor]
-    places: Callable[[Any, Inputs], Tensor]
+    places: Callable[[Any, Inputs], list[int]]
     smallest: Callable[[Any, torch.device], dict[str, Tensor]]
     units: Callable[[Inputs], int]
 
@@ -86,7 +86,7 @@ class Modality:
         Raises:
             ValueError: the rows' placeholders do not take all inputs.
         """
-        counts, sizes = [], self.places(config, inputs).tolist()
+        counts, sizes = [], self.places(config, inputs)
         for slots in places_BT.sum(1).tolist():
             count = 0
             while slots > 0 and sizes:
@@ -110,8 +110,8 @@ def _read_images(model: Any, pixel_values: Tensor) -> Tensor:
     return model.connector(model.vision_tower(pixel_values).to(model.dtype))
 
 
-def _image_places(config: Any, inputs: Inputs) -> Tensor:
-    return torch.full((len(inputs["pixel_values"]),), config.num_image_tokens)
+def _image_places(config: Any, inputs: Inputs) -> list[int]:
+    return [config.num_image_tokens] * len(inputs["pixel_values"])
 
 
 def _black_image(config: Any, device: torch.device) -> dict[str, Tensor]:
@@ -148,11 +148,11 @@ def _read_spans(model: Any, span_input_ids: Tensor, span_attention_mask: Tensor 
     return model.span_connector(features_SLC, valid_SL)
 
 
-def _span_places(config: Any, inputs: Inputs) -> Tensor:
+def _span_places(config: Any, inputs: Inputs) -> list[int]:
     ids_SL, mask_SL = inputs["span_input_ids"], inputs.get("span_attention_mask")
     if config.num_span_tokens is not None:
-        return torch.full((len(ids_SL),), config.num_span_tokens)
-    return torch.tensor([len(ids) - 1 for ids in ids_SL]) if mask_SL is None else mask_SL[:, 1:].sum(1)
+        return [config.num_span_tokens] * len(ids_SL)
+    return [len(ids) - 1 for ids in ids_SL] if mask_SL is None else mask_SL[:, 1:].sum(1).tolist()
 
 
 def _span_of_one_token(config: Any, device: torch.device) -> dict[str, Tensor]:

@@ -134,23 +134,15 @@ class KosmosModel(KosmosPreTrainedModel):
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        span_input_ids: Tensor | None = None,
-        span_attention_mask: Tensor | None = None,
         dummy_image: bool = False,
         **kwargs: Any,
     ) -> KosmosModelOutput:
-        """See ``KosmosForConditionalGeneration.forward``."""
+        """See ``KosmosForConditionalGeneration.forward``; the inputs of all modalities are among ``kwargs``."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         # a decoded token is what it is: only a prompt's placeholders must be filled
         fresh = past_key_values is None or input_ids is None or input_ids.shape[1] > 1
-        inputs = {
-            "pixel_values": pixel_values,
-            "span_input_ids": span_input_ids,
-            "span_attention_mask": span_attention_mask,
-            **{name: kwargs.pop(name) for name in input_names() if name in kwargs},
-        }
+        inputs = {name: kwargs.pop(name, None) for name in input_names()}
         places: dict[str, Tensor] = {}
         if input_ids is not None:
             inputs_embeds, places = self._embed(input_ids)
@@ -351,9 +343,9 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
             if logits is not None:
                 return KosmosOutput(logits=logits, past_key_values=past_key_values)
         outputs = self.model(
-            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, pixel_values, span_input_ids,
-            span_attention_mask, document_ids=document_ids, block_ids=block_ids, position_in_span=position_in_span,
-            **kwargs,
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, document_ids=document_ids,
+            block_ids=block_ids, position_in_span=position_in_span, pixel_values=pixel_values,
+            span_input_ids=span_input_ids, span_attention_mask=span_attention_mask, **kwargs,
         )  # fmt: skip
         targets = shift(labels) if shift_labels is None and labels is not None else shift_labels
         if skip_logits is None:

@@ -95,6 +95,7 @@ class KosmosProcessor(ProcessorMixin):
         self.image_token = IMAGE_BEGIN
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_BEGIN)
         self.image_slot_id: int = tokenizer.convert_tokens_to_ids(IMAGE_SLOT)
+        self._marks: dict[tuple[str, ...], tuple[list[int], ...]] = {}
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
 
     def encode(self, segments: Iterable[Segment | list[int]], skip_empty: bool = False) -> Encoded:
@@ -131,8 +132,10 @@ class KosmosProcessor(ProcessorMixin):
 
     def place(self, modality: Modality, payload: Any, encoded: Encoded) -> None:
         """Append the placeholders of what the modality's encoder reads, with the marks around them, to ``encoded``."""
-        begin, slot, end = ([self.token_id(mark)] if mark else [] for mark in modality.marks)
-        length = int(modality.places(self, {modality.inputs[0]: [payload]})[0])
+        if modality.marks not in self._marks:  # looked up once: a corpus has millions of images
+            self._marks[modality.marks] = tuple([self.token_id(mark)] if mark else [] for mark in modality.marks)
+        begin, slot, end = self._marks[modality.marks]
+        (length,) = modality.places(self, {modality.inputs[0]: [payload]})
         encoded.placed.append(Placed(modality.name, len(encoded.ids) + len(begin), length, payload))
         encoded.ids += [*begin, *slot * length, *end]
 

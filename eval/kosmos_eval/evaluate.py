@@ -18,7 +18,7 @@ from kosmos.loading import find_checkpoint, load
 
 from . import results, tasks
 from .results import Row
-from .run import Session
+from .session import Session
 from .sample_log import Rank
 from .task_data import TaskData
 from .tasks import Task

@@ -26,7 +26,7 @@ from kosmos.decode_step import GrowingCache
 from kosmos.modalities import MODALITIES, Modality
 from kosmos.modeling_kosmos import KosmosModel
 from kosmos.sampling import Forbid, Picker, Place, write
-from kosmos.segments import Encoded, Image, Text
+from kosmos.segments import Encoded, Image, Span, Text
 
 from .items import content_hash
 from .prompts import Prompt, Segment
@@ -123,11 +123,10 @@ class Runner:
         return [stage for stage in [*stages, current] if stage.ids]
 
     def _stage(self, segment: Segment) -> Stage:
+        if isinstance(segment, Span) and self.model.config.span_token_id is None:
+            raise ValueError(f"the prompt has a span ({segment.text[:40]!r}), but the model has no text encoder for it")
         encoded, pieces = self._encode(segment), []
         for placed in encoded.placed:
-            if getattr(self.model.config, MODALITIES[placed.modality].token) is None:
-                kind = "text" if placed.modality == "span" else placed.modality
-                raise ValueError(f"the prompt has a {placed.modality} ({segment}), but the model has no {kind} encoder")
             payload = placed.payload
             own = content_hash(payload) if isinstance(payload, Path) else np.asarray(payload).tobytes()
             pieces.append(Piece(placed.modality, own, payload))
@@ -157,7 +156,7 @@ class Runner:
             batch = missing[start : start + _ENCODED_TOGETHER]
             inputs = self._inputs(modality, batch)
             made_ND = self.encoders.encode(modality, **inputs).flatten(0, -2)
-            places = modality.places(self.model.config, inputs).tolist()
+            places = modality.places(self.model.config, inputs)
             fresh |= zip((piece.key for piece in batch), made_ND.split(places), strict=True)
         self.encoded[modality.name] += len(fresh)
         found_ND = torch.cat([fresh[one.key] if one.key in fresh else self._features[one.key] for one in pieces])

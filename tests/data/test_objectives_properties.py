@@ -266,7 +266,7 @@ def test_windows_can_be_undone_one_by_one(
                 for column in ("token", "label", "weight", "document", "block", "position", "position_in_span", "cuts")
             }
             columns["position"] = columns["position"] - columns["position"][0]
-            window = Example(**columns, spans=[])
+            window = Example(**columns, placed=[])
             symbols_of = undo(case, window)
             # a window that ends its targets with </s> but not the document, or reads its last token without a label
             closed = stop == len(example) or symbols_of[-1] not in (-100, 2)

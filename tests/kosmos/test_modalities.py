@@ -68,7 +68,7 @@ TONE = Modality(
     stack=lambda tones: {"tones": torch.from_numpy(np.stack(tones))},
     build=ToneEncoder,
     read=lambda model, tones: model.tone_connector(model.tone_encoder(tones)),
-    places=lambda config, inputs: torch.full((len(inputs["tones"]),), TONES),
+    places=lambda config, inputs: [TONES] * len(inputs["tones"]),
     smallest=lambda config, device: {"tones": torch.zeros(1, TONES, device=device)},
     units=lambda inputs: len(inputs["tones"]),
 )
