@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from . import blanks
+from . import fill_blanks
 from .prompts import Likelihood, Pair, Prompt
 from .runner import Runner, Stage, State
 from .tasks import Decoding
@@ -86,7 +86,7 @@ class EvaluatedModel:
             places.setdefault(prompt, {}).setdefault(text, []).append(place)
         asked = {prompt: list(texts) for prompt, texts in places.items()}
         in_blank = bool(pairs) and pairs[0].in_blank
-        for batch in blanks.fill(self.runner, asked, self.batch_rows) if in_blank else self._behind(asked):
+        for batch in fill_blanks.fill(self.runner, asked, self.batch_rows) if in_blank else self._behind(asked):
             scored = [
                 (places[prompt][text], likelihood)
                 for prompt, row in batch.items()

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import corpora, formats, published
+from . import corpus_items, formats, published
 from .items import Item
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def _read_text(files: DatasetFiles, data: Path, split: str) -> list[Item]:
 
 
 def _read_shards(files: DatasetFiles, data: Path, split: str) -> list[Item]:
-    return corpora.read(_path(data, files.annotations, split), files.lead)
+    return corpus_items.read(_path(data, files.annotations, split), files.lead)
 
 
 def _json_lines(path: Path, key: str) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -90,7 +90,8 @@ class Runner:
 
     def __init__(self, model: Any, processor: Any, feature_bytes: int = 2 << 30) -> None:
         self.model, self.processor = model, processor
-        self.encoders = next(part for part in model.modules() if isinstance(part, KosmosModel))  # whatever wraps it
+        # whatever wraps the model
+        self.encoders: Any = next(part for part in model.modules() if isinstance(part, KosmosModel))
         self.device = next(model.parameters()).device
         self.dtype = model.get_input_embeddings().weight.dtype
         tokenizer = processor.tokenizer
@@ -123,17 +124,13 @@ class Runner:
         return [stage for stage in [*stages, current] if stage.ids]
 
     def _stage(self, segment: Segment) -> Stage:
+        if isinstance(segment, Span) and self.model.config.span_token_id is None:
+            raise ValueError(f"the prompt has a span ({segment.text[:40]!r}), but the model has no text encoder for it")
         encoded, pieces = self._encode(segment), []
         for placed in encoded.placed:
-            if getattr(self.model.config, MODALITIES[placed.modality].token) is None:
-                kind = "text" if placed.modality == "span" else placed.modality
-                raise ValueError(f"the prompt has a {placed.modality} ({segment}), but the model has no {kind} encoder")
-            own = (
-                content_hash(placed.payload)
-                if isinstance(placed.payload, Path)
-                else np.asarray(placed.payload).tobytes()
-            )
-            pieces.append(Piece(placed.modality, own, placed.payload))
+            payload = placed.payload
+            own = content_hash(payload) if isinstance(payload, Path) else np.asarray(payload).tobytes()
+            pieces.append(Piece(placed.modality, own, payload))
         return Stage(tuple(encoded.ids), tuple(pieces))
 
     def _encode(self, segment: Segment) -> Encoded:
@@ -160,7 +157,7 @@ class Runner:
             batch = missing[start : start + _ENCODED_TOGETHER]
             inputs = self._inputs(modality, batch)
             made_ND = self.encoders.encode(modality, **inputs).flatten(0, -2)
-            places = modality.places(self.model.config, inputs).tolist()
+            places = modality.places(self.model.config, inputs)
             fresh |= zip((piece.key for piece in batch), made_ND.split(places), strict=True)
         self.encoded[modality.name] += len(fresh)
         found_ND = torch.cat([fresh[one.key] if one.key in fresh else self._features[one.key] for one in pieces])

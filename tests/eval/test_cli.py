@@ -107,7 +107,7 @@ def test_a_bad_task_stops_the_others_before_they_start_and_a_late_error_loses_no
     assert main([*common, "--tasks", "easy_vqa,coco_caption"]) == 2
     assert "dataset_coco.json: no such file" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
-    from kosmos_eval.run import Session
+    from kosmos_eval.session import Session
 
     run = Session.run
 

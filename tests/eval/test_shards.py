@@ -11,7 +11,7 @@ from PIL import Image as Picture
 
 from kosmos import KosmosForConditionalGeneration, KosmosProcessor
 from kosmos_data import Document, Image, Span, Text, write_shards
-from kosmos_eval import corpora, tasks
+from kosmos_eval import corpus_items, tasks
 from kosmos_eval.evaluate import evaluate
 from kosmos_eval.readers import load_items
 
@@ -38,7 +38,7 @@ def test_each_kind_of_document(tmp_path: Path) -> None:
         Document("plain", [Text("words and words")]),
     ]
     write_shards(tmp_path / "c", documents, 3)
-    items = {item.id: item for item in corpora.read(tmp_path / "c", lead="An image of")}
+    items = {item.id: item for item in corpus_items.read(tmp_path / "c", lead="An image of")}
     assert list(items) == ["two", "two#2", "series", "series#2", "pair", "span"]
     assert items["two"].answers == ("red",)
     assert items["two#2"].fields == {"question": "Question: is it? Answer:"}
@@ -48,7 +48,7 @@ def test_each_kind_of_document(tmp_path: Path) -> None:
     assert items["pair"].images == items["two"].images + items["series#2"].images
     assert items["span"].fields == {"question": "is it?"}
     assert items["two"].images[0].read_bytes() == a.data
-    assert [item.answers for item in corpora.read(tmp_path / "c") if item.id == "plain"] == [("words and words",)]
+    assert [item.answers for item in corpus_items.read(tmp_path / "c") if item.id == "plain"] == [("words and words",)]
 
 
 def test_tasks_on_shards(

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 pytest.importorskip("selectolax")
 
 from kosmos_data.errors import NOT_HTML, PAGE_TOO_DEEP, PAGE_TOO_LARGE, PAGE_WITHOUT_TEXT, BadSample
-from kosmos_data.web.html.extract import extract, html_rules
+from kosmos_data.web.html import html_rules
+from kosmos_data.web.html.extract import extract
 from kosmos_data.web.html.html_images import largest_first
 from kosmos_data.web.page import ImageReference
 
