@@ -8,12 +8,13 @@ import platform
 import subprocess
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
-from .configuration_kosmos import KosmosConfig
+if TYPE_CHECKING:
+    from .configuration_kosmos import KosmosConfig
 
 PACKAGES = ("kosmos-metalm", "torch", "transformers", "open_clip_torch", "timm", "deepspeed", "webdataset", "peft")
 
@@ -101,6 +102,8 @@ def _right(table: Table) -> None:
 
 def main(argv: list[str]) -> int:
     """``kosmos doctor``."""
+    from .configuration_kosmos import KosmosConfig
+
     parser = argparse.ArgumentParser(prog="kosmos doctor", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--preset", help="count this preset (tiny, small, kosmos-1, kosmos-2, metalm)")
     parser.add_argument("--zero-stage", type=int, default=2, choices=(0, 1, 2, 3), help="ZeRO stage (default 2)")
