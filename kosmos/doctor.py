@@ -8,7 +8,7 @@ import platform
 import subprocess
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -16,7 +16,8 @@ from packaging.utils import canonicalize_name
 from rich.console import Console
 from rich.table import Table
 
-from .configuration_kosmos import KosmosConfig
+if TYPE_CHECKING:
+    from .configuration_kosmos import KosmosConfig
 
 PACKAGES = (
     "kosmos-metalm",
@@ -135,6 +136,8 @@ def _right(table: Table) -> None:
 
 def main(argv: list[str]) -> int:
     """``kosmos doctor``."""
+    from .configuration_kosmos import KosmosConfig
+
     parser = argparse.ArgumentParser(prog="kosmos doctor", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--preset", help="count this preset (tiny, small, kosmos-1, kosmos-2, metalm)")
     parser.add_argument("--zero-stage", type=int, default=2, choices=(0, 1, 2, 3), help="ZeRO stage (default 2)")
