@@ -234,7 +234,7 @@ class KosmosConfig(PreTrainedConfig):
     """
 
     model_type = "kosmos"
-    # transformers 5.21 has a table that builds the parts (sub_configs_defaults), 5.16 to 5.20 do not; all read this one.
+    # Read by every version of transformers; the table of 5.21 that also builds the parts, 5.16 to 5.20 do not have.
     sub_configs = {
         "text_config": KosmosTextConfig,
         "vision_config": KosmosVisionConfig,
@@ -271,7 +271,7 @@ class KosmosConfig(PreTrainedConfig):
 
     @classmethod
     def default_config_fields(cls) -> dict[str, Any]:
-        """As in transformers, which leaves out of config.json what parts named here have in common with its defaults."""
+        """As in transformers, which leaves out of config.json what parts named here share with its defaults."""
         return {**super().default_config_fields(), **{name: {} for name in cls.sub_configs}}
 
     def _span_queries(self) -> int | None:

@@ -162,7 +162,9 @@ class KosmosGenerationMixin(GenerationMixin):
     def _assisted_decoding(self, input_ids: Tensor, *args: Any, stopping_criteria: Any, **kwargs: Any) -> Any:
         """transformers asks its criteria after several tokens at a time, and so misses stop strings between them."""
         ends = EveryEnd(stopping_criteria, input_ids.shape[1])
-        out = super()._assisted_decoding(input_ids, *args, stopping_criteria=StoppingCriteriaList([accepted_only(ends)]), **kwargs)
+        out = super()._assisted_decoding(
+            input_ids, *args, stopping_criteria=StoppingCriteriaList([accepted_only(ends)]), **kwargs
+        )
         if isinstance(out, Tensor):
             return out[:, : ends.length]
         beyond = out.sequences.shape[1] - ends.length
