@@ -69,8 +69,8 @@ def refuse_other_caches(arguments: dict[str, Any]) -> None:
     for name, value in arguments.items():
         if isinstance(value, Cache):
             raise ValueError(
-                f"{name} is a {type(value).__name__}, but Kosmos takes a cache as past_key_values or cache; transformers "
-                f"{transformers.__version__} may be newer than this version of Kosmos (kosmos doctor)"
+                f"{name} is a {type(value).__name__}, but Kosmos takes a cache as past_key_values or cache; "
+                f"transformers {transformers.__version__} may be newer than this version of Kosmos (kosmos doctor)"
             )
 
 
