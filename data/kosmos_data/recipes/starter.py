@@ -147,7 +147,8 @@ def _surplus(pictures: Iterable[Picture], seed: int) -> set[tuple[int, str]]:
         for question, answer in picture.questions:
             if easy_vqa.question_type(answer) == "yes/no" and not easy_vqa.is_negated(question):
                 answers.setdefault(question, {"yes": [], "no": []})[answer].append(picture.number)
-    rng, surplus = random.Random(f"{seed} balance"), set()
+    rng = random.Random(f"{seed} balance")
+    surplus: set[tuple[int, str]] = set()
     for question, found in sorted(answers.items()):
         fewer, more = sorted(found.values(), key=len)
         surplus.update((number, question) for number in rng.sample(more, len(more) - len(fewer)))
