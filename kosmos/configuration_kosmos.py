@@ -233,11 +233,7 @@ class KosmosConfig(PreTrainedConfig):
     """
 
     model_type = "kosmos"
-<<<<<<< HEAD
-    # transformers 5.21 has a table that builds the parts (sub_configs_defaults), 5.16 to 5.20 do not; all read this.
-=======
     # Read by every version of transformers; the table of 5.21 that also builds the parts, 5.16 to 5.20 do not have.
->>>>>>> h_d
     sub_configs = {
         "text_config": KosmosTextConfig,
         "vision_config": KosmosVisionConfig,

@@ -26,7 +26,7 @@ from kosmos.decode_step import GrowingCache
 from kosmos.modalities import MODALITIES, Modality
 from kosmos.modeling_kosmos import KosmosModel
 from kosmos.sampling import Forbid, Picker, Place, write
-from kosmos.segments import Encoded, Image, Text
+from kosmos.segments import Encoded, Image, Span, Text
 from kosmos.versions import cache_of
 
 from .items import content_hash
