@@ -27,7 +27,6 @@ from kosmos.modalities import MODALITIES, Modality
 from kosmos.modeling_kosmos import KosmosModel
 from kosmos.sampling import Forbid, Picker, Place, write
 from kosmos.segments import Encoded, Image, Span, Text
-from kosmos.versions import cache_of
 
 from .items import content_hash
 from .prompts import Prompt, Segment
@@ -307,17 +306,18 @@ class Runner:
             mask_BP, next_B = mask_BT, torch.zeros(len(mask_BT), dtype=torch.long, device=self.device)
         else:
             mask_BP, next_B = torch.cat([state.mask_BP, mask_BT], dim=1), state.next_B
+        cache = state.cache if state is not None else GrowingCache(self.model.config.get_text_config())
         positions = (next_B[:, None] + mask_BT.cumsum(1) - 1).clamp(min=0)
         output = self.model(
             inputs_embeds=embeds_BTD,
             attention_mask=mask_BP,
             position_ids=positions,
-            past_key_values=state.cache if state is not None else GrowingCache(self.model.config.get_text_config()),
+            past_key_values=cache,
             use_cache=True,
             logits_to_keep=keep,
             skip_logits=not keep,
         )
-        after = State(cache_of(output), mask_BP, next_B + mask_BT.sum(1))
+        after = State(cache, mask_BP, next_B + mask_BT.sum(1))
         return after, output.logits.float() if keep else mask_BT.new_empty(len(mask_BT), 0, 0)
 
 
