@@ -84,7 +84,11 @@ def test_training_chat_and_evaluation_write_the_same_ids(
     (stage,) = Runner(model, processor).stages(Prompt((picture, texts[0], Span(span), texts[1])))
     assert trained.ids[:-1].tolist() == list(stage.ids) == asked["input_ids"][0]
     read = [placed.payload.tolist() for placed in trained.placed if placed.modality == "span"]
-    assert read == [list(ids) for ids in stage.spans] == asked["span_input_ids"].tolist()
+    assert (
+        read
+        == [list(piece.payload) for piece in stage.pieces if piece.modality == "span"]
+        == asked["span_input_ids"].tolist()
+    )
 
 
 @pytest.mark.parametrize("method", ["greedy", "beam"])
