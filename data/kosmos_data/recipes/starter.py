@@ -50,8 +50,6 @@ class Options:
         seed: of all shuffling and drawing.
         captions_per_image: caption documents per training image; the first is always "An image of …".
         max_questions: questions of one image per document, 1 to this many.
-        balanced: of each yes/no question without "not" keep as many pictures answered yes as no in the qa documents, so
-            that only the picture tells; of easy-VQA's own, five in six are answered no.
         few_shot_documents: interleaved documents of image, question, answer, image, question, answer, …
         contrast_documents: interleaved documents that ask one question about every image; each answer it has is as
             likely as the others, so that only the image can tell (the balanced pairs of VQA v2, arXiv 1612.00837).
@@ -72,7 +70,6 @@ class Options:
     seed: int = 0
     captions_per_image: int = 2
     max_questions: int = 4
-    balanced: bool = False
     few_shot_documents: int = 3000
     contrast_documents: int = 4000
     caption_series_documents: int = 1000
@@ -130,29 +127,11 @@ def pairs(pictures: Iterable[Picture], images: dict[int, bytes], options: Option
 
 def question_answers(pictures: Iterable[Picture], images: dict[int, bytes], options: Options) -> Iterator[Document]:
     """An image, then one to ``max_questions`` of its questions with answers, a line each."""
-    pictures = list(pictures)
-    left_out = _surplus(pictures, options.seed) if options.balanced else set()
     for picture in pictures:
         rng = random.Random(f"{options.seed} qa {picture.number}")
-        asked = [pair for pair in picture.questions if (picture.number, pair[0]) not in left_out]
-        for number, said in enumerate(conversations(asked, options.max_questions, rng)):
+        for number, said in enumerate(conversations(picture.questions, options.max_questions, rng)):
             segments: list[Segment] = [Image(images[picture.number]), *said]
             yield Document(f"{picture.number:05d}-{number}", segments, {"image": picture.number})
-
-
-def _surplus(pictures: Iterable[Picture], seed: int) -> set[tuple[int, str]]:
-    """Draw (picture, question) of yes/no questions that have the commoner answer, so many as it is commoner."""
-    answers: dict[str, dict[str, list[int]]] = {}
-    for picture in pictures:
-        for question, answer in picture.questions:
-            if easy_vqa.question_type(answer) == "yes/no" and not easy_vqa.is_negated(question):
-                answers.setdefault(question, {"yes": [], "no": []})[answer].append(picture.number)
-    rng = random.Random(f"{seed} balance")
-    surplus: set[tuple[int, str]] = set()
-    for question, found in sorted(answers.items()):
-        fewer, more = sorted(found.values(), key=len)
-        surplus.update((number, question) for number in rng.sample(more, len(more) - len(fewer)))
-    return surplus
 
 
 def interleaved(pictures: list[Picture], images: dict[int, bytes], options: Options) -> Iterator[Document]:
