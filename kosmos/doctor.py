@@ -93,8 +93,12 @@ def commit() -> str | None:
 
 def tested_versions() -> dict[str, SpecifierSet]:
     """Return by package the versions that the tests passed with: what our own metadata asks for, any extra included."""
+    try:
+        asked = importlib.metadata.requires("kosmos-metalm") or []
+    except importlib.metadata.PackageNotFoundError:  # a source tree that is not installed
+        asked = []
     tested: dict[str, SpecifierSet] = {}
-    for requirement in map(Requirement, importlib.metadata.requires("kosmos-metalm") or []):
+    for requirement in map(Requirement, asked):
         name = canonicalize_name(requirement.name)
         tested[name] = tested.get(name, SpecifierSet()) & requirement.specifier
     return tested

@@ -133,11 +133,11 @@ class Runner:
         return Stage(tuple(encoded.ids), tuple(pieces))
 
     def _encode(self, segment: Segment) -> Encoded:
-        """What the processor writes for one segment; kept, since demonstrations and candidates come again."""
+        """What the processor writes for one segment; of texts kept, since demonstrations and candidates come again."""
+        if isinstance(segment, Path):
+            return self.processor.encode([Image(segment)])
         if segment not in self._encoded:
-            made = {str: Text, Path: Image}
-            own = next((make(segment) for kind, make in made.items() if isinstance(segment, kind)), segment)
-            self._encoded[segment] = self.processor.encode([own])
+            self._encoded[segment] = self.processor.encode([Text(segment) if isinstance(segment, str) else segment])
         return self._encoded[segment]
 
     def length(self, prompt: Prompt) -> int:

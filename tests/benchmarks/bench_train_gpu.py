@@ -2,7 +2,7 @@
 
     PYTHONPATH=.:data:train:eval python tests/benchmarks/bench_train_gpu.py [--steps 260] [--rows 24] [--micro 8]
 
-Without the PYTHONPATH where kosmos is installed. Beside torch (2.11 was tried), transformers (from 5.21 on), timm,
+Without the PYTHONPATH where kosmos is installed. Beside torch (2.11 was tried), transformers (from 5.16.1 on), timm,
 torchvision, sentencepiece and rich it needs deepspeed (hjson, pydantic), open_clip_torch (ftfy), webdataset
 (braceexpand), jsonargparse and, for Triton's launcher, a C compiler.
 

@@ -77,7 +77,7 @@ class Lengths:
         self.order = SourceOrder(np.array([100_000] * 10), 0, self.name)
         self.corpus = [Document("k", [Text("x")])] * 1_000_000
 
-    def objective(self, document: Document, seed: int) -> Example:
+    def objective(self, document: Document, seed: int, step: int = 0) -> Example:
         length = self.draw(random.Random(seed))
         column = np.zeros(length, dtype=np.int32)
         cuts, ends = np.ones(length, dtype=bool), np.arange(length) % 20 == 19  # sentences of twenty tokens

@@ -42,6 +42,14 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "torch" in capsys.readouterr().out
 
 
+def test_a_source_tree_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(name: str) -> list[str]:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "requires", none)
+    assert main(["doctor"]) == 0
+
+
 def test_a_version_that_was_not_tested_is_named(monkeypatch, capsys) -> None:
     tested = tested_versions()
     assert {"torch", "transformers", "peft"} <= tested.keys()  # peft is asked for by an extra

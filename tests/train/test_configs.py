@@ -42,9 +42,11 @@ def test_every_config_dry_runs(
     assert path.read_text().startswith("# "), "a config begins with command, hardware, time, expected number"
     assert "kosmos t" in path.read_text().split("\n\n")[0]
     config = settings.load(TrainConfig, path)
+    model = KosmosConfig.preset(config.model.preset or "tiny").to_dict() | config.model.overrides
+    sees = model["vision_config"] is not None
     for data in [config.data, *([config.eval.data] if config.eval.data else [])]:
         for source in data.sources:
-            source.shards = values["data"]["sources"][2]["shards"]
+            source.shards = values["data"]["sources"][2 if sees else 0]["shards"]
         data.workers = 0
         data.rows_per_step = 8 * data.rows_per_micro_batch
         data.lanes = 8
@@ -134,6 +136,8 @@ def test_plan_counts_the_whole_step(values: dict[str, Any]) -> None:
         ({"engine": {"zero_stage": 3}, "model": {"compile": True}}, "break the graphs"),
         ({"engine": {"zero_stage": 0, "offload_optimizer": True}}, "needs engine.zero_stage >= 1"),
         ({"model": {"vision_weights": "/nowhere/ViT"}}, "/nowhere/ViT"),
+        ({"model": {"freeze": ["*"]}}, "leaves no parameter to train"),
+        ({"optim": {"part_lr": {"visoin": 0.1}}}, "parts are decoder, embeddings, vision"),
         ({"samples": {"every": 5, "prompts": [{"images": ["/nowhere/cat.jpg"]}]}}, "/nowhere/cat.jpg"),
     ],
 )

@@ -37,7 +37,7 @@ from kosmos_train.study import arms as study_arms
 from kosmos_train.study import tuning as study_tuning
 from kosmos_train.study.blanks import BlankSet, find_blanks
 from kosmos_train.study.jobs import Job, do_all
-from kosmos_train.study.run import StudyConfig, configs, load_base, main, plan, public_encoder, with_steps
+from kosmos_train.study.run import StudyConfig, configs, load_base, main, plan, prepare, public_encoder, with_steps
 
 CONFIGS = Path(__file__).parents[2] / "train" / "configs" / "objectives"
 ENCODER = {"model_type": "bert", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
@@ -241,7 +241,9 @@ def test_tuning_reads_what_evaluation_reads(
         example, (stage,) = make(document, 0), runner.stages(prompts.build(task, item))
         label = processor.encode_text(f" {item.answers[0]}")
         assert example.token.tolist() == [*stage.ids, *label]
-        assert [tuple(span.payload.tolist()) for span in example.placed] == list(stage.spans)
+        assert [placed.payload.tolist() for placed in example.placed] == [
+            piece.payload.tolist() for piece in stage.pieces
+        ]
         assert example.label[example.weight > 0].tolist() == [*label, processor.tokenizer.eos_token_id]
 
 
@@ -378,3 +380,15 @@ def test_a_study_that_cannot_be_compared(study: dict[str, Any], tmp_path: Path) 
         plan(made(tuning=lost), load_base(made()), tmp_path)
     with pytest.raises(ValueError, match="takes the whole budget"):
         plan(made(), load_base(made(steps=1)), tmp_path)
+
+
+def test_a_corpus_that_lacks_a_shard_is_not_made_anew(study: dict[str, Any], tmp_path: Path) -> None:
+    """A mistyped path in the base config must not cost the corpus that is there."""
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "precious.txt").write_text("mine")
+    made = settings.from_dict(StudyConfig, study | {"recipe": "text", "corpus": str(tmp_path / "corpus")})
+    base = load_base(made)
+    base.data.sources[0].shards = str(tmp_path / "corpus" / "mistyped")
+    with pytest.raises(ValueError, match="is there, but not all of"):
+        prepare(made, base, tmp_path / "out", Console(quiet=True))
+    assert (tmp_path / "corpus" / "precious.txt").read_text() == "mine"

@@ -97,6 +97,8 @@ def run_demo(
 ) -> list[dict[str, Any]]:
     """Do all steps in ``out`` and return the rows of its ``results.json``.
 
+    Corpora are made in processes of their own, so a script that calls this needs ``if __name__ == "__main__":``.
+
     Args:
         out: the folder, ``runs/demo`` for the command.
         console: where to speak.
@@ -259,15 +261,21 @@ def chat(demo: Demo) -> None:
 
 
 def train(demo: Demo, name: str) -> None:
-    """Write ``OUT/configs/NAME.yaml`` and train with it, as ``kosmos train`` does.
+    """Write ``OUT/configs/NAME.yaml`` and train with it, as ``kosmos train`` does; a finished run is left as it is.
 
     Raises:
         KeyboardInterrupt: a signal ended the run early.
         RuntimeError: the training failed; its own message stands above.
     """
+    from .checkpoint import find_latest, read_state
     from .pretrain import INTERRUPTED, main
+    from .run_dir import RunDir
 
     values = demo.read(name)
+    latest = find_latest(RunDir(demo.path(name)).checkpoints)
+    if latest is not None and read_state(latest)["step"] >= values["steps"]:
+        demo.console.print(f"trained already: {latest}", highlight=False)
+        return
     if name == "tune" and not demo.path("instruct").is_dir():
         values["model"]["checkpoint"] = str(demo.path("pretrain"))
     config = demo.path("configs", f"{name}.yaml")

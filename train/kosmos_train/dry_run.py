@@ -20,7 +20,7 @@ from kosmos_data import DataConfig
 from .build import build_config, build_processor
 from .config import TrainConfig
 from .corpora import describe
-from .optim import freeze
+from .optim import freeze, parameter_groups
 from .samples import encode_prompts
 from .trackers import require
 
@@ -61,6 +61,7 @@ def plan(config: TrainConfig, gpus: int) -> Plan:
         model.model.check(**micro)
     _look_ahead(config, processor)
     freeze(model, config.model.freeze)
+    parameter_groups(model, config.optim)
     cost = model_cost(model, config.data.row_tokens)
     tokens = sum(batch.stats["tokens"] for batch in batches) / len(batches)
     images = sum(batch.stats["images"] for batch in batches) / len(batches)

@@ -18,7 +18,7 @@ from kosmos.image_processing_kosmos import KosmosImageProcessor
 from kosmos.loading import encoder_folder
 from kosmos.processing_kosmos import KosmosProcessor
 from kosmos.tokenization_kosmos import encode_text, train_tokenizer
-from kosmos_data.document import Image
+from kosmos_data.document import Span, Text
 from kosmos_data.errors import BadSample
 from kosmos_data.objectives import special_tokens
 from kosmos_data.reader import Corpus
@@ -108,7 +108,7 @@ def texts(config: TokenizerConfig, progress: Progress | None = None) -> Iterator
             except BadSample as error:
                 left_out[error.reason] += 1
                 continue
-            yield from (segment.text for segment in segments if not isinstance(segment, Image))
+            yield from (segment.text for segment in segments if isinstance(segment, (Text, Span)))
         warn_left_out(root, left_out)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from kosmos.atomic import write_atomically
 from kosmos_data import Document
 from kosmos_data.cloze import MASK, Cloze
 from kosmos_data.reader import Corpus
@@ -92,7 +93,7 @@ def write_blanks(sets: dict[str, BlankSet], held_out: str, folder: Path) -> None
             corpus = Corpus(held_out)
             blanks = find_blanks((corpus[index] for index in range(len(corpus))), wanted)
             rows = [{"text": blank.text, "answer": blank.answer} for blank in blanks]
-            path.write_text(json.dumps({"classes": wanted.words, "items": rows}, indent=1), encoding="utf-8")
+            write_atomically(path, json.dumps({"classes": wanted.words, "items": rows}, indent=1))
 
 
 def guesses(path: Path) -> dict[str, float]:

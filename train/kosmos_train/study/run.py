@@ -104,6 +104,10 @@ def prepare(study: StudyConfig, base: TrainConfig, folder: Path, console: Consol
         assert base.eval.data is not None, "load_base() has refused this"
         shards = [source.shards for data in (base.data, base.eval.data) for source in data.sources]
         if study.recipe and not all((Path(path) / INDEX_NAME).is_file() for path in shards):
+            if Path(study.corpus).exists():
+                raise ValueError(
+                    f"{study.corpus} is there, but not all of {', '.join(shards)}; correct {study.base} or move it away"
+                )
             with whole_folder(Path(study.corpus)) as partial:
                 recipes.make(study.recipe, partial, progress=progress)
         if study.tokenizer and base.processor and not Path(base.processor).is_dir():

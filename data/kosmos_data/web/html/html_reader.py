@@ -1,6 +1,6 @@
 """What has been read of a page so far: paragraphs and images, taken back where an element turns out to be no text.
 
-``html.py`` walks over the page and calls :class:`Reader` at the start and at the end of every element; the rules of
+``extract.py`` walks over the page and calls :class:`Reader` at the start and at the end of every element; the rules of
 what is kept are in ``html_rules.py``.
 """
 
