@@ -133,7 +133,7 @@ def test_slurm_runs_the_same_and_notices_a_lost_stage(
 def test_slurm_wants_a_partition(web: Any, tmp_path: Path, options: MakeOptions) -> None:
     with pytest.raises(ValueError, match="partition"):
         run(web.warcs, tmp_path / "out", options(executor="slurm"))
-    with pytest.raises(ValueError, match="execution.executor='dask': choose one of local, slurm, ray"):
+    with pytest.raises(ValueError, match=r"execution\.executor='dask': choose one of local, slurm, ray"):
         settings.load(WebOptions, None, ["execution.executor=dask"])
 
 
