@@ -245,7 +245,8 @@ class Lane:
 
         The row opens with the oldest document of its ``main`` source, if that fits whole. Then the others get what they
         are owed, as well as whole documents can, and the main source the rest. A gap that it cannot fill goes to the
-        source that is owed most of those that can.
+        source that is owed most of those that can; not to one that is a whole row ahead of its share, as a source of
+        short documents soon is when only they fit into gaps. Rather is the gap padded.
         """
         packer = self.packer
         pools = [stream.fill(self._check_rate) for stream in self.streams]
@@ -263,7 +264,11 @@ class Lane:
             return main, found
         if found := packer.longest(pools[main], space):
             return main, found
-        others = [(source, found) for source, pool in enumerate(pools) if (found := packer.longest(pool, space))]
+        others = [
+            (source, found)
+            for source, pool in enumerate(pools)
+            if goals[source] > -packer.row_tokens and (found := packer.longest(pool, space))
+        ]
         return max(others, key=lambda choice: goals[choice[0]], default=None)
 
     def _check_rate(self) -> None:
