@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kosmos_data import DataConfig, Document, SourceConfig, Text
@@ -156,6 +156,7 @@ def test_shares_are_exact_in_any_million_tokens(kinds: list[Callable], packing: 
     lanes=st.sampled_from([None, 2, 12]),
     packing=st.sampled_from(["best_fit", "cut", "sentences"]),
 )
+@example([0.125, 1.0, 1.0], [4, 55, 33, 4], 1, None, "sentences")  # only the first fits into the gaps that others leave
 def test_no_lane_strays_by_more_than_about_a_row(
     weights: list[float], longest: list[int], rows: int, lanes: int | None, packing: str
 ) -> None:
