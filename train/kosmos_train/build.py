@@ -10,6 +10,7 @@ import torch
 
 from kosmos.configuration_kosmos import QUERYING
 from kosmos.loading import encoder_folder, find_checkpoint
+from kosmos.tuning import attach
 
 from .config import ModelConfig, TrainConfig
 from .engine import dtype_of
@@ -62,10 +63,13 @@ def build_config(config: ModelConfig, processor: Any) -> Any:
 def build_model(config: TrainConfig, processor: Any, resume_from: Path | None = None) -> Any:
     """The model in the run's dtype on the CPU, with the parts frozen that are not trained.
 
-    A fresh model draws its weights from ``seed``; ``resume_from`` takes everything from a checkpoint of this run.
+    A fresh model draws its weights from ``seed``; ``resume_from`` takes everything from a checkpoint of this run. A run
+    of ``tuning`` starts from its base again: what it draws is the same, and the engine restores what was learnt.
     """
     from kosmos import KosmosForConditionalGeneration
 
+    if config.tuning is not None:
+        resume_from = None
     start = resume_from or (config.model.checkpoint and find_checkpoint(config.model.checkpoint))
     torch.manual_seed(config.seed)
     if start is not None:
@@ -80,6 +84,9 @@ def build_model(config: TrainConfig, processor: Any, resume_from: Path | None = 
     if config.processor is not None:  # it decides how the answers end that this run learns, whatever did before
         model.generation_config.update(**processor.writing_rules())
     model.take_rules(processor)
+    if config.tuning is not None:
+        torch.manual_seed(config.seed)
+        attach(model, config.tuning, Path(str(start)).resolve())
     freeze(model, config.model.freeze)
     if config.model.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
