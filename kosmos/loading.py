@@ -33,6 +33,15 @@ def find_checkpoint(path: str | Path) -> Path:
     raise FileNotFoundError(f"{path} is not a checkpoint: neither config.json nor checkpoints/latest is in it")
 
 
+def find_model(path: str | Path) -> Path:
+    """What :func:`load` reads: a checkpoint folder, or the folder of an adapter that names its base.
+
+    Raises:
+        FileNotFoundError: there is neither.
+    """
+    return find_folder(path, "config.json") or find_folder(path, "adapter_config.json") or find_checkpoint(path)
+
+
 def find_folder(path: str | Path, file: str) -> Path | None:
     """The folder with ``file`` meant by ``path``: itself, the latest of a run directory, or of the newest run below."""
     path = Path(path)

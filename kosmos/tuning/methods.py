@@ -7,6 +7,7 @@ evaluator and chat; prompts.py and bottleneck.py hook in what needs other mechan
 from __future__ import annotations
 
 import fnmatch
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,7 +145,9 @@ def _inject(model: Any, record: Attached, name: str) -> None:
         )
     if record.config is None:
         record.config = peft_config(model, tuning)
-    inject_adapter_in_model(record.config, model, adapter_name=name)
+    with warnings.catch_warnings():  # that there are several adapters is meant
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+        inject_adapter_in_model(record.config, model, adapter_name=name)
     for key, parameter in model.named_parameters():
         parameter.requires_grad_(is_added(key) and name in key.split("."))
 
