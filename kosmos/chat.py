@@ -1,7 +1,7 @@
 """Talk with a model about images: one :class:`Conversation` behind ``kosmos chat`` and the notebook.
 
 The prompt is the processor's chat template, that is the question-and-answer lines which the model was tuned and is
-evaluated on; an answer ends where the checkpoint's rules of writing say, usually at the end of its line.
+evaluated on; an answer ends where the checkpoint's rules of writing say: at ``</s>``, or at the end of its line too.
 """
 
 from __future__ import annotations
@@ -135,8 +135,9 @@ class Conversation:
         thread = Thread(target=generate, daemon=True)
         thread.start()
         first = True
+        line_ends = self.processor.turn_end == "line"  # then a line end is no part of the answer
         for piece in streamer:
-            text = piece.replace("\n", "")
+            text = piece.replace("\n", "") if line_ends else piece
             text = text.lstrip() if first else text
             if text:
                 first = False
@@ -199,7 +200,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="kosmos chat",
         description="Ask a model about images. Without --ask, questions are read line by line.",
-        epilog="While chatting: /image FILE shows another image, /new starts over, /adapter NAME answers with another one, "
+        epilog="While chatting: /image FILE shows another image, /new starts over, /adapter NAME answers with another, "
         "/quit or Ctrl-D ends.",
     )
     parser.add_argument("checkpoint", help="checkpoint folder or run directory, e.g. runs/demo")

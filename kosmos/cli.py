@@ -21,7 +21,7 @@ VERBS: dict[str, tuple[str, str]] = {
         "train a vocabulary on a corpus; write the processor of a run",
     ),
     "train": ("kosmos_train.pretrain:main", "pretrain from a YAML: train CONFIG run=DIR [key=value …] [--resume]"),
-    "tune": ("kosmos_train.pretrain:main", "instruction-tune a checkpoint: the same engine, another YAML"),
+    "tune": ("kosmos_train.pretrain:tune", "instruction-tune a checkpoint, whole or by LoRA …: learns the answers"),
     "merge": ("kosmos.tuning.merge:main", "make an ordinary checkpoint of a model and its LoRA"),
     "vision": ("kosmos_train.parts.vision:main", "train a small open_clip CLIP on image-caption pairs, to be frozen"),
     "encoder": ("kosmos_train.parts.encoder:main", "pretrain a bidirectional text encoder by masked modelling"),

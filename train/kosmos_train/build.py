@@ -22,9 +22,13 @@ def build_processor(config: TrainConfig) -> Any:
     from kosmos.processing_kosmos import load_processor
 
     if config.processor is not None:
-        return load_processor(config.processor)
-    assert config.model.checkpoint is not None, "TrainConfig.check() has refused this"
-    return load_processor(find_checkpoint(config.model.checkpoint))
+        processor = load_processor(config.processor)
+    else:
+        assert config.model.checkpoint is not None, "TrainConfig.check() has refused this"
+        processor = load_processor(find_checkpoint(config.model.checkpoint))
+    if config.turn_end is not None:
+        processor.end_turns(config.turn_end)
+    return processor
 
 
 def build_config(config: ModelConfig, processor: Any) -> Any:
@@ -81,7 +85,8 @@ def build_model(config: TrainConfig, processor: Any, resume_from: Path | None = 
             model.load_vision_weights(encoder_folder(config.model.vision_weights))
         if config.model.span_weights is not None:
             model.load_span_weights(encoder_folder(config.model.span_weights))
-    if config.processor is not None:  # it decides how the answers end that this run learns, whatever did before
+    # they decide how the answers end that this run learns, whatever did before
+    if config.processor is not None or config.turn_end is not None:
         model.generation_config.update(**processor.writing_rules())
     model.take_rules(processor)
     if config.tuning is not None:

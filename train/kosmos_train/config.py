@@ -188,6 +188,9 @@ class TrainConfig:
     """What learns of ``model.checkpoint`` where not all of it does: LoRA, prefixes, adapters (docs/tuning.md)."""
     processor: str | None = None
     """Folder with tokenizer and image processor; None: those of ``model.checkpoint``."""
+    turn_end: Literal["line", "eos"] | None = None
+    """What ends an answer of the trained model: the end of its ``line``, or its own ``</s>`` (``eos``), so that answers
+    may have several lines. None: as the processor says; ``kosmos tune`` takes ``eos``."""
     steps: int = 300_000
     """Optimiser updates."""
     seed: int = 0
