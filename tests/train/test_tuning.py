@@ -10,7 +10,7 @@ from typing import Any
 import jobs
 import pytest
 import torch
-from forks import launch
+from forks import Job, launch
 from safetensors import safe_open
 
 from kosmos import KosmosForConditionalGeneration, load, settings
@@ -125,11 +125,17 @@ def test_stages_and_processes_give_the_same_losses(tuning_values: dict[str, Any]
     stages = [{"zero_stage": stage} for stage in (0, 1, 2)] + [ZERO_3]
     both = launch(tmp_path / "j2", 2, jobs.tuning_losses, tuning_values, tunings, stages, 3)
     one = launch(tmp_path / "j1", 1, jobs.tuning_losses, tuning_values, tunings, stages, 3)
-    expected = torch.tensor(one.results()[0])
+    expected = torch.tensor(finished(one)[0])
     for tuning, losses in zip(tunings, expected, strict=True):
         torch.testing.assert_close(losses, losses[:1].expand_as(losses), rtol=1e-5, atol=1e-5, msg=label(tuning))
-    for found in both.results():
+    for found in finished(both):
         torch.testing.assert_close(torch.tensor(found), expected, rtol=1e-5, atol=1e-5)
+
+
+def finished(job: Job) -> list[Any]:
+    """The results of a job that may be long, on a machine that may be busy."""
+    job.wait(500)
+    return job.results()
 
 
 KILLED = [
@@ -146,25 +152,26 @@ KILLED = [
 def test_killed_and_resumed(tuning_values: dict[str, Any], tmp_path: Path) -> None:
     """kill -9 in the middle of a run of each method: the resumed losses are the same."""
     for tuning, engine, size in KILLED:
-        values = tuning_values | {"tuning": tuning, "engine": engine, "steps": 10, "checkpoint": {"every": 2}}
+        values = tuning_values | {"tuning": tuning, "engine": engine, "steps": 8, "checkpoint": {"every": 2}}
+        values["data"] = values["data"] | {"rows_per_step": 4}
         where = tmp_path / f"{label(tuning)}-{size}"
-        launch(where / "s", size, jobs.run, values, str(where / "straight")).results()
+        finished(launch(where / "s", size, jobs.run, values, str(where / "straight")))
         job = launch(where / "k", size, jobs.run, values, str(where / "run"))
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         lines = where / "run" / "metrics.jsonl"
-        while job.alive() and (not lines.exists() or len(lines.read_text().splitlines()) < 4):
+        while job.alive() and (not lines.exists() or len(lines.read_text().splitlines()) < 3):
             assert time.monotonic() < deadline
             time.sleep(0.005)
         for rank in range(size):
             job.kill(rank)
         job.wait(60)
-        launch(where / "r", size, jobs.run, values, str(where / "run"), True).results()
+        finished(launch(where / "r", size, jobs.run, values, str(where / "run"), True))
         expected, found = read_metrics(where / "straight"), read_metrics(where / "run")
         assert [row["step"] for row in found] == [row["step"] for row in expected]
         losses = [torch.tensor([row["loss"] for row in rows]) for rows in (expected, found)]
         torch.testing.assert_close(losses[1], losses[0], rtol=0, atol=1e-6, msg=label(tuning))
         files = [
-            next((where / run / "checkpoints" / "step-000010").glob("adapter_model*")) for run in ("straight", "run")
+            next((where / run / "checkpoints" / "step-000008").glob("adapter_model*")) for run in ("straight", "run")
         ]
         assert files[0].read_bytes() == files[1].read_bytes()
 
