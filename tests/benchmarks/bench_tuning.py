@@ -1,4 +1,4 @@
-"""What each tuning method trains, holds and takes: python tests/benchmarks/bench_tuning.py [--steps 12] [--preset kosmos-1]
+"""What each tuning method trains, holds and takes: python tests/benchmarks/bench_tuning.py [--steps 12]
 
 A model of the demo's shape, packed rows with images, all methods in one process, turn and turn about, so that seconds
 compare. Memory is what learning adds to the frozen weights: gradients, moments of AdamW, and the tensors that the
@@ -19,9 +19,9 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path[:0] = [str(Path(__file__).parents[1] / "train")]  # tiny.py
 
-import torch
+import torch  # noqa: E402
 
-from kosmos.tuning import Tuning, attach
+from kosmos.tuning import Tuning, attach  # noqa: E402
 
 DEMO = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 4, "dropout": 0.0}
 METHODS: dict[str, Tuning | None] = {
@@ -126,7 +126,8 @@ def measure(steps: int) -> None:
             del subject.seconds[0]
             subject.measure(batches[0])
     print(
-        f"{full.total:,} parameters; all of them: {statistics.median(full.seconds):.2f} s a step of 4 rows of 512 tokens"
+        f"{full.total:,} parameters; to train them all takes {statistics.median(full.seconds):.2f} s a step "
+        "of 4 rows of 512 tokens"
     )
     table(
         ["method", "trained", "share", "gradients + Adam, MiB", "activations, MiB", "time of a step"],
