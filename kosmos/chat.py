@@ -1,7 +1,7 @@
 """Talk with a model about images: one :class:`Conversation` behind ``kosmos chat`` and the notebook.
 
 The prompt is the processor's chat template, that is the question-and-answer lines which the model was tuned and is
-evaluated on; an answer ends where the checkpoint's rules of writing say, usually at the end of its line.
+evaluated on; an answer ends where the checkpoint's rules of writing say: at ``</s>``, or at the end of its line too.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class Conversation:
         processor: its processor; read from the same path if ``model`` is one.
         system: text in front of the conversation.
         max_new_tokens: longest answer, in tokens.
+        adapter: one or several tunings of the model (``kosmos.tuning``); the first answers until :meth:`use`.
         **generation: anything ``generate()`` takes, e.g. ``do_sample=True, temperature=0.7``; greedy by default.
 
     In a notebook the conversation shows itself as pictures and turns.
@@ -45,10 +46,16 @@ class Conversation:
         processor: KosmosProcessor | None = None,
         system: str | None = None,
         max_new_tokens: int = 64,
+        adapter: Sequence[str | Path] | str | Path = (),
         **generation: Any,
     ) -> None:
+        adapters = [adapter] if isinstance(adapter, (str, Path)) else list(adapter)
         if isinstance(model, (str, Path)):
-            model, processor = load(model)
+            model, processor = load(model, adapters=adapters)
+        elif adapters:
+            from .tuning import load_tuned
+
+            load_tuned(model, adapters)
         if processor is None:
             raise ValueError("give the processor that belongs to the model: Conversation(model, processor)")
         model.take_rules(processor)
@@ -58,6 +65,16 @@ class Conversation:
         self.generation = {"max_new_tokens": max_new_tokens, "do_sample": False, **generation}
         self.messages: list[dict[str, Any]] = []
         self.reset()
+
+    def use(self, adapter: str | None) -> None:
+        """Answer with another of the model's adapters from now on, by its name; None: with the model as it was.
+
+        Raises:
+            ValueError: no such adapter.
+        """
+        from .tuning import use
+
+        use(self.model, adapter)
 
     def reset(self) -> None:
         """Forget all turns and images."""
@@ -118,8 +135,9 @@ class Conversation:
         thread = Thread(target=generate, daemon=True)
         thread.start()
         first = True
+        line_ends = self.processor.turn_end == "line"  # then a line end is no part of the answer
         for piece in streamer:
-            text = piece.replace("\n", "")
+            text = piece.replace("\n", "") if line_ends else piece
             text = text.lstrip() if first else text
             if text:
                 first = False
@@ -182,10 +200,18 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="kosmos chat",
         description="Ask a model about images. Without --ask, questions are read line by line.",
-        epilog="While chatting: /image FILE shows another image, /new starts over, /quit or Ctrl-D ends.",
+        epilog="While chatting: /image FILE shows another image, /new starts over, /adapter NAME answers with another, "
+        "/quit or Ctrl-D ends.",
     )
     parser.add_argument("checkpoint", help="checkpoint folder or run directory, e.g. runs/demo")
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="an image; may be given again")
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="RUN",
+        help="a tuning of the model; of several the first answers",
+    )
     parser.add_argument("--ask", metavar="QUESTION", help="ask this, print the answer and end")
     parser.add_argument("--system", help="text in front of the conversation")
     parser.add_argument("--max-new-tokens", type=int, default=64, help="longest answer in tokens (64)")
@@ -194,7 +220,11 @@ def main(argv: Sequence[str]) -> int:
     images = [open_picture(path) for path in arguments.image]
     sampling = {"do_sample": True, "temperature": arguments.temperature} if arguments.temperature > 0 else {}
     chat = Conversation(
-        arguments.checkpoint, system=arguments.system, max_new_tokens=arguments.max_new_tokens, **sampling
+        arguments.checkpoint,
+        system=arguments.system,
+        max_new_tokens=arguments.max_new_tokens,
+        adapter=arguments.adapter,
+        **sampling,
     )
     if arguments.ask:
         _print_answer(chat, arguments.ask, images)
@@ -219,6 +249,8 @@ def _converse(chat: Conversation, images: list[Image]) -> int:
             if command == "/new":
                 chat.reset()
                 images = []
+            elif command == "/adapter":
+                chat.use(rest.strip() or None)
             elif command == "/image":
                 images.append(open_picture(rest.strip()))
             elif line:

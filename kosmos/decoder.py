@@ -61,15 +61,21 @@ class KosmosAttention(nn.Module):
         rotation: Tensor | None,
         plan: AttentionPlan,
         past_key_values: Cache | None,
+        prefix: Any = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the attended states (B, T, D) and, from the eager kernel, the weights."""
+        """Return the attended states (B, T, D) and, from the eager kernel, the weights.
+
+        ``prefix`` is a ``tuning.prompts.Prefix``, which has keys and values of its own at some places.
+        """
         query, key, value = (
             projection(hidden_BTD).unflatten(-1, (self.num_heads, -1))
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         if rotation is not None:
             query, key = rotate(query, key, rotation)
+        if prefix is not None:
+            key, value = prefix.put(key, value, self.layer_idx)
         weights, dropout = None, self.config.attention_dropout if self.training else 0.0
         if past_key_values is not None:
             cached = past_key_values.update(key.transpose(1, 2), value.transpose(1, 2), self.layer_idx)

@@ -6,6 +6,7 @@ Encoders may also lie in an installed package (``package:NAME/FOLDER``), see :fu
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,20 +22,39 @@ def find_checkpoint(path: str | Path) -> Path:
 
     Raises:
         FileNotFoundError: there is none; the message says what was looked for.
+        ValueError: it is an adapter without its model.
     """
-    path = Path(path)
-    if (path / "config.json").is_file():
-        return path
-    if not path.is_dir():
+    if (found := find_folder(path, "config.json")) is not None:
+        return found
+    if not Path(path).is_dir():
         raise FileNotFoundError(f"{path}: no such folder; give a checkpoint, or a run directory such as runs/demo")
+    if find_folder(path, "adapter_config.json") is not None:
+        raise ValueError(f"{path} holds an adapter, not a whole model; kosmos merge {path} --out DIR makes one of it")
+    raise FileNotFoundError(f"{path} is not a checkpoint: neither config.json nor checkpoints/latest is in it")
+
+
+def find_model(path: str | Path) -> Path:
+    """What :func:`load` reads: a checkpoint folder, or the folder of an adapter that names its base.
+
+    Raises:
+        FileNotFoundError: there is neither.
+    """
+    return find_folder(path, "config.json") or find_folder(path, "adapter_config.json") or find_checkpoint(path)
+
+
+def find_folder(path: str | Path, file: str) -> Path | None:
+    """The folder with ``file`` meant by ``path``: itself, the latest of a run directory, or of the newest run below."""
+    path = Path(path)
+    if (path / file).is_file():
+        return path
     markers = [path / "checkpoints" / "latest", path / "latest"]
-    markers += sorted(path.glob("*/checkpoints/latest"), key=lambda file: file.stat().st_mtime, reverse=True)
+    markers += sorted(path.glob("*/checkpoints/latest"), key=lambda marker: marker.stat().st_mtime, reverse=True)
     for marker in markers:
         if marker.is_file():
             checkpoint = marker.parent / marker.read_text(encoding="utf-8").strip()
-            if (checkpoint / "config.json").is_file():
+            if (checkpoint / file).is_file():
                 return checkpoint
-    raise FileNotFoundError(f"{path} is not a checkpoint: neither config.json nor checkpoints/latest is in it")
+    return None
 
 
 def encoder_folder(where: str | Path) -> Path:
@@ -56,18 +76,22 @@ def encoder_folder(where: str | Path) -> Path:
 
 
 def load(
-    path: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype = "auto"
+    path: str | Path,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype = "auto",
+    adapters: Sequence[str | Path] = (),
 ) -> tuple[KosmosForConditionalGeneration, KosmosProcessor]:
     """Model in evaluation mode and processor of a checkpoint, a run directory or a folder of runs.
 
     Args:
-        path: see :func:`find_checkpoint`.
+        path: see :func:`find_checkpoint`; an adapter or a run of ``tuning:`` brings its base along.
         device: where the model goes; a GPU if there is one.
         dtype: ``auto`` keeps the checkpoint's.
+        adapters: tunings of this model (``kosmos.tuning``); the first is active, and its processor is returned.
 
     Raises:
         FileNotFoundError: there is no checkpoint.
-        ValueError: the folder holds another kind of model.
+        ValueError: the folder holds another kind of model, or an adapter is of another one.
     """
     import json
 
@@ -77,6 +101,7 @@ def load(
     from .modeling_kosmos import KosmosForConditionalGeneration
     from .processing_kosmos import load_processor
 
+    path, adapters = _with_base(path, adapters)
     folder = find_checkpoint(path)
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
@@ -84,7 +109,8 @@ def load(
         raise ValueError(f"{folder}/config.json is not a model configuration: {error}") from error
     if kind != "kosmos":
         raise ValueError(f"{folder} holds a model of type {kind!r}, not 'kosmos'; see kosmos convert --help")
-    processor = load_processor(folder)
+    first = _adapter_folder(adapters[0]) if adapters else folder
+    processor = load_processor(first if (first / "processor_config.json").is_file() else folder)
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # a bar for reading one file is noise in a chat
     try:
@@ -94,4 +120,30 @@ def load(
             logging.enable_progress_bar()
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.eval().to(device), processor
+    model = model.eval().to(device)
+    if adapters:
+        from .tuning import load_tuned
+
+        load_tuned(model, adapters)
+    return model, processor
+
+
+def _adapter_folder(where: str | Path) -> Path:
+    from .tuning import find_adapter
+
+    return find_adapter(where)
+
+
+def _with_base(path: str | Path, adapters: Sequence[str | Path]) -> tuple[str | Path, list[str | Path]]:
+    """A run of ``tuning:`` given as a model is its base with the run as an adapter."""
+    if find_folder(path, "config.json") is not None or find_folder(path, "adapter_config.json") is None:
+        return path, list(adapters)
+    from .tuning.storage import read_adapter
+
+    saved = read_adapter(path)
+    if find_folder(saved.base, "config.json") is None:
+        raise FileNotFoundError(
+            f"{path} is an adapter of {saved.base or 'a model it does not name'}, which is not there; "
+            "give its new place: BASE --adapter RUN"
+        )
+    return saved.base, [path, *adapters]

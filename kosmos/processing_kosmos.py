@@ -24,8 +24,9 @@ from .tokenization_kosmos import IMAGE_BEGIN, IMAGE_SLOT, LINE_END, SPAN_BEGIN, 
 
 SPAN_FOLDER = "span_tokenizer"
 
-# Question and answer as KOSMOS-1 evaluates them (section 4, "Question: {question} Answer: {answer}"), one turn a line.
-CHAT_TEMPLATE = """\
+# Question and answer as KOSMOS-1 evaluates them (section 4, "Question: {question} Answer: {answer}"): one turn a line,
+# or each answer up to its </s>, so that it may have several lines.
+_TURN = """\
 {{- bos_token -}}
 {%- for message in messages -%}
   {%- if message.role == "assistant" -%}
@@ -33,7 +34,7 @@ CHAT_TEMPLATE = """\
     {{- " " -}}
     {%- if message.content is string -%}{{- message.content -}}
     {%- else -%}{%- for part in message.content -%}{{- part.text -}}{%- endfor -%}{%- endif -%}
-    {{- "\\n" -}}
+    {{- TURN_END -}}
     {%- endgeneration -%}
   {%- else -%}
     {%- set text = namespace(value="") -%}
@@ -50,6 +51,7 @@ CHAT_TEMPLATE = """\
   {%- endif -%}
 {%- endfor -%}
 """
+CHAT_TEMPLATES = {"line": _TURN.replace("TURN_END", '"\\n"'), "eos": _TURN.replace("TURN_END", "eos_token")}
 
 
 class KosmosProcessor(ProcessorMixin):
@@ -67,6 +69,8 @@ class KosmosProcessor(ProcessorMixin):
         chat_template: Jinja template; question and answer, one turn a line, by default. A part of a message
             ``{"type": "span", "text": …}`` is read by the text encoder.
         span_tokenizer: of the bidirectional text encoder; None: it shares ``tokenizer``. Saved in a folder of its own.
+        turn_end: what ends an answer, in training and in chat: ``line``, the end of its line, as in few-shot prompts,
+            or ``eos``, its own ``</s>``, so that answers may have several lines.
         num_span_tokens: places that one text span takes in the decoder, the queries of the span connector; None, for a
             connector without queries: one for each token.
 
@@ -83,8 +87,12 @@ class KosmosProcessor(ProcessorMixin):
         chat_template: str | None = None,
         span_tokenizer: Any = None,
         num_span_tokens: int | None = None,
+        turn_end: str = "line",
         **kwargs: Any,
     ) -> None:
+        if turn_end not in CHAT_TEMPLATES:
+            raise ValueError(f"turn_end={turn_end!r}: choose one of {', '.join(CHAT_TEMPLATES)}")
+        self.turn_end = turn_end
         if num_span_tokens is not None and num_span_tokens < 1:
             raise ValueError(f"num_span_tokens={num_span_tokens}: a span takes at least one place; None: one a token")
         self.span_tokenizer = span_tokenizer if not isinstance(span_tokenizer, bool) else None
@@ -96,7 +104,7 @@ class KosmosProcessor(ProcessorMixin):
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_BEGIN)
         self.image_slot_id: int = tokenizer.convert_tokens_to_ids(IMAGE_SLOT)
         self._marks: dict[tuple[str, ...], tuple[list[int], ...]] = {}
-        super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATES[turn_end])
 
     def encode(self, segments: Iterable[Segment | list[int]], skip_empty: bool = False) -> Encoded:
         """Write segments as ids: text, special tokens, and the places of what encoders read between their marks.
@@ -182,9 +190,22 @@ class KosmosProcessor(ProcessorMixin):
         known = self.tokenizer.get_added_vocab()
         return [known[modality.marks[1]] for modality in MODALITIES.values() if modality.marks[1] in known]
 
+    def end_turns(self, turn_end: str) -> None:
+        """Let answers end in another way from now on, and with them chats, unless their template is somebody's own.
+
+        Raises:
+            ValueError: neither ``line`` nor ``eos``.
+        """
+        if turn_end not in CHAT_TEMPLATES:
+            raise ValueError(f"turn_end={turn_end!r}: choose one of {', '.join(CHAT_TEMPLATES)}")
+        if self.chat_template in CHAT_TEMPLATES.values():
+            self.chat_template = CHAT_TEMPLATES[turn_end]
+        self.turn_end = turn_end
+
     def answer_end_ids(self) -> list[int]:
-        """The tokens that end an answer: ``</s>`` and the end of its line."""
-        return [self.tokenizer.eos_token_id, self.tokenizer.convert_tokens_to_ids(LINE_END)]
+        """The tokens that end an answer: ``</s>`` and, with ``turn_end: line``, the end of its line."""
+        line = [self.tokenizer.convert_tokens_to_ids(LINE_END)] if self.turn_end == "line" else []
+        return [self.tokenizer.eos_token_id, *line]
 
     def writing_rules(self) -> dict[str, Any]:
         """How an answer is written, as fields of a GenerationConfig: its ends, its padding, and what it never holds.

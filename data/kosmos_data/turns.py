@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 
-from .document import Text
+from .document import Document, Text
 
 
 def turn(question: str, answer: str, last: bool) -> list[Text]:
@@ -19,6 +19,12 @@ def turn(question: str, answer: str, last: bool) -> list[Text]:
     """
     end = "" if last else "\n"
     return [Text(f"Question: {question.strip()} Answer:", supervised=False), Text(f" {answer.strip()}{end}")]
+
+
+def has_turns(document: Document) -> bool:
+    """Whether a document marks what is asked and what is answered: the one is not supervised, the other is."""
+    texts = [segment for segment in document.segments if isinstance(segment, Text) and segment.text.strip()]
+    return any(text.supervised for text in texts) and not all(text.supervised for text in texts)
 
 
 def conversations(questions: Sequence[tuple[str, str]], most: int, rng: random.Random) -> Iterator[list[Text]]:

@@ -57,6 +57,7 @@ def _evaluate(argv: Sequence[str]) -> int:
     )
     add = parser.add_argument
     add("checkpoint", type=Path, help="a checkpoint folder or a run directory")
+    add("--adapter", metavar="RUN", help="a tuning of the checkpoint, which answers in its place")
     add(
         "--tasks",
         dest="names",

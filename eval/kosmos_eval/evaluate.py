@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from kosmos.loading import find_checkpoint, load
+from kosmos.loading import find_model, load
 
 from . import results, tasks
 from .results import Row
@@ -84,6 +84,7 @@ def evaluate_checkpoint(
     shots: Sequence[int] = (0,),
     contexts: Sequence[str] = ("image+text",),
     limit: int | None = None,
+    adapter: str | Path | None = None,
     **asked: Any,
 ) -> list[Row]:
     """Evaluate a checkpoint on tasks; prints one table, and writes ``samples/`` and, after each task, ``results.json``.
@@ -102,23 +103,26 @@ def evaluate_checkpoint(
         shots: numbers of demonstrations.
         contexts: what the prompt contains.
         limit: evaluate so many items.
+        adapter: a tuning of the checkpoint (``kosmos.tuning``): default name and folder are its own.
         asked: other arguments of :func:`evaluate`.
 
     Raises:
         FileNotFoundError, ValueError: no such checkpoint, task, data or device; what ``evaluate`` raises.
     """
-    folder, rank = find_checkpoint(checkpoint), Rank.from_environment()
+    find_model(checkpoint)
+    rank = Rank.from_environment()
     loaded = _read([tasks.load(task, overrides) for task in names], data)
     for one in loaded:
         one.check(shots, contexts)
         one.subset(limit)
-    out = Path(out) if out is not None else Path(checkpoint) / "eval"
+    named = Path(checkpoint if adapter is None else adapter)
+    out = Path(out) if out is not None else named / "eval"
     console = Console(quiet=rank.index > 0)
-    model, processor = load(folder, rank.device(device))
+    model, processor = load(checkpoint, rank.device(device), adapters=[] if adapter is None else [adapter])
     rows: list[Row] = []
     for one in loaded:
         asked |= {"shots": shots, "contexts": contexts, "limit": limit, "console": console, "rank": rank, "out": out}
-        fresh = evaluate(model, processor, one, data, name=name or Path(checkpoint).name, **asked)
+        fresh = evaluate(model, processor, one, data, name=name or named.name, **asked)
         if rank.index == 0:
             results.write(fresh, out / "results.json")
         rows += fresh

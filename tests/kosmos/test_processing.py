@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 import kosmos
 from kosmos.image_processing_kosmos import KosmosImageProcessor
+from kosmos.processing_kosmos import load_processor
 
 RED = Image.new("RGB", (48, 40), "red")
 
@@ -35,6 +38,45 @@ def test_a_chat_is_question_and_answer_lines(processor) -> None:
     assert inputs["input_ids"][0, 0] == 0
     assert (inputs["input_ids"] == 0).sum() == 1
     assert inputs["pixel_values"].shape == (1, 3, 32, 32)
+
+
+def test_answers_of_several_lines_end_with_eos(processor, tmp_path) -> None:
+    """Template, ends and what is saved follow ``turn_end``; training writes the ids that a chat reads."""
+    from kosmos_data import Document
+    from kosmos_data.objectives._flatten import flatten
+    from kosmos_data.turns import turn
+
+    processor = copy.deepcopy(processor)
+    answers = ["red\n\ngreen", "blue"]
+    talk = [turn("what is the thing?", answer, last=answer == "blue") for answer in answers]
+    document = Document("d", [part for pair in talk for part in pair])
+    messages = [
+        {"role": role, "content": text}
+        for answer in answers
+        for role, text in (("user", "what is the thing?"), ("assistant", answer))
+    ]
+
+    def chat_ids() -> list[int]:
+        return processor.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"][0]
+
+    line = processor.tokenizer.convert_tokens_to_ids("</line>")
+    assert processor.answer_end_ids() == [2, line]
+    assert flatten(document, processor, "supervised").ids.tolist() == [*chat_ids()[:-1], 2]
+    processor.end_turns("eos")
+    assert processor.answer_end_ids() == [2]
+    flat = flatten(document, processor, "supervised")
+    assert flat.ids.tolist() == chat_ids()
+    ends = [place for place, token in enumerate(flat.ids.tolist()) if token == 2]
+    assert len(ends) == 2
+    assert flat.weight[ends].all()
+    assert flat.ids.tolist().count(line) == 2
+    processor.save_pretrained(tmp_path)
+    again = load_processor(tmp_path)
+    assert again.turn_end == "eos"
+    assert again.chat_template == processor.chat_template
+    assert again.writing_rules()["eos_token_id"] == [2]
+    with pytest.raises(ValueError, match="turn_end='dot': choose one of line, eos"):
+        processor.end_turns("dot")
 
 
 def test_counts_and_lengths_that_do_not_fit_are_refused(processor) -> None:

@@ -88,6 +88,13 @@ def step_batch(step: int, processor: Any, rank: int, size: int, total: int = 4) 
     return SimpleNamespace(micro_batches=micro)
 
 
+def tuning_losses(
+    values: dict[str, Any], tunings: list[dict[str, Any]], variants: list[dict[str, Any]], steps: int
+) -> list[list[list[list[float]]]]:
+    """:func:`engine_losses` of each tuning."""
+    return [engine_losses(values | {"tuning": tuning}, variants, steps) for tuning in tunings]
+
+
 def rate_of(step: int) -> float:
     """A learning rate that changes with every step and never is the configured one."""
     return 1e-3 * (1 + step % 3) / 2.5

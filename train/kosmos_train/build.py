@@ -10,6 +10,7 @@ import torch
 
 from kosmos.configuration_kosmos import QUERYING
 from kosmos.loading import encoder_folder, find_checkpoint
+from kosmos.tuning import attach
 
 from .config import ModelConfig, TrainConfig
 from .engine import dtype_of
@@ -21,9 +22,13 @@ def build_processor(config: TrainConfig) -> Any:
     from kosmos.processing_kosmos import load_processor
 
     if config.processor is not None:
-        return load_processor(config.processor)
-    assert config.model.checkpoint is not None, "TrainConfig.check() has refused this"
-    return load_processor(find_checkpoint(config.model.checkpoint))
+        processor = load_processor(config.processor)
+    else:
+        assert config.model.checkpoint is not None, "TrainConfig.check() has refused this"
+        processor = load_processor(find_checkpoint(config.model.checkpoint))
+    if config.turn_end is not None:
+        processor.end_turns(config.turn_end)
+    return processor
 
 
 def build_config(config: ModelConfig, processor: Any) -> Any:
@@ -62,10 +67,13 @@ def build_config(config: ModelConfig, processor: Any) -> Any:
 def build_model(config: TrainConfig, processor: Any, resume_from: Path | None = None) -> Any:
     """The model in the run's dtype on the CPU, with the parts frozen that are not trained.
 
-    A fresh model draws its weights from ``seed``; ``resume_from`` takes everything from a checkpoint of this run.
+    A fresh model draws its weights from ``seed``; ``resume_from`` takes everything from a checkpoint of this run. A run
+    of ``tuning`` starts from its base again: what it draws is the same, and the engine restores what was learnt.
     """
     from kosmos import KosmosForConditionalGeneration
 
+    if config.tuning is not None:
+        resume_from = None
     start = resume_from or (config.model.checkpoint and find_checkpoint(config.model.checkpoint))
     torch.manual_seed(config.seed)
     if start is not None:
@@ -77,9 +85,13 @@ def build_model(config: TrainConfig, processor: Any, resume_from: Path | None = 
             model.load_vision_weights(encoder_folder(config.model.vision_weights))
         if config.model.span_weights is not None:
             model.load_span_weights(encoder_folder(config.model.span_weights))
-    if config.processor is not None:  # it decides how the answers end that this run learns, whatever did before
+    # they decide how the answers end that this run learns, whatever did before
+    if config.processor is not None or config.turn_end is not None:
         model.generation_config.update(**processor.writing_rules())
     model.take_rules(processor)
+    if config.tuning is not None:
+        torch.manual_seed(config.seed)
+        attach(model, config.tuning, Path(str(start)).resolve())
     freeze(model, config.model.freeze)
     if config.model.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -1,7 +1,8 @@
 """Checkpoints that are whole or not there: ``checkpoints/step-000100/`` is a Hugging Face folder plus ``trainer/``.
 
     step-000100/
-        config.json, model.safetensors, tokenizer and processor files    what from_pretrained reads
+        config.json, model.safetensors, tokenizer and processor files    what from_pretrained reads; a run of tuning has
+                                                                          its adapter instead (kosmos/tuning/storage.py)
         trainer/optimizer-00000-of-00002.safetensors …                    master weights and moments, one file a rank
         trainer/state.json                                                step, loader state, guard, frozen fingerprints
         trainer/manifest.json                                             every file with its size, written last
@@ -25,6 +26,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from kosmos.tuning import save_adapter
+
 from .engine import Engine
 from .fragments import get_step, local_tensors
 
@@ -47,7 +50,7 @@ def save(folder: Path, step: int, engine: Engine, processor: Any, state: dict[st
     """
     world = engine.world
     final, partial = folder / step_name(step), folder / f".{step_name(step)}.partial"
-    weights = engine.full_weights(world.is_main)
+    weights = engine.full_weights(world.is_main, learnt_only=engine.config.tuning is not None)
     phases = (
         lambda: _make_empty(partial) if world.is_main else None,
         lambda: _write_parts(partial, step, engine, processor, weights, state),
@@ -138,7 +141,10 @@ def _write_parts(
         save_file(tensors, path)
         _sync(path)
     if world.is_main:
-        engine.model.save_pretrained(partial, state_dict=weights)
+        if engine.config.tuning is not None:
+            save_adapter(engine.model, partial, weights)
+        else:
+            engine.model.save_pretrained(partial, state_dict=weights)
         processor.save_pretrained(partial)
         complete = {"format": FORMAT, "step": step, "adam_step": get_step(engine.deepspeed), "world_size": world.size}
         (partial / "trainer" / "state.json").write_text(json.dumps({**complete, **state}))

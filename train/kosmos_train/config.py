@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from kosmos.tuning.settings import Tuning
 from kosmos_data import DataConfig
 from kosmos_data.config import validate
 
@@ -199,8 +200,13 @@ class TrainConfig:
     """Corpora, weights, objectives, rows per step and per micro-batch; accumulation follows from them."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Which model."""
+    tuning: Tuning | None = None
+    """What learns of ``model.checkpoint`` where not all of it does: LoRA, prefixes, adapters (docs/tuning.md)."""
     processor: str | None = None
     """Folder with tokenizer and image processor; None: those of ``model.checkpoint``."""
+    turn_end: Literal["line", "eos"] | None = None
+    """What ends an answer of the trained model: the end of its ``line``, or its own ``</s>`` (``eos``), so that answers
+    may have several lines. None: as the processor says; ``kosmos tune`` takes ``eos``."""
     steps: int = 300_000
     """Optimiser updates."""
     seed: int = 0
@@ -236,6 +242,10 @@ class TrainConfig:
             raise ValueError("give exactly one of model.preset (a fresh model) and model.checkpoint (go on from one)")
         if self.processor is None and self.model.checkpoint is None:
             raise ValueError("processor is not set and there is no model.checkpoint to take it from")
+        if self.tuning is not None:
+            self.tuning.check()
+            if self.model.checkpoint is None:
+                raise ValueError("tuning needs model.checkpoint, the model that it changes")
         if self.engine.zero_stage == 0 and self.engine.precision == "bf16":
             raise ValueError("engine.zero_stage=0 keeps no fp32 master weights in bf16; use zero_stage=1 (same speed)")
         if self.engine.zero_stage == 0 and self.engine.offload_optimizer:

@@ -15,6 +15,7 @@ import torch
 from kosmos.cost import PEAKS, Cost, device_peak, memory, model_cost
 from kosmos.loading import encoder_folder
 from kosmos.modalities import MODALITIES
+from kosmos.tuning import attach
 from kosmos_data import DataConfig
 
 from .build import build_config, build_processor
@@ -60,6 +61,9 @@ def plan(config: TrainConfig, gpus: int) -> Plan:
     for micro in (micro for batch in batches + held_out for micro in batch.micro_batches):
         model.model.check(**micro)
     _look_ahead(config, processor)
+    if config.tuning is not None:
+        with torch.device("meta"):
+            attach(model, config.tuning)
     freeze(model, config.model.freeze)
     parameter_groups(model, config.optim)
     cost = model_cost(model, config.data.row_tokens)

@@ -19,6 +19,7 @@ import torch
 
 from kosmos.cost import part_names, part_of
 from kosmos.modalities import MODALITIES
+from kosmos.tuning.methods import is_added
 
 from .config import EngineConfig, TrainConfig
 from .distributed import World
@@ -204,16 +205,18 @@ class Engine:
         reached = [name for name in ("", *sources) if sums["weight", name] > 0]
         return {name or "loss": sums["loss", name] / sums["weight", name] for name in reached}
 
-    def full_weights(self, wanted: bool) -> dict[str, torch.Tensor]:
+    def full_weights(self, wanted: bool, learnt_only: bool = False) -> dict[str, torch.Tensor]:
         """The whole state dict in CPU memory of each rank that wants it (empty elsewhere); all ranks take part.
 
-        Tied weights are still tied.
+        Tied weights are still tied. ``learnt_only`` leaves out the frozen model of a tuning.
         """
         import deepspeed
 
         copies: dict[int, torch.Tensor] = {}
         weights = {}
         for name, value in self.model.state_dict(keep_vars=True).items():
+            if learnt_only and not value.requires_grad and not is_added(name):
+                continue
             with deepspeed.zero.GatheredParameters(value, enabled=hasattr(value, "ds_id")):
                 if wanted:
                     if id(value) not in copies:

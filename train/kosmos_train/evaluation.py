@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.markup import escape
 
+from kosmos.tuning import attach
 from kosmos_eval import results, tasks
 from kosmos_eval.evaluate import evaluate
 from kosmos_eval.sample_log import Rank
@@ -106,6 +107,12 @@ def whole_model(engine: Engine) -> Iterator[Any]:
         yield engine.model
         return
     weights, config = engine.full_weights(True), copy.deepcopy(engine.model.config)
-    model = type(engine.model).from_pretrained(None, config=config, state_dict=weights, dtype=engine.dtype)
+    if engine.config.tuning is None:
+        model = type(engine.model).from_pretrained(None, config=config, state_dict=weights, dtype=engine.dtype)
+    else:
+        model = type(engine.model)(config)
+        attach(model, engine.config.tuning)
+        model.load_state_dict(weights)
+        model.to(engine.dtype)
     model.generation_config = engine.model.generation_config
     yield model.to(engine.world.device)

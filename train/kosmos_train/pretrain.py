@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -102,23 +103,34 @@ def _plan(config: Any, gpus: int | None, run: str | None) -> int:
     return 0
 
 
-def _launch(processes: int, words: list[str], resume: bool) -> int:
+def _launch(processes: int, verb: str, words: list[str], resume: bool) -> int:
     """The same command once per process, under torchrun; the exit code is that of the ranks."""
     from .launcher import main as launch
 
     here = ["--standalone", "--nproc-per-node", str(processes)]
-    return launch([*here, "-m", "kosmos_train.pretrain", *words, *(["--resume"] if resume else [])])
+    return launch([*here, "-m", "kosmos_train.pretrain", verb, *words, *(["--resume"] if resume else [])])
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command ``kosmos train`` (and ``kosmos tune``)."""
+    """The command ``kosmos train``."""
+    return _command("train", argv)
+
+
+def tune(argv: Sequence[str]) -> int:
+    """The command ``kosmos tune``: the same, but it learns the answers unless it is told otherwise (answers.py)."""
+    return _command("tune", argv)
+
+
+def _command(verb: str, argv: Sequence[str]) -> int:
+    from .answers import learn_answers, report_answers
     from .arguments import add_run_arguments, parse_run_arguments, require_run
     from .config import TrainConfig
 
     parser = argparse.ArgumentParser(
-        prog="kosmos train",
-        description="Pretrain or tune a model. Settings come from a YAML and key=value overrides.",
-        epilog="example: kosmos train train/configs/small.yaml run=runs/small optim.lr=1e-4 --resume",
+        prog=f"kosmos {verb}",
+        description="Pretrain or tune a model. Settings come from a YAML and key=value overrides. "
+        "tune learns answers only, each with an end of its own, unless the YAML says otherwise.",
+        epilog=f"example: kosmos {verb} train/configs/small.yaml run=runs/small optim.lr=1e-4 --resume",
     )
     add_run_arguments(parser)
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of run=DIR, or start")
@@ -127,17 +139,21 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--gpus", type=int, help="devices that --dry-run plans for (those of this machine, or 1)")
     arguments, run = parse_run_arguments(parser, argv)
     config = settings.load(TrainConfig, arguments.config, arguments.overrides)
+    if verb == "tune":
+        learn_answers(config)
+        if int(os.environ.get("RANK", "0")) == 0:
+            report_answers(config)
     if arguments.dry_run:
         return _plan(config, arguments.gpus, run if arguments.resume else None)
     if arguments.processes > 1:
         config.check(arguments.processes)
-        return _launch(
-            arguments.processes, [arguments.config, *arguments.overrides, f"run={require_run(run)}"], arguments.resume
-        )
+        words = [arguments.config, *arguments.overrides, f"run={require_run(run)}"]
+        return _launch(arguments.processes, verb, words, arguments.resume)
     return 0 if train(config, require_run(run), arguments.resume).finished else INTERRUPTED
 
 
 if __name__ == "__main__":
     from kosmos.cli import main as kosmos
 
-    sys.exit(kosmos(["train", *sys.argv[1:]]))
+    named = sys.argv[1:2] in (["train"], ["tune"])  # which of them, a launcher says in front
+    sys.exit(kosmos(sys.argv[1:] if named else ["train", *sys.argv[1:]]))

@@ -9,6 +9,7 @@ predicted at the span's last slot.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ from ..document import Document, Image, Segment, Text
 from ..errors import BadSample
 from ..example import Flat
 from ..images import decode
+from ..turns import has_turns
 
 if TYPE_CHECKING:
     from kosmos.processing_kosmos import KosmosProcessor
@@ -36,6 +38,9 @@ def flatten(
 ) -> Flat:
     """Write a document out as ids with weights, decoding its images and tokenising its text spans for their encoder.
 
+    Where the processor's ``turn_end`` is ``eos``, an answer of a document with marked turns ends with ``</s>`` instead
+    of the end of its line.
+
     Args:
         document: text, images and text spans.
         processor: tokenizers and image processor of the run.
@@ -49,20 +54,26 @@ def flatten(
     """
     bos, eos = [processor.tokenizer.bos_token_id], [processor.tokenizer.eos_token_id]
     parts: list[tuple[Segment | list[int], float]] = [(bos, 0.0)]
-    weight, after_text = 0.0, False
-    for segment in document.segments:
-        is_text = isinstance(segment, Text)
-        if end_turns and after_text and not is_text:
-            parts.append((eos, weight))
-        after_text = is_text
+    weight, own_ends = 0.0, processor.turn_end == "eos" and has_turns(document)
+    for segment, following in zip(document.segments, [*document.segments[1:], None], strict=True):
         weight = float(loss == "all" or (isinstance(segment, Text) and segment.supervised))
+        ends = end_turns and isinstance(segment, Text) and not isinstance(following, Text)
+        if own_ends and _is_answer(segment) and not _is_answer(following):
+            assert isinstance(segment, Text)
+            segment, ends = replace(segment, text=segment.text.removesuffix("\n")), True
         parts.append((segment, weight))
+        if ends and following is not None:
+            parts.append((eos, weight))
     flat = write([*parts, (eos, weight)], processor, document.key, predict_image)
     if len(flat.ids) == 2:
         raise BadSample(errors.EMPTY, document.key)
     if not flat.weight.any():
         raise BadSample(errors.UNSUPERVISED, document.key)
     return flat
+
+
+def _is_answer(segment: Segment | None) -> bool:
+    return isinstance(segment, Text) and segment.supervised
 
 
 def write(
