@@ -412,6 +412,12 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
         )
 
 
+def image_tokens(config: KosmosConfig) -> int:
+    """Return how many features the model of ``config`` makes of an image."""
+    connector = config.connector_config
+    return connector.num_queries if connector.kind in QUERYING else IMAGE.build(config.vision_config).count_tokens()
+
+
 # A copy loaded through trust_remote_code must not displace the installed package's classes.
 if not __name__.startswith("transformers_modules"):
     AutoModel.register(KosmosConfig, KosmosModel, exist_ok=True)
