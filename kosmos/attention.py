@@ -140,8 +140,8 @@ def sees(documents_BT: Tensor, blocks_BT: Tensor | None, window: int | None = No
             · · · · · · · ▒ ▒
 
     Padding is a document like another, so that no row of the mask is empty; nobody reads what it attends to, and runs
-    leave it out. A ``window`` hides keys so many tokens back or more, outside of a block. The dense mask, the runs of a CPU, the flex mask and the drawings of ``kosmos data inspect`` are all
-    made of this.
+    leave it out. A ``window`` hides keys so many tokens back or more, outside of a block. The dense mask, the runs of a
+    CPU, the flex mask and the drawings of ``kosmos data inspect`` are all made of this.
     """
 
     def rule(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:

@@ -231,7 +231,7 @@ def text_config(fields: dict[str, Any]) -> PreTrainedConfig:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     if kind not in CONFIG_MAPPING:
-        raise ValueError(f"text_config: transformers knows no model_type {kind!r}; known are llama, qwen3, gemma3_text …")
+        raise ValueError(f"text_config: transformers knows no model_type {kind!r}; try llama or qwen3")
     try:
         return CONFIG_MAPPING[kind](**{name: value for name, value in fields.items() if name != "model_type"})
     except (StrictDataclassError, TypeError) as error:
@@ -284,7 +284,7 @@ class KosmosConfig(PreTrainedConfig):
             if isinstance(given, dict) or (given is None and name in REQUIRED):
                 made = text_config(given or {}) if name == "text_config" else part(**(given or {}))
                 setattr(self, name, made)
-        if not isinstance(self.text_config, KosmosTextConfig):  # ours is tied or not as the whole model says
+        if self.text_config.model_type != KosmosTextConfig.model_type:  # ours is tied or not as the whole model says
             self.tie_word_embeddings = self.text_config.tie_word_embeddings
         super().__post_init__(**kwargs)
         if self.num_image_tokens is None:

@@ -25,7 +25,16 @@ PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "B200": 2250e12, "
          "L40": 181e12, "L4": 121e12, "A10": 125e12, "RTX 4090": 165e12, "RTX 3090": 71e12}  # fmt: skip
 
 # What embeddings and output matrices are called, in our decoder and in transformers'.
-EMBEDDINGS = ("embed_tokens", "embed_in", "embed_positions", "word_embeddings", "lm_head", "positions", ".wte.", ".wpe.")
+EMBEDDINGS = (
+    "embed_tokens",
+    "embed_in",
+    "embed_positions",
+    "word_embeddings",
+    "lm_head",
+    "positions",
+    ".wte.",
+    ".wpe.",
+)
 
 
 @dataclass(frozen=True)
@@ -103,7 +112,7 @@ def _keys_seen(window: int | None, length: int) -> float:
 
 
 def _share_used(name: str, text: Any) -> float:
-    """Return which share of a weight a token is multiplied with: of a mixture's experts only those that it is sent to."""
+    """Return which share of a weight a token meets: of a mixture's experts only those that it is sent to."""
     if "experts" not in name or "shared" in name:
         return 1.0
     counts = (getattr(text, key, None) for key in ("num_local_experts", "num_experts", "n_routed_experts"))

@@ -1,7 +1,7 @@
 """From a published causal language model, by name or file, to a Kosmos model that speaks from the first step.
 
-``find_language_model`` turns a folder, a GGUF file or a name of the hub into a folder with ``config.json``, tokenizer and
-safetensors; ``take_processor`` appends our special tokens to its tokenizer and keeps its chat template;
+``find_language_model`` turns a folder, a GGUF file or a name of the hub into a folder with ``config.json``, tokenizer
+and safetensors; ``take_processor`` appends our special tokens to its tokenizer and keeps its chat template;
 ``take_weights`` gives its weights to a Kosmos model and proves on a few tokens that both compute the same.
 
 Nothing is unpickled. A GGUF file is converted once, in fp32, into ``~/.cache/kosmos/decoders`` (``KOSMOS_CACHE``).
@@ -36,8 +36,8 @@ def find_language_model(where: str | Path, revision: str | None = None) -> Path:
     """Return a folder with the config, tokenizer and safetensors of the language model that ``where`` names.
 
     Args:
-        where: a folder, a GGUF file or the folder of one, ``package:NAME/FILE`` of an installed package, or a name of the
-            hub such as ``HuggingFaceTB/SmolLM2-135M-Instruct``.
+        where: a folder, a GGUF file or the folder of one, ``package:NAME/FILE`` of an installed package, or a name of
+            the hub such as ``HuggingFaceTB/SmolLM2-135M-Instruct``.
         revision: branch, tag or commit on the hub.
 
     Raises:
@@ -69,8 +69,9 @@ def _fetch(name: str, revision: str | None) -> Path:
         raise ValueError(f"{name} is no name of the hub: {error}") from error
     except LocalEntryNotFoundError as error:
         raise FileNotFoundError(
-            f"{name}: config.json is not in the cache {constants.HF_HUB_CACHE}, and the hub cannot be reached; fetch it "
-            f"elsewhere (hf download {name}) and give the folder with config.json, tokenizer.json and model.safetensors"
+            f"{name}: config.json is not in the cache {constants.HF_HUB_CACHE}, and the hub cannot be reached; fetch "
+            f"it elsewhere (hf download {name}) and give the folder with config.json, tokenizer.json and "
+            "model.safetensors"
         ) from error
     except HfHubHTTPError as error:
         raise FileNotFoundError(f"{name}: the hub does not give it: {str(error).splitlines()[0]}") from error
@@ -85,8 +86,8 @@ def _check_folder(folder: Path, where: str) -> Path:
         pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
         if pickles:
             raise ValueError(
-                f"{where} has its weights as pickles only ({pickles[0]}), which can run code when they are read; give a "
-                "folder with model.safetensors (save_pretrained of transformers writes it)"
+                f"{where} has its weights as pickles only ({pickles[0]}), which can run code when they are read; give "
+                "a folder with model.safetensors (save_pretrained of transformers writes it)"
             )
         missing = "model.safetensors"
     if missing is not None:

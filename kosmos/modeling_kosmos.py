@@ -72,7 +72,7 @@ class KosmosModel(KosmosPreTrainedModel):
             self._add_encoder(modality, text_config)
         if self.vision_tower is not None:
             self._check_image_tokens()
-        ours = isinstance(text_config, KosmosTextConfig)
+        ours = text_config.model_type == KosmosTextConfig.model_type  # a class may be there twice, see auto_map
         self.decoder = KosmosDecoder(text_config) if ours else TransformersDecoder(text_config)
         self.post_init()
 

@@ -105,8 +105,9 @@ class KosmosProcessor(ProcessorMixin):
             connector without queries: one for each token.
         answer_ends: the tokens that end an answer; ``</s>`` and the end of its line by default.
 
-    A tokenizer that was taken over from a language model (docking.py) has other names for ``<s>`` and ``</s>``, which are
-    found by either. Where it does not put a space in front of a text itself, as KOSMOS's does, ``encode_text`` does.
+    A tokenizer that was taken over from a language model (docking.py) has other names for ``<s>`` and ``</s>``, which
+    are found by either. Where it does not put a space in front of a text itself, as KOSMOS's does, ``encode_text``
+    does.
 
     Raises:
         ValueError: ``num_span_tokens`` below 1.

@@ -2,9 +2,10 @@
 
 transformers' models ask two tables by the name of their attention implementation: one for the mask, once a forward
 pass (and kind of layer), one for attention itself, in each layer. ``NAME`` is in both. Rows that are not described by
-documents or blocks take transformers' own sdpa path. Where they are, the "mask" is our ``AttentionPlan`` (attention.py),
-which the model hands to its layers unread, so that packed rows and bidirectional blocks need no code of its own, and
-gradient checkpointing sees an argument like any other. Sliding windows are kept; other patterns are refused.
+documents or blocks take transformers' own sdpa path. Where they are, the "mask" is our ``AttentionPlan``
+(attention.py), which the model hands to its layers unread, so that packed rows and bidirectional blocks need no code of
+its own, and gradient checkpointing sees an argument like any other. Sliding windows are kept; other patterns are
+refused.
 
 Differs from our decoder: features are written into what the embedding gives, scaled where the model scales there
 (Gemma); positions begin anew in each document, as absolute and rescaled rotary ones need.
@@ -81,8 +82,8 @@ def attend(
     """The entry of transformers' table of attention functions; heads (B, H, T, K) in, (B, T, H, K) out.
 
     Raises:
-        ValueError: packed rows with sinks, soft caps or biases of positions, or on a GPU with dropout, which our kernels
-            do not have.
+        ValueError: packed rows with sinks, soft caps or biases of positions, or on a GPU with dropout, which our
+            kernels do not have.
     """
     plan = attention_mask
     if not isinstance(plan, AttentionPlan):
@@ -171,8 +172,8 @@ class TransformersDecoder(nn.Module):
         limit = getattr(self.config, "max_position_embeddings", None)
         if self.learns_positions and position_ids.numel() and int(position_ids.max()) >= limit:
             raise ValueError(
-                f"position_ids reach {int(position_ids.max())}, but the {self.config.model_type} decoder's learned table "
-                f"ends at {limit - 1}; shorten the input"
+                f"position_ids reach {int(position_ids.max())}, but the {self.config.model_type} decoder's learned "
+                f"table ends at {limit - 1}; shorten the input"
             )
 
     def forward(

@@ -1,4 +1,4 @@
-"""A causal language model of transformers as the decoder: its numbers are those of the bare model, whatever stands in a row."""
+"""A causal language model of transformers as the decoder: the numbers of the bare model, whatever stands in a row."""
 
 from __future__ import annotations
 
@@ -255,8 +255,8 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
         model(ids, position_in_span=torch.zeros_like(ids))
     with pytest.raises(ValueError, match="learned table ends at 127"):
         model(ids, position_ids=torch.arange(125, 133)[None])
+    cache = model(ids, use_cache=True).past_key_values
     with pytest.raises(ValueError, match="cannot be used with past_key_values"):
-        cache = model(ids, use_cache=True).past_key_values
         model(ids, past_key_values=cache, document_ids=torch.zeros_like(ids))
     model.set_attn_implementation("eager")
     with pytest.raises(ValueError, match="attn_implementation='sdpa'"):

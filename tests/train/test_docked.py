@@ -1,4 +1,4 @@
-"""Training with a language model of transformers as the decoder: settings, stages of ZeRO, freezing, resumption, dry run."""
+"""Training with a language model of transformers as the decoder: stages of ZeRO, freezing, resumption, dry run."""
 
 from __future__ import annotations
 
@@ -120,5 +120,5 @@ def test_objectives_bring_their_tokens(docked: dict[str, Any]) -> None:
 
 def test_settings_that_contradict_are_refused(docked: dict[str, Any]) -> None:
     docked["model"]["checkpoint"] = "runs/some"
-    with pytest.raises(ValueError, match="exactly one of model.preset or model.decoder"):
+    with pytest.raises(ValueError, match=r"exactly one of model\.preset or model\.decoder"):
         settings.from_dict(TrainConfig, docked).check()

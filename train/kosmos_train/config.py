@@ -34,7 +34,7 @@ class ModelConfig:
     preset: str | None = None
     """Name of a preset (``tiny``, ``small``, ``kosmos-1`` …) or path of a config JSON: a fresh model."""
     decoder: DecoderConfig | None = None
-    """A language model in the place of the preset's decoder. ``freeze: [model.decoder.*, lm_head.*]`` leaves it as it is."""
+    """A language model in the place of the preset's decoder; ``freeze: [model.decoder.*]`` leaves it as it is."""
     checkpoint: str | None = None
     """Folder of a Hugging Face checkpoint to start from instead (its config, weights and processor)."""
     overrides: dict[str, Any] = field(default_factory=dict)
@@ -233,7 +233,8 @@ class TrainConfig:
         fresh = model.preset is not None or model.decoder is not None
         if fresh == (model.checkpoint is not None):
             raise ValueError(
-                "give exactly one of model.preset or model.decoder (a fresh model) and model.checkpoint (go on from one)"
+                "give exactly one of model.preset or model.decoder (a fresh model), and model.checkpoint (go on from "
+                "one)"
             )
         if self.processor is None and model.checkpoint is None and model.decoder is None:
             raise ValueError("processor is not set and there is no model.checkpoint or model.decoder to take it from")
