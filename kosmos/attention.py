@@ -65,38 +65,63 @@ def plan_attention(
         ValueError: bidirectional blocks with xPos; packed rows with a cache or a padding mask; a document in pieces;
             shapes that differ from the input's.
     """
-    for name, ids in (("document_ids", document_ids_BT), ("block_ids", block_ids_BT)):
-        if ids is not None and ids.shape != hidden_BTD.shape[:2]:
-            raise ValueError(f"{name} have shape {tuple(ids.shape)}, the inputs {tuple(hidden_BTD.shape[:2])}")
     if block_ids_BT is not None:
         refuse_xpos_blocks(config, block_ids_BT)
-        if document_ids_BT is None:
-            document_ids_BT = torch.zeros_like(block_ids_BT)
-            if attention_mask is not None:
-                document_ids_BT = document_ids_BT.masked_fill(attention_mask == 0, -1)
-                attention_mask = None
-    if document_ids_BT is None:
+    documents_BT = documents_of(hidden_BTD, attention_mask, past_key_values, document_ids_BT, block_ids_BT)
+    if documents_BT is None:
         and_mask = _blockwise_causal(config, hidden_BTD, past_key_values, training)
         mask = create_causal_mask(config, hidden_BTD, attention_mask, past_key_values, and_mask_function=and_mask)
         return AttentionPlan(mask=mask, whole_rows=False)
+    if config._attn_implementation == "eager":
+        allowed = document_mask(documents_BT, block_ids_BT)
+        return AttentionPlan(mask=torch.where(allowed, 0.0, torch.finfo(hidden_BTD.dtype).min)[:, None])
+    plan = plan_documents(documents_BT, block_ids_BT)
+    if plan.block_mask is not None and training:
+        refuse_flex_dropout(config.attention_dropout)
+    return plan
+
+
+def documents_of(
+    hidden_BTD: Tensor,
+    attention_mask: Tensor | None,
+    past_key_values: Cache | None,
+    document_ids_BT: Tensor | None,
+    block_ids_BT: Tensor | None,
+) -> Tensor | None:
+    """Return which document each token of whole rows is in, (B, T) and -1 on padding; None: rows are not described.
+
+    Raises:
+        ValueError: shapes that differ from the input's; a cache that holds something, or a mask beside documents.
+    """
+    for name, ids in (("document_ids", document_ids_BT), ("block_ids", block_ids_BT)):
+        if ids is not None and ids.shape != hidden_BTD.shape[:2]:
+            raise ValueError(f"{name} have shape {tuple(ids.shape)}, the inputs {tuple(hidden_BTD.shape[:2])}")
+    if block_ids_BT is not None and document_ids_BT is None:
+        document_ids_BT = torch.zeros_like(block_ids_BT)
+        if attention_mask is not None:
+            document_ids_BT = document_ids_BT.masked_fill(attention_mask == 0, -1)
+            attention_mask = None
+    if document_ids_BT is None:
+        return None
     if past_key_values is not None and past_key_values.get_seq_length() > 0:
         raise ValueError("document_ids and block_ids describe whole rows: they cannot be used with past_key_values")
     if attention_mask is not None:
         raise ValueError("give padding as document_ids = -1, not as an attention_mask beside document_ids")
-    if config._attn_implementation == "eager":
-        allowed = document_mask(document_ids_BT, block_ids_BT)
-        return AttentionPlan(mask=torch.where(allowed, 0.0, torch.finfo(hidden_BTD.dtype).min)[:, None])
-    if hidden_BTD.device.type == "cpu":
-        return AttentionPlan(runs=document_runs(document_ids_BT, block_ids_BT))
-    if training and config.attention_dropout:
-        raise ValueError(
-            f"attention_dropout is {config.attention_dropout}, but flex_attention, which packed rows use on a GPU, has "
-            "none; set text_config.attention_dropout=0"
-        )
-    return AttentionPlan(block_mask=flex_mask(document_ids_BT, block_ids_BT))
+    return document_ids_BT
 
 
-def sees(documents_BT: Tensor, blocks_BT: Tensor | None) -> Callable[..., Tensor]:
+def plan_documents(documents_BT: Tensor, blocks_BT: Tensor | None, window: int | None = None) -> AttentionPlan:
+    """Choose how packed rows attend on this device; ``window`` is that of sliding-window layers.
+
+    Raises:
+        ValueError: a document in pieces.
+    """
+    if documents_BT.device.type == "cpu":
+        return AttentionPlan(runs=document_runs(documents_BT, blocks_BT, window))
+    return AttentionPlan(block_mask=flex_mask(documents_BT, blocks_BT, window))
+
+
+def sees(documents_BT: Tensor, blocks_BT: Tensor | None, window: int | None = None) -> Callable[..., Tensor]:
     """Return the rule as flex_attention's mask function (row, head, query, key): True where the query sees the key.
 
     Two documents, the first with a bidirectional block of three tokens (-1: in no block), and padding::
@@ -115,12 +140,14 @@ def sees(documents_BT: Tensor, blocks_BT: Tensor | None) -> Callable[..., Tensor
             · · · · · · · ▒ ▒
 
     Padding is a document like another, so that no row of the mask is empty; nobody reads what it attends to, and runs
-    leave it out. The dense mask, the runs of a CPU, the flex mask and the drawings of ``kosmos data inspect`` are all
-    made of this.
+    leave it out. A ``window`` hides keys so many tokens back or more, outside of a block. The dense mask, the runs of a
+    CPU, the flex mask and the drawings of ``kosmos data inspect`` are all made of this.
     """
 
     def rule(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         seen = key <= query
+        if window is not None:
+            seen = seen & (query - key < window)
         if blocks_BT is not None:
             block = blocks_BT[row, query]
             seen = seen | ((block == blocks_BT[row, key]) & (block >= 0))
@@ -129,15 +156,15 @@ def sees(documents_BT: Tensor, blocks_BT: Tensor | None) -> Callable[..., Tensor
     return rule
 
 
-def document_mask(document_ids_BT: Tensor, block_ids_BT: Tensor | None) -> Tensor:
+def document_mask(document_ids_BT: Tensor, block_ids_BT: Tensor | None, window: int | None = None) -> Tensor:
     """Return the rule as a dense boolean mask (B, T, T)."""
     rows, length = document_ids_BT.shape
     row, place = (torch.arange(size, device=document_ids_BT.device) for size in (rows, length))
-    rule = sees(document_ids_BT, block_ids_BT)
+    rule = sees(document_ids_BT, block_ids_BT, window)
     return rule(row[:, None, None], row[:1], place[None, :, None], place[None, None, :])
 
 
-def document_runs(document_ids_BT: Tensor, block_ids_BT: Tensor | None) -> list[Run]:
+def document_runs(document_ids_BT: Tensor, block_ids_BT: Tensor | None, window: int | None = None) -> list[Run]:
     """Cut the rows, laid end to end, at document borders.
 
     Raises:
@@ -158,10 +185,12 @@ def document_runs(document_ids_BT: Tensor, block_ids_BT: Tensor | None) -> list[
     blocks_1N = None if block_ids_BT is None else block_ids_BT.reshape(1, -1)
     runs = []
     for start, stop, owner in zip(borders, borders[1:], owners, strict=False):
-        mask = None
-        if blocks_1N is not None and owner >= 0 and bool((blocks_1N[:, start:stop] >= 0).any()):
-            own_1L = blocks_1N[:, start:stop]
-            mask = document_mask(torch.zeros_like(own_1L), own_1L)[0]
+        mask, own_1L = None, None if blocks_1N is None else blocks_1N[:, start:stop]
+        two_way = own_1L is not None and bool((own_1L >= 0).any())
+        slides = window is not None and stop - start > window
+        if owner >= 0 and (two_way or slides):
+            one_document_1L = torch.zeros_like(document_ids_BT.reshape(1, -1)[:, start:stop])
+            mask = document_mask(one_document_1L, own_1L, window)[0]
         runs.append(Run(stop - start, owner < 0, mask))
     return runs
 
@@ -187,19 +216,20 @@ def attend_runs(
     return torch.cat(parts, dim=2)[0].transpose(0, 1).unflatten(0, query_BTHK.shape[:2])
 
 
-def flex_mask(document_ids_BT: Tensor, block_ids_BT: Tensor | None) -> Any:
+def flex_mask(document_ids_BT: Tensor, block_ids_BT: Tensor | None, window: int | None = None) -> Any:
     """Return the rule as flex_attention's block-sparse mask, built once a batch."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     rows, length = document_ids_BT.shape
-    rule = sees(document_ids_BT, block_ids_BT)
+    rule = sees(document_ids_BT, block_ids_BT, window)
     return create_block_mask(rule, rows, None, length, length, device=str(document_ids_BT.device))
 
 
 def attend_flex(query_BTHK: Tensor, key_BTHK: Tensor, value_BTHK: Tensor, block_mask: Any, scaling: float) -> Tensor:
     """Attend with flex_attention, compiled where that has a backward pass; (B, T, H, K) in and out."""
     query, key, value = (heads.transpose(1, 2) for heads in (query_BTHK, key_BTHK, value_BTHK))
-    return compiled_flex()(query, key, value, block_mask=block_mask, scale=scaling).transpose(1, 2)
+    grouped = query.shape[1] != key.shape[1]
+    return compiled_flex()(query, key, value, block_mask=block_mask, scale=scaling, enable_gqa=grouped).transpose(1, 2)
 
 
 @cache
@@ -227,6 +257,15 @@ def eager_attention(
     weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
     weights = F.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2), weights
+
+
+def refuse_flex_dropout(dropout: float) -> None:
+    """Raise ValueError where attention shall drop weights in packed rows on a GPU."""
+    if dropout:
+        raise ValueError(
+            f"attention_dropout is {dropout}, but flex_attention, which packed rows use on a GPU, has none; set "
+            "text_config.attention_dropout=0"
+        )
 
 
 def refuse_xpos_blocks(config: KosmosTextConfig, block_ids_BT: Tensor) -> None:

@@ -219,11 +219,32 @@ class KosmosSpanEncoderConfig(PreTrainedConfig):
     train_last_blocks: int = 0
 
 
+def text_config(fields: dict[str, Any]) -> PreTrainedConfig:
+    """Return the decoder's config: ours, or that of the language model of transformers which ``model_type`` names.
+
+    Raises:
+        ValueError: transformers does not know the ``model_type``, or refuses its fields.
+    """
+    kind = fields.get("model_type", KosmosTextConfig.model_type)
+    if kind == KosmosTextConfig.model_type:
+        return KosmosTextConfig(**fields)
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    if kind not in CONFIG_MAPPING:
+        raise ValueError(f"text_config: transformers knows no model_type {kind!r}; try llama or qwen3")
+    try:
+        return CONFIG_MAPPING[kind](**{name: value for name, value in fields.items() if name != "model_type"})
+    except (StrictDataclassError, TypeError) as error:
+        raise ValueError(f"text_config of type {kind}: {' '.join(str(error).split())}") from error
+
+
 @checked
 class KosmosConfig(PreTrainedConfig):
     """A whole model. ``vision_config=None`` makes a text-only one, ``span_encoder_config`` adds text spans.
 
     Attributes:
+        text_config: the decoder, ours by default; with the ``model_type`` of a causal language model of transformers
+            (``llama``, ``qwen3`` …) and its fields, that one.
         image_token_id: the id of the image placeholder; may lie outside the vocabulary, it is replaced before lookup.
         boi_token_id, eoi_token_id: the tokens around an image.
         span_token_id: the id of the text-span placeholder.
@@ -261,7 +282,10 @@ class KosmosConfig(PreTrainedConfig):
         for name, part in self.sub_configs.items():
             given = getattr(self, name)
             if isinstance(given, dict) or (given is None and name in REQUIRED):
-                setattr(self, name, part(**(given or {})))
+                made = text_config(given or {}) if name == "text_config" else part(**(given or {}))
+                setattr(self, name, made)
+        if self.text_config.model_type != KosmosTextConfig.model_type:  # ours is tied or not as the whole model says
+            self.tie_word_embeddings = self.text_config.tie_word_embeddings
         super().__post_init__(**kwargs)
         if self.num_image_tokens is None:
             self.num_image_tokens = self.connector_config.num_queries

@@ -24,6 +24,18 @@ from .modalities import MODALITIES, Modality
 PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12,
          "L40": 181e12, "L4": 121e12, "A10": 125e12, "RTX 4090": 165e12, "RTX 3090": 71e12}  # fmt: skip
 
+# What embeddings and output matrices are called, in our decoder and in transformers'.
+EMBEDDINGS = (
+    "embed_tokens",
+    "embed_in",
+    "embed_positions",
+    "word_embeddings",
+    "lm_head",
+    "positions",
+    ".wte.",
+    ".wpe.",
+)
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -54,16 +66,17 @@ def model_cost(model: Any, row_tokens: int) -> Cost:
     """Count a ``KosmosForConditionalGeneration`` (on any device, meta too) that reads rows of ``row_tokens``."""
     parameters = dict.fromkeys(part_names(), 0)
     frozen = dict(parameters)
-    matrices = 0  # weights that a token is multiplied with, each as often as it counts
+    matrices = 0.0  # weights that a token is multiplied with, each as often as it counts
+    text = model.config.text_config
     for name, parameter in model.named_parameters():
         part, size = part_of(name), parameter.numel()
         parameters[part] += size
         frozen[part] += 0 if parameter.requires_grad else size
         if part == "decoder" and parameter.ndim > 1:
-            matrices += _times(parameter) * size
+            matrices += _times(parameter) * size * _share_used(name, text)
     output = model.get_output_embeddings().weight  # its lookup, if it is the embeddings too, is free
-    text = model.config.text_config
-    attention = 6.0 * text.num_hidden_layers * text.hidden_size * row_tokens  # scores and their use, half of the square
+    # 6 passes over half of the square of scores, twice: queries by keys, weights by values
+    attention = 12.0 * attention_width(text) * sum(_keys_seen(window, row_tokens) for window in windows(text))
     return Cost(
         parameters={part: count for part, count in parameters.items() if count},
         frozen={part: frozen[part] for part, count in parameters.items() if count},
@@ -75,6 +88,36 @@ def model_cost(model: Any, row_tokens: int) -> Cost:
             if getattr(model.model, modality.encoder, None) is not None
         },
     )
+
+
+def attention_width(text: Any) -> int:
+    """Return the width of all heads of a layer, which some language models have other than the hidden one."""
+    heads: int = text.num_attention_heads
+    return heads * (getattr(text, "head_dim", None) or text.hidden_size // heads)
+
+
+def windows(text: Any) -> list[int | None]:
+    """Return for each layer how many tokens back it sees; None: all."""
+    window = getattr(text, "sliding_window", None)
+    kinds = getattr(text, "layer_types", None)
+    if kinds is None:  # such a model has a window everywhere or nowhere
+        return [window if getattr(text, "use_sliding_window", True) else None] * text.num_hidden_layers
+    return [window if kind == "sliding_attention" else None for kind in kinds]
+
+
+def _keys_seen(window: int | None, length: int) -> float:
+    """Return how many keys a query of a full row sees on average, the half of its own place left out."""
+    reach = length if window is None else min(window, length)
+    return reach - reach**2 / (2 * length)
+
+
+def _share_used(name: str, text: Any) -> float:
+    """Return which share of a weight a token meets: of a mixture's experts only those that it is sent to."""
+    if "experts" not in name or "shared" in name:
+        return 1.0
+    counts = (getattr(text, key, None) for key in ("num_local_experts", "num_experts", "n_routed_experts"))
+    total = next((count for count in counts if count), 0)
+    return text.num_experts_per_tok / total if total else 1.0
 
 
 def _times(weight: Tensor) -> int:
@@ -163,7 +206,8 @@ def memory(
 def activation_bytes(config: Any, rows: int, length: int, checkpointing: bool) -> float:
     """Estimate bytes of the decoder's activations: about 21 · d values a token and layer, or the layer inputs only."""
     text = config.text_config
-    values = 21 + 2 * text.intermediate_size / text.hidden_size - 8  # the 21 hold an FFN of 4 d
+    inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size  # GPT-2 leaves it out
+    values = 21 + 2 * inner / text.hidden_size - 8  # the 21 hold an FFN of 4 d
     each = 2.0 if checkpointing else 2.0 * values
     return rows * length * text.hidden_size * (text.num_hidden_layers * each + (2 * values if checkpointing else 0))
 
@@ -193,6 +237,6 @@ def part_of(name: str) -> str:
     for component in name.split("."):
         if component in parts:
             return parts[component]
-    if "embed_tokens" in name or "lm_head" in name or "positions" in name:
+    if any(word in name for word in EMBEDDINGS):
         return "embeddings"
     return "decoder"

@@ -211,6 +211,27 @@ class DecodeStep:
         return attention_mask.bool()[:, None, None] if self.padded[1] else None
 
 
+class ModuleStep:
+    """A decoder of transformers for one new token a row, by its own modules; what ``DecodeStep`` is to ours."""
+
+    def __init__(self, decoder: Any) -> None:
+        self.decoder = decoder
+
+    def __call__(
+        self,
+        embeds_BD: Tensor,
+        position_ids_B1: Tensor,
+        attention_mask: Tensor | None,
+        cache: Cache,
+        position_in_span_B1: Tensor | None = None,
+    ) -> Tensor:
+        """The arguments and the result are those of ``DecodeStep``."""
+        return self.decoder(
+            embeds_BD[:, None], attention_mask, position_ids_B1, cache, use_cache=True,
+            position_in_span=position_in_span_B1,
+        ).last_hidden_state[:, 0]  # fmt: skip
+
+
 def _add(hidden_BD: Tensor, normed: Tensor, projection: tuple[Tensor, Tensor]) -> Tensor:
     weight, bias = projection
     return torch.addmm(bias, normed, weight).add_(hidden_BD)

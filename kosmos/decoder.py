@@ -27,7 +27,14 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .attention import AttentionPlan, attend_flex, attend_runs, eager_attention, plan_attention
+from .attention import (
+    AttentionPlan,
+    attend_flex,
+    attend_runs,
+    eager_attention,
+    plan_attention,
+    refuse_xpos_blocks,
+)
 from .configuration_kosmos import KosmosTextConfig
 from .encoders import Encoder
 from .initialization import init_embedding, init_norm, init_projection, linear
@@ -262,6 +269,16 @@ class KosmosDecoder(KosmosPreTrainedModel):
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.gradient_checkpointing = False
         self.post_init()
+
+    def check(self, position_ids: Tensor, position_in_span: Tensor | None, block_ids: Tensor | None = None) -> None:
+        """Refuse positions and blocks that ``forward`` would refuse; nothing is computed.
+
+        Raises:
+            ValueError: blocks with xPos, or what ``KosmosPositions.check`` refuses.
+        """
+        if block_ids is not None:
+            refuse_xpos_blocks(self.config, block_ids)
+        self.positions.check(position_ids, position_in_span)
 
     @capture_outputs
     def forward(

@@ -32,6 +32,22 @@ PACKAGES = (
 )
 
 
+def counted_config(arguments: argparse.Namespace) -> KosmosConfig:
+    """Return the preset's config, with a language model in the place of its decoder where one is named.
+
+    Raises:
+        ValueError, OSError: an unknown preset, or no such language model.
+    """
+    from .configuration_kosmos import KosmosConfig
+    from .docking import find_language_model, read_config
+
+    config = KosmosConfig() if arguments.preset is None else KosmosConfig.preset(arguments.preset)
+    if arguments.decoder is None:
+        return config
+    fields = config.to_dict() | {"text_config": read_config(find_language_model(arguments.decoder)).to_dict()}
+    return KosmosConfig.from_dict(fields)
+
+
 def describe_preset(config: KosmosConfig, arguments: argparse.Namespace, console: Console) -> None:
     """Print parameters by part, memory and FLOPs."""
     import torch
@@ -43,7 +59,7 @@ def describe_preset(config: KosmosConfig, arguments: argparse.Namespace, console
     length = arguments.length or config.text_config.max_position_embeddings
     with torch.device("meta"):
         cost = model_cost(KosmosForConditionalGeneration(config), length)
-    table = Table("part", "parameters", "trainable", title=f"preset {arguments.preset}")
+    table = Table("part", "parameters", "trainable", title=_title(arguments))
     for part, count in cost.parameters.items():
         table.add_row(part, f"{count:,}", f"{count - cost.frozen[part]:,}")
     table.add_section()
@@ -66,6 +82,11 @@ def describe_preset(config: KosmosConfig, arguments: argparse.Namespace, console
     console.print(f"FLOPs/token, forward and backward at length {length}: {full:.4g} (causal attention: {causal:.4g})")
     for name, flops in cost.unit_flops.items():
         console.print(f"FLOPs/{MODALITIES[name].unit or name}, encoder and connector: {flops:.4g}")
+
+
+def _title(arguments: argparse.Namespace) -> str:
+    named = {"preset": arguments.preset, "decoder": arguments.decoder}
+    return ", ".join(f"{what} {name}" for what, name in named.items() if name is not None)
 
 
 def installed(package: str) -> str | None:
@@ -140,10 +161,9 @@ def _right(table: Table) -> None:
 
 def main(argv: list[str]) -> int:
     """``kosmos doctor``."""
-    from .configuration_kosmos import KosmosConfig
-
     parser = argparse.ArgumentParser(prog="kosmos doctor", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--preset", help="count this preset (tiny, small, kosmos-1, kosmos-2, metalm)")
+    parser.add_argument("--decoder", help="count this language model (folder, GGUF file, hub name) as its decoder")
     parser.add_argument("--zero-stage", type=int, default=2, choices=(0, 1, 2, 3), help="ZeRO stage (default 2)")
     parser.add_argument("--gpus", type=int, default=1, help="GPUs that share the state (default 1)")
     parser.add_argument("--rows", type=int, default=1, help="rows a GPU and micro-batch (default 1)")
@@ -151,8 +171,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--checkpointing", action="store_true", help="count activations with gradient checkpointing")
     arguments = parser.parse_args(argv)
     console = Console()
-    if arguments.preset is None:
+    if arguments.preset is None and arguments.decoder is None:
         describe_machine(console)
     else:
-        describe_preset(KosmosConfig.preset(arguments.preset), arguments, console)
+        describe_preset(counted_config(arguments), arguments, console)
     return 0

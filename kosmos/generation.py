@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.generation import (
     GenerationMixin,
     LogitsProcessorList,
@@ -24,13 +24,14 @@ from transformers.generation import (
     SuppressTokensLogitsProcessor,
 )
 
-from .decode_step import DecodeStep, GrowingCache, can_step, watched
+from .decode_step import DecodeStep, GrowingCache, ModuleStep, can_step, watched
 from .modalities import MODALITIES, Modality, input_names
 from .sampling import Forbid, TreeStep, next_positions, sample
+from .transformers_decoder import TransformersDecoder
 from .versions import CACHE, accepted_only, cache_of, named, safe_processors, take_cache
 
 # The step of the generate() that is running in this thread; assisted generation nests them.
-_STEP: ContextVar[DecodeStep | None] = ContextVar("step", default=None)
+_STEP: ContextVar[DecodeStep | ModuleStep | None] = ContextVar("step", default=None)
 # The tokenizer that was given to it, for the stop strings of an assistant.
 _TOKENIZER: ContextVar[Any] = ContextVar("tokenizer", default=None)
 
@@ -87,9 +88,13 @@ class KosmosGenerationMixin(GenerationMixin):
         if self.generation_config.suppress_tokens is None and (Path(folder) / "processor_config.json").is_file():
             self.take_rules(load_processor(folder))
 
-    def _lean_step(self) -> DecodeStep | None:
-        lean = not self.training and not watched(self.model) and can_step(self.model.decoder)
-        return DecodeStep(self.model.decoder) if lean else None
+    def _lean_step(self) -> DecodeStep | ModuleStep | None:
+        decoder = self.model.decoder
+        if self.training or watched(self.model) or watched(decoder):
+            return None
+        if isinstance(decoder, TransformersDecoder):
+            return ModuleStep(decoder)
+        return DecodeStep(decoder) if can_step(decoder) else None
 
     def step_and_head(self) -> tuple[Callable[..., Tensor], nn.Module]:
         """What ``sampling.write`` runs for a token outside of ``generate()``, and what makes logits of its output."""
@@ -132,7 +137,7 @@ class KosmosGenerationMixin(GenerationMixin):
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or position_ids is None:
             return None
         step = _STEP.get()
-        if step is None or step.decoder is not self.model.decoder:
+        if not isinstance(step, DecodeStep) or step.decoder is not self.model.decoder:
             return None
         if any(value for name, value in options.items() if name not in ("use_cache", "return_dict")):
             return None
@@ -176,7 +181,7 @@ class KosmosGenerationMixin(GenerationMixin):
                     out[name] = out[name][:-beyond]
         return out
 
-    def _loops(self, step: DecodeStep, generation_config: Any, inputs: dict[str, Any]) -> bool:
+    def _loops(self, step: DecodeStep | ModuleStep, generation_config: Any, inputs: dict[str, Any]) -> bool:
         """Whether ``sampling.sample`` may stand for transformers' loop: nobody looks at, or changes, what it skips."""
         if self._overrides(*STEPWISE):
             return False
@@ -187,7 +192,8 @@ class KosmosGenerationMixin(GenerationMixin):
         if generation_config.prefill_chunk_size is not None or inputs.get("position_ids") is None:
             return False
         cache = inputs.get(CACHE)
-        if type(cache) is not GrowingCache or cache.get_seq_length() or not inputs.get("use_cache"):
+        ours = type(cache) is GrowingCache or (isinstance(step, ModuleStep) and type(cache) is DynamicCache)
+        if not ours or cache.get_seq_length() or not inputs.get("use_cache"):
             return False
         if getattr(cache, "_is_user_defined", False):
             return False
@@ -199,7 +205,8 @@ class KosmosGenerationMixin(GenerationMixin):
         given = model_kwargs.get(CACHE)
         result = super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
         made = model_kwargs.get(CACHE)
-        if given is None and type(made) is DynamicCache and generation_config.cache_implementation != "offloaded":
+        plain = type(made) is DynamicCache and all(type(layer) is DynamicLayer for layer in made.layers)
+        if given is None and plain and generation_config.cache_implementation != "offloaded":
             model_kwargs[CACHE] = GrowingCache(self.config.get_text_config())
         return result
 

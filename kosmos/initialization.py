@@ -50,7 +50,8 @@ def init_projection(linear: nn.Linear, config: KosmosTextConfig, scaled: bool) -
 
 def init_embedding(embedding: nn.Embedding, config: KosmosTextConfig) -> None:
     """Initialise an embedding: N(0, 1/d) (fairseq) or N(0, initializer_range); the padding row is zero."""
-    std = config.initializer_range if config.initialization == "normal" else embedding.embedding_dim**-0.5
+    ours = getattr(config, "initialization", "normal") != "normal"  # a decoder of transformers is normal
+    std = embedding.embedding_dim**-0.5 if ours else config.initializer_range
     init.normal_(embedding.weight, 0.0, std)
     if embedding.padding_idx is not None and not getattr(embedding.weight, "_is_hf_initialized", False):
         init.zeros_(embedding.weight[embedding.padding_idx])

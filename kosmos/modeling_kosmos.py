@@ -20,7 +20,6 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
-from .attention import refuse_xpos_blocks
 from .configuration_kosmos import QUERYING, KosmosConfig, KosmosTextConfig
 from .connectors import build_connector
 from .decoder import KosmosDecoder, KosmosPreTrainedModel
@@ -30,6 +29,7 @@ from .initialization import init_embedding
 from .loss import TokenLoss, cross_entropy, shift
 from .modalities import IMAGE, MODALITIES, SPAN, Modality, input_names
 from .positions import count_positions
+from .transformers_decoder import TransformersDecoder
 from .versions import cache_of, either, named
 
 
@@ -72,7 +72,8 @@ class KosmosModel(KosmosPreTrainedModel):
             self._add_encoder(modality, text_config)
         if self.vision_tower is not None:
             self._check_image_tokens()
-        self.decoder = KosmosDecoder(text_config)
+        ours = text_config.model_type == KosmosTextConfig.model_type  # a class may be there twice, see auto_map
+        self.decoder = KosmosDecoder(text_config) if ours else TransformersDecoder(text_config)
         self.post_init()
 
     def _add_encoder(self, modality: Modality, text_config: KosmosTextConfig) -> None:
@@ -102,7 +103,7 @@ class KosmosModel(KosmosPreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the decoder's embeddings."""
-        self.decoder.embed_tokens = value
+        self.decoder.set_input_embeddings(value)
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """Normalised pixels (I, 3, S, S) to unscaled decoder inputs (I, Q, D)."""
@@ -148,11 +149,9 @@ class KosmosModel(KosmosPreTrainedModel):
                 self._require(modality)
             elif modality.name in places:
                 self._refuse_unfilled(modality, places[modality.name])
-        if block_ids is not None:
-            refuse_xpos_blocks(self.config.text_config, block_ids)
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1])
-        self.decoder.positions.check(position_ids, position_in_span)
+        self.decoder.check(position_ids, position_in_span, block_ids)
 
     @can_return_tuple
     def forward(
@@ -233,7 +232,8 @@ class KosmosModel(KosmosPreTrainedModel):
     def _positions_by_id(self, input_ids_BT: Tensor | None) -> Tensor | None:
         """Without a mask KOSMOS-2 knows padding by its id, and does not count it."""
         text_config = self.config.text_config
-        if input_ids_BT is None or text_config.position_type != "sinusoidal" or text_config.pad_token_id is None:
+        counted = getattr(text_config, "position_type", None) == "sinusoidal"
+        if input_ids_BT is None or not counted or text_config.pad_token_id is None:
             return None
         return count_positions(input_ids_BT != text_config.pad_token_id)
 
@@ -245,7 +245,7 @@ class KosmosModel(KosmosPreTrainedModel):
                 f"inputs_embeds with {modality.inputs[0]}: placeholder {token} has no embedding to be recognised by "
                 f"(vocabulary {embedding.num_embeddings}); resize_token_embeddings, or pass input_ids"
             )
-        return (inputs_embeds == embedding.weight[token]).all(-1)
+        return (inputs_embeds == embedding(torch.tensor(token, device=inputs_embeds.device))).all(-1)
 
     def _write(self, modality: Modality, embeds_BTD: Tensor, places_BT: Tensor | None, features: Tensor) -> Tensor:
         """Replace the embeddings at ``places_BT`` by the features, in row-major order."""
@@ -285,6 +285,8 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
         super().__init__(config)
         self.model = KosmosModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        if isinstance(self.model.decoder, TransformersDecoder):  # each model has a name of its own for its embeddings
+            self._tied_weights_keys = {"lm_head.weight": f"model.decoder.{self.model.decoder.embedding_name()}"}
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -408,6 +410,12 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
             token_loss=loss.token_loss_BT,
             image_features=outputs.image_features,
         )
+
+
+def image_tokens(config: KosmosConfig) -> int:
+    """Return how many features the model of ``config`` makes of an image."""
+    connector = config.connector_config
+    return connector.num_queries if connector.kind in QUERYING else IMAGE.build(config.vision_config).count_tokens()
 
 
 # A copy loaded through trust_remote_code must not displace the installed package's classes.

@@ -20,7 +20,17 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from .image_processing_kosmos import KosmosImageProcessor
 from .modalities import MODALITIES, Modality, stack_inputs
 from .segments import Encoded, Image, Placed, Segment, Span, Text, Token, modality_name
-from .tokenization_kosmos import IMAGE_BEGIN, IMAGE_SLOT, LINE_END, SPAN_BEGIN, SPAN_END, SPAN_SLOT, encode_text
+from .tokenization_kosmos import (
+    BOS,
+    EOS,
+    IMAGE_BEGIN,
+    IMAGE_SLOT,
+    LINE_END,
+    SPAN_BEGIN,
+    SPAN_END,
+    SPAN_SLOT,
+    encode_text,
+)
 
 SPAN_FOLDER = "span_tokenizer"
 
@@ -53,6 +63,30 @@ _TURN = """\
 """
 CHAT_TEMPLATES = {"line": _TURN.replace("TURN_END", '"\\n"'), "eos": _TURN.replace("TURN_END", "eos_token")}
 
+# In front of a template that expects each message's content to be a string: the parts of a message become one.
+PARTS_TO_TEXT = """\
+{%- set flat = namespace(messages=[]) -%}
+{%- for message in messages -%}
+  {%- if message.content is string or message.content is not defined or message.content is none -%}
+    {%- set flat.messages = flat.messages + [message] -%}
+  {%- else -%}
+    {%- set text = namespace(value="") -%}
+    {%- for part in message.content -%}
+      {%- if part.type == "image" -%}{%- set text.value = text.value ~ "<image>" -%}
+      {%- elif part.type == "span" -%}{%- set text.value = text.value ~ "<span>" ~ part.text ~ "</span>" -%}
+      {%- else -%}{%- set text.value = text.value ~ part.text -%}{%- endif -%}
+    {%- endfor -%}
+    {%- set flat.messages = flat.messages + [dict(message, content=text.value)] -%}
+  {%- endif -%}
+{%- endfor -%}
+{%- set messages = flat.messages -%}
+"""
+
+
+def with_parts(template: str) -> str:
+    """Return a language model's chat template that also takes messages of several parts, images and spans."""
+    return PARTS_TO_TEXT + template
+
 
 class KosmosProcessor(ProcessorMixin):
     """Tokenizer and image processor of a Kosmos checkpoint, and the tokenizer of its text encoder where it has one.
@@ -73,6 +107,11 @@ class KosmosProcessor(ProcessorMixin):
             or ``eos``, its own ``</s>``, so that answers may have several lines.
         num_span_tokens: places that one text span takes in the decoder, the queries of the span connector; None, for a
             connector without queries: one for each token.
+        answer_ends: the tokens that end an answer with or without its line's end; ``</s>`` by default.
+
+    A tokenizer that was taken over from a language model (docking.py) has other names for ``<s>`` and ``</s>``, which
+    are found by either. Where it does not put a space in front of a text itself, as KOSMOS's does, ``encode_text``
+    does.
 
     Raises:
         ValueError: ``num_span_tokens`` below 1.
@@ -88,6 +127,7 @@ class KosmosProcessor(ProcessorMixin):
         span_tokenizer: Any = None,
         num_span_tokens: int | None = None,
         turn_end: str = "line",
+        answer_ends: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
         if turn_end not in CHAT_TEMPLATES:
@@ -100,6 +140,8 @@ class KosmosProcessor(ProcessorMixin):
         self.num_image_tokens = num_image_tokens
         self.num_span_tokens = num_span_tokens
         self.max_length = max_length
+        self.answer_ends = None if answer_ends is None else list(answer_ends)
+        self._space = "" if puts_space(tokenizer) else " "
         self.image_token = IMAGE_BEGIN
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_BEGIN)
         self.image_slot_id: int = tokenizer.convert_tokens_to_ids(IMAGE_SLOT)
@@ -149,13 +191,20 @@ class KosmosProcessor(ProcessorMixin):
 
     def token_id(self, token: str) -> int:
         """Return the id of a special token; ValueError where the tokenizer has none of this name."""
-        found: int = self.tokenizer.convert_tokens_to_ids(token)
-        if found == self.tokenizer.unk_token_id and token != self.tokenizer.unk_token:
+        tokenizer = self.tokenizer
+        found: int | None = tokenizer.convert_tokens_to_ids(token)
+        unknown = found is None or (found == tokenizer.unk_token_id and token != tokenizer.unk_token)
+        if unknown and token in (BOS, EOS):
+            return tokenizer.bos_token_id if token == BOS else tokenizer.eos_token_id
+        if unknown:
             raise ValueError(f"the tokenizer has no special token {token}; make it with extra_tokens=[{token!r}]")
         return found
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of one text segment; special tokens spelled out in it stay plain text."""
+        if self._space:  # one between two segments, wherever they are encoded
+            text = text.rstrip(" ")
+            text = text if not text or text[0].isspace() else self._space + text
         return encode_text(self.tokenizer, text)
 
     def encode_span(self, text: str) -> list[int]:
@@ -203,9 +252,18 @@ class KosmosProcessor(ProcessorMixin):
         self.turn_end = turn_end
 
     def answer_end_ids(self) -> list[int]:
-        """The tokens that end an answer: ``</s>`` and, with ``turn_end: line``, the end of its line."""
-        line = [self.tokenizer.convert_tokens_to_ids(LINE_END)] if self.turn_end == "line" else []
-        return [self.tokenizer.eos_token_id, *line]
+        """The tokens that end an answer: ``</s>`` or ``answer_ends`` and, with ``turn_end: line``, the end of its line."""
+        ends = [self.tokenizer.eos_token_id]
+        if self.answer_ends is not None:
+            ends = [self.token_id(token) for token in self.answer_ends]
+        return [*ends, *self._line_end_ids()] if self.turn_end == "line" else ends
+
+    def _line_end_ids(self) -> list[int]:
+        """The token of a line's end; none where the tokenizer of a language model has no single one."""
+        if LINE_END in self.tokenizer.get_vocab():
+            return [self.tokenizer.convert_tokens_to_ids(LINE_END)]
+        newline = self.tokenizer("\n", add_special_tokens=False)["input_ids"]
+        return newline if len(newline) == 1 else []
 
     def writing_rules(self) -> dict[str, Any]:
         """How an answer is written, as fields of a GenerationConfig: its ends, its padding, and what it never holds.
@@ -346,6 +404,12 @@ class KosmosProcessor(ProcessorMixin):
     def _get_num_multimodal_tokens(self, image_sizes: list | None = None, **kwargs: Any) -> MultiModalData:
         count = 0 if image_sizes is None else len(image_sizes)
         return MultiModalData(num_image_tokens=[self.num_image_tokens + 2] * count, num_image_patches=[1] * count)
+
+
+def puts_space(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether the tokenizer writes a text as if a space stood in front of it."""
+    plain, spaced = (encode_text(tokenizer, text) for text in ("red", " red"))
+    return plain == spaced or tokenizer.convert_ids_to_tokens(plain)[0].startswith("▁")
 
 
 def load_processor(folder: str | Path) -> KosmosProcessor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 from transformers.generation import LogitsProcessor
 
-from .decode_step import DecodeStep
+from .decode_step import DecodeStep, ModuleStep
 from .screening import KNOWN, Screen, can_screen, screen_of
 from .versions import CACHE
 
@@ -210,7 +210,7 @@ def write(
 
 def sample(
     model: Any,
-    step: DecodeStep,
+    step: DecodeStep | ModuleStep,
     tokens_BT: Tensor,
     processors: Any,
     criteria: Any,

@@ -1,4 +1,4 @@
-"""From settings to a model and its processor: fresh from a preset, or from a checkpoint folder."""
+"""From settings to a model and its processor: fresh from a preset or a language model, or from a checkpoint folder."""
 
 from __future__ import annotations
 
@@ -9,20 +9,25 @@ from typing import Any
 import torch
 
 from kosmos.configuration_kosmos import QUERYING
+from kosmos.docking import find_language_model, read_config, take_processor, take_weights
 from kosmos.loading import encoder_folder, find_checkpoint
+from kosmos.modeling_kosmos import image_tokens
 from kosmos.tuning import attach
+from kosmos_data.objectives import special_tokens
 
-from .config import ModelConfig, TrainConfig
+from .config import DecoderConfig, ModelConfig, TrainConfig
 from .engine import dtype_of
 from .optim import freeze
 
 
 def build_processor(config: TrainConfig) -> Any:
-    """The processor of the run: ``processor``, else that of ``model.checkpoint``."""
+    """The processor of the run: ``processor``, else made of ``model.decoder``, else that of ``model.checkpoint``."""
     from kosmos.processing_kosmos import load_processor
 
     if config.processor is not None:
         processor = load_processor(config.processor)
+    elif config.model.decoder is not None:
+        processor = _processor_of_decoder(config)
     else:
         assert config.model.checkpoint is not None, "TrainConfig.check() has refused this"
         processor = load_processor(find_checkpoint(config.model.checkpoint))
@@ -38,21 +43,9 @@ def build_config(config: ModelConfig, processor: Any) -> Any:
         ValueError: an unknown preset, an override that names no field, or a span connector that does not make as many
             places as the processor.
     """
-    from kosmos.configuration_kosmos import KosmosConfig, KosmosSpanEncoderConfig, KosmosVisionConfig
+    from kosmos.configuration_kosmos import KosmosConfig
 
-    if config.checkpoint is not None:
-        values = KosmosConfig.from_pretrained(find_checkpoint(config.checkpoint)).to_dict()
-    elif Path(str(config.preset)).suffix == ".json":
-        values = KosmosConfig(**json.loads(Path(str(config.preset)).read_text(encoding="utf-8"))).to_dict()
-    else:
-        values = KosmosConfig.preset(str(config.preset)).to_dict()
-    if config.vision_weights is not None and (fields := _vision_fields(encoder_folder(config.vision_weights))):
-        values["vision_config"] = (values["vision_config"] or KosmosVisionConfig(**fields).to_dict()) | fields
-    if config.span_weights is not None and (fields := _span_fields(encoder_folder(config.span_weights))):
-        values["span_encoder_config"] = (
-            values["span_encoder_config"] or KosmosSpanEncoderConfig(**fields).to_dict()
-        ) | fields
-    _override(values, config.overrides, "model.overrides.")
+    values = _described(config)
     if config.checkpoint is None:
         _fit_processor(values, processor)
     made = KosmosConfig.from_dict(values)
@@ -62,6 +55,57 @@ def build_config(config: ModelConfig, processor: Any) -> Any:
             f"{processor.num_span_tokens} in the processor; take the processor of that checkpoint"
         )
     return made
+
+
+def _described(config: ModelConfig) -> dict[str, Any]:
+    """What the settings alone say of the model, as the fields of a KosmosConfig."""
+    from kosmos.configuration_kosmos import KosmosConfig, KosmosSpanEncoderConfig, KosmosVisionConfig
+
+    if config.checkpoint is not None:
+        values = KosmosConfig.from_pretrained(find_checkpoint(config.checkpoint)).to_dict()
+    elif Path(str(config.preset)).suffix == ".json":
+        values = KosmosConfig(**json.loads(Path(str(config.preset)).read_text(encoding="utf-8"))).to_dict()
+    else:
+        values = (KosmosConfig() if config.preset is None else KosmosConfig.preset(config.preset)).to_dict()
+    if config.decoder is not None:
+        values["text_config"] = decoder_fields(config.decoder)
+    if config.vision_weights is not None and (fields := _vision_fields(encoder_folder(config.vision_weights))):
+        values["vision_config"] = (values["vision_config"] or KosmosVisionConfig(**fields).to_dict()) | fields
+    if config.span_weights is not None and (fields := _span_fields(encoder_folder(config.span_weights))):
+        values["span_encoder_config"] = (
+            values["span_encoder_config"] or KosmosSpanEncoderConfig(**fields).to_dict()
+        ) | fields
+    _override(values, config.overrides, "model.overrides.")
+    return values
+
+
+def decoder_fields(decoder: DecoderConfig) -> dict[str, Any]:
+    """What a language model's own config says of it, without the type that its weights were saved in."""
+    fields = read_config(find_language_model(decoder.pretrained, decoder.revision)).to_dict()
+    return {name: value for name, value in fields.items() if name not in ("dtype", "torch_dtype", "_name_or_path")}
+
+
+def _processor_of_decoder(config: TrainConfig) -> Any:
+    """Tokenizer and chat template of ``model.decoder``, pictures and their places as the model's config has them."""
+    from kosmos.configuration_kosmos import KosmosConfig
+
+    decoder = config.model.decoder
+    assert decoder is not None
+    described = KosmosConfig.from_dict(_described(config.model))
+    sources = [*config.data.sources, *(config.eval.data.sources if config.eval.data else [])]
+    objectives = [source.objective for source in sources]
+    pictures: dict[str, int] = {}
+    if described.vision_config is not None:
+        with torch.device("meta"):
+            made = image_tokens(described)
+        pictures = {"image_size": described.vision_config.image_size, "num_image_tokens": made}
+    return take_processor(
+        find_language_model(decoder.pretrained, decoder.revision),
+        extra_tokens=special_tokens(objectives),
+        max_length=getattr(described.text_config, "max_position_embeddings", None),
+        num_span_tokens=described.num_span_tokens if described.span_encoder_config is not None else None,
+        **pictures,
+    )
 
 
 def build_model(config: TrainConfig, processor: Any, resume_from: Path | None = None) -> Any:
@@ -81,6 +125,8 @@ def build_model(config: TrainConfig, processor: Any, resume_from: Path | None = 
         model = KosmosForConditionalGeneration.from_pretrained(start, config=settings, dtype=torch.float32)
     else:
         model = KosmosForConditionalGeneration(build_config(config.model, processor))
+        if config.model.decoder is not None:
+            take_weights(model, find_language_model(config.model.decoder.pretrained, config.model.decoder.revision))
         if config.model.vision_weights is not None:
             model.load_vision_weights(encoder_folder(config.model.vision_weights))
         if config.model.span_weights is not None:
@@ -131,7 +177,7 @@ def _fit_processor(values: dict[str, Any], processor: Any) -> None:
     """Vocabulary, placeholder ids, places of images and spans must be those that the loader will write."""
     tokenizer = processor.tokenizer
     begin, slot, *_, end = processor.image_token_ids()
-    values["text_config"]["vocab_size"] = len(tokenizer)
+    values["text_config"]["vocab_size"] = _vocabulary(values["text_config"], tokenizer)
     values.update(image_token_id=slot, boi_token_id=begin, eoi_token_id=end)
     values["num_image_tokens"] = processor.num_image_tokens
     if values.get("connector_config") and values["connector_config"].get("kind") in QUERYING:
@@ -141,6 +187,12 @@ def _fit_processor(values: dict[str, Any], processor: Any) -> None:
         _fit_span_connector(values, processor)
         if processor.span_tokenizer is None:  # the encoder reads the decoder's tokens
             values["span_encoder_config"]["model_config"]["vocab_size"] = len(tokenizer)
+
+
+def _vocabulary(text: dict[str, Any], tokenizer: Any) -> int:
+    """Rows of the embeddings: the tokens, or what a language model has, whose own rows often go beyond its tokens."""
+    ours = text.get("model_type", "kosmos_text") == "kosmos_text"
+    return len(tokenizer) if ours else max(text["vocab_size"], len(tokenizer))
 
 
 def _fit_span_connector(values: dict[str, Any], processor: Any) -> None:

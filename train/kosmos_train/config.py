@@ -15,6 +15,17 @@ from kosmos_data.config import validate
 
 
 @dataclass
+class DecoderConfig:
+    """A causal language model of transformers that a fresh model's decoder begins as."""
+
+    pretrained: str
+    """Folder, GGUF file (also ``package:NAME/FILE`` of an installed package), or a name of the hub. Tokenizer and chat
+    template come with it, unless ``processor`` is set."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+
+
+@dataclass
 class ModelConfig:
     """Which model is trained, and which part of it.
 
@@ -23,6 +34,8 @@ class ModelConfig:
 
     preset: str | None = None
     """Name of a preset (``tiny``, ``small``, ``kosmos-1`` …) or path of a config JSON: a fresh model."""
+    decoder: DecoderConfig | None = None
+    """A language model in the place of the preset's decoder; ``freeze: [model.decoder.*]`` leaves it as it is."""
     checkpoint: str | None = None
     """Folder of a Hugging Face checkpoint to start from instead (its config, weights and processor)."""
     overrides: dict[str, Any] = field(default_factory=dict)
@@ -238,13 +251,18 @@ class TrainConfig:
         """
         for data in [self.data, *([self.eval.data] if self.eval.data else [])]:
             validate(data, world_size)
-        if (self.model.preset is None) == (self.model.checkpoint is None):
-            raise ValueError("give exactly one of model.preset (a fresh model) and model.checkpoint (go on from one)")
-        if self.processor is None and self.model.checkpoint is None:
-            raise ValueError("processor is not set and there is no model.checkpoint to take it from")
+        model = self.model
+        fresh = model.preset is not None or model.decoder is not None
+        if fresh == (model.checkpoint is not None):
+            raise ValueError(
+                "give exactly one of model.preset or model.decoder (a fresh model), and model.checkpoint (go on from "
+                "one)"
+            )
+        if self.processor is None and model.checkpoint is None and model.decoder is None:
+            raise ValueError("processor is not set and there is no model.checkpoint or model.decoder to take it from")
         if self.tuning is not None:
             self.tuning.check()
-            if self.model.checkpoint is None:
+            if model.checkpoint is None:
                 raise ValueError("tuning needs model.checkpoint, the model that it changes")
         if self.engine.zero_stage == 0 and self.engine.precision == "bf16":
             raise ValueError("engine.zero_stage=0 keeps no fp32 master weights in bf16; use zero_stage=1 (same speed)")
