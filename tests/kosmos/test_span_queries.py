@@ -9,7 +9,7 @@ import torch
 from transformers import AutoProcessor
 
 from kosmos import KosmosConfig, KosmosForConditionalGeneration, KosmosProcessor
-from kosmos.chat import Conversation
+from kosmos import Conversation
 from kosmos.configuration_kosmos import KosmosConnectorConfig
 from kosmos.connectors import build_connector
 
