@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
-from .conversation import Conversation, open_picture
-from .terminal import converse, print_answer
+from .conversation import Conversation
+from .pictures import open_picture
+from .terminal import COMMANDS, Terminal, print_answer
 
 
 def main(argv: Sequence[str]) -> int:
@@ -17,7 +19,8 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="kosmos chat",
         description="Ask a model about images. Without --ask, questions are read line by line.",
-        epilog="While chatting: /image FILE shows another image, /new starts over, /quit or Ctrl-D ends.",
+        epilog="While chatting:\n" + "\n".join(COMMANDS.values()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", help="checkpoint folder or run directory, e.g. runs/demo")
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="an image; may be given again")
@@ -26,12 +29,16 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--max-new-tokens", type=int, default=64, help="longest answer in tokens (64)")
     parser.add_argument("--temperature", type=float, default=0.0, help="sample with this temperature; 0: greedy")
     arguments = parser.parse_args(list(argv))
-    images = [open_picture(path) for path in arguments.image]
+    if arguments.temperature < 0:
+        raise ValueError(f"--temperature {arguments.temperature}: 0 is greedy, above it the answer is drawn")
+    if arguments.max_new_tokens < 1:
+        raise ValueError(f"--max-new-tokens {arguments.max_new_tokens}: an answer has at least one token")
+    images = [open_picture(Path(path).expanduser()) for path in arguments.image]
     sampling = {"do_sample": True, "temperature": arguments.temperature} if arguments.temperature > 0 else {}
     chat = Conversation(
         arguments.checkpoint, system=arguments.system, max_new_tokens=arguments.max_new_tokens, **sampling
     )
-    if arguments.ask:
+    if arguments.ask is not None:
         print_answer(chat, arguments.ask, images)
         return 0
-    return converse(chat, images)
+    return Terminal(chat, images).run()

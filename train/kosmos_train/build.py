@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,14 @@ def build_processor(config: TrainConfig) -> Any:
     from kosmos.processing_kosmos import load_processor
 
     if config.processor is not None:
-        return load_processor(config.processor)
-    assert config.model.checkpoint is not None, "TrainConfig.check() has refused this"
-    return load_processor(find_checkpoint(config.model.checkpoint))
+        processor = load_processor(config.processor)
+    else:
+        assert config.model.checkpoint is not None, "TrainConfig.check() has refused this"
+        processor = load_processor(find_checkpoint(config.model.checkpoint))
+    asked = (re.fullmatch(r"Question: (.*\S) Answer:", prompt.text.strip()) for prompt in config.samples.prompts)
+    if questions := [found[1] for found in asked if found]:  # a chat greets with them
+        processor.example_questions = list(dict.fromkeys(questions))
+    return processor
 
 
 def build_config(config: ModelConfig, processor: Any) -> Any:
