@@ -28,6 +28,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--system", help="text in front of the conversation")
     parser.add_argument("--max-new-tokens", type=int, default=64, help="longest answer in tokens (64)")
     parser.add_argument("--temperature", type=float, default=0.0, help="sample with this temperature; 0: greedy")
+    parser.add_argument("--web", action="store_true", help="chat on a page in the browser")
+    parser.add_argument("--beside", metavar="CHECKPOINT", help="with --web: another checkpoint, asked the same")
+    parser.add_argument("--host", default="127.0.0.1", help="with --web: address to listen on (this machine only)")
+    parser.add_argument("--port", type=int, help="with --web: port to listen on (the first free one from 7860)")
     arguments = parser.parse_args(list(argv))
     if arguments.temperature < 0:
         raise ValueError(f"--temperature {arguments.temperature}: 0 is greedy, above it the answer is drawn")
@@ -35,9 +39,19 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(f"--max-new-tokens {arguments.max_new_tokens}: an answer has at least one token")
     images = [open_picture(Path(path).expanduser()) for path in arguments.image]
     sampling = {"do_sample": True, "temperature": arguments.temperature} if arguments.temperature > 0 else {}
-    chat = Conversation(
-        arguments.checkpoint, system=arguments.system, max_new_tokens=arguments.max_new_tokens, **sampling
-    )
+    if arguments.beside and not arguments.web:
+        raise ValueError("--beside shows two checkpoints on a page: add --web")
+    chats = [
+        Conversation(path, system=arguments.system, max_new_tokens=arguments.max_new_tokens, **sampling)
+        for path in (arguments.checkpoint, arguments.beside)
+        if path is not None
+    ]
+    if arguments.web:
+        from .web_chat import show
+
+        show(chats, arguments.host, arguments.port)
+        return 0
+    (chat,) = chats
     if arguments.ask is not None:
         print_answer(chat, arguments.ask, images)
         return 0

@@ -6,6 +6,7 @@ evaluated on; an answer ends where the checkpoint's rules of writing say, usuall
 
 from __future__ import annotations
 
+import copy
 import html
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -179,6 +180,25 @@ class Conversation:
             raise ValueError("nothing was asked yet")
         *self.messages, asked, _ = self.messages
         return asked["content"]
+
+    def fork(self, messages: Sequence[dict[str, Any]] | None = None) -> Conversation:
+        """Return another conversation with the same model, which begins with ``messages`` or with nothing."""
+        other = copy.copy(self)
+        other.generation = dict(self.generation)
+        other.reset()
+        if messages:
+            other.messages = list(messages)
+        return other
+
+    def show(self) -> None:
+        """Show a page to chat on, in a notebook or a browser: pictures are dropped, answers streamed.
+
+        Raises:
+            ModuleNotFoundError: gradio is not installed (``pip install -e ".[web-chat]"``).
+        """
+        from .web_chat import show
+
+        show([self], wait=False)
 
     def pictures(self) -> list[Image]:
         """Return the pictures that the model sees, in order."""

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .admission import Admission
+from .admission import Admission, is_loopback
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -161,7 +161,7 @@ def main(argv: Sequence[str]) -> int:
     """``kosmos serve CHECKPOINT [--port 8000] …``."""
     arguments = _parser().parse_args(list(argv))
     key = os.environ.get("KOSMOS_API_KEY") or None
-    local = arguments.host == "localhost" or _is_loopback(arguments.host)
+    local = is_loopback(arguments.host)
     if not local and key is None:
         raise ValueError(
             f"--host {arguments.host} lets others ask: set the environment variable KOSMOS_API_KEY to a key that they "
@@ -209,13 +209,6 @@ def _parser() -> argparse.ArgumentParser:
         help="fetch pictures by http(s) from public addresses, or from a network of your own such as 10.1.0.0/16",
     )  # fmt: skip
     return parser
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def _network(text: str) -> Any:

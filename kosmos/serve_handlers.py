@@ -141,7 +141,8 @@ class Kosmos:
         if not isinstance(given, list) or not given:
             raise ValueError(f"{field} is a list of messages, not {type(given).__name__}")
         room = [self.admission.max_images]
-        return {**body, field: [self._message(message, room) for message in given]}
+        messages = [self._message(message, room) for message in given]
+        return {**body, field: messages, "stream": bool(body.get("stream"))}  # responses would stream unasked
 
     def _message(self, message: Any, room: list[int]) -> dict[str, Any]:
         """A message with its pictures opened; ``room`` holds the number of pictures that may still come."""
