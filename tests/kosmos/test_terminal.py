@@ -165,7 +165,7 @@ class Pty:
         os.close(slave)
         self.seen = ""
 
-    def until(self, pattern: str, seconds: float = 120) -> str:
+    def until(self, pattern: str, seconds: float = 300) -> str:
         """Read until the pattern stands in what is new; return that."""
         end = time.monotonic() + seconds
         while not (found := re.search(pattern, self.seen)):
