@@ -6,6 +6,7 @@ shared. What a person or a model writes is shown as text, never as markup.
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import tempfile
@@ -163,8 +164,10 @@ class Page:
         """One line of a chatbot for each part of a message."""
         content = message["content"]
         for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-            shown = {"path": self.path_of(part["image"])} if part["type"] == "image" else part["text"]
-            yield {"role": message["role"], "content": shown}
+            if part["type"] == "image":
+                yield {"role": message["role"], "content": {"path": self.path_of(part["image"])}}
+            else:  # a chatbot reads HTML, with render_markdown=False too
+                yield {"role": message["role"], "content": html.escape(part["text"], quote=False)}
 
     def path_of(self, picture: Any) -> str:
         """The file of a picture for the browser, written once."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -91,7 +90,8 @@ def _own(url: str, address: str) -> bool:
 
 def texts(tab, number: int) -> list[str]:
     """What the messages of a chatbot say, questions and answers; a picture says nothing."""
-    found = tab.locator(f"#answers-{number} .message").all_inner_texts()
+    said = ", ".join(f"#answers-{number} [data-testid={role}]" for role in ("user", "bot"))
+    found = tab.locator(said).all_inner_texts()
     return [text.strip() for text in found if text.strip()]
 
 
@@ -109,7 +109,7 @@ def answered(tab, turns: int) -> None:
     """Wait until all turns are answered and the box is free again."""
     tab.wait_for_function(
         """turns => [0, 1].every(n => {
-            const said = document.querySelectorAll(`#answers-${n} .bot.message`);
+            const said = document.querySelectorAll(`#answers-${n} [data-testid=bot]`);
             return said.length == turns && [...said].every(one => one.innerText.trim() != '…');
         }) && !document.querySelector('#question textarea').disabled""",
         arg=turns,
@@ -128,13 +128,13 @@ def test_a_visit(page, folder: Path) -> None:
         shown = texts(page, number)
         assert shown[0] == QUESTION
         assert shown[1].split() == said.split()
-        assert page.locator(f"#answers-{number} .message img").count() == 1
+        assert page.locator(f"#answers-{number} [data-testid=user] img").count() == 1
     ask(page, "and now?", blue, red)
     answered(page, 2)
     for number, chat in enumerate(expected):
         said = chat.ask("and now?", [blue, red]).strip()
         assert texts(page, number)[-1].split() == said.split()
-        assert page.locator(f"#answers-{number} .message img").count() == 3
+        assert page.locator(f"#answers-{number} [data-testid=user] img").count() == 3
     before = texts(page, 0)
     page.click("#again")
     page.wait_for_timeout(500)
@@ -154,7 +154,7 @@ def test_a_visit(page, folder: Path) -> None:
     assert page.locator("#question .thumbnail-item").count() == 2
     answered(page, 1)
     page.click("#clear")
-    page.wait_for_function("document.querySelectorAll('#answers-0 .message').length == 0")
+    page.wait_for_function("document.querySelectorAll('#answers-0 [data-testid=bot]').length == 0")
     assert page.input_value("#question textarea") == ""
     ask(page, "   ")
     page.wait_for_selector("text=the question is empty")
@@ -168,7 +168,7 @@ def test_an_answer_grows_and_can_be_stopped(page, folder: Path) -> None:
     page.locator("input[type=number]").nth(1).press("Tab")
     page.evaluate(
         """() => { window.lengths = []; new MutationObserver(() => {
-            const said = document.querySelector('#answers-0 .bot.message');
+            const said = document.querySelector('#answers-0 [data-testid=bot]');
             if (said) window.lengths.push(said.innerText.length);
         }).observe(document.body, {subtree: true, childList: true, characterData: true}); }"""
     )
@@ -196,6 +196,6 @@ def test_a_page_in_a_notebook(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     Conversation(folder / "one", max_new_tokens=2).show()
     (blocks,) = opened
     try:
-        assert re.search("<title>.*</title>", urllib.request.urlopen(blocks.local_url, timeout=60).read().decode())
+        assert '"elem_id":"question"' in urllib.request.urlopen(f"{blocks.local_url}config", timeout=60).read().decode()
     finally:
         blocks.close()
