@@ -44,16 +44,23 @@ class Page:
             said = gr.State([[] for _ in self.chats])
             with gr.Row():
                 bots = [
-                    gr.Chatbot(label=self.name(number), elem_id=f"answers-{number}", render_markdown=False, height=420)
+                    gr.Chatbot(
+                        label=self.name(number),
+                        elem_id=f"answers-{number}",
+                        render_markdown=False,
+                        height=420,
+                        buttons=["copy"],
+                    )
                     for number in range(len(self.chats))
                 ]
             box = gr.MultimodalTextbox(
                 elem_id="question", placeholder=HINT, file_count="multiple", file_types=["image"], sources=["upload"],
-                show_label=False, autofocus=True, stop_btn=True,
+                show_label=False, autofocus=True,
             )  # fmt: skip
             if examples := first.processor.example_questions:
                 gr.Examples([[{"text": text, "files": []}] for text in examples], [box], label="It was trained on")
             with gr.Row():
+                stop = gr.Button("Stop", elem_id="stop")
                 again = gr.Button("Regenerate", elem_id="again")
                 edit = gr.Button("Edit", elem_id="edit")
                 clear = gr.Button("Clear", elem_id="clear")
@@ -68,7 +75,7 @@ class Page:
             shown = [*bots, said, box, prompt]
             asking = box.submit(self.ask, [box, said, temperature, longest], shown)
             asking_again = again.click(self.ask_again, [said, temperature, longest], shown)
-            box.stop(None, None, None, cancels=[asking, asking_again])
+            stop.click(self.settled, [said], shown, cancels=[asking, asking_again])
             edit.click(self.take_back, [said], shown)
             clear.click(self.forget, None, shown)
             export.click(self.export, [said], [file])
@@ -98,23 +105,38 @@ class Page:
     def answers(self, parts: list[list], said: list[list], temperature: float, longest: int) -> Iterator[list[Any]]:
         """Stream the answer of one model after the other."""
         chats = self.resumed(said)
-        written = [""] * len(chats)
         for chat in chats:
             chat.generation |= {"max_new_tokens": int(longest), "do_sample": temperature > 0}
             chat.generation["temperature"] = float(temperature) if temperature > 0 else None
-        waiting = [chat.messages for chat in chats]
-        yield [*self.histories(waiting, parts, written), said, _locked(), ""]
-        for number, chat in enumerate(chats):
+        written = [""] * len(chats)
+
+        def so_far() -> list[Any]:
+            """What is shown, and kept if the visitor stops here."""
+            now = [
+                [*chat.messages, {"role": "user", "content": asked}, _answer(text)]
+                for chat, asked, text in zip(chats, parts, written, strict=True)
+            ]
+            return [*self.histories(now), now, _locked(), gr.skip()]
+
+        yield so_far()
+        ended: list[list] = []
+        for chat, asked in zip(chats, parts, strict=True):
+            before = list(chat.messages)
             try:
-                for piece in chat.stream_parts(parts[number], forget=True):
-                    written[number] += piece
-                    yield [*self.histories(waiting, parts, written), said, _locked(), gr.skip()]
+                for piece in chat.stream_parts(asked, forget=True):
+                    written[len(ended)] += piece
+                    yield so_far()
             except (ValueError, OSError) as error:
                 raise gr.Error(str(error), print_exception=False) from error
+            ended.append(chat.messages)
+            chat.messages = before
         if forgotten := sum(chat.forgotten for chat in chats):
             gr.Info(f"The context is used up: the oldest turns ({forgotten}) were forgotten.")
-        said = [chat.messages for chat in chats]
-        yield [*self.histories(said), said, _emptied(), self.prompts(chats)]
+        yield self.settled(ended)
+
+    def settled(self, said: list[list]) -> list[Any]:
+        """The page when nothing is being written."""
+        return [*self.histories(said), said, _emptied(), self.prompts(self.resumed(said))]
 
     def take_back(self, said: list[list]) -> list[Any]:
         """Take the last question back into the box."""
@@ -125,13 +147,12 @@ class Page:
             raise gr.Error(str(error), print_exception=False) from error
         text = "".join(part["text"] for part in parts if part["type"] == "text")
         files = [self.path_of(part["image"]) for part in parts if part["type"] == "image"]
-        said = [chat.messages for chat in chats]
-        return [*self.histories(said), said, gr.MultimodalTextbox({"text": text, "files": files}), self.prompts(chats)]
+        rest = self.settled([chat.messages for chat in chats])
+        return [*rest[:-2], gr.MultimodalTextbox({"text": text, "files": files}), rest[-1]]
 
     def forget(self) -> list[Any]:
         """Begin anew."""
-        said: list[list] = [[] for _ in self.chats]
-        return [*self.histories(said), said, _emptied(), ""]
+        return self.settled([[] for _ in self.chats])
 
     def export(self, said: list[list]) -> Any:
         """Write the conversation to a file for the browser."""
@@ -150,15 +171,9 @@ class Page:
         """What the models read; once if they read the same."""
         return "\n\n".join(dict.fromkeys(chat.prompt() for chat in chats if chat.messages))
 
-    def histories(
-        self, said: list[list], asked: Sequence[list] = (), written: Sequence[str] = ()
-    ) -> list[list[dict[str, Any]]]:
+    def histories(self, said: list[list]) -> list[list[dict[str, Any]]]:
         """What the chatbots show: each picture, then the text of its turn."""
-        rows = [list(messages) for messages in said]
-        for row, parts, text in zip(rows, asked, written, strict=False):
-            row.append({"role": "user", "content": parts})
-            row.append({"role": "assistant", "content": [{"type": "text", "text": text or "…"}]})
-        return [[line for message in row for line in self.lines(message)] for row in rows]
+        return [[line for message in messages for line in self.lines(message)] for messages in said]
 
     def lines(self, message: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """One line of a chatbot for each part of a message."""
@@ -167,7 +182,7 @@ class Page:
             if part["type"] == "image":
                 yield {"role": message["role"], "content": {"path": self.path_of(part["image"])}}
             else:  # a chatbot reads HTML, with render_markdown=False too
-                yield {"role": message["role"], "content": html.escape(part["text"], quote=False)}
+                yield {"role": message["role"], "content": html.escape(part["text"], quote=False) or "…"}
 
     def path_of(self, picture: Any) -> str:
         """The file of a picture for the browser, written once."""
@@ -176,6 +191,10 @@ class Page:
             path = picture.shown_at = self.folder / f"{uuid.uuid4().hex}.png"
             on_white(upright(picture)).save(path)
         return str(path)
+
+
+def _answer(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": [{"type": "text", "text": text.strip()}]}
 
 
 def _locked() -> Any:

@@ -171,7 +171,8 @@ class Pty:
         while not (found := re.search(pattern, self.seen)):
             assert time.monotonic() < end, f"no {pattern!r} in {self.seen!r}"
             if select.select([self.master], [], [], 1)[0]:
-                self.seen += re.sub(r"\x1b\[[?0-9;]*[a-zA-Z]", "", os.read(self.master, 65536).decode(errors="replace"))
+                self.seen += os.read(self.master, 65536).decode(errors="replace")
+                self.seen = re.sub(r"\x1b\[[?0-9;]*[a-zA-Z]", "", self.seen)
         text, self.seen = self.seen[: found.end()], self.seen[found.end() :]
         return text
 

@@ -174,6 +174,14 @@ def test_an_answer_grows_and_can_be_stopped(page, folder: Path) -> None:
     )
     ask(page, "what is it?", folder / "red.png")
     page.wait_for_function("new Set(window.lengths).size > 3")
+    page.click("#stop")
+    page.wait_for_timeout(3000)
+    stopped = texts(page, 0)
+    assert texts(page, 1)[-1] == "…"  # the second model was not asked any more
+    page.wait_for_timeout(1000)
+    assert texts(page, 0) == stopped  # nothing more is written
+    ask(page, "and now?")
+    page.wait_for_function("document.querySelectorAll('#answers-0 [data-testid=bot]').length == 2")
 
 
 def test_who_lets_others_in_sets_a_key(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
