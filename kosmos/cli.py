@@ -27,6 +27,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "eval": ("kosmos_eval.cli:main", "zero- and few-shot evaluation of a checkpoint; score prediction files"),
     "chat": ("kosmos.chat:main", "talk with a checkpoint about images, in the terminal or on a page (--web)"),
     "serve": ("kosmos.serve:main", "answer OpenAI's clients: chat completions and responses, with images"),
+    "share": ("kosmos.share:main", "write a folder to give away: weights, processor, code and a model card"),
     "convert": ("kosmos.convert:main", "read and write Kosmos-2 and torchscale checkpoints"),
     "runs": ("kosmos_train.runs:main", "plot and compare training runs"),
     "doctor": ("kosmos.doctor:main", "versions and devices; parameters, memory and FLOPs of a preset"),

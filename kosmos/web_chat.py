@@ -36,6 +36,7 @@ class Page:
     def __init__(self, chats: Sequence[Conversation], folder: Path) -> None:
         self.chats, self.folder = list(chats), folder
         self.many = len(self.chats) > 1
+        self.stopped: set[str | None] = set()  # sessions whose answer is not wanted any more
 
     def build(self) -> gr.Blocks:
         """Lay the page out and say what its buttons do."""
@@ -73,9 +74,9 @@ class Page:
                 prompt = gr.Textbox(elem_id="prompt", show_label=False, lines=4, interactive=False)
             file = gr.File(label="The conversation", elem_id="file", visible=False)
             shown = [*bots, said, box, prompt]
-            asking = box.submit(self.ask, [box, said, temperature, longest], shown)
-            asking_again = again.click(self.ask_again, [said, temperature, longest], shown)
-            stop.click(self.settled, [said], shown, cancels=[asking, asking_again])
+            box.submit(self.ask, [box, said, temperature, longest], shown)
+            again.click(self.ask_again, [said, temperature, longest], shown)
+            stop.click(self.stop)
             edit.click(self.take_back, [said], shown)
             clear.click(self.forget, None, shown)
             export.click(self.export, [said], [file])
@@ -85,24 +86,28 @@ class Page:
         """What a model is called on the page."""
         return str(self.chats[number].checkpoint or f"model {number + 1}")
 
-    def ask(self, value: dict[str, Any], said: list[list], temperature: float, longest: int) -> Iterator[list[Any]]:
+    def ask(
+        self, value: dict[str, Any], said: list[list], temperature: float, longest: int, request: gr.Request
+    ) -> Iterator[list[Any]]:
         """Put the question in the box to every model."""
         try:
             parts = self.chats[0].question(value.get("text") or "", value.get("files") or [])
         except (ValueError, OSError) as error:
-            raise gr.Error(str(error), print_exception=False) from error
-        yield from self.answers([parts] * len(said), said, temperature, longest)
+            raise gr.Error(html.escape(str(error)), print_exception=False) from error
+        yield from self.answers([parts] * len(said), said, temperature, longest, request.session_hash)
 
-    def ask_again(self, said: list[list], temperature: float, longest: int) -> Iterator[list[Any]]:
+    def ask_again(self, said: list[list], temperature: float, longest: int, request: gr.Request) -> Iterator[list[Any]]:
         """Put the last question again."""
         chats = self.resumed(said)
         try:
             parts = [chat.take_back() for chat in chats]
         except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-        yield from self.answers(parts, [chat.messages for chat in chats], temperature, longest)
+            raise gr.Error(html.escape(str(error)), print_exception=False) from error
+        yield from self.answers(parts, [chat.messages for chat in chats], temperature, longest, request.session_hash)
 
-    def answers(self, parts: list[list], said: list[list], temperature: float, longest: int) -> Iterator[list[Any]]:
+    def answers(
+        self, parts: list[list], said: list[list], temperature: float, longest: int, session: str | None
+    ) -> Iterator[list[Any]]:
         """Stream the answer of one model after the other."""
         chats = self.resumed(said)
         for chat in chats:
@@ -111,28 +116,43 @@ class Page:
         written = [""] * len(chats)
 
         def so_far() -> list[Any]:
-            """What is shown, and kept if the visitor stops here."""
+            """What is shown while answers are written."""
             now = [
                 [*chat.messages, {"role": "user", "content": asked}, _answer(text)]
                 for chat, asked, text in zip(chats, parts, written, strict=True)
             ]
-            return [*self.histories(now), now, _locked(), gr.skip()]
+            return [*self.histories(now), gr.skip(), _locked(), gr.skip()]
 
+        self.stopped.discard(session)
         yield so_far()
         ended: list[list] = []
         for chat, asked in zip(chats, parts, strict=True):
             before = list(chat.messages)
+            pieces = chat.stream_parts(asked, forget=True)
             try:
-                for piece in chat.stream_parts(asked, forget=True):
+                for piece in pieces if session not in self.stopped else ():
                     written[len(ended)] += piece
                     yield so_far()
+                    if session in self.stopped:
+                        break
             except (ValueError, OSError) as error:
-                raise gr.Error(str(error), print_exception=False) from error
-            ended.append(chat.messages)
+                gr.Warning(html.escape(str(error)))
+                yield [*self.histories(said), said, gr.MultimodalTextbox(interactive=True), gr.skip()]
+                return
+            finally:
+                pieces.close()  # type: ignore[attr-defined]
+            kept = chat.messages
+            if len(kept) < 2 or kept[-2]["content"] is not asked:  # stopped before anything was written
+                kept = [*kept, {"role": "user", "content": asked}, _answer("")]
+            ended.append(kept)
             chat.messages = before
         if forgotten := sum(chat.forgotten for chat in chats):
             gr.Info(f"The context is used up: the oldest turns ({forgotten}) were forgotten.")
         yield self.settled(ended)
+
+    def stop(self, request: gr.Request) -> None:
+        """End what is being written for this visitor; it stays as far as it was written."""
+        self.stopped.add(request.session_hash)
 
     def settled(self, said: list[list]) -> list[Any]:
         """The page when nothing is being written."""
@@ -144,7 +164,7 @@ class Page:
         try:
             parts, *_ = [chat.take_back() for chat in chats]
         except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from error
+            raise gr.Error(html.escape(str(error)), print_exception=False) from error
         text = "".join(part["text"] for part in parts if part["type"] == "text")
         files = [self.path_of(part["image"]) for part in parts if part["type"] == "image"]
         rest = self.settled([chat.messages for chat in chats])

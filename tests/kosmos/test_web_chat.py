@@ -136,8 +136,14 @@ def test_a_visit(page, folder: Path) -> None:
         assert texts(page, number)[-1].split() == said.split()
         assert page.locator(f"#answers-{number} [data-testid=user] img").count() == 3
     before = texts(page, 0)
+    page.evaluate(
+        """() => { window.begun = false; new MutationObserver(() => {
+            const said = [...document.querySelectorAll('#answers-1 [data-testid=bot]')];
+            window.begun ||= said.length == 2 && said[1].innerText.trim() == '…';
+        }).observe(document.body, {subtree: true, childList: true, characterData: true}); }"""
+    )
     page.click("#again")
-    page.wait_for_timeout(500)
+    page.wait_for_function("window.begun")
     answered(page, 2)
     assert texts(page, 0) == before  # greedy
     page.get_by_text("Exact prompt").click()
@@ -158,6 +164,9 @@ def test_a_visit(page, folder: Path) -> None:
     assert page.input_value("#question textarea") == ""
     ask(page, "   ")
     page.wait_for_selector("text=the question is empty")
+    ask(page, "why? " * 200)
+    page.wait_for_selector("text=the model takes 256")
+    page.wait_for_function("!document.querySelector('#question textarea').disabled")
 
 
 @pytest.mark.slow
@@ -175,7 +184,7 @@ def test_an_answer_grows_and_can_be_stopped(page, folder: Path) -> None:
     ask(page, "what is it?", folder / "red.png")
     page.wait_for_function("new Set(window.lengths).size > 3")
     page.click("#stop")
-    page.wait_for_timeout(3000)
+    page.wait_for_function("!document.querySelector('#question textarea').disabled")
     stopped = texts(page, 0)
     assert texts(page, 1)[-1] == "…"  # the second model was not asked any more
     page.wait_for_timeout(1000)
