@@ -60,6 +60,7 @@ def share(
         raise ValueError(f"{folder} holds something already; give a new folder")
     source = find_checkpoint(checkpoint)
     model, processor = load(source, device="cpu")
+    card = model_card(model, processor, source, folder.resolve().name, licence, results)
     classes = {
         KosmosConfig: "AutoConfig",
         KosmosForConditionalGeneration: "AutoModelForImageTextToText",
@@ -74,7 +75,6 @@ def share(
     finally:
         for kind in classes:
             kind._auto_class = None
-    card = model_card(model, processor, source, folder.resolve().name, licence, results)
     (folder / "README.md").write_text(card, encoding="utf-8")
     return folder
 
