@@ -21,7 +21,7 @@ _EXPORTS = {
     "KosmosImageProcessor": "image_processing_kosmos",
     "tokenizer_from_sentencepiece": "tokenization_kosmos",
     "train_tokenizer": "tokenization_kosmos",
-    "Conversation": "chat",
+    "Conversation": "conversation",
     "find_checkpoint": "loading",
     "load": "loading",
 }
@@ -41,8 +41,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .chat import Conversation
     from .configuration_kosmos import KosmosConfig
+    from .conversation import Conversation
     from .image_processing_kosmos import KosmosImageProcessor
     from .loading import find_checkpoint, load
     from .modeling_kosmos import KosmosForConditionalGeneration, KosmosModel

@@ -1,200 +1,17 @@
-"""Talk with a model about images: one :class:`Conversation` behind ``kosmos chat`` and the notebook.
+"""``kosmos chat``: the command line of the conversation, and which door it opens.
 
-The prompt is the processor's chat template, that is the question-and-answer lines which the model was tuned and is
-evaluated on; an answer ends where the checkpoint's rules of writing say: at ``</s>``, or at the end of its line too.
+:class:`Conversation` (conversation.py) is the chat itself, terminal.py what a person types in a terminal.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
-import html
-import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from threading import Thread
-from typing import TYPE_CHECKING, Any, TypeAlias
 
-from .loading import load
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from .modeling_kosmos import KosmosForConditionalGeneration
-    from .processing_kosmos import KosmosProcessor
-
-    Picture: TypeAlias = str | Path | Image
-
-
-class Conversation:
-    """A chat of several turns with several images.
-
-    Args:
-        model: a Kosmos model, or the path of a checkpoint or run directory.
-        processor: its processor; read from the same path if ``model`` is one.
-        system: text in front of the conversation.
-        max_new_tokens: longest answer, in tokens.
-        adapter: one or several tunings of the model (``kosmos.tuning``); the first answers until :meth:`use`.
-        **generation: anything ``generate()`` takes, e.g. ``do_sample=True, temperature=0.7``; greedy by default.
-
-    In a notebook the conversation shows itself as pictures and turns.
-    """
-
-    def __init__(
-        self,
-        model: KosmosForConditionalGeneration | str | Path,
-        processor: KosmosProcessor | None = None,
-        system: str | None = None,
-        max_new_tokens: int = 64,
-        adapter: Sequence[str | Path] | str | Path = (),
-        **generation: Any,
-    ) -> None:
-        adapters = [adapter] if isinstance(adapter, (str, Path)) else list(adapter)
-        if isinstance(model, (str, Path)):
-            model, processor = load(model, adapters=adapters)
-        elif adapters:
-            from .tuning import load_tuned
-
-            load_tuned(model, adapters)
-        if processor is None:
-            raise ValueError("give the processor that belongs to the model: Conversation(model, processor)")
-        model.take_rules(processor)
-        self.model = model
-        self.processor = processor
-        self.system = system
-        self.generation = {"max_new_tokens": max_new_tokens, "do_sample": False, **generation}
-        self.messages: list[dict[str, Any]] = []
-        self.reset()
-
-    def use(self, adapter: str | None) -> None:
-        """Answer with another of the model's adapters from now on, by its name; None: with the model as it was.
-
-        Raises:
-            ValueError: no such adapter.
-        """
-        from .tuning import use
-
-        use(self.model, adapter)
-
-    def reset(self) -> None:
-        """Forget all turns and images."""
-        self.messages = [{"role": "system", "content": self.system}] if self.system else []
-
-    def ask(self, question: str, images: Sequence[Picture] | Picture = (), context: Sequence[str] | str = ()) -> str:
-        """Put a question, with new images or about earlier ones, and return the answer.
-
-        Args:
-            question: what is asked.
-            images: pictures shown before it.
-            context: texts before it that the bidirectional text encoder reads (MetaLM), for a model that has one.
-
-        Raises:
-            ValueError: the conversation has outgrown the model, an image cannot be read, or a context is given to a
-                model without a text encoder.
-        """
-        return "".join(self.stream(question, images, context))
-
-    def stream(
-        self, question: str, images: Sequence[Picture] | Picture = (), context: Sequence[str] | str = ()
-    ) -> Iterator[str]:
-        """Like :meth:`ask`, piece by piece as the answer is written."""
-        spans = [context] if isinstance(context, str) else list(context)
-        if spans and self.model.config.span_encoder_config is None:
-            raise ValueError("a context was given, but this model has no text encoder; write it into the question")
-        parts = [*_image_parts(images), *({"type": "span", "text": text} for text in spans)]
-        asked = {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
-        inputs = self._inputs([*self.messages, asked])
-        answer = ""
-        for piece in self._generate(inputs):
-            answer += piece
-            yield piece
-        self.messages += [asked, {"role": "assistant", "content": [{"type": "text", "text": answer.strip()}]}]
-
-    def prompt(self) -> str:
-        """The text of all turns as the model reads it."""
-        return self.processor.apply_chat_template(self.messages)
-
-    def _inputs(self, messages: list[dict[str, Any]]) -> dict[str, Any]:
-        inputs: Any = self.processor.apply_chat_template(
-            messages, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
-        )
-        return {name: inputs[name].to(self.model.device) for name in inputs}
-
-    def _generate(self, inputs: dict[str, Any]) -> Iterator[str]:
-        """Run ``generate()`` in a thread; its errors are raised here."""
-        from transformers import TextIteratorStreamer
-
-        streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        failures: list[BaseException] = []
-
-        def generate() -> None:
-            try:
-                self.model.generate(**inputs, **self.generation, streamer=streamer)
-            except BaseException as error:
-                failures.append(error)
-                streamer.end()
-
-        thread = Thread(target=generate, daemon=True)
-        thread.start()
-        first = True
-        line_ends = self.processor.turn_end == "line"  # then a line end is no part of the answer
-        for piece in streamer:
-            text = piece.replace("\n", "") if line_ends else piece
-            text = text.lstrip() if first else text
-            if text:
-                first = False
-                yield text
-        thread.join()
-        if failures:
-            raise failures[0]
-
-    def _repr_html_(self) -> str:
-        rows = []
-        for message in self.messages:
-            parts = message["content"] if isinstance(message["content"], list) else [{"text": message["content"]}]
-            body = "".join(_html_part(part) for part in parts)
-            side = "left" if message["role"] == "assistant" else "right"
-            rows.append(f'<div style="text-align:{side};margin:6px 0"><b>{message["role"]}</b><br>{body}</div>')
-        return f'<div style="max-width:640px;font-family:sans-serif">{"".join(rows) or "(nothing said yet)"}</div>'
-
-
-def _image_parts(images: Sequence[Picture] | Picture) -> list[dict[str, Any]]:
-    given: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images]
-    return [{"type": "image", "image": open_picture(image)} for image in given]
-
-
-def open_picture(picture: Picture) -> Image:
-    """A Pillow image from a path or an image.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not an image, truncated, or far too large.
-    """
-    import PIL.Image
-
-    if isinstance(picture, PIL.Image.Image):
-        return picture
-    path = Path(picture)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such image")
-    try:
-        image = PIL.Image.open(path)
-        image.load()
-    except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
-    return image
-
-
-def _html_part(part: dict[str, Any]) -> str:
-    if part.get("type") != "image":
-        return html.escape(part["text"])
-    buffer = io.BytesIO()
-    image = part["image"].convert("RGB")
-    image.thumbnail((256, 256))
-    image.save(buffer, "PNG")
-    return (
-        f'<img style="min-width:96px" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"><br>'
-    )
+from .conversation import Conversation
+from .pictures import open_picture
+from .terminal import COMMANDS, Terminal, print_answer
 
 
 def main(argv: Sequence[str]) -> int:
@@ -202,8 +19,8 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="kosmos chat",
         description="Ask a model about images. Without --ask, questions are read line by line.",
-        epilog="While chatting: /image FILE shows another image, /new starts over, /adapter NAME answers with another, "
-        "/quit or Ctrl-D ends.",
+        epilog="While chatting:\n" + "\n".join(COMMANDS.values()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", help="checkpoint folder or run directory, e.g. runs/demo")
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="an image; may be given again")
@@ -218,51 +35,33 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--system", help="text in front of the conversation")
     parser.add_argument("--max-new-tokens", type=int, default=64, help="longest answer in tokens (64)")
     parser.add_argument("--temperature", type=float, default=0.0, help="sample with this temperature; 0: greedy")
+    parser.add_argument("--web", action="store_true", help="chat on a page in the browser")
+    parser.add_argument("--beside", metavar="CHECKPOINT", help="with --web: another checkpoint, asked the same")
+    parser.add_argument("--host", default="127.0.0.1", help="with --web: address to listen on (this machine only)")
+    parser.add_argument("--port", type=int, help="with --web: port to listen on (the first free one from 7860)")
     arguments = parser.parse_args(list(argv))
-    images = [open_picture(path) for path in arguments.image]
+    if arguments.temperature < 0:
+        raise ValueError(f"--temperature {arguments.temperature}: 0 is greedy, above it the answer is drawn")
+    if arguments.max_new_tokens < 1:
+        raise ValueError(f"--max-new-tokens {arguments.max_new_tokens}: an answer has at least one token")
+    images = [open_picture(Path(path).expanduser()) for path in arguments.image]
     sampling = {"do_sample": True, "temperature": arguments.temperature} if arguments.temperature > 0 else {}
-    chat = Conversation(
-        arguments.checkpoint,
-        system=arguments.system,
-        max_new_tokens=arguments.max_new_tokens,
-        adapter=arguments.adapter,
-        **sampling,
-    )
-    if arguments.ask:
-        _print_answer(chat, arguments.ask, images)
+    if arguments.beside and not arguments.web:
+        raise ValueError("--beside shows two checkpoints on a page: add --web")
+    chats = [
+        Conversation(
+            path, system=arguments.system, max_new_tokens=arguments.max_new_tokens, adapter=adapters, **sampling
+        )
+        for path, adapters in ((arguments.checkpoint, arguments.adapter), (arguments.beside, ()))
+        if path is not None
+    ]
+    if arguments.web:
+        from .web_chat import show
+
+        show(chats, arguments.host, arguments.port)
         return 0
-    return _converse(chat, images)
-
-
-def _converse(chat: Conversation, images: list[Image]) -> int:
-    from rich.console import Console
-
-    console = Console()
-    console.print("Ask about the image; /image FILE, /new, /quit.", style="dim")
-    while True:
-        try:
-            line = console.input("[bold]you:[/] ").strip()
-        except (EOFError, KeyboardInterrupt):
-            return 0
-        command, _, rest = line.partition(" ")
-        try:
-            if command in ("/quit", "/exit"):
-                return 0
-            if command == "/new":
-                chat.reset()
-                images = []
-            elif command == "/adapter":
-                chat.use(rest.strip() or None)
-            elif command == "/image":
-                images.append(open_picture(rest.strip()))
-            elif line:
-                _print_answer(chat, line, images)
-                images = []
-        except (ValueError, OSError) as error:
-            console.print(f"[red]{error}[/]")
-
-
-def _print_answer(chat: Conversation, question: str, images: list[Image]) -> None:
-    for piece in chat.stream(question, images):
-        print(piece, end="", flush=True)
-    print()
+    (chat,) = chats
+    if arguments.ask is not None:
+        print_answer(chat, arguments.ask, images)
+        return 0
+    return Terminal(chat, images).run()

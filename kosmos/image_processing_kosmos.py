@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ImageInput, make_flat_list_of_images
 
-from .pictures import MAX_PIXELS, on_white, upright
+from .pictures import MAX_PIXELS, from_array, on_white, upright
 
 
 class KosmosImageProcessor(BaseImageProcessor):
@@ -77,16 +77,7 @@ class KosmosImageProcessor(BaseImageProcessor):
         flat = make_flat_list_of_images(self.fetch_images(images))
         if len(flat) == 0:
             return BatchFeature({})
-        pixels = torch.stack([self.to_tensor(_as_pil(image)) for image in flat])
+        pixels = torch.stack(
+            [self.to_tensor(image if isinstance(image, Image.Image) else from_array(image)) for image in flat]
+        )
         return BatchFeature({"pixel_values": self.normalize(pixels)}, tensor_type=return_tensors)
-
-
-def _as_pil(image: Any) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return image
-    array = np.asarray(image)
-    if array.ndim != 3 or 3 not in (array.shape[0], array.shape[-1]):
-        raise ValueError(f"an image array must be (3, H, W) or (H, W, 3), got shape {array.shape}")
-    if array.dtype != np.uint8:
-        raise ValueError(f"an image array must be uint8 with values 0–255, got {array.dtype}; convert it first")
-    return Image.fromarray(array if array.shape[-1] == 3 else np.moveaxis(array, 0, -1))

@@ -6,6 +6,7 @@ Encoders may also lie in an installed package (``package:NAME/FOLDER``), see :fu
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint folder meant by ``path``: itself, the latest of a run directory, or of the newest run below.
+    """The checkpoint folder meant by ``path``: itself, the latest of a run directory, or of the last run below.
+
+    The last run is the one from which no other started; of several, the one with the most steps.
 
     Raises:
         FileNotFoundError: there is none; the message says what was looked for.
@@ -47,14 +50,35 @@ def find_folder(path: str | Path, file: str) -> Path | None:
     path = Path(path)
     if (path / file).is_file():
         return path
-    markers = [path / "checkpoints" / "latest", path / "latest"]
-    markers += sorted(path.glob("*/checkpoints/latest"), key=lambda marker: marker.stat().st_mtime, reverse=True)
-    for marker in markers:
+    for marker in (path / "checkpoints" / "latest", path / "latest", *_last_first(path)):
         if marker.is_file():
             checkpoint = marker.parent / marker.read_text(encoding="utf-8").strip()
             if (checkpoint / file).is_file():
                 return checkpoint
     return None
+
+
+def _last_first(folder: Path) -> list[Path]:
+    """The ``latest`` of each run below. File times say nothing: a copy of the folder has others."""
+    markers = list(folder.glob("*/checkpoints/latest"))
+    bases = {_base(marker.parent.parent) for marker in markers}
+
+    def rank(marker: Path) -> tuple[bool, int, str]:
+        run, step = marker.parent.parent.name, re.search(r"\d+", marker.read_text(encoding="utf-8"))
+        return run not in bases, int(step[0]) if step else 0, run
+
+    return sorted(markers, key=rank, reverse=True)
+
+
+def _base(run: Path) -> str | None:
+    """Name of the run from whose checkpoint this one started, by its ``config.yaml``."""
+    import yaml
+
+    try:
+        parts = Path(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["model"]["checkpoint"]).parts
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        return None  # started from nothing, or not written by us
+    return parts[-3] if "checkpoints" in parts[-2:-1] and len(parts) > 2 else parts[-1] if parts else None
 
 
 def encoder_folder(where: str | Path) -> Path:

@@ -250,6 +250,11 @@ class KosmosModel(KosmosPreTrainedModel):
     def _write(self, modality: Modality, embeds_BTD: Tensor, places_BT: Tensor | None, features: Tensor) -> Tensor:
         """Replace the embeddings at ``places_BT`` by the features, in row-major order."""
         flat_ND = features.flatten(0, -2)
+        if torch.compiler.is_exporting() and places_BT is not None:
+            # a graph has no number of placeholders to compare: each takes the feature of its turn
+            turn_N = (places_BT.flatten().long().cumsum(0) - 1).clamp(0, len(flat_ND) - 1)
+            taken_BTD = flat_ND[turn_N].to(embeds_BTD.dtype).view_as(embeds_BTD)
+            return torch.where(places_BT[..., None], taken_BTD, embeds_BTD)
         index = places_BT.flatten().nonzero().squeeze(1) if places_BT is not None else flat_ND.new_zeros(0)
         if len(index) != len(flat_ND):
             several = features.ndim == 3

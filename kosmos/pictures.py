@@ -1,11 +1,22 @@
-"""Pictures as a browser shows them: turned upright, and on white where they are transparent. Needs Pillow only."""
+"""Pictures as a browser shows them: turned upright, and on white where they are transparent. Needs Pillow only.
+
+:func:`open_picture` takes whatever a person calls a picture, at the doors where people come in.
+"""
 
 from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
 
 from PIL import ExifTags, Image, ImageOps
 
 MAX_PIXELS = 64_000_000
 """Largest width × height that is decoded: 192 MB of RGB, well above any photograph on the web; more is a bomb."""
+
+FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+"""What is read of a person's files: pictures made of pixels. Pillow would start a program for some other kinds."""
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -21,3 +32,67 @@ def on_white(image: Image.Image) -> Image.Image:
         white.paste(image, mask=image.getchannel("A"))  # as alpha_composite, to the bit, and faster
         return white
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def open_picture(picture: Any, name: str = "") -> Image.Image:
+    """A Pillow image from a path, a file's bytes, an array or tensor (H, W, 3) or (3, H, W) of uint8, or an image.
+
+    Args:
+        name: what a message calls bytes.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not an image, truncated, far too large, or nothing that a picture is made of.
+    """
+    if isinstance(picture, Image.Image):
+        return picture
+    if isinstance(picture, (bytes, bytearray)):
+        return _decoded(io.BytesIO(picture), name or f"a picture of {len(picture)} bytes")
+    if isinstance(picture, (str, Path)):
+        path = Path(picture)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such image")
+        return _decoded(path, str(path))
+    if hasattr(picture, "__array__"):
+        return from_array(picture)
+    raise ValueError(
+        f"{picture if picture is None else type(picture).__name__} is no picture; give a path, the bytes of a file, a "
+        "Pillow image, or an array (H, W, 3) of uint8"
+    )
+
+
+def from_array(picture: Any) -> Image.Image:
+    """A Pillow image from an array or tensor (H, W, 3) or (3, H, W) of uint8; ValueError for any other."""
+    import numpy as np
+
+    array = np.asarray(picture)
+    if array.ndim != 3 or 3 not in (array.shape[0], array.shape[-1]):
+        raise ValueError(f"an image array must be (3, H, W) or (H, W, 3), got shape {array.shape}")
+    if array.dtype != np.uint8:
+        raise ValueError(f"an image array must be uint8 with values 0–255, got {array.dtype}; convert it first")
+    return Image.fromarray(array if array.shape[-1] == 3 else np.moveaxis(array, 0, -1))
+
+
+def as_data_uri(image: Image.Image, largest: int | None = None) -> str:
+    """A picture as ``data:image/png;base64,…``, as browsers and JSON take it; no side longer than ``largest``."""
+    shown = on_white(upright(image))
+    if largest is not None:
+        shown = shown.copy()
+        shown.thumbnail((largest, largest))
+    buffer = io.BytesIO()
+    shown.save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _decoded(file: Any, name: str) -> Image.Image:
+    """Decode a file; its size is known from its header before a pixel is decoded."""
+    Image.init()
+    try:
+        image = Image.open(file, formats=[kind for kind in FORMATS if kind in Image.OPEN])
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"{name} has {width}×{height} pixels, at most {MAX_PIXELS} are read; make it smaller")
+        image.load()
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{name} cannot be read as an image: {error}") from error
+    return image

@@ -19,10 +19,11 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from .image_processing_kosmos import KosmosImageProcessor
 from .modalities import MODALITIES, Modality, stack_inputs
-from .segments import Encoded, Image, Placed, Segment, Span, Text, Token, modality_name
+from .segments import Encoded, Image, Placed, Segment, Span, Text, Token, TooLong, modality_name
 from .tokenization_kosmos import (
     BOS,
     EOS,
+    ESCAPE,
     IMAGE_BEGIN,
     IMAGE_SLOT,
     LINE_END,
@@ -30,12 +31,16 @@ from .tokenization_kosmos import (
     SPAN_END,
     SPAN_SLOT,
     encode_text,
+    escape,
+    ignore_escapes,
 )
 
 SPAN_FOLDER = "span_tokenizer"
+ROLES = ("system", "developer", "user", "assistant")
 
 # Question and answer as KOSMOS-1 evaluates them (section 4, "Question: {question} Answer: {answer}"): one turn a line,
-# or each answer up to its </s>, so that it may have several lines.
+# or each answer up to its </s>, so that it may have several lines. A turn's only picture stands before its question,
+# several stand where the question has them: so are corpora of conversations written (kosmos_data/adapters/questions.py).
 _TURN = """\
 {{- bos_token -}}
 {%- for message in messages -%}
@@ -50,14 +55,17 @@ _TURN = """\
     {%- set text = namespace(value="") -%}
     {%- if message.content is string -%}{%- set text.value = message.content -%}
     {%- else -%}
+      {%- set one = message.content | selectattr("type", "equalto", "image") | list | length == 1 -%}
       {%- for part in message.content -%}
-        {%- if part.type == "image" -%}{{- "<image>" -}}
+        {%- if part.type == "image" and (one or not text.value | trim) -%}
+          {{- "<image>" -}}{%- set text.value = text.value ~ " " -%}
+        {%- elif part.type == "image" -%}{%- set text.value = text.value ~ "<image>" -%}
         {%- elif part.type == "span" -%}{%- set text.value = text.value ~ "<span>" ~ part.text ~ "</span>" -%}
         {%- else -%}{%- set text.value = text.value ~ part.text -%}{%- endif -%}
       {%- endfor -%}
     {%- endif -%}
-    {%- if message.role == "system" -%}{{- text.value ~ "\\n" -}}
-    {%- else -%}{{- "Question: " ~ text.value ~ " Answer:" -}}{%- endif -%}
+    {%- if message.role in ("system", "developer") -%}{{- text.value ~ "\\n" -}}
+    {%- else -%}{{- "Question: " ~ text.value | trim ~ " Answer:" -}}{%- endif -%}
   {%- endif -%}
 {%- endfor -%}
 """
@@ -108,6 +116,7 @@ class KosmosProcessor(ProcessorMixin):
         num_span_tokens: places that one text span takes in the decoder, the queries of the span connector; None, for a
             connector without queries: one for each token.
         answer_ends: the tokens that end an answer with or without its line's end; ``</s>`` by default.
+        example_questions: questions of the kind that the model was trained on; a chat greets with them.
 
     A tokenizer that was taken over from a language model (docking.py) has other names for ``<s>`` and ``</s>``, which
     are found by either. Where it does not put a space in front of a text itself, as KOSMOS's does, ``encode_text``
@@ -128,6 +137,7 @@ class KosmosProcessor(ProcessorMixin):
         num_span_tokens: int | None = None,
         turn_end: str = "line",
         answer_ends: Sequence[str] | None = None,
+        example_questions: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
         if turn_end not in CHAT_TEMPLATES:
@@ -142,10 +152,12 @@ class KosmosProcessor(ProcessorMixin):
         self.max_length = max_length
         self.answer_ends = None if answer_ends is None else list(answer_ends)
         self._space = "" if puts_space(tokenizer) else " "
+        self.example_questions = list(example_questions or [])
         self.image_token = IMAGE_BEGIN
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_BEGIN)
         self.image_slot_id: int = tokenizer.convert_tokens_to_ids(IMAGE_SLOT)
         self._marks: dict[tuple[str, ...], tuple[list[int], ...]] = {}
+        ignore_escapes(tokenizer)
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATES[turn_end])
 
     def encode(self, segments: Iterable[Segment | list[int]], skip_empty: bool = False) -> Encoded:
@@ -296,7 +308,8 @@ class KosmosProcessor(ProcessorMixin):
 
         Raises:
             ValueError: the number of pictures differs from the number of ``<image>``, ``<span>`` and ``</span>`` do not
-                alternate, a span is empty or too long for its encoder, or a prompt is longer than ``max_length``.
+                alternate, a span is empty, or (``TooLong``) a span is too long for its encoder, or a prompt is longer
+                than ``max_length``.
         """
         placed: list[Placed] = []
         if text is not None:
@@ -308,11 +321,50 @@ class KosmosProcessor(ProcessorMixin):
         if text is not None and self.max_length is not None:
             longest = max((len(ids) for ids in features["input_ids"]), default=0)
             if longest > self.max_length:
-                raise ValueError(
+                raise TooLong(
                     f"the prompt has {longest} tokens, the model takes {self.max_length} "
                     f"(an image counts {self.num_image_tokens + 2}); shorten it or use fewer images"
                 )
         return features
+
+    def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; what a person typed stays text, even where it spells ``<image>`` or ``</s>``.
+
+        Args:
+            conversation: messages, or a batch of them. A content is text or a list of parts: text, image, span, and
+                OpenAI's ``image_url``.
+
+        Raises:
+            ValueError: a role or a part that no Kosmos prompt has, naming its type.
+        """
+        batched = bool(conversation) and not isinstance(conversation[0], dict)
+        chats = [[self._plain(message) for message in chat] for chat in (conversation if batched else [conversation])]
+        return super().apply_chat_template(chats if batched else chats[0], *args, **kwargs)
+
+    def _plain(self, message: Any) -> dict[str, Any]:
+        """A message whose texts spell no special token."""
+        role, content = message.get("role"), message.get("content")
+        if role not in ROLES:
+            raise ValueError(f"a message of the role {role!r}; a conversation has {', '.join(ROLES)}")
+        if isinstance(content, str):
+            return {**message, "content": escape(self.tokenizer, content)}
+        if not isinstance(content, (list, tuple)):
+            raise ValueError(f"the content of a message is text or a list of parts, not {type(content).__name__}")
+        return {**message, "content": [self._plain_part(part, role) for part in content]}
+
+    def _plain_part(self, part: Any, role: str) -> dict[str, Any]:
+        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+        if kind == "image_url" and part.get("image_url"):
+            given = part["image_url"]
+            kind, part = "image", {"type": "image", "url": given["url"] if isinstance(given, dict) else given}
+        known = ("text",) if role == "assistant" else ("text", *MODALITIES)
+        if not isinstance(part, dict) or kind not in known:
+            raise ValueError(f"a part of the type {kind!r} in a message of the {role}; it may hold {', '.join(known)}")
+        if kind in ("text", "span"):
+            if not isinstance(part.get("text"), str):
+                raise ValueError(f"a part of the type {kind!r} has no text: {str(part)[:80]}")
+            return {**part, "text": escape(self.tokenizer, part["text"])}
+        return part
 
     def _take_spans(self, prompt: str, placed: list[Placed]) -> str:
         """The prompt with slots in the place of its spans, which are appended to ``placed``."""
@@ -328,7 +380,7 @@ class KosmosProcessor(ProcessorMixin):
             )
         pieces = re.split(f"{SPAN_BEGIN}(.*?){SPAN_END}", prompt, flags=re.DOTALL)
         for at in range(1, len(pieces), 2):
-            encoded = self.encode([Span(pieces[at])])
+            encoded = self.encode([Span(pieces[at].replace(ESCAPE, ""))])
             placed += encoded.placed
             pieces[at] = self._spell(encoded)
         return "".join(pieces)

@@ -15,6 +15,7 @@ Differs from the release: ``<image_slot>`` stands where an image's features go (
 from __future__ import annotations
 
 import io
+import re
 import string
 import tempfile
 from collections import Counter
@@ -35,6 +36,9 @@ GROUNDING_TOKENS = (
     *(f"<patch_index_{index:04d}>" for index in range(1024)),
 )
 OWN_TOKENS = (IMAGE_SLOT, SPAN_BEGIN, SPAN_END, SPAN_SLOT)
+
+# A noncharacter, which Unicode keeps out of texts. Behind each letter of a spelled token it makes text of it.
+ESCAPE = "\ufdd0"
 
 # Low enough that the lattice never prefers a special token's spelling over its letters: text cannot forge one.
 _FORBIDDEN_SCORE = -1e9
@@ -150,6 +154,26 @@ def encode_text(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     if backend.padding is not None:
         backend.no_padding()
     return backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
+
+
+def escape(tokenizer: PreTrainedTokenizerFast, text: str) -> str:
+    """Make plain text of the special tokens that ``text`` spells out, for a prompt that is tokenised as one string.
+
+    The tokenizer looks for its tokens before it normalises, and ``ignore_escapes`` made it drop ``ESCAPE`` there, so
+    that the ids are those of ``encode_text(tokenizer, text)``.
+    """
+    text = text.replace(ESCAPE, "")
+    spelled = re.compile("|".join(re.escape(token) for token in sorted(tokenizer.get_added_vocab(), key=len)[::-1]))
+    return spelled.sub(lambda found: "".join(letter + ESCAPE for letter in found[0]), text)
+
+
+def ignore_escapes(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Let the tokenizer drop ``ESCAPE`` from what it normalises, if it does not yet."""
+    backend = tokenizer.backend_tokenizer
+    given = backend.normalizer
+    if given is None or given.normalize_str(ESCAPE):
+        drop = normalizers.Replace(ESCAPE, "")
+        backend.normalizer = drop if given is None else normalizers.Sequence([drop, given])
 
 
 def _normalizer(charsmap: bytes = b"") -> normalizers.Normalizer:

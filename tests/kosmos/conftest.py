@@ -51,6 +51,12 @@ def config() -> Callable[..., KosmosConfig]:
     return make_config
 
 
+@pytest.fixture(scope="session")
+def config_factory() -> Callable[..., KosmosConfig]:
+    """The config factory, for what is made once for a file."""
+    return make_config
+
+
 @pytest.fixture
 def build() -> Callable[..., KosmosForConditionalGeneration]:
     """Return a model in eval mode whose norms and biases are not at their initial ones and zeros."""

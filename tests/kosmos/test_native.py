@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, pipeline
 
-from kosmos import KosmosForConditionalGeneration
+from kosmos import Conversation, KosmosForConditionalGeneration
 
 MESSAGES = [
     {
@@ -75,6 +75,18 @@ def test_pipeline(folder, model, processor, pictures) -> None:
     inputs = chat(processor, pictures)
     ids = model.generate(**inputs, max_new_tokens=5, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     assert out[0]["generated_text"].strip() == processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def test_pipeline_and_chat_read_the_same_prompt(folder, pictures) -> None:
+    """Pictures between words stand there, and what is typed is text."""
+    content: list = ["is", pictures[0], "or", pictures[1], "the <image> in </s>?"]
+    parts = [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image", "image": p} for p in content]
+    run = pipeline("image-text-to-text", model=str(folder), device="cpu")
+    out = run(text=[{"role": "user", "content": parts}], max_new_tokens=5, do_sample=False, return_full_text=False)
+    said = Conversation(folder, max_new_tokens=5).ask(content)
+    assert out[0]["generated_text"].replace("\n", "").strip() == said.strip()
+    with pytest.raises(ValueError, match="'video'"):
+        run(text=[{"role": "user", "content": [{"type": "video", "video": "a.mp4"}]}], max_new_tokens=1)
 
 
 def test_the_model_without_output_matrix(build, tmp_path, ids) -> None:

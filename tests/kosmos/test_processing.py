@@ -14,6 +14,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 import kosmos
 from kosmos.image_processing_kosmos import KosmosImageProcessor
 from kosmos.processing_kosmos import load_processor
+from kosmos.segments import Image as Image_
+from kosmos_data.adapters.questions import _conversation as conversation_segments
 
 RED = Image.new("RGB", (48, 40), "red")
 
@@ -77,6 +79,68 @@ def test_answers_of_several_lines_end_with_eos(processor, tmp_path) -> None:
     assert again.writing_rules()["eos_token_id"] == [2]
     with pytest.raises(ValueError, match="turn_end='dot': choose one of line, eos"):
         processor.end_turns("dot")
+
+
+def asked(*content) -> list[dict]:
+    """One question of texts and pictures."""
+    parts = [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image", "image": p} for p in content]
+    return [{"role": "user", "content": parts}]
+
+
+def chat_ids(processor, *content) -> list[int]:
+    return processor.apply_chat_template(asked(*content), tokenize=True, return_dict=True)["input_ids"][0]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        ("Is", RED, "or", RED, "larger?"),
+        (RED, "is larger than", RED, "?"),
+        (RED, RED, "which is larger?"),
+        ("which is larger?", RED, RED),
+        ("what is", RED, "here?"),
+        (RED, "what is here?"),
+    ],
+)
+def test_pictures_stand_where_a_corpus_has_them(processor, content) -> None:
+    """The ids of a chat are those of the same conversation in training."""
+    question = " ".join(part if isinstance(part, str) else "<image>" for part in content)
+    pictures = [Image_(part) for part in content if not isinstance(part, str)]
+    *trained, _ = conversation_segments([{"value": question}, {"value": "red"}], pictures)
+    assert chat_ids(processor, *content) == [0, *processor.encode(trained).ids]
+
+
+def test_what_a_person_types_is_text(processor) -> None:
+    specials = sorted(set(processor.tokenizer.get_added_vocab()) - {"</line>"})
+    spelled = f"what are {' '.join(specials)} and <<image> in <image></s>?\ufdd0"
+    ids = chat_ids(processor, RED, spelled)
+    text = f"Question: {spelled[:-1]} Answer:"
+    assert ids == [0, *processor.image_token_ids(), *processor.encode_text(text)]
+    several = processor.apply_chat_template(
+        [*asked(RED, spelled), {"role": "assistant", "content": "</s>"}], tokenize=True, return_dict=True
+    )
+    assert several["input_ids"][0] == [*ids, *processor.encode_text(" </s>\n")]
+    again = processor.tokenizer.backend_tokenizer.normalizer
+    assert type(processor)(processor.image_processor, processor.tokenizer) is not None
+    assert str(processor.tokenizer.backend_tokenizer.normalizer) == str(again)  # a loaded tokenizer is as it was
+
+
+def test_what_no_prompt_has_is_refused_by_its_name(processor) -> None:
+    refused = [
+        ({"role": "user", "content": [{"type": "video", "video": "a.mp4"}]}, "'video'"),
+        ({"role": "user", "content": [{"type": "input_audio"}]}, "'input_audio'"),
+        ({"role": "user", "content": ["what?"]}, "'str'"),
+        ({"role": "user", "content": [{"text": "what?"}]}, "None"),
+        ({"role": "user", "content": [{"type": "text"}]}, "has no text"),
+        ({"role": "user", "content": None}, "not NoneType"),
+        ({"role": "assistant", "content": [{"type": "image"}]}, "of the assistant"),
+        ({"role": "tool", "content": "3"}, "'tool'"),
+    ]
+    for message, named in refused:
+        with pytest.raises(ValueError, match=named):
+            processor.apply_chat_template([message])
+        with pytest.raises(ValueError, match=named):
+            processor.apply_chat_template([[message]])
 
 
 def test_counts_and_lengths_that_do_not_fit_are_refused(processor) -> None:

@@ -8,8 +8,7 @@ import pytest
 import torch
 from transformers import AutoProcessor
 
-from kosmos import KosmosConfig, KosmosForConditionalGeneration, KosmosProcessor
-from kosmos.chat import Conversation
+from kosmos import Conversation, KosmosConfig, KosmosForConditionalGeneration, KosmosProcessor
 from kosmos.configuration_kosmos import KosmosConnectorConfig
 from kosmos.connectors import build_connector
 

@@ -15,7 +15,7 @@ from kosmos.modalities import MODALITIES
 from kosmos.processing_kosmos import load_processor
 from kosmos_data import build_loader
 from kosmos_train import TrainConfig, train
-from kosmos_train.build import build_model
+from kosmos_train.build import build_model, build_processor
 from kosmos_train.dry_run import dry_run, plan
 from kosmos_train.engine import deepspeed_config
 
@@ -165,3 +165,14 @@ def test_deepspeed_json_is_generated_and_open(values: dict[str, Any]) -> None:
     assert made["gradient_clipping"] == 0.5
     assert made["bf16"] == {"enabled": True}
     assert made["wall_clock_breakdown"] is True
+
+
+def test_questions_of_the_samples_are_kept_for_the_chat(tmp_path: Path) -> None:
+    values = tiny.make_world(tmp_path / "world")
+    asked = ["Question: what is it? Answer:", "Question: what is it? Answer:", "An image of", "Question:  Answer:"]
+    values["samples"] = {"every": 1, "prompts": [{"text": text} for text in asked]}
+    processor = build_processor(settings.from_dict(TrainConfig, values))
+    assert processor.example_questions == ["what is it?"]
+    processor.save_pretrained(tmp_path / "saved")
+    again = values | {"processor": str(tmp_path / "saved"), "samples": {}}
+    assert build_processor(settings.from_dict(TrainConfig, again)).example_questions == ["what is it?"]

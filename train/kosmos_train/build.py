@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ def build_processor(config: TrainConfig) -> Any:
         processor = load_processor(find_checkpoint(config.model.checkpoint))
     if config.turn_end is not None:
         processor.end_turns(config.turn_end)
+    asked = (re.fullmatch(r"Question: (.*\S) Answer:", prompt.text.strip()) for prompt in config.samples.prompts)
+    if questions := [found[1] for found in asked if found]:  # a chat greets with them
+        processor.example_questions = list(dict.fromkeys(questions))
     return processor
 
 

@@ -1,0 +1,302 @@
+"""Talk with a model about images: one :class:`Conversation` behind every door that a person comes by.
+
+The prompt is the processor's chat template, that is the question-and-answer lines which the model was tuned and is
+evaluated on; an answer ends where the checkpoint's rules of writing say: at ``</s>``, or at the end of its line too.
+"""
+
+from __future__ import annotations
+
+import copy
+import html
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from .loading import find_model, load
+from .pictures import as_data_uri, open_picture
+from .segments import TooLong
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+
+    from .modeling_kosmos import KosmosForConditionalGeneration
+    from .processing_kosmos import KosmosProcessor
+
+    Picture: TypeAlias = str | Path | bytes | Image | np.ndarray
+    Part: TypeAlias = dict[str, Any]
+
+LONGEST_ANSWER = 64
+
+
+class Conversation:
+    """A chat of several turns with several images.
+
+    Args:
+        model: a Kosmos model, or the path of a checkpoint or run directory.
+        processor: its processor; read from the same path if ``model`` is one.
+        system: text in front of the conversation.
+        max_new_tokens: longest answer, in tokens; 64, unless ``generation`` says how long it may be.
+        adapter: one or several tunings of the model (``kosmos.tuning``); the first answers until :meth:`use`.
+        **generation: anything ``generate()`` takes, e.g. ``do_sample=True, temperature=0.7``; greedy by default. Beams
+            write no answer piece by piece, it comes as a whole.
+
+    Attributes:
+        messages: what was said, as the chat template takes it.
+        checkpoint: the folder that speaks, if it was read from one.
+        forgotten: the number of turns that were dropped because the context was used up.
+
+    In a notebook the conversation shows itself as pictures and turns.
+    """
+
+    def __init__(
+        self,
+        model: KosmosForConditionalGeneration | str | Path,
+        processor: KosmosProcessor | None = None,
+        system: str | None = None,
+        max_new_tokens: int | None = None,
+        adapter: Sequence[str | Path] | str | Path = (),
+        **generation: Any,
+    ) -> None:
+        self.checkpoint: Path | None = None
+        adapters = [adapter] if isinstance(adapter, (str, Path)) else list(adapter)
+        if isinstance(model, (str, Path)):
+            self.checkpoint = find_model(model)
+            model, processor = load(self.checkpoint, adapters=adapters)
+        elif adapters:
+            from .tuning import load_tuned
+
+            load_tuned(model, adapters)
+        if processor is None:
+            raise ValueError("give the processor that belongs to the model: Conversation(model, processor)")
+        if generation.get("num_return_sequences", 1) != 1:
+            raise ValueError(f"num_return_sequences={generation['num_return_sequences']}: a question has one answer")
+        model.take_rules(processor)
+        self.model = model
+        self.processor = processor
+        self.system = system
+        self.generation = self._defaults(max_new_tokens, generation)
+        self.messages: list[dict[str, Any]] = []
+        self.forgotten = 0
+        self.reset()
+
+    def _defaults(self, max_new_tokens: int | None, generation: dict[str, Any]) -> dict[str, Any]:
+        """What is handed to ``generate()``: the caller's settings, and ours where those say nothing."""
+        defaults: dict[str, Any] = {}
+        if "generation_config" not in generation:
+            defaults = {"do_sample": False}
+            if max_new_tokens is None and "max_length" not in generation:
+                defaults["max_new_tokens"] = LONGEST_ANSWER
+        if max_new_tokens is not None:
+            defaults["max_new_tokens"] = max_new_tokens
+        return {**defaults, **generation}
+
+    def use(self, adapter: str | None) -> None:
+        """Answer with another of the model's adapters from now on, by its name; None: with the model as it was.
+
+        Raises:
+            ValueError: no such adapter.
+        """
+        from .tuning import use
+
+        use(self.model, adapter)
+
+    def reset(self) -> None:
+        """Forget all turns and images."""
+        self.messages = [{"role": "system", "content": self.system}] if self.system else []
+        self.forgotten = 0
+
+    def ask(
+        self,
+        question: str | Sequence[str | Picture],
+        images: Sequence[Picture] | Picture | None = (),
+        context: Sequence[str] | str = (),
+        forget: bool = False,
+    ) -> str:
+        """Put a question, with new images or about earlier ones, and return the answer.
+
+        Args:
+            question: what is asked. Or a list of texts and pictures in their order, ``["Is", red, "or", blue, "new"]``:
+                in it a ``Path`` is a picture and a ``str`` is text.
+            images: pictures shown before it: paths, Pillow images, arrays (H, W, 3) of uint8, or a file's bytes.
+            context: texts before it that the bidirectional text encoder reads (MetaLM), for a model that has one.
+            forget: drop the oldest turns where the conversation has outgrown the model, instead of refusing.
+
+        Raises:
+            TooLong: a ValueError; the conversation has outgrown the model.
+            ValueError: nothing is asked, an image cannot be read, or a context is given to a model without a text
+                encoder.
+        """
+        return "".join(self.stream(question, images, context, forget))
+
+    def stream(
+        self,
+        question: str | Sequence[str | Picture],
+        images: Sequence[Picture] | Picture | None = (),
+        context: Sequence[str] | str = (),
+        forget: bool = False,
+    ) -> Iterator[str]:
+        """Like :meth:`ask`, piece by piece as the answer is written.
+
+        Who leaves the loop early, stops the model; what it has written until then is the answer.
+        """
+        yield from self.stream_parts(self.question(question, images, context), forget)
+
+    def stream_parts(self, parts: list[Part], forget: bool = False) -> Iterator[str]:
+        """Like :meth:`stream`, for the parts of a message; those of :meth:`take_back` for instance."""
+        from .streaming import stream_answer  # it imports torch
+
+        asked = {"role": "user", "content": parts}
+        inputs = self._inputs_of(asked, forget)
+        answer = ""
+        whole = False
+        try:
+            for piece in stream_answer(self.model, self.processor, inputs, self.generation):
+                answer += piece
+                yield piece
+            whole = True
+        except (GeneratorExit, KeyboardInterrupt):
+            whole = bool(answer.strip())
+            raise
+        finally:
+            if whole:
+                said = {"role": "assistant", "content": [{"type": "text", "text": answer.strip()}]}
+                self.messages += [asked, said]
+
+    def question(
+        self,
+        question: str | Sequence[str | Picture],
+        images: Sequence[Picture] | Picture | None = (),
+        context: Sequence[str] | str = (),
+    ) -> list[Part]:
+        """Return the parts of a message that puts a question; arguments and errors are those of :meth:`ask`."""
+        spans = [context] if isinstance(context, str) else list(context)
+        if spans and self.model.config.span_encoder_config is None:
+            raise ValueError("a context was given, but this model has no text encoder; write it into the question")
+        given = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
+        asked = list(question) if isinstance(question, (list, tuple)) else [question]
+        if not isinstance(question, (str, list, tuple)):
+            raise ValueError(f"a question is text, or a list of texts and pictures, not {type(question).__name__}")
+        if not any(isinstance(part, str) and part.strip() for part in asked):
+            raise ValueError("the question is empty; ask something, for instance what is in the picture")
+        if any(not isinstance(part, str) for part in (*asked, *given)) or given:
+            self._refuse_blind()
+        return [
+            *({"type": "image", "image": open_picture(image)} for image in given),
+            *({"type": "span", "text": text} for text in spans),
+            *({"type": "text", "text": part} if isinstance(part, str) else _picture_part(part) for part in asked),
+        ]
+
+    def take_back(self) -> list[Part]:
+        """Remove the last question and its answer and return the question's parts, to ask it again or otherwise.
+
+        Raises:
+            ValueError: nothing was asked yet.
+        """
+        if len(self.messages) < 2:
+            raise ValueError("nothing was asked yet")
+        *self.messages, asked, _ = self.messages
+        return asked["content"]
+
+    def fork(self, messages: Sequence[dict[str, Any]] | None = None) -> Conversation:
+        """Return another conversation with the same model, which begins with ``messages`` or with nothing."""
+        other = copy.copy(self)
+        other.generation = dict(self.generation)
+        other.reset()
+        if messages:
+            other.messages = list(messages)
+        return other
+
+    def show(self) -> None:
+        """Show a page to chat on, in a notebook or a browser: pictures are dropped, answers streamed.
+
+        Raises:
+            ModuleNotFoundError: gradio is not installed (``pip install -e ".[web-chat]"``).
+        """
+        from .web_chat import show
+
+        show([self], wait=False)
+
+    def pictures(self) -> list[Image]:
+        """Return the pictures that the model sees, in order."""
+        return [part["image"] for part in self._all_parts() if part["type"] == "image"]
+
+    def prompt(self) -> str:
+        """Return the text of all turns as the model reads it, ``<image>`` where a picture stands."""
+        from .tokenization_kosmos import ESCAPE
+
+        return self.processor.apply_chat_template(self.messages).replace(ESCAPE, "")
+
+    def export(self) -> dict[str, Any]:
+        """Return the conversation as JSON takes it: who speaks, how, the messages with their pictures, the prompt."""
+        plain = (str, int, float, bool, type(None))
+        messages = [
+            {**message, "content": [_exported(part) for part in _parts_of(message)]} for message in self.messages
+        ]
+        return {
+            "checkpoint": str(self.checkpoint) if self.checkpoint else None,
+            "generation": {name: value for name, value in self.generation.items() if isinstance(value, plain)},
+            "messages": messages,
+            "prompt": self.prompt(),
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write the conversation to a file: ``.html`` to look at, anything else as JSON (:meth:`export`)."""
+        import json
+
+        path = Path(path)
+        page = f'<!doctype html><meta charset="utf-8"><title>Kosmos</title>{self._repr_html_()}'
+        text = page if path.suffix == ".html" else json.dumps(self.export(), ensure_ascii=False, indent=1)
+        path.write_text(text, encoding="utf-8", errors="replace")  # what a terminal hands on may be half a character
+
+    def _refuse_blind(self) -> None:
+        if self.model.config.vision_config is None:
+            raise ValueError("a picture was given, but this model has no vision encoder; ask without pictures")
+
+    def _inputs_of(self, asked: dict[str, Any], forget: bool) -> dict[str, Any]:
+        """What the model reads; with ``forget`` the oldest turns are dropped until it fits."""
+        while True:
+            try:
+                return self._inputs([*self.messages, asked])
+            except TooLong:
+                turns = self.messages[1:] if self.system else self.messages
+                if not forget or not turns:
+                    raise
+                self.messages = [*(self.messages[:1] if self.system else []), *turns[2:]]
+                self.forgotten += 1
+
+    def _inputs(self, messages: list[dict[str, Any]]) -> dict[str, Any]:
+        inputs: Any = self.processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
+        return {name: inputs[name].to(self.model.device) for name in inputs}
+
+    def _all_parts(self) -> list[Part]:
+        return [part for message in self.messages for part in _parts_of(message)]
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for message in self.messages:
+            body = "".join(_html_part(part) for part in _parts_of(message))
+            side = "left" if message["role"] == "assistant" else "right"
+            rows.append(f'<div style="text-align:{side};margin:6px 0"><b>{message["role"]}</b><br>{body}</div>')
+        return f'<div style="max-width:640px;font-family:sans-serif">{"".join(rows) or "(nothing said yet)"}</div>'
+
+
+def _picture_part(picture: Any) -> Part:
+    return {"type": "image", "image": open_picture(picture)}
+
+
+def _parts_of(message: dict[str, Any]) -> list[Part]:
+    content = message["content"]
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def _exported(part: Part) -> Part:
+    if part["type"] != "image":
+        return part
+    return {"type": "image_url", "image_url": {"url": as_data_uri(part["image"])}}
+
+
+def _html_part(part: Part) -> str:
+    if part["type"] != "image":
+        return html.escape(part["text"])
+    return f'<img style="min-width:96px" src="{as_data_uri(part["image"], largest=256)}"><br>'

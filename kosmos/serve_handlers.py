@@ -1,0 +1,193 @@
+"""The parts of transformers' server that know Kosmos: which model, what a message may hold, how an answer ends."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+from fastapi import HTTPException
+from starlette.responses import JSONResponse
+from transformers.cli.serving.chat_completion import ChatCompletionHandler
+from transformers.cli.serving.model_manager import ModelManager
+from transformers.cli.serving.response import ResponseHandler
+from transformers.cli.serving.utils import GenerateManager, GenerationState, Modality
+
+from .admission import Admission
+from .loading import load
+from .serve import REFUSED
+
+TEXTS, IMAGES = ("text", "input_text", "output_text"), ("image_url", "input_image")
+
+
+class Models(ModelManager):
+    """One checkpoint under one name; nothing else is ever loaded."""
+
+    def __init__(self, checkpoint: str | Path, name: str) -> None:
+        self.checkpoint = checkpoint
+        self._loaded: tuple[Any, Any] | None = None
+        super().__init__(force_model=name)
+
+    def _both(self) -> tuple[Any, Any]:
+        if self._loaded is None:
+            model, processor = load(self.checkpoint)
+            model.take_rules(processor)
+            self._loaded = model, processor
+        return self._loaded
+
+    def _load_processor(self, *args: Any, **kwargs: Any) -> Any:
+        return self._both()[1]
+
+    def _load_model(self, *args: Any, **kwargs: Any) -> Any:
+        return self._both()[0]
+
+    def get_gen_models(self, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:  # type: ignore[override]
+        """The list of models: this one."""
+        return [{"id": self.force_model, "object": "model", "created": int(time.time()), "owned_by": "kosmos"}]
+
+    @staticmethod
+    def get_model_modality(*args: Any, **kwargs: Any) -> Modality:
+        """Text and images."""
+        return Modality.VLM
+
+
+class Trimmed:
+    """The queue of a stream, without blanks before the answer and line ends behind it, as ``Conversation`` gives it."""
+
+    def __init__(self, queue: asyncio.Queue) -> None:
+        self.queue, self.held, self.first = queue, "", True
+
+    async def get(self) -> Any:
+        """Wait for the next piece."""
+        return self._trim(await self.queue.get())
+
+    def get_nowait(self) -> Any:
+        """The next piece if it is there; asyncio.QueueEmpty otherwise."""
+        return self._trim(self.queue.get_nowait())
+
+    def _trim(self, piece: Any) -> Any:
+        if type(piece) is not str:
+            return piece
+        text = self.held + piece
+        text = text.lstrip() if self.first else text
+        kept = text.rstrip("\n")
+        self.held = text[len(kept) :]
+        self.first = self.first and not kept
+        return kept
+
+
+class Generations(GenerateManager):
+    """transformers' generation, whose answers are trimmed."""
+
+    def generate_streaming(self, *args: Any, **kwargs: Any) -> Any:
+        """The queue that pieces come by, and the streamer."""
+        queue, streamer = super().generate_streaming(*args, **kwargs)
+        return Trimmed(queue), streamer
+
+    async def generate_non_streaming(self, *args: Any, **kwargs: Any) -> Any:
+        """The answer, the length of the prompt, the ids of the answer."""
+        text, *rest = await super().generate_non_streaming(*args, **kwargs)
+        return (text.strip(), *rest)
+
+
+class State(GenerationState):
+    """One queue of questions: a model answers one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generations = Generations()
+
+    def get_manager(self, model_id: str, use_cb: bool = False) -> Any:
+        """The one manager."""
+        return self.generations
+
+
+class Kosmos:
+    """What both handlers add: requests are looked at before they are answered, and errors are told to the client."""
+
+    def __init__(self, models: Models, state: State, admission: Admission, longest: int) -> None:
+        super().__init__(models, state)  # type: ignore[call-arg]
+        self.admission, self.longest = admission, longest
+
+    async def handle_request(self, body: dict, request_id: str) -> Any:
+        """Answer, or say what is wrong with the request."""
+        try:
+            checked = await asyncio.to_thread(self._admitted, body)
+            return await super().handle_request(checked, request_id)  # type: ignore[misc]
+        except (ValueError, KeyError, TypeError) as error:
+            message = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            return _error(400, message)
+        except HTTPException as error:
+            return _error(error.status_code, str(error.detail))
+
+    def _admitted(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The request with its pictures opened.
+
+        Raises:
+            ValueError: it asks for what is not served, or shows what may not be shown.
+        """
+        for field in REFUSED:
+            if body.get(field):
+                raise ValueError(f"{field} is not served; a request holds messages, temperature, top_p, stop, seed …")
+        if body.get("n") not in (None, 1):
+            raise ValueError(f"n={body['n']}: a question has one answer")
+        if (body.get("response_format") or {}).get("type", "text") != "text":
+            raise ValueError("response_format: answers are text")
+        field = "input" if "input" in body else "messages"
+        given = body.get(field)
+        if isinstance(given, str):
+            given = [{"role": "user", "content": given}]
+        if not isinstance(given, list) or not given:
+            raise ValueError(f"{field} is a list of messages, not {type(given).__name__}")
+        room = [self.admission.max_images]
+        messages = [self._message(message, room) for message in given]
+        return {**body, field: messages, "stream": bool(body.get("stream"))}  # responses would stream unasked
+
+    def _message(self, message: Any, room: list[int]) -> dict[str, Any]:
+        """A message with its pictures opened; ``room`` holds the number of pictures that may still come."""
+        if not isinstance(message, dict) or message.get("type", "message") != "message":
+            kind = message.get("type") if isinstance(message, dict) else type(message).__name__
+            raise ValueError(f"{kind!r} is no message; a conversation is made of messages")
+        content = message.get("content")
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        if not isinstance(parts, list):
+            raise ValueError(f"the content of a message is text or a list of parts, not {type(content).__name__}")
+        return {"role": message.get("role"), "content": [self._part(part, room) for part in parts]}
+
+    def _part(self, part: Any, room: list[int]) -> dict[str, Any]:
+        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+        if kind in TEXTS and isinstance(part.get("text"), str):
+            return {"type": "text", "text": part["text"]}
+        if kind not in IMAGES:
+            raise ValueError(f"a part of the type {kind!r}; a message holds {', '.join((*TEXTS, *IMAGES))}")
+        room[0] -= 1
+        if room[0] < 0:
+            raise ValueError(f"more than {self.admission.max_images} pictures in a request")
+        where = part.get("image_url")
+        return {"type": "image_url", "image_url": {"url": self.admission.open(_address(where))}}
+
+    def _build_generation_config(self, body: dict, *args: Any, **kwargs: Any) -> Any:
+        """transformers' settings; a temperature above 0 draws, and an answer is no longer than the server allows."""
+        settings = super()._build_generation_config(body, *args, **kwargs)  # type: ignore[misc]
+        asked = body.get("max_completion_tokens") or body.get("max_tokens") or body.get("max_output_tokens")
+        settings.max_new_tokens = max(1, min(int(asked or self.longest), self.longest))
+        if body.get("temperature") is not None or body.get("top_p") is not None:
+            settings.do_sample = body.get("temperature") != 0
+        return settings
+
+
+class ChatHandler(Kosmos, ChatCompletionHandler):
+    """``/v1/chat/completions``."""
+
+
+class ResponsesHandler(Kosmos, ResponseHandler):
+    """``/v1/responses``."""
+
+
+def _address(where: Any) -> Any:
+    return where.get("url") if isinstance(where, dict) else where
+
+
+def _error(status: int, message: str) -> JSONResponse:
+    return JSONResponse({"error": {"message": message, "type": "invalid_request_error"}}, status_code=status)

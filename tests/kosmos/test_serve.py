@@ -1,0 +1,291 @@
+"""``kosmos serve`` as OpenAI's own client sees it: a started process, text, pictures, streams, limits."""
+
+from __future__ import annotations
+
+import base64
+import http.server
+import ipaddress
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from kosmos import Conversation, KosmosForConditionalGeneration
+from kosmos.admission import Admission
+from kosmos.pictures import as_data_uri
+from kosmos.serve import main
+
+pytest.importorskip("fastapi")
+pytest.importorskip("uvicorn")
+openai = pytest.importorskip("openai")
+
+RED, BLUE = (Image.new("RGB", (40, 30), colour) for colour in ("red", "blue"))
+KEY = "a-key-of-the-test"
+QUESTION = "what is it?"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, processor, config_factory) -> Path:
+    begin, slot, *_, end = processor.image_token_ids()
+    settings = config_factory(text={"vocab_size": len(processor.tokenizer)})
+    settings.image_token_id, settings.boi_token_id, settings.eoi_token_id = slot, begin, end
+    settings.num_image_tokens = settings.connector_config.num_queries = processor.num_image_tokens
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("serve") / "checkpoint"
+    KosmosForConditionalGeneration(settings).save_pretrained(path)
+    processor.save_pretrained(path)
+    RED.save(path.parent / "red.png")
+    (path.parent / "pictures").mkdir()
+    BLUE.save(path.parent / "pictures" / "blue.png")
+    return path
+
+
+@pytest.fixture(scope="module")
+def base(folder: Path) -> Iterator[str]:
+    """Address of a server that was started as people start it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable, "-m", "kosmos", "serve", str(folder), "--port", str(port), "--max-images", "3",
+        "--max-image-mb", "0.05", "--allow-files", str(folder.parent / "pictures"),
+    ]  # fmt: skip
+    with open(folder.parent / "log", "w+") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "KOSMOS_API_KEY": KEY})
+        try:
+            end = time.monotonic() + 300
+            while "answers at" not in Path(log.name).read_text():
+                assert process.poll() is None, Path(log.name).read_text()
+                assert time.monotonic() < end, Path(log.name).read_text()
+                time.sleep(0.2)
+            while True:
+                try:
+                    socket.create_connection(("127.0.0.1", port), 1).close()
+                    break
+                except OSError:
+                    assert time.monotonic() < end
+                    time.sleep(0.1)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def client(base: str):
+    return openai.OpenAI(base_url=f"{base}/v1", api_key=KEY, max_retries=0)
+
+
+def shown(*parts: str | Image.Image) -> list[dict]:
+    return [
+        {"type": "text", "text": part}
+        if isinstance(part, str)
+        else {"type": "image_url", "image_url": {"url": as_data_uri(part)}}
+        for part in parts
+    ]
+
+
+@pytest.fixture(scope="module")
+def chat(folder: Path) -> Conversation:
+    return Conversation(folder, max_new_tokens=12)
+
+
+@pytest.mark.slow
+def test_the_official_client_is_answered_as_a_conversation_answers(client, chat: Conversation) -> None:
+    assert [model.id for model in client.models.list()] == ["kosmos"]
+    asked = [(QUESTION,), (RED, QUESTION), ("is", RED, "or", BLUE, "larger </s> <image>?")]
+    for parts in asked:
+        chat.reset()
+        expected = chat.ask(list(parts)).strip()
+        assert expected
+        messages = [{"role": "user", "content": shown(*parts)}]
+        whole = client.chat.completions.create(model="kosmos", messages=messages, max_tokens=12)
+        assert whole.choices[0].message.content == expected
+        pieces = client.chat.completions.create(model="kosmos", messages=messages, max_tokens=12, stream=True)
+        assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == expected
+        content = [
+            {"type": "input_text", "text": part["text"]}
+            if part["type"] == "text"
+            else {"type": "input_image", "image_url": part["image_url"]["url"]}
+            for part in shown(*parts)
+        ]
+        given = [{"role": "user", "content": content}]
+        response = client.responses.create(model="kosmos", input=given, max_output_tokens=12)
+        assert response.output_text == expected
+        stream = client.responses.create(model="kosmos", input=given, max_output_tokens=12, stream=True)
+        assert "".join(event.delta for event in stream if event.type == "response.output_text.delta") == expected
+
+
+@pytest.mark.slow
+def test_a_conversation_of_several_turns(client, chat: Conversation) -> None:
+    chat.reset()
+    first = chat.ask(QUESTION, RED).strip()
+    second = chat.ask("and this?", BLUE).strip()
+    messages = [
+        {"role": "user", "content": shown(RED, QUESTION)},
+        {"role": "assistant", "content": first},
+        {"role": "user", "content": shown(BLUE, "and this?")},
+    ]
+    said = client.chat.completions.create(model="kosmos", messages=messages, max_tokens=12)
+    assert said.choices[0].message.content == second
+    drawn = {
+        client.chat.completions.create(model="kosmos", messages=messages, max_tokens=12, temperature=2.0, seed=seed)
+        .choices[0]
+        .message.content
+        for seed in (1, 2, 1)
+    }
+    assert len(drawn) == 2
+
+
+@pytest.mark.slow
+def test_what_is_not_served_is_said(client, base: str, folder: Path) -> None:
+    def refused(*parts: dict, match: str, kind=openai.BadRequestError, **options) -> None:
+        with pytest.raises(kind, match=match):
+            client.chat.completions.create(
+                model="kosmos", messages=[{"role": "user", "content": list(parts)}], max_tokens=2, **options
+            )
+
+    def picture(url: str) -> dict:
+        return {"type": "image_url", "image_url": {"url": url}}
+
+    noise = Image.frombytes("RGB", (200, 200), os.urandom(120_000))
+    text = {"type": "text", "text": QUESTION}
+    refused(*shown(RED, RED, RED, RED, QUESTION), match="more than 3 pictures")
+    refused(*shown(noise, QUESTION), match="at most 50000 are read")
+    refused(picture("data:image/png;base64,@@"), text, match="not base64")
+    refused(picture("data:image/png;base64," + base64.b64encode(b"no").decode()), text, match="cannot be read")
+    refused(picture("http://127.0.0.1/x.png"), text, match="not fetched from the web")
+    for outside in (f"file://{folder.parent}/red.png", "file:///etc/passwd", "../red.png", "/etc/passwd"):
+        refused(picture(outside), text, match="no file of the folder")
+    refused({"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}, text, match="input_audio")
+    refused(text, match="n=2", n=2)
+    refused(text, match="tools", tools=[{"type": "function", "function": {"name": "f"}}])
+    refused(text, match="chat_template_kwargs", extra_body={"chat_template_kwargs": {"chat_template": "x"}})
+    refused(text, match="generation_config", extra_body={"generation_config": "{}"})
+    refused({"type": "text", "text": "why? " * 300}, match="the model takes 256")
+    refused(text, match="'gpt-5'", extra_body={"model": "gpt-5"})
+    allowed = [picture(f"file://{folder.parent}/pictures/blue.png"), text]
+    inside = client.chat.completions.create(
+        model="kosmos", messages=[{"role": "user", "content": allowed}], max_tokens=2
+    )
+    assert inside.choices
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=f"{base}/v1", api_key="wrong", max_retries=0).models.list()
+    with pytest.raises(openai.NotFoundError):
+        client.completions.create(model="kosmos", prompt="a")
+    for path, headers, status in (
+        ("/load_model", {}, 404), ("/reset", {}, 404), ("/docs", {}, 404),
+        ("/v1/models", {"Host": "evil.example"}, 403),
+        ("/v1/chat/completions", {"Content-Length": "999999999"}, 413),
+    ):  # fmt: skip
+        request = urllib.request.Request(base + path, b"{}", {"Authorization": f"Bearer {KEY}", **headers})
+        request.method = "GET" if path == "/v1/models" else "POST"
+        with pytest.raises(urllib.error.HTTPError) as found:
+            urllib.request.urlopen(request, timeout=20)
+        assert found.value.code == status, path
+
+
+def test_who_listens_elsewhere_needs_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KOSMOS_API_KEY", raising=False)
+    for host in ("0.0.0.0", "::", "192.168.1.2", "example.org"):
+        with pytest.raises(ValueError, match="KOSMOS_API_KEY"):
+            main(["runs/none", "--host", host])
+    with pytest.raises(ValueError, match="no such folder"):
+        main(["runs/none", "--allow-files", "/no/such/folder"])
+    with pytest.raises(ValueError, match="'public', or a network"):
+        main(["runs/none", "--allow-urls", "everything"])
+
+
+@pytest.fixture
+def web() -> Iterator[str]:
+    """A web server on this machine, as an attacker or a colleague has one."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path.startswith("/to/"):
+                self.send_response(302)
+                self.send_header("Location", self.path.removeprefix("/to/"))
+                self.end_headers()
+                return
+            if self.path == "/endless":
+                self.send_response(200)
+                self.end_headers()
+                try:
+                    while True:
+                        self.wfile.write(b"x" * 65536)
+                except OSError:
+                    return
+            self.send_response(200)
+            self.end_headers()
+            RED.save(self.wfile, "PNG")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_only_what_is_allowed_is_fetched(web: str, tmp_path: Path) -> None:
+    ours = Admission(urls=True, networks=(ipaddress.ip_network("127.0.0.1/32"),), max_bytes=1_000_000)
+    assert ours.open(f"http://{web}/red.png").size == RED.size
+    assert ours.open(f"http://{web}/to/http://{web}/red.png").size == RED.size
+    port = web.rpartition(":")[2]
+    public = Admission(urls=True)
+    private = [
+        f"http://{web}/red.png", f"http://localhost:{port}/", f"http://[::1]:{port}/", f"http://[::ffff:127.0.0.1]:{port}/",
+        f"http://0x7f000001:{port}/", f"http://2130706433:{port}/", f"http://127.1:{port}/", "http://10.0.0.1/",
+        "http://169.254.169.254/latest/meta-data", "http://192.168.0.1/", "http://172.16.0.1/", "http://100.64.0.1/",
+        "http://0.0.0.0/", "http://[fe80::1]/", "http://[fd00::1]/", "http://[64:ff9b::7f00:1]/", "http://224.0.0.1/",
+        "http://[2002:7f00:1::]/",
+    ]  # fmt: skip
+    for url in private:
+        with pytest.raises(ValueError, match="may not fetch"):
+            public.open(url)
+    for target in ("http://127.0.0.2/", "http://10.0.0.1/", f"http://localhost.localdomain:{port}/x"):
+        with pytest.raises(ValueError, match=r"may not fetch|no such host"):
+            ours.open(f"http://{web}/to/{target}")
+    with pytest.raises(ValueError, match="http and https only"):
+        ours.open(f"http://{web}/to/file:///etc/passwd")
+    with pytest.raises(ValueError, match="more than 3 redirects"):
+        ours.open(f"http://{web}/to/" * 5 + f"http://{web}/")
+    with pytest.raises(ValueError, match="longer than 1000000 bytes"):
+        ours.open(f"http://{web}/endless")
+    with pytest.raises(ValueError, match="not fetched"):
+        Admission().open(f"http://{web}/red.png")
+    with pytest.raises(ValueError, match="files are not read"):
+        Admission().open("file:///etc/passwd")
+    (tmp_path / "in").mkdir()
+    RED.save(tmp_path / "red.png")
+    (tmp_path / "in" / "link.png").symlink_to(tmp_path / "red.png")
+    with pytest.raises(ValueError, match="no file of the folder"):
+        Admission(files=tmp_path / "in").open("link.png")
+
+
+def test_a_name_that_leads_inside_is_not_followed(web: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One name with a public and a private address, and a name that changes its mind after it was looked at."""
+    port = int(web.rpartition(":")[2])
+    asked = []
+
+    def lookup(host: str, *_: object, **__: object) -> list:
+        asked.append(host)
+        found = ["93.184.216.34", "127.0.0.1"] if host == "both.example" else ["127.0.0.1"]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in found]
+
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    for host in ("both.example", "inside.example"):
+        with pytest.raises(ValueError, match=r"is at 127\.0\.0\.1"):
+            Admission(urls=True).open(f"http://{host}:{port}/")
+    assert asked == ["both.example", "inside.example"]  # looked up once: what was checked is what is connected to

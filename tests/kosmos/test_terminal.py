@@ -1,0 +1,239 @@
+"""The chat in a terminal: commands, paths as people type them, and a real pty with keys pressed in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from kosmos import Conversation, KosmosForConditionalGeneration, KosmosProcessor
+from kosmos.chat import main
+from kosmos.terminal import Terminal, completions, paths_in, printable
+
+RED = Image.new("RGB", (40, 30), "red")
+
+
+@pytest.fixture
+def model(config, processor: KosmosProcessor) -> KosmosForConditionalGeneration:
+    begin, slot, *_, end = processor.image_token_ids()
+    settings = config(text={"vocab_size": len(processor.tokenizer)})
+    settings.image_token_id, settings.boi_token_id, settings.eoi_token_id = slot, begin, end
+    settings.num_image_tokens = settings.connector_config.num_queries = processor.num_image_tokens
+    torch.manual_seed(0)
+    return KosmosForConditionalGeneration(settings).eval()
+
+
+@pytest.fixture
+def terminal(model, processor) -> Terminal:
+    return Terminal(Conversation(model, processor, max_new_tokens=2))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home with pictures whose names are odd; also the working directory."""
+    odd = os.fsdecode(b"b\xffd [red].png")
+    for name in ("red.png", "my photo.png", "it's.png", odd):
+        RED.save(tmp_path / name, "PNG")
+    (tmp_path / "other folder").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_paths_as_people_give_them(folder: Path) -> None:
+    photo = folder / "my photo.png"
+    for text in (
+        f'"{photo}"',
+        f"'{photo}'",
+        str(photo),
+        f"{photo}".replace(" ", "\\ "),
+        f"file://{folder}/my%20photo.png",
+    ):
+        assert paths_in(text) == [photo], text
+    assert paths_in("~/red.png 'my photo.png' ~/my\\ photo.png") == [folder / "red.png", Path("my photo.png"), photo]
+    assert paths_in("it's.png") == [Path("it's.png")]
+    assert paths_in("~nobody-here/a.png") == [Path("~nobody-here/a.png")]
+    with pytest.raises(ValueError, match="nothing is fetched"):
+        paths_in("https://example.org/a.png")
+
+
+def test_completions_are_lines_that_mean_the_file(folder: Path) -> None:
+    assert completions("/im") == ["/image "]
+    assert completions("/") == [
+        f"{name} " for name in ("/image", "/again", "/new", "/prompt", "/save", "/help", "/quit")
+    ]
+    assert completions("what") == completions("what is /im") == []
+    for line in (
+        "/image my",
+        "/image my\\ ph",
+        '/image "my ph',
+        "/image 'my",
+        f"/image {folder}/my",
+        "/image ~/my",
+        "/image red.png my",
+    ):
+        (whole,) = completions(line)
+        assert paths_in(whole.removeprefix("/image "))[-1].is_file(), line
+    assert completions("/image oth") == ["/image other\\ folder/"]
+    assert completions("/image no/such/folder/x") == []
+
+
+def test_commands(terminal: Terminal, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def said(line: str) -> str:
+        terminal.take(line)
+        return capsys.readouterr().out
+
+    terminal.greet()
+    greeting = capsys.readouterr().out
+    assert "parameters on cpu" in greeting
+    assert "There is no picture yet" in greeting
+    assert "no picture was shown yet" in said("what is it?")
+    assert "no picture was shown yet" not in said("what is it?")
+    assert "red.png, 40×30 pixels" in said("/image ~/red.png")
+    shown = said("/image 'my photo.png' no.png b*.png")
+    assert "my photo.png, 40×30" in shown
+    assert "no.png: no such image" in shown
+    odd = next(path for path in folder.iterdir() if "[red]" in path.name)
+    assert "b\ufffdd [red].png, 40×30" in said(f"/image {shlex.quote(str(odd))}")
+    assert "my photo.png, 40×30" in said(f"'{folder}/my photo.png'")  # dropped
+    said("which is [/bold] larger?")
+    assert len(terminal.chat.pictures()) == 4
+    said("/again")
+    assert len(terminal.chat.messages) == 6
+    assert "Question: which is [/bold] larger? Answer:" in said("/prompt")
+    assert "written to chat [1].json" in said("/save 'chat [1].json'")
+    assert len(json.loads((folder / "chat [1].json").read_text())["messages"]) == 6
+    assert "/again" in said("/help")
+    assert "new conversation" in said("/new")
+    assert terminal.chat.messages == []
+    refused = {
+        "/imgae x": "unknown command '/imgae'; did you mean '/image'?",
+        "/images": "did you mean '/image'",
+        "/image": "name the picture",
+        "/save": "name one file",
+        "/again": "nothing was asked",
+        "/etc/passwd": "cannot be read as an image",
+    }
+    for line, named in refused.items():
+        if line == "/etc/passwd":
+            assert named in said(line)
+            continue
+        with pytest.raises(ValueError, match=re.escape(named)):
+            terminal.take(line)
+
+
+def test_the_oldest_turns_are_forgotten_aloud(terminal: Terminal, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(3):
+        terminal.take("what is it? " * 25)
+    assert "(the context is used up: the oldest turn was forgotten)" in capsys.readouterr().out
+
+
+def test_what_is_printed_moves_no_cursor() -> None:
+    assert printable("a\x1b[2Jb\udcff\u202e") == "a\ufffd[2Jb\ufffd\ufffd"
+
+
+def test_options_are_checked(folder: Path) -> None:
+    for options, named in (
+        (["--temperature", "-1"], "--temperature -1.0"),
+        (["--max-new-tokens", "0"], "--max-new-tokens 0"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            main(["runs/none", *options.split()])
+
+
+class Pty:
+    """A program in a terminal of its own."""
+
+    def __init__(self, command: list[str], **environment: str) -> None:
+        self.master, slave = pty.openpty()
+        self.process = subprocess.Popen(
+            command, stdin=slave, stdout=slave, stderr=slave, env={**os.environ, "TERM": "xterm", **environment},
+            start_new_session=True, preexec_fn=_own_terminal,
+        )  # fmt: skip
+        os.close(slave)
+        self.seen = ""
+
+    def until(self, pattern: str, seconds: float = 300) -> str:
+        """Read until the pattern stands in what is new; return that."""
+        end = time.monotonic() + seconds
+        while not (found := re.search(pattern, self.seen)):
+            assert time.monotonic() < end, f"no {pattern!r} in {self.seen!r}"
+            if select.select([self.master], [], [], 1)[0]:
+                self.seen += os.read(self.master, 65536).decode(errors="replace")
+                self.seen = re.sub(r"\x1b\[[?0-9;]*[a-zA-Z]", "", self.seen)
+        text, self.seen = self.seen[: found.end()], self.seen[found.end() :]
+        return text
+
+    def press(self, keys: str) -> None:
+        os.write(self.master, keys.encode())
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        os.close(self.master)
+
+
+def _own_terminal() -> None:
+    import fcntl
+    import termios
+
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+@pytest.mark.slow
+def test_keys_in_a_real_terminal(model, processor, folder: Path) -> None:
+    """The model writes 4,000 tokens, so that Ctrl-C comes in the middle."""
+    pytest.importorskip("readline")
+    model.generation_config.min_new_tokens = 3999
+    processor.example_questions = ["what is it?"]
+    checkpoint = folder / "run" / "checkpoints" / "step-000007"
+    model.save_pretrained(checkpoint)
+    processor.save_pretrained(checkpoint)
+    processor.example_questions = []
+    (checkpoint.parent / "latest").write_text("step-000007")
+    chat = Pty(
+        [sys.executable, "-m", "kosmos", "chat", "run", "--max-new-tokens", "4000", "--temperature", "1"],
+        HOME=str(folder),
+    )
+    try:
+        greeting = chat.until("you: ")
+        assert "run/checkpoints/step-000007" in greeting
+        assert "what is it?" in greeting
+        chat.press("/image my\t\n")
+        chat.until(r"my photo.png, 40×30 pixels")
+        chat.until("you: ")
+        chat.press("what is thxx\x7f\x7fis?\n")  # two letters taken back
+        chat.until(r"is\?")
+        chat.until(r"\w{2}")
+        chat.press("\x03")
+        chat.until(r"\(stopped\)")
+        chat.until("you: ")
+        chat.press("\x03")
+        chat.until("ends the chat")
+        chat.until("you: ")
+        chat.press("\x1b[A\x1b[A\n")  # the line before the last of the history: the picture again
+        chat.until("my photo.png, 40×30")
+        chat.until("you: ")
+        chat.press("/prompt\n")
+        assert "Question: what is this? Answer:" in chat.until("Answer:")
+        chat.until("you: ")
+        chat.press("x" * 6000 + "\n")  # longer than a terminal's own line
+        chat.until(r"6\d\d\d tokens|the model takes 256")
+        chat.until("you: ")
+        chat.press("\x04")
+        assert chat.process.wait(60) == 0
+    finally:
+        chat.close()

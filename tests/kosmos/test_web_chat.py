@@ -1,0 +1,218 @@
+"""The page of ``kosmos chat --web`` in a real browser: pictures, answers that grow, buttons, two checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from kosmos import Conversation, KosmosForConditionalGeneration
+
+pytest.importorskip("gradio")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+QUESTION = "what is <image> & <b>it</b>?"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, processor, config_factory) -> Path:
+    """Two checkpoints, the second with other weights, and two pictures."""
+    begin, slot, *_, end = processor.image_token_ids()
+    path = tmp_path_factory.mktemp("web")
+    processor.example_questions = ["what is the red thing?"]
+    for seed, name in enumerate(("one", "two")):
+        settings = config_factory(text={"vocab_size": len(processor.tokenizer)})
+        settings.image_token_id, settings.boi_token_id, settings.eoi_token_id = slot, begin, end
+        settings.num_image_tokens = settings.connector_config.num_queries = processor.num_image_tokens
+        torch.manual_seed(seed)
+        KosmosForConditionalGeneration(settings).save_pretrained(path / name)
+        processor.save_pretrained(path / name)
+    processor.example_questions = []
+    for colour in ("red", "blue"):
+        Image.new("RGB", (60, 40), colour).save(path / f"{colour}.png")
+    return path
+
+
+@pytest.fixture(scope="module")
+def address(folder: Path) -> Iterator[str]:
+    """Where the page is, with both checkpoints."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "kosmos", "chat", str(folder / "one"), "--beside", str(folder / "two"), "--web"]
+    command += ["--port", str(port), "--max-new-tokens", "12"]
+    with open(folder / "log", "w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "GRADIO_ANALYTICS_ENABLED": "0"})
+        try:
+            end = time.monotonic() + 300
+            while "Running on" not in Path(log.name).read_text():
+                assert process.poll() is None, Path(log.name).read_text()
+                assert time.monotonic() < end, Path(log.name).read_text()
+                time.sleep(0.2)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+@pytest.fixture
+def page(address: str) -> Iterator:
+    """A tab of a headless Chromium on the page."""
+    if CHROMIUM is None:
+        pytest.skip("no chromium here: apt-get install chromium")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
+        tab = browser.new_page(viewport={"width": 1100, "height": 900})
+        tab.set_default_timeout(90_000)
+        foreign: list[str] = []
+        tab.on("request", lambda request: foreign.append(request.url) if not _own(request.url, address) else None)
+        tab.goto(address)
+        tab.wait_for_selector("#question textarea")
+        yield tab
+        assert foreign == []  # nothing is asked of the web
+        browser.close()
+
+
+def _own(url: str, address: str) -> bool:
+    return url.startswith((address, "data:", "blob:"))
+
+
+def texts(tab, number: int) -> list[str]:
+    """What the messages of a chatbot say, questions and answers; a picture says nothing."""
+    said = ", ".join(f"#answers-{number} [data-testid={role}]" for role in ("user", "bot"))
+    found = tab.locator(said).all_inner_texts()
+    return [text.strip() for text in found if text.strip()]
+
+
+def ask(tab, question: str, *pictures: Path) -> None:
+    if pictures:
+        tab.set_input_files("#question input[type=file]", [str(path) for path in pictures])
+        tab.wait_for_function(
+            "count => document.querySelectorAll('#question .thumbnail-item').length == count", arg=len(pictures)
+        )
+    tab.fill("#question textarea", question)
+    tab.press("#question textarea", "Enter")
+
+
+def answered(tab, turns: int) -> None:
+    """Wait until all turns are answered and the box is free again."""
+    tab.wait_for_function(
+        """turns => [0, 1].every(n => {
+            const said = document.querySelectorAll(`#answers-${n} [data-testid=bot]`);
+            return said.length == turns && [...said].every(one => one.innerText.trim() != '…');
+        }) && !document.querySelector('#question textarea').disabled""",
+        arg=turns,
+    )
+
+
+@pytest.mark.slow
+def test_a_visit(page, folder: Path) -> None:
+    red, blue = folder / "red.png", folder / "blue.png"
+    assert page.get_by_text("what is the red thing?").count() >= 1  # what it was trained on
+    ask(page, QUESTION, red)
+    answered(page, 1)
+    expected = [Conversation(folder / name, max_new_tokens=12) for name in ("one", "two")]
+    for number, chat in enumerate(expected):
+        said = chat.ask(QUESTION, red).strip()
+        shown = texts(page, number)
+        assert shown[0] == QUESTION
+        assert shown[1].split() == said.split()
+        assert page.locator(f"#answers-{number} [data-testid=user] img").count() == 1
+    ask(page, "and now?", blue, red)
+    answered(page, 2)
+    for number, chat in enumerate(expected):
+        said = chat.ask("and now?", [blue, red]).strip()
+        assert texts(page, number)[-1].split() == said.split()
+        assert page.locator(f"#answers-{number} [data-testid=user] img").count() == 3
+    before = texts(page, 0)
+    page.evaluate(
+        """() => { window.begun = false; new MutationObserver(() => {
+            const said = [...document.querySelectorAll('#answers-1 [data-testid=bot]')];
+            window.begun ||= said.length == 2 && said[1].innerText.trim() == '…';
+        }).observe(document.body, {subtree: true, childList: true, characterData: true}); }"""
+    )
+    page.click("#again")
+    page.wait_for_function("window.begun")
+    answered(page, 2)
+    assert texts(page, 0) == before  # greedy
+    page.get_by_text("Exact prompt").click()
+    prompts = page.input_value("#prompt textarea")
+    assert prompts == "\n\n".join(chat.prompt() for chat in expected)
+    page.click("#export")
+    with page.expect_download() as download:
+        page.locator("#file a").first.click()
+    written = json.loads(Path(download.value.path()).read_text())
+    assert [one["prompt"] for one in written] == [chat.prompt() for chat in expected]
+    page.screenshot(path=folder / "page.png")
+    page.click("#edit")
+    page.wait_for_function("document.querySelector('#question textarea').value == 'and now?'")
+    assert page.locator("#question .thumbnail-item").count() == 2
+    answered(page, 1)
+    page.click("#clear")
+    page.wait_for_function("document.querySelectorAll('#answers-0 [data-testid=bot]').length == 0")
+    assert page.input_value("#question textarea") == ""
+    ask(page, "   ")
+    page.wait_for_selector("text=the question is empty")
+    ask(page, "why? " * 200)
+    page.wait_for_selector("text=the model takes 256")
+    page.wait_for_function("!document.querySelector('#question textarea').disabled")
+
+
+@pytest.mark.slow
+def test_an_answer_grows_and_can_be_stopped(page, folder: Path) -> None:
+    """A long drawn answer is seen before it is whole, and the button ends it."""
+    page.locator("input[type=number]").nth(0).fill("2")
+    page.locator("input[type=number]").nth(1).fill("256")
+    page.locator("input[type=number]").nth(1).press("Tab")
+    page.evaluate(
+        """() => { window.lengths = []; new MutationObserver(() => {
+            const said = document.querySelector('#answers-0 [data-testid=bot]');
+            if (said) window.lengths.push(said.innerText.length);
+        }).observe(document.body, {subtree: true, childList: true, characterData: true}); }"""
+    )
+    ask(page, "what is it?", folder / "red.png")
+    page.wait_for_function("new Set(window.lengths).size > 3")
+    page.click("#stop")
+    page.wait_for_function("!document.querySelector('#question textarea').disabled")
+    stopped = texts(page, 0)
+    assert texts(page, 1)[-1] == "…"  # the second model was not asked any more
+    page.wait_for_timeout(1000)
+    assert texts(page, 0) == stopped  # nothing more is written
+    ask(page, "and now?")
+    page.wait_for_function("document.querySelectorAll('#answers-0 [data-testid=bot]').length == 2")
+
+
+def test_who_lets_others_in_sets_a_key(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kosmos.web_chat import show
+
+    monkeypatch.delenv("KOSMOS_API_KEY", raising=False)
+    with pytest.raises(ValueError, match="KOSMOS_API_KEY"):
+        show([], host="0.0.0.0")
+
+
+def test_a_page_in_a_notebook(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``conversation.show()`` comes back at once, and the page is there."""
+    import urllib.request
+
+    import gradio
+
+    opened: list[gradio.Blocks] = []
+    launch = gradio.Blocks.launch
+    monkeypatch.setattr(gradio.Blocks, "launch", lambda self, **options: opened.append(self) or launch(self, **options))
+    Conversation(folder / "one", max_new_tokens=2).show()
+    (blocks,) = opened
+    try:
+        assert '"elem_id":"question"' in urllib.request.urlopen(f"{blocks.local_url}config", timeout=60).read().decode()
+    finally:
+        blocks.close()
