@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from kosmos.configuration_kosmos import QUERYING
+from kosmos.limits import check_checkpoint
 from kosmos.loading import encoder_folder, find_checkpoint
 
 from .config import ModelConfig, TrainConfig
@@ -69,6 +70,7 @@ def build_model(config: TrainConfig, processor: Any, resume_from: Path | None = 
     start = resume_from or (config.model.checkpoint and find_checkpoint(config.model.checkpoint))
     torch.manual_seed(config.seed)
     if start is not None:
+        check_checkpoint(Path(start))
         settings = build_config(config.model, processor) if resume_from is None else None
         model = KosmosForConditionalGeneration.from_pretrained(start, config=settings, dtype=torch.float32)
     else:
