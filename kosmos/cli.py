@@ -6,6 +6,7 @@ A verb is a thin door on an importable ``main(argv)``. Nothing heavy is imported
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -60,6 +61,9 @@ def call(target: str, arguments: Sequence[str], debug: bool = False) -> int:
     # sleeping at once a fifth where they are not.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     debug = debug or "--debug" in arguments
+    for stream in (sys.stdin, sys.stdout, sys.stderr):  # no character may end a run on a terminal that cannot show it
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         module, function = target.split(":")
         door = getattr(importlib.import_module(module), function)

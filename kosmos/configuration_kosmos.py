@@ -20,6 +20,7 @@ from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers.configuration_utils import PreTrainedConfig
 
+from .limits import check_encoder, check_sizes
 from .suggest import suggest
 
 log = logging.getLogger("kosmos")
@@ -49,6 +50,7 @@ def checked(cls: type) -> type:
         token = _SAVED.set(_SAVED.get() or "transformers_version" in kwargs)
         try:
             _check_names(cls, kwargs)
+            check_sizes(cls.__name__, kwargs)
             construct(self, *args, **kwargs)
         except StrictDataclassError as error:
             cause = error.__cause__ if isinstance(error.__cause__, (ValueError, TypeError)) else error
@@ -164,6 +166,7 @@ class KosmosVisionConfig(PreTrainedConfig):
             self.model_config = {"embed_dim": 768, "quick_gelu": True, "vision_cfg": dict(VIT_L_14)}
             if self.backend != "open_clip":
                 raise ValueError(f"vision_config with backend {self.backend!r} needs a model_config")
+        check_encoder(self.backend, self.model_config)
         if self.image_size is None:
             self.image_size = self._image_size()
         super().__post_init__(**kwargs)
@@ -217,6 +220,11 @@ class KosmosSpanEncoderConfig(PreTrainedConfig):
 
     model_config: dict[str, Any] | None = None
     train_last_blocks: int = 0
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.model_config is not None:
+            check_encoder(str(self.model_config.get("model_type")), self.model_config)
+        super().__post_init__(**kwargs)
 
 
 def text_config(fields: dict[str, Any]) -> PreTrainedConfig:

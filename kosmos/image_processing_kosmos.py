@@ -10,6 +10,7 @@ states one of the two (``crop``) and uses it everywhere.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from PIL import Image, ImageOps
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ImageInput, make_flat_list_of_images
 
-from .pictures import MAX_PIXELS, from_array, on_white, upright
+from .pictures import MAX_PIXELS, from_array, on_white, read_picture, upright
 
 
 class KosmosImageProcessor(BaseImageProcessor):
@@ -71,6 +72,16 @@ class KosmosImageProcessor(BaseImageProcessor):
         mean = torch.tensor(self.image_mean, device=pixels_I3SS.device).view(1, 3, 1, 1)
         std = torch.tensor(self.image_std, device=pixels_I3SS.device).view(1, 3, 1, 1)
         return (pixels_I3SS.float() / 255 - mean) / std
+
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
+        """Pictures of paths and data addresses in their own mode: transformers' own reading makes transparent black."""
+        if isinstance(image_url_or_urls, list | tuple):
+            return [self.fetch_images(image) for image in image_url_or_urls]
+        if isinstance(image_url_or_urls, Path):
+            return read_picture(image_url_or_urls)
+        if isinstance(image_url_or_urls, str) and not image_url_or_urls.startswith(("http://", "https://")):
+            return read_picture(image_url_or_urls)
+        return super().fetch_images(image_url_or_urls)
 
     def preprocess(self, images: ImageInput, return_tensors: str | None = "pt", **_: Any) -> BatchFeature:
         """Pictures (PIL, arrays or tensors; nested lists are flattened) as normalised ``pixel_values`` (I, 3, S, S)."""

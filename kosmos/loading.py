@@ -122,6 +122,7 @@ def load(
     import torch
     from transformers.utils import logging
 
+    from .limits import check_checkpoint
     from .modeling_kosmos import KosmosForConditionalGeneration
     from .processing_kosmos import load_processor
 
@@ -135,10 +136,20 @@ def load(
         raise ValueError(f"{folder} holds a model of type {kind!r}, not 'kosmos'; see kosmos convert --help")
     first = _adapter_folder(adapters[0]) if adapters else folder
     processor = load_processor(first if (first / "processor_config.json").is_file() else folder)
+    check_checkpoint(folder)
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # a bar for reading one file is noise in a chat
     try:
+        processor = load_processor(folder)
         model = KosmosForConditionalGeneration.from_pretrained(folder, dtype=dtype)
+    except (ValueError, OSError):
+        raise
+    except (
+        BaseException
+    ) as error:  # transformers, tokenizers (whose panics are no Exception) and jinja raise what they like
+        if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+            raise
+        raise ValueError(f"{folder} cannot be read: {type(error).__name__}: {error}") from error
     finally:
         if shown:
             logging.enable_progress_bar()

@@ -40,7 +40,7 @@ ROLES = ("system", "developer", "user", "assistant")
 
 # Question and answer as KOSMOS-1 evaluates them (section 4, "Question: {question} Answer: {answer}"): one turn a line,
 # or each answer up to its </s>, so that it may have several lines. A turn's only picture stands before its question,
-# several stand where the question has them: so are corpora of conversations written (kosmos_data/adapters/questions.py).
+# several stand where the question has them: so are conversations written (kosmos_data/adapters/questions.py).
 _TURN = """\
 {{- bos_token -}}
 {%- for message in messages -%}
@@ -264,7 +264,7 @@ class KosmosProcessor(ProcessorMixin):
         self.turn_end = turn_end
 
     def answer_end_ids(self) -> list[int]:
-        """The tokens that end an answer: ``</s>`` or ``answer_ends`` and, with ``turn_end: line``, the end of its line."""
+        """The tokens that end an answer: ``</s>`` (or ``answer_ends``), with ``turn_end: line`` also its line's end."""
         ends = [self.tokenizer.eos_token_id]
         if self.answer_ends is not None:
             ends = [self.token_id(token) for token in self.answer_ends]

@@ -7,37 +7,32 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from .document import Image, from_files
-from .errors import BadSample
+from .errors import BadSample, Tally
 from .images import open_image
 from .index import INDEX_NAME, ShardInfo, offsets_fault, read_index, read_offsets, write_index, write_offsets
 from .reader import parse_sample, split_name
+from .tars import find_tars, members
 
 
 @dataclass
 class ShardReport:
-    """What a check found in one shard: whole-file problems, and bad samples by reason with the first of each."""
+    """What a check found in one shard: whole-file problems, and bad samples by reason with the first ten of each."""
 
     name: str
     documents: int = 0
     images: int = 0
     problems: list[str] = field(default_factory=list)
-    bad: Counter[str] = field(default_factory=Counter)
-    first: dict[str, str] = field(default_factory=dict)
+    bad: Tally = field(default_factory=Tally)
 
     @property
     def good(self) -> bool:
         return not self.problems and not self.bad
-
-    def count(self, error: BadSample) -> None:
-        self.bad[error.reason] += 1
-        self.first.setdefault(error.reason, error.detail)
 
 
 def check_corpus(root: str | Path, decode_images: bool = True) -> Iterator[ShardReport]:
@@ -64,9 +59,7 @@ def index_folder(root: str | Path) -> list[ShardInfo]:
         ValueError: it has an ``index.json`` already, or a tar is truncated.
     """
     root = Path(root)
-    paths = sorted(root.glob("*.tar"))
-    if not paths:
-        raise FileNotFoundError(f"{root} holds no .tar files")
+    paths = find_tars(root)
     if (root / INDEX_NAME).exists():
         raise ValueError(f"{root} already has an {INDEX_NAME}; remove it to index anew")
     shards = [_index_tar(path) for path in paths]
@@ -78,20 +71,13 @@ def sample_offsets(path: Path) -> list[int]:
     """Byte offset of every sample of a tar, then the end of the last; ValueError if the tar is truncated."""
     offsets: list[int] = []
     key, end = None, 0
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                if not member.isfile():
-                    continue
-                stem, _ = split_name(member.name)
-                if stem != key:
-                    offsets.append(member.offset)
-                    key = stem
-                end = member.offset_data + -(-member.size // 512) * 512
-    except (tarfile.TarError, EOFError) as error:
-        raise ValueError(f"{path} is not a whole tar: {error}") from error
-    if end > path.stat().st_size:
-        raise ValueError(f"{path} is truncated: its last file ends at byte {end} of {path.stat().st_size}")
+    for member in members(path):
+        stem, _ = split_name(member.name)
+        if stem != key:
+            offsets.append(member.offset)
+            key = stem
+        size = member.size if member.isfile() else 0
+        end = member.offset_data + -(-size // 512) * 512
     return [*offsets, end]
 
 
@@ -138,9 +124,10 @@ def _check_shard(root: Path, info: ShardInfo, decode_images: bool) -> ShardRepor
 def _check_samples(path: Path, offsets: list[int], report: ShardReport, decode_images: bool) -> None:
     keys: Counter[str] = Counter()
     with path.open("rb") as file:
-        for start, end in itertools.pairwise(offsets):
+        for number, (start, end) in enumerate(itertools.pairwise(offsets)):
             report.documents += 1
             file.seek(start)
+            key = f"sample {number}"
             try:
                 key, files = parse_sample(file.read(end - start))
                 keys[key] += 1
@@ -150,6 +137,6 @@ def _check_samples(path: Path, offsets: list[int], report: ShardReport, decode_i
                         if decode_images:
                             open_image(segment.data)
             except BadSample as error:
-                report.count(error)
+                report.bad.count(error.reason, error.of(key))
     if doubled := [key for key, count in keys.items() if count > 1]:
         report.problems.append(f"{len(doubled)} keys occur twice, first {doubled[0]!r}")

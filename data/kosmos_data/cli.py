@@ -18,6 +18,8 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
+from .adapters import FORMATS
+
 
 def main(argv: Sequence[str]) -> int:
     """Run one verb of ``kosmos data``; return the exit code."""
@@ -103,8 +105,8 @@ def _check(arguments: argparse.Namespace) -> int:
         for folder in folders:
             for report in check_corpus(folder, decode_images=not arguments.no_images):
                 bad += not report.good
-                found = report.problems + [f"{n} × {why} ({report.first[why]})" for why, n in report.bad.items()]
-                mark = "[red]" + escape("; ".join(found)) + "[/red]" if found else "[green]none[/green]"
+                found = report.problems + report.bad.lines()
+                mark = "[red]" + escape("\n".join(found)) + "[/red]" if found else "[green]none[/green]"
                 table.add_row(f"{folder}/{report.name}", str(report.documents), str(report.images), mark)
     Console().print(table)
     return 2 if bad else 0
@@ -113,18 +115,22 @@ def _check(arguments: argparse.Namespace) -> int:
 def _import(arguments: argparse.Namespace) -> None:
     from .adapters import convert
 
-    shards, skipped = convert(arguments.format, arguments.source, arguments.out, arguments.images)
+    shards, skipped = convert(
+        arguments.format, arguments.source, arguments.out, arguments.images, field=arguments.field
+    )
     documents, images = sum(shard.documents for shard in shards), sum(shard.images for shard in shards)
-    Console().print(f"{arguments.out}: {documents} documents, {images} images in {len(shards)} shards")
-    for reason, count in skipped.items():
-        Console().print(f"[yellow]skipped {count} × {escape(reason)}[/yellow]")
+    Console().print(f"{escape(arguments.out)}: {documents} documents, {images} images in {len(shards)} shards")
+    for line in skipped.lines():
+        Console().print(f"[yellow]skipped {escape(line)}[/yellow]", soft_wrap=True)
 
 
 def _index(arguments: argparse.Namespace) -> None:
     from .check import index_folder
 
     shards = index_folder(arguments.path)
-    Console().print(f"{arguments.path}: indexed {len(shards)} shards, {sum(s.documents for s in shards)} documents")
+    Console().print(
+        f"{escape(arguments.path)}: indexed {len(shards)} shards, {sum(s.documents for s in shards)} documents"
+    )
 
 
 def _order(arguments: argparse.Namespace) -> None:
@@ -193,9 +199,10 @@ def _add_verbs_that_make(verbs: Any) -> None:
     make.set_defaults(run=_make, overridable=True)
 
     imports = verbs.add_parser("import", help="convert a published data set: import FORMAT SOURCE --out DIR")
-    imports.add_argument("format", help="img2dataset, coco-captions, karpathy, vqav2, llava, obelics, mmc4 or text")
+    imports.add_argument("format", help=", ".join(FORMATS))
     imports.add_argument("source", help="file or folder in that format")
     imports.add_argument("--images", help="folder of the picture files; default: the source's folder")
+    imports.add_argument("--field", help="of the text in JSON lines, parquet, CSV; default: text, caption …")
     imports.add_argument("--out", required=True, help="folder for the shards; new or empty")
     imports.set_defaults(run=_import)
 

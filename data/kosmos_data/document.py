@@ -7,6 +7,7 @@ KOSMOS-1 (section 2.3) writes text, image-caption pairs and interleaved pages in
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,10 @@ from . import errors
 from .errors import BadSample
 
 _KEY = re.compile(r"[^./\x00]+(/[^./\x00]+)*")
-_PICTURES = ("jpg", "jpeg", "png", "webp")
+_ODD_IN_KEYS = re.compile(r"[.\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_LONGEST_KEY = 200
+PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ppm")
+"""File endings of pictures, in the order in which one is looked for beside a caption."""
 _SUFFIXES = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp", b"GIF8": "gif", b"BM": "bmp"}
 
 
@@ -48,11 +52,26 @@ class Document:
         return "\n".join(text for segment in self.segments if isinstance(text := getattr(segment, "text", None), str))
 
 
+def safe_key(name: str) -> str:
+    """``name`` as a key. Keys are ours: a stranger's name with dots, control characters or 5,000 letters loses those.
+
+    Two names may become one key; :class:`ShardWriter` then numbers the second.
+    """
+    if _KEY.fullmatch(name) and len(name) <= _LONGEST_KEY and not _ODD_IN_KEYS.search(name):
+        return name
+    parts = [part for part in name.split("/") if part not in ("", ".", "..")]
+    key = _ODD_IN_KEYS.sub("_", "/".join(parts)) or "_"
+    if len(key) > _LONGEST_KEY:
+        digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        key = f"{key[: _LONGEST_KEY - 17].rstrip('/')}-{digest}"
+    return key
+
+
 def to_files(document: Document) -> dict[str, bytes]:
     """The files of one sample by extension: ``{"json": …, "0.jpg": …}``.
 
     Raises:
-        ValueError: the key has a dot or is empty, or the document has no segment.
+        ValueError: the key has a dot or is empty, or the document has no segment, or one of another kind.
     """
     if not _KEY.fullmatch(document.key):
         raise ValueError(f"key {document.key!r}: use letters, digits, '-', '_' and '/', without dots")
@@ -60,7 +79,9 @@ def to_files(document: Document) -> dict[str, bytes]:
         raise ValueError(f"document {document.key!r} has no segments")
     files: dict[str, bytes] = {}
     segments: list[dict[str, Any]] = []
-    for segment in document.segments:
+    for number, segment in enumerate(document.segments):
+        if fault := _fault(segment):
+            raise ValueError(f"document {document.key!r}, segment {number}: {fault}")
         if isinstance(segment, Image):
             name = f"{len(files)}.{image_suffix(segment.data)}"
             files[name] = segment.data
@@ -78,11 +99,13 @@ def from_files(key: str, files: Mapping[str, bytes]) -> Document:
     """Rebuild a document from the files of its sample.
 
     A sample without segments but with ``KEY.txt`` is an image-caption pair as img2dataset and most published
-    webdatasets have it (``KEY.jpg KEY.txt KEY.json``), and is read as it is.
+    webdatasets have it (``KEY.jpg KEY.txt KEY.json``), and is read as it is. Extensions are in lower case.
 
     Raises:
         BadSample: no or malformed JSON, an unknown kind of segment, or an image that the tar does not hold.
     """
+    if "json" not in files and "txt" not in files:
+        raise BadSample(errors.NO_TEXT, f"{key} has {', '.join(sorted(files)) or 'no file'}")
     try:
         body = json.loads(files["json"]) if "json" in files or "txt" not in files else {}
         if "txt" in files and "segments" not in body:
@@ -99,10 +122,13 @@ def from_files(key: str, files: Mapping[str, bytes]) -> Document:
 
 
 def _pair(key: str, files: Mapping[str, bytes]) -> Document:
-    picture = next((files[kind] for kind in _PICTURES if kind in files), None)
-    caption = files["txt"].decode(errors="replace").strip()
+    picture = next((files[kind] for kind in PICTURES if files.get(kind)), None)
+    try:
+        caption = files["txt"].decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise BadSample(errors.ENCODING, f"{key}: {error}") from error
     if picture is None:
-        raise BadSample(errors.IMAGE_MISSING, f"{key}: none of {', '.join(_PICTURES)} beside the txt")
+        raise BadSample(errors.IMAGE_MISSING, f"{key} has {', '.join(sorted(files))}")
     if not caption:
         raise BadSample(errors.EMPTY, f"{key}: no caption")
     return Document(key, [Image(picture), Text(caption)])
@@ -118,14 +144,29 @@ def _segment(entry: Mapping[str, Any], files: Mapping[str, bytes]) -> Segment:
         case {"text": str(text), **rest}:
             return Text(_encodable(text), supervised=bool(rest.get("supervised", True)))
         case {"image": str(name)}:
-            if name not in files:
+            if name.lower() not in files:
                 raise BadSample(errors.IMAGE_MISSING, f"no file {name!r} beside the json")
-            return Image(files[name])
+            return Image(files[name.lower()])
     for name, kind in SEGMENTS.items():
         if name in entry and kind is not Image:
             content = entry[name]
             return kind(_encodable(content) if isinstance(content, str) else content)
     raise ValueError(f"a segment has one of the keys text, {', '.join(SEGMENTS)}; got {str(entry)[:80]}")
+
+
+def _fault(segment: Any) -> str | None:
+    """Why ``segment`` cannot be written, for people who make documents by hand; None if it can."""
+    match segment:
+        case Image(data=bytes()) | Text(text=str()):
+            return None
+        case Image(data=data):
+            return f"an Image holds the bytes of a picture file, here a {type(data).__name__}; Path(name).read_bytes()"
+        case Text(text=text):
+            return f"a Text holds a str, here a {type(text).__name__}"
+    if type(segment) in SEGMENTS.values():
+        return None
+    kinds = ", ".join(kind.__name__ for kind in (Text, *SEGMENTS.values()))
+    return f"a {type(segment).__name__}, where one of {kinds} is expected"
 
 
 def _encodable(text: str) -> str:

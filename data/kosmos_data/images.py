@@ -11,6 +11,7 @@ import warnings
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
+import PIL.features
 import PIL.Image
 
 from kosmos.pictures import MAX_PIXELS
@@ -21,7 +22,11 @@ from .errors import BadSample
 if TYPE_CHECKING:
     from kosmos.image_processing_kosmos import KosmosImageProcessor
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+# AVIF from Pillow 11.3 on, where it was built with it; a name that it does not know would end the reading of all.
+_AVIF = ("AVIF",) if "avif" in PIL.features.modules and PIL.features.check("avif") else ()
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *_AVIF, "JPEG2000", "PPM")
+"""What is decoded: what the web, cameras and data sets have. Pillow reads more, of programs that few tried to break."""
+_OTHERS = {b"ftypheic": "HEIC", b"ftypmif1": "HEIF", b"ftypavif": "AVIF", b"ftypavis": "AVIF"}  # by bytes 4 to 12
 
 
 def decode(data: bytes, image_processor: KosmosImageProcessor) -> np.ndarray:
@@ -69,5 +74,14 @@ def _read(data: bytes, whole: bool) -> PIL.Image.Image:
         raise BadSample(errors.IMAGE_TOO_LARGE, str(error)) from error
     except (BadSample, MemoryError):
         raise
+    except PIL.UnidentifiedImageError as error:
+        raise BadSample(errors.IMAGE_BROKEN, _unknown(data)) from error
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error … on hostile bytes
         raise BadSample(errors.IMAGE_BROKEN, f"{type(error).__name__}: {error}") from error
+
+
+def _unknown(data: bytes) -> str:
+    """What else it is that no format takes; Pillow's own message is the address of an object."""
+    if named := _OTHERS.get(data[4:12]):
+        return f"{named}, which this Pillow does not read; convert it to JPEG, PNG or WebP"
+    return f"none of {', '.join(FORMATS)}: it begins with {data[:12]!r}"

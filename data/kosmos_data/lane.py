@@ -112,7 +112,10 @@ class SourceStream:
         epoch, index = self.place(ordinal)
         document = self.source.corpus[index]
         key = mix(self.source.order.key, epoch, index)
-        example = self.source.objective(document, key, self.step)
+        try:
+            example = self.source.objective(document, key, self.step)
+        except BadSample as error:
+            raise BadSample(error.reason, error.of(document.key)) from error
         if not self.packer.possible(example):
             raise BadSample(TOO_LONG, f"{document.key}: {len(example)} tokens")
         if self.sentences is not None:

@@ -119,6 +119,8 @@ class Corpus:
 def parse_sample(region: bytes) -> tuple[str, dict[str, bytes]]:
     """Split the tar bytes of one sample into its key and its files by extension.
 
+    Hidden files (``._0.jpg``, as macOS writes beside every file), folders and devices are passed over.
+
     Raises:
         BadSample: a header's checksum is wrong, a file runs past the end, or the files have more than one key.
     """
@@ -162,9 +164,8 @@ def _parse_with_tarfile(region: bytes) -> tuple[str, dict[str, bytes]]:
     try:
         with tarfile.open(fileobj=BytesIO(region), mode="r:") as tar:
             for member in tar:
-                content = tar.extractfile(member)
-                if content is not None:
-                    key = _add_file(key, files, member.name, content.read())
+                if member.isfile():
+                    key = _add_file(key, files, member.name, _content(tar, member))
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         raise BadSample(errors.TAR, str(error)) from error
     if not files:
@@ -172,7 +173,17 @@ def _parse_with_tarfile(region: bytes) -> tuple[str, dict[str, bytes]]:
     return key, files
 
 
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    if member.issparse():  # a few bytes that say that they are a terabyte
+        raise BadSample(errors.TAR, f"{member.name} is a sparse file")
+    content = tar.extractfile(member)
+    assert content is not None
+    return content.read()
+
+
 def _add_file(key: str, files: dict[str, bytes], name: str, content: bytes) -> str:
+    if is_hidden(name):
+        return key
     stem, extension = split_name(name)
     if key and stem != key:
         raise BadSample(errors.TAR, f"files of {key!r} and {stem!r} in one sample")
@@ -180,8 +191,13 @@ def _add_file(key: str, files: dict[str, bytes], name: str, content: bytes) -> s
     return stem
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file of a tar is nobody's data: ``._0.jpg``, ``.DS_Store``."""
+    return name.rpartition("/")[2].startswith(".")
+
+
 def split_name(name: str) -> tuple[str, str]:
-    """``a/b.0.jpg`` → (``a/b``, ``0.jpg``): webdataset's rule, the first dot of the last part."""
+    """``a/b.0.JPG`` → (``a/b``, ``0.jpg``): webdataset's rule, the first dot of the last part."""
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
-    return folder + slash + stem, extension
+    return folder + slash + stem, extension.lower()

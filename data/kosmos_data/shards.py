@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 import webdataset
 
-from .document import Document, Image, to_files
+from .document import Document, Image, safe_key, to_files
 from .index import INDEX_NAME, ShardInfo, write_index, write_offsets
 
 
@@ -43,7 +44,7 @@ class ShardWriter:
         self._open: _OpenShard | None = None
 
     def write(self, document: Document) -> None:
-        """Append one document; ValueError if its key is malformed or it is empty."""
+        """Append one document, under :func:`safe_key` of its key; ValueError if it or a segment cannot be written."""
         if self._open is None:
             self._open = _OpenShard(self.root, f"{len(self.shards):06d}.tar")
         self._open.write(document)
@@ -72,10 +73,16 @@ class ShardWriter:
 
 
 def write_shards(root: str | Path, documents: Iterable[Document], max_documents: int = 10_000) -> list[ShardInfo]:
-    """Write all documents below ``root`` and return what was written."""
+    """Write all documents below ``root`` and return what was written.
+
+    Raises:
+        ValueError: there is no document, ``root`` holds shards already, or a document or segment cannot be written.
+    """
     with ShardWriter(root, max_documents=max_documents) as writer:
         for document in documents:
             writer.write(document)
+        if not writer.documents:
+            raise ValueError(f"{root}: there is not one document to write; does the source hold any?")
     return writer.shards
 
 
@@ -88,15 +95,26 @@ class _OpenShard:
         # fraction would cost every file an extended header of 1,024 bytes.
         self.tar = webdataset.TarWriter(self.file, encoder=False, mtime=0, user="kosmos", group="kosmos", mode=0o644)
         self.offsets: list[int] = []
+        self.keys: dict[str, int] = {}  # and how often each came
         self.documents = self.images = self.characters = 0
 
     def write(self, document: Document) -> None:
-        files = to_files(document)
+        key = self._unused(safe_key(document.key))
+        files = to_files(replace(document, key=key))
+        self.keys[key] = 1
         self.offsets.append(self.tar.tarstream.offset)
-        self.tar.write({"__key__": document.key, **files})
+        self.tar.write({"__key__": key, **files})
         self.documents += 1
         self.images += sum(isinstance(segment, Image) for segment in document.segments)
         self.characters += len(document.text)
+
+    def _unused(self, key: str) -> str:
+        """``key``, numbered if this shard has it already: readers of tars would take two such samples for one."""
+        unused = key
+        while unused in self.keys:
+            self.keys[key] += 1
+            unused = f"{key}-{self.keys[key]}"
+        return unused
 
     def close(self) -> ShardInfo:
         end = self.tar.tarstream.offset

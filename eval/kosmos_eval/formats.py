@@ -45,8 +45,8 @@ def read_json(path: str | Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from error
 
 
@@ -59,13 +59,14 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    with path.open(encoding="utf-8") as file:  # not splitlines(), which also breaks at U+2028 within a text
+    with path.open("rb") as file:  # not splitlines(), which also breaks at U+2028 within a text
         for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
             try:
-                entry = json.loads(line)
-            except json.JSONDecodeError as error:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                if not text.strip():
+                    continue
+                entry = json.loads(text)
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}:{number}: not valid JSON ({error})") from error
             if not isinstance(entry, dict):
                 raise ValueError(f"{path}:{number}: expected a JSON object, found a {type(entry).__name__}")

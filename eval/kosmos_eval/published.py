@@ -46,7 +46,7 @@ def read(kind: str, path: Path) -> Iterator[tuple[int, Entry]]:
 def _json_lines(path: Path) -> Iterator[tuple[int, Entry]]:
     """Objects of a JSON lines file; a file NAME-labels.lst beside it (PIQA, Winogrande) brings the labels."""
     labels = path.with_name(f"{path.stem}-labels.lst")
-    answers = labels.read_text(encoding="utf-8").split() if labels.is_file() else None
+    answers = labels.read_text(encoding="utf-8-sig").split() if labels.is_file() else None
     rows = list(formats.read_json_lines(path))
     if answers is not None and len(answers) != len(rows):
         raise ValueError(f"{labels}: {len(answers)} labels for {len(rows)} entries of {path.name}")
@@ -55,7 +55,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Entry]]:
 
 
 def _csv(path: Path) -> Iterator[tuple[int, Entry]]:
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:
         yield from enumerate(csv.DictReader(file), start=1)
 
 

@@ -23,6 +23,8 @@ REASONS = {
     "image too large",
     "empty",
     "no supervised token",
+    "neither json nor txt",
+    "not UTF-8",
 }
 
 

@@ -11,7 +11,7 @@ import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kosmos_data import BadSample, Corpus, Document, Image, Span, Text, write_shards
+from kosmos_data import BadSample, Corpus, Document, Image, ShardWriter, Span, Text, write_shards
 from kosmos_data.check import check_corpus
 from kosmos_data.document import from_files, to_files
 from kosmos_data.index import write_offsets
@@ -84,9 +84,39 @@ def test_malformed_documents_are_refused(key: str, segments: list) -> None:
 
 
 @pytest.mark.parametrize(
+    ("segments", "message"),
+    [
+        ([Text("a"), "b"], r"document 'k', segment 1: a str, where one of Text, Image, Span is expected"),
+        ([Image("a.jpg")], r"segment 0: an Image holds the bytes of a picture file, here a str"),
+        ([Text(b"a")], r"segment 0: a Text holds a str, here a bytes"),
+        ([None], r"segment 0: a NoneType"),
+    ],
+)
+def test_wrong_segments_are_named_with_their_place(tmp_path: Path, segments: list, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        write_shards(tmp_path, [Document("k", segments)])
+
+
+def test_no_documents_are_no_corpus(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not one document to write"):
+        write_shards(tmp_path / "c", [])
+    assert not list((tmp_path / "c").iterdir())
+
+
+def test_keys_are_made_of_any_name(tmp_path: Path) -> None:
+    """A person's file names: dots, control characters, twice the same, five thousand letters."""
+    names = ["photo.final.v2", "photo_final_v2", "ä ö/日本", "a\x00b", "", ".", "../up", "a", "a", "a", "x" * 5000]
+    write_shards(tmp_path, [Document(name, [Text("x")]) for name in names], max_documents=100)
+    keys = [document.key for document in Corpus(tmp_path)]
+    assert keys[:-1] == ["photo_final_v2", "photo_final_v2-2", "ä ö/日本", "a_b", "_", "_-2", "up", "a", "a-2", "a-3"]
+    assert len(keys[-1]) == 200
+    assert all(report.good for report in check_corpus(tmp_path))
+
+
+@pytest.mark.parametrize(
     ("files", "reason"),
     [
-        ({}, "broken json"),
+        ({}, "neither json nor txt"),
         ({"json": b"{"}, "broken json"),
         ({"json": b"[]"}, "broken json"),
         ({"json": b'{"segments":[{"sound":"x"}]}'}, "broken json"),
@@ -108,7 +138,8 @@ def test_missing_and_empty_folders(tmp_path: Path) -> None:
         Corpus(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="kosmos data index"):
         Corpus(tmp_path)
-    write_shards(tmp_path / "empty", [])
+    with ShardWriter(tmp_path / "empty"):
+        pass
     with pytest.raises(ValueError, match="holds no documents"):
         Corpus(tmp_path / "empty")
     (tmp_path / "index.json").write_text("{}")

@@ -11,6 +11,7 @@ import torch
 
 from kosmos.configuration_kosmos import QUERYING
 from kosmos.docking import find_language_model, read_config, take_processor, take_weights
+from kosmos.limits import check_checkpoint
 from kosmos.loading import encoder_folder, find_checkpoint
 from kosmos.modeling_kosmos import image_tokens
 from kosmos.tuning import attach
@@ -125,6 +126,7 @@ def build_model(config: TrainConfig, processor: Any, resume_from: Path | None = 
     start = resume_from or (config.model.checkpoint and find_checkpoint(config.model.checkpoint))
     torch.manual_seed(config.seed)
     if start is not None:
+        check_checkpoint(Path(start))
         settings = build_config(config.model, processor) if resume_from is None else None
         model = KosmosForConditionalGeneration.from_pretrained(start, config=settings, dtype=torch.float32)
     else:

@@ -1,27 +1,34 @@
 """Other people's formats → documents: ``kosmos data import FORMAT SOURCE --out DIR``.
 
-Each adapter is a generator function of (source, images, skipped). ``source`` is the published file or folder,
-``images`` the folder of picture files where the format keeps them apart, and ``skipped`` counts records that cannot be
-used by reason, as the loader does. Adding a format is one function and one line of :data:`FORMATS`.
+Each adapter is a generator function of (source, images, tally). ``source`` is the published file or folder,
+``images`` the folder of picture files where the format keeps them apart, and ``tally`` counts records that cannot be
+used by reason, as the loader does: a record never ends an import. One whose texts may stand in a field of any name
+also takes ``field``. Adding a format is one function and one line of :data:`FORMATS`.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections import Counter
+import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from kosmos.suggest import suggest
 
 from .. import errors
 from ..document import Document
-from ..shards import ShardInfo, ShardWriter
+from ..errors import Tally
 
-Adapter: TypeAlias = Callable[[Path, Path, Counter[str]], Iterator[Document]]
+if TYPE_CHECKING:
+    from ..shards import ShardInfo
+
+Adapter: TypeAlias = Callable[..., Iterator[Document]]
 
 FORMATS = {
+    "folder": "folders:folder",
+    "csv": "folders:csv",
+    "imagefolder": "folders:imagefolder",
     "img2dataset": "pairs:img2dataset",
     "coco-captions": "pairs:coco_captions",
     "karpathy": "pairs:karpathy",
@@ -43,8 +50,13 @@ def get(name: str) -> Adapter:
 
 
 def convert(
-    name: str, source: str | Path, out: str | Path, images: str | Path | None = None, max_documents: int = 10_000
-) -> tuple[list[ShardInfo], Counter[str]]:
+    name: str,
+    source: str | Path,
+    out: str | Path,
+    images: str | Path | None = None,
+    max_documents: int = 10_000,
+    field: str | None = None,
+) -> tuple[list[ShardInfo], Tally]:
     """Write the documents of ``source`` as shards below ``out``; return the shards and what was skipped.
 
     Args:
@@ -53,25 +65,31 @@ def convert(
         out: folder for the shards; new or empty.
         images: folder of the picture files; the source's own folder by default.
         max_documents: documents per shard.
+        field: name of the field or column that holds the text, for the formats in which it may have any name.
 
     Raises:
         FileNotFoundError: the source does not exist.
-        ValueError: unknown format, or the source holds not one usable record.
+        ValueError: unknown format, a format whose texts have one place only and a ``field``, or the source holds not
+            one usable record.
     """
+    from ..shards import ShardWriter
+
     adapter, source = get(name), Path(source)
     if not source.exists():
         raise FileNotFoundError(f"{source}: no such file or folder")
+    takes_field = "field" in inspect.signature(adapter).parameters
+    if field is not None and not takes_field:
+        raise ValueError(f"format {name!r} has its texts in one place, so it takes no field ({field!r})")
     folder = Path(images) if images is not None else source if source.is_dir() else source.parent
-    skipped: Counter[str] = Counter()
+    tally = Tally()
     with ShardWriter(out, max_documents) as writer:
-        try:
-            for document in adapter(source, folder, skipped):
-                try:
-                    writer.write(document)
-                except UnicodeEncodeError:  # a lone surrogate, which JSON may hold and a shard may not
-                    skipped[errors.JSON] += 1
-        except (KeyError, TypeError, AttributeError, IndexError) as error:
-            raise ValueError(f"{source} is not in the format {name!r}: {error}") from error
+        for document in adapter(source, folder, tally, **({} if field is None else {"field": field})):
+            try:
+                writer.write(document)
+            except UnicodeEncodeError as error:  # a lone surrogate, which JSON may hold and a shard may not
+                is_byte = "\udc80" <= error.object[error.start] <= "\udcff"  # put there for what is not UTF-8
+                tally.count(errors.ENCODING if is_byte else errors.JSON, document.key)
         if not writer.documents:
-            raise ValueError(f"{source}: no usable record in format {name!r}; skipped: {dict(skipped) or 'none'}")
-    return writer.shards, skipped
+            first = f" (first: {next(iter(tally.examples.values()))[0]})" if tally else ""
+            raise ValueError(f"{source}: no usable record in format {name!r}; skipped: {dict(tally) or 'none'}{first}")
+    return writer.shards, tally

@@ -1,42 +1,71 @@
-"""What the adapters share: lines of JSON, and picture files that may be missing."""
+"""What the adapters share: JSON, lines of JSON, tables, and picture files that may be missing.
+
+Bytes that are not UTF-8 become lone surrogates, so that they cost the record that holds them and no other:
+:func:`kosmos_data.adapters.convert` counts what cannot be written.
+"""
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
 import re
-from collections import Counter
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TextIO
 
 from .. import errors, extras
 from ..document import Image
+from ..errors import BadSample, Tally
+
+_LONGEST_LINE = 64 << 20  # bytes of one JSON line; a bomb of gzip is one line without end
+_LARGEST_PICTURE = 256 << 20  # bytes of a picture file
+LINES = ("*.jsonl", "*.jsonl.gz", "*.jsonl.zst", "*.jsonl.zip", "*.ndjson", "*.parquet")
 
 
 def read_json(path: Path) -> Any:
-    """A whole JSON file; ValueError naming the file if it is malformed."""
+    """A whole JSON file, with or without a byte order mark; ValueError naming the file if it is malformed."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from error
+        return json.loads(path.read_bytes().decode("utf-8-sig", "surrogateescape"))
+    except (ValueError, RecursionError) as error:
+        hint = "; it begins like JSON lines" if _begins_like_lines(path) else ""
+        raise ValueError(f"{path}: not valid JSON: {error}{hint}") from error
+
+
+def read_list(source: Path, tally: Tally, key: str | None = None) -> list[Any]:
+    """The records of a JSON file: a list, the list under ``key`` of an object, or, without ``key``, JSON lines."""
+    if key is None and (source.suffix.lower() in (".jsonl", ".ndjson") or _begins_like_lines(source)):
+        return [record for _, record in read_lines(source, tally)]
+    body = read_json(source)
+    if key is not None and isinstance(body, dict) and isinstance(body.get(key), list):
+        return body[key]
+    if key is None and isinstance(body, list):
+        return body
+    wanted = "a list" if key is None else f'an object with a list under "{key}"'
+    holds = f"an object with {', '.join(map(str, list(body)[:6]))}" if isinstance(body, dict) else type(body).__name__
+    raise ValueError(f"{source}: {wanted} is expected; it holds {holds}")
 
 
 def files(source: Path, *patterns: str) -> list[Path]:
-    """``source`` itself, or the files in it that match; FileNotFoundError if there are none."""
-    found = [source] if source.is_file() else sorted({path for pattern in patterns for path in source.glob(pattern)})
+    """``source`` itself, or the files in it that match; FileNotFoundError if there are none, with what there is."""
+    if source.is_file():
+        return [source]
+    found = {path for pattern in patterns for path in source.glob(pattern) if not path.name.startswith(".")}
     if not found:
-        raise FileNotFoundError(f"{source} holds no {' or '.join(patterns)}")
-    return found
+        kinds = sorted({path.suffix for path in source.glob("*") if path.is_file()})[:6]
+        there = f"; it holds files ending in {', '.join(map(repr, kinds))}" if kinds else ""
+        raise FileNotFoundError(f"{source} holds no {' or '.join(patterns)}{there}")
+    return sorted(found)
 
 
-def records(source: Path, skipped: Counter[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def records(source: Path, tally: Tally) -> Iterator[tuple[str, dict[str, Any]]]:
     """(key, record) of JSONL (plain, .gz, .zst or .zip) and parquet files; broken lines are counted."""
-    for path in files(source, "*.jsonl", "*.jsonl.gz", "*.jsonl.zst", "*.jsonl.zip", "*.parquet"):
+    for path in files(source, *LINES):
         stem = key_of(path.name.split(".")[0])
-        rows = _parquet(path) if path.suffix == ".parquet" else _lines(path, skipped)
-        for number, row in enumerate(rows):
+        rows = _parquet(path) if path.suffix == ".parquet" else read_lines(path, tally)
+        for number, row in rows:
             yield f"{stem}-{number:08d}", row
 
 
@@ -45,48 +74,136 @@ def key_of(name: str) -> str:
     return re.sub(r"[^\w-]", "_", name)
 
 
-def read_image(folder: Path, name: str, skipped: Counter[str]) -> Image | None:
-    """The bytes of a picture file below ``folder``, or None, counted, if it is missing or empty.
+def image(folder: Path, name: str) -> Image:
+    """The bytes of a picture file below ``folder``.
 
     A record that names a file elsewhere (``../../private.png``) does not get it.
+
+    Raises:
+        BadSample: the file is missing, empty, or larger than any picture.
     """
     path = folder / name
     inside = path.is_relative_to(folder) and ".." not in path.relative_to(folder).parts
-    data = path.read_bytes() if inside and os.path.isfile(path) else b""  # False for names that no file can have
+    if not inside or not os.path.isfile(path):  # False for names that no file can have
+        raise BadSample(errors.IMAGE_MISSING, str(path))
+    if path.stat().st_size > _LARGEST_PICTURE:
+        raise BadSample(errors.IMAGE_TOO_LARGE, f"{path} has {path.stat().st_size} bytes")
+    data = path.read_bytes()
     if not data:
-        skipped[errors.IMAGE_MISSING] += 1
-        return None
+        raise BadSample(errors.IMAGE_MISSING, f"{path} is empty")
     return Image(data)
 
 
-def _lines(path: Path, skipped: Counter[str]) -> Iterator[dict[str, Any]]:
-    with _unpacked(path) as file:
-        for line in file:
+def caption(text: Any) -> str:
+    """A caption without white space around it; BadSample if nothing is left, TypeError if it is no text."""
+    if not isinstance(text, str):
+        raise TypeError(f"a caption is {text!r}, not text")
+    if not text.strip():
+        raise BadSample(errors.EMPTY, "no caption")
+    return text.strip()
+
+
+def read_lines(path: Path, tally: Tally) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Numbers, from 0, of the JSON objects of a file of lines, and the objects; other lines are counted.
+
+    Raises:
+        ValueError: the archive is cut off or damaged; names the file.
+    """
+    number = 0
+    for place, line in enumerate(_bounded_lines(path)):
+        if line is None:
+            tally.count(errors.LINE_TOO_LONG, f"{path.name}:{place + 1}")
+            continue
+        text = line.decode("utf-8-sig" if place == 0 else "utf-8", "surrogateescape")
+        if not text.strip():
+            continue
+        try:
+            record = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            tally.count(errors.JSON, f"{path.name}:{place + 1}: {error}")
+            continue
+        if isinstance(record, dict):
+            yield number, record
+            number += 1
+        else:
+            tally.count(errors.JSON, f"{path.name}:{place + 1}: a {type(record).__name__}, not an object")
+
+
+def read_table(path: Path, tally: Tally, delimiter: str | None = None) -> Iterator[tuple[int, dict[str, str]]]:
+    """Numbers and rows of a CSV or TSV file with a header; what separates its columns is seen in that header."""
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        header = file.readline()
+        file.seek(0)
+        separator = delimiter or ("\t" if "\t" in header else ";" if header.count(";") > header.count(",") else ",")
+        rows = csv.DictReader(_without_nul(file), delimiter=separator)
+        number = 0
+        while True:
             try:
-                record = json.loads(line)
-            except ValueError:
-                skipped[errors.JSON] += 1
-                continue
-            if isinstance(record, dict):
-                yield record
+                row = next(rows)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                tally.count(errors.FIELDS, f"{path.name}:{rows.line_num}: {error}")
             else:
-                skipped[errors.JSON] += 1
+                yield number, {key: value for key, value in row.items() if isinstance(key, str) and value is not None}
+            number += 1
 
 
-def _unpacked(path: Path) -> io.TextIOWrapper:
-    """The text of a file, whatever it is compressed with (of a zip, its one member)."""
+def _without_nul(file: TextIO) -> Iterator[str]:
+    return (line.replace("\0", "") for line in file)
+
+
+def _begins_like_lines(path: Path) -> bool:
+    """Whether the first line is a JSON object by itself and another follows."""
+    with path.open("rb") as file:
+        first, second = file.readline(_LONGEST_LINE), file.readline(_LONGEST_LINE)
+    try:
+        return isinstance(json.loads(first.decode("utf-8-sig")), dict) and second.lstrip().startswith(b"{")
+    except (ValueError, RecursionError):
+        return False
+
+
+def _bounded_lines(path: Path) -> Iterator[bytes | None]:
+    """The lines of a file, whatever it is compressed with; None for one that is too long to be a record."""
+    import zipfile
+
+    try:
+        with _unpacked(path) as file:
+            while line := file.readline(_LONGEST_LINE):
+                if len(line) < _LONGEST_LINE:
+                    yield line
+                    continue
+                while len(line) == _LONGEST_LINE and not line.endswith(b"\n"):
+                    line = file.readline(_LONGEST_LINE)
+                yield None
+    except (EOFError, OSError, zlib.error, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is cut off or damaged: {error}") from error
+    except Exception as error:
+        if type(error).__module__.startswith("zstandard"):
+            raise ValueError(f"{path} is cut off or damaged: {error}") from error
+        raise
+
+
+def _unpacked(path: Path) -> BinaryIO:
+    """The bytes of a file, whatever it is compressed with (of a zip, its one member)."""
     from fsspec import compression, utils
 
     kind = utils.infer_compression(str(path))
     if path.suffix == ".zst" and kind is None:
         raise ValueError(f"{path} needs a package to be unpacked: pip install zstandard")
     file = path.open("rb")
-    return io.TextIOWrapper(compression.compr[kind](file, mode="rb") if kind else file, "utf-8", errors="replace")
+    return io.BufferedReader(compression.compr[kind](file, mode="rb")) if kind else file
 
 
-def _parquet(path: Path) -> Iterator[dict[str, Any]]:
+def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     with extras.hint("pyarrow"):
         import pyarrow.parquet
 
-    for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
-        yield from batch.to_pylist()
+    number = 0
+    try:
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+            for row in batch.to_pylist():
+                yield number, row
+                number += 1
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: not a whole parquet file: {error}") from error

@@ -3,60 +3,88 @@
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from .. import errors
-from ..document import Document, Segment, Text
+from ..document import PICTURES, Document, Segment, Text
+from ..errors import BadSample, Tally
 from ..turns import turn
-from ._files import files, key_of, read_image, read_json
+from ._files import caption, files, image, key_of, read_list
 
 _IMAGE = re.compile("<image>")
 
 
-def vqav2(source: Path, images: Path, skipped: Counter[str]) -> Iterator[Document]:
+def vqav2(source: Path, images: Path, tally: Tally) -> Iterator[Document]:
     """A questions file, or a folder with one, and the annotations beside it; one document per image with all questions.
 
     The answer is ``multiple_choice_answer``, the most frequent of the ten. A picture's file is the one whose name ends
-    in its id (``COCO_train2014_000000000009.jpg``, ``9.png``).
+    in its id (``COCO_train2014_000000000009.jpg``, ``9.png``); two of them for one question are refused.
     """
     asking, answering = _questions_and_annotations(source)
-    answers = {
-        annotation["question_id"]: annotation["multiple_choice_answer"]
-        for annotation in read_json(answering)["annotations"]
-    }
-    asked: dict[int, list[tuple[str, str]]] = defaultdict(list)
-    for question in read_json(asking)["questions"]:
-        if question["question_id"] not in answers:
-            skipped["no answer"] += 1
-            continue
-        asked[question["image_id"]].append((question["question"], answers[question["question_id"]]))
+    answers: dict[Any, str] = {}
+    for entry in read_list(answering, tally, "annotations"):
+        if (
+            isinstance(entry, dict)
+            and isinstance(answer := entry.get("multiple_choice_answer"), str)
+            and answer.strip()
+        ):
+            answers[str(entry.get("question_id"))] = answer
+    asked: dict[str, list[tuple[str, str]]] = defaultdict(list)
+
+    def question(entry: dict[str, Any]) -> Iterator[tuple[str, tuple[str, str]]]:
+        number = str(entry["question_id"])
+        if number not in answers:
+            raise BadSample(errors.NO_ANSWER, f"question {number}")
+        yield str(int(entry["image_id"])), (caption(entry["question"]), answers[number])
+
+    for place, entry in enumerate(read_list(asking, tally, "questions")):
+        for number, pair in tally.usable(f"question {place}", question, entry):
+            asked[number].append(pair)
     pictures = _by_number(images)
+
+    def document(number: str, pairs: list[tuple[str, str]]) -> Iterator[Document]:
+        names = pictures.get(int(number), [])
+        if not names:
+            raise BadSample(errors.IMAGE_MISSING, f"no picture below {images} whose name ends in {number}")
+        turns = [turn(*pair, last=place == len(pairs) - 1) for place, pair in enumerate(pairs)]
+        yield Document(number, [image(images, names[0]), *(segment for pair in turns for segment in pair)])
+
     for number, pairs in asked.items():
-        picture = read_image(images, pictures.get(number, "?"), skipped)
-        if picture is not None:
-            turns = [turn(*pair, last=place == len(pairs) - 1) for place, pair in enumerate(pairs)]
-            yield Document(str(number), [picture, *(segment for pair in turns for segment in pair)])
+        if len(names := pictures.get(int(number), [])) > 1:
+            raise ValueError(
+                f"{images}: {names[0]} and {names[1]} are both image {number}; name one folder of pictures"
+            )
+        yield from tally.usable(f"image {number}", document, number, pairs)
 
 
-def llava(source: Path, images: Path, skipped: Counter[str]) -> Iterator[Document]:
+def llava(source: Path, images: Path, tally: Tally) -> Iterator[Document]:
     """``[{"image": …, "conversations": [{"from": "human", "value": "<image>\\n…"}, {"from": "gpt", …}]}]``."""
-    for number, record in enumerate(read_json(source)):
+
+    def document(number: int, record: dict[str, Any]) -> Iterator[Document]:
         names = record.get("image") or []
         names = [names] if isinstance(names, str) else list(names)
-        loaded = [read_image(images, name, skipped) for name in names]
         turns = record.get("conversations") or []
-        roles = [said.get("from") for said in turns]
-        if None in loaded or not turns or roles != ["human", "gpt"] * (len(turns) // 2):
-            if None not in loaded:
-                skipped["no conversation"] += 1
-            continue
-        if sum(said["value"].count("<image>") for said in turns) != len(loaded):
-            skipped[errors.IMAGE_MISSING] += 1
-            continue
+        if not turns or [said.get("from") for said in turns] != ["human", "gpt"] * (len(turns) // 2):
+            there = ", ".join(map(str, list(record)[:6]))
+            raise BadSample(
+                errors.NO_CONVERSATION, f"turns of human and gpt in 'conversations'; its fields are {there}"
+            )
+        loaded = [image(images, name) for name in names]
+        marks = sum(said["value"].count("<image>") for said in turns)
+        if marks > len(loaded):
+            raise BadSample(errors.IMAGE_MISSING, f"{marks} marks <image>, {len(loaded)} images named")
+        if marks < len(loaded):
+            raise BadSample(errors.NO_MARK, f"{marks} marks <image>, {len(loaded)} images named")
+        for said in turns:
+            if said["from"] == "gpt":
+                caption(said["value"])
         yield Document(f"{number:08d}-{key_of(str(record.get('id', '')))}", _conversation(turns, loaded))
+
+    for number, record in enumerate(read_list(source, tally)):
+        yield from tally.usable(f"record {number}", document, number, record)
 
 
 def _conversation(turns: list[dict[str, Any]], pictures: list[Any]) -> list[Segment]:
@@ -100,10 +128,11 @@ def _questions_and_annotations(source: Path) -> tuple[Path, Path]:
     return asking[0], fitting[0]
 
 
-def _by_number(folder: Path) -> dict[int, str]:
+def _by_number(folder: Path) -> dict[int, list[str]]:
     """Names of the picture files below ``folder`` by the number that each ends in."""
-    found = {}
+    found: defaultdict[int, list[str]] = defaultdict(list)
     for path in sorted(folder.rglob("*")):
-        if (digits := re.search(r"(\d+)$", path.stem)) and path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"):
-            found[int(digits.group(1))] = str(path.relative_to(folder))
+        digits = re.search(r"([0-9]{1,18})$", path.stem)
+        if digits and path.suffix.lower().removeprefix(".") in PICTURES and not path.name.startswith("."):
+            found[int(digits.group(1))].append(str(path.relative_to(folder)))
     return found

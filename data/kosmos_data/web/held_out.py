@@ -68,7 +68,7 @@ class HeldOutIndex:
 
 def _texts(path: Path) -> Iterator[str]:
     try:
-        content = path.read_text(encoding="utf-8")
+        content = path.read_text(encoding="utf-8-sig")
         match path.suffix:
             case ".txt":
                 yield from content.splitlines()

@@ -65,7 +65,7 @@ def _import_websrc(out: Path, source: Path) -> Iterator[dict[str, Any]]:
     first two are the website's) and five of the question; equal ids are further answers to one question."""
     websites = set(formats.read_json(source / "dataset_split.json")["dev"])
     for file in sorted(source.glob("*/*/dataset.csv")):
-        with file.open(encoding="utf-8", newline="") as opened:
+        with file.open(encoding="utf-8-sig", newline="") as opened:
             rows = [row for row in csv.DictReader(opened) if row["id"][:4] in websites]
         for name, group in itertools.groupby(sorted(rows, key=lambda row: row["id"]), key=lambda row: row["id"]):
             answers = list(group)
@@ -77,7 +77,7 @@ def _import_websrc(out: Path, source: Path) -> Iterator[dict[str, Any]]:
             yield {
                 "id": name,
                 "images": [image],
-                "page": page_text(picture.with_suffix(".html").read_text(encoding="utf-8", errors="replace")),
+                "page": page_text(picture.with_suffix(".html").read_text(encoding="utf-8-sig", errors="replace")),
                 "question": answers[0]["question"],
                 "answers": list(dict.fromkeys(row["answer"] for row in answers)),
             }

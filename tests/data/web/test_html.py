@@ -367,3 +367,33 @@ def test_a_thousand_mutated_pages(mutate: Callable[[bytes, random.Random], bytes
     assert found["good"] > 300
     assert found[PAGE_TOO_DEEP] > 20
     assert slowest < 1
+
+
+def test_every_label_of_the_standard_is_read() -> None:
+    """All 228 labels, in the header and in the page; each codec is one of Python's that reads text."""
+    from kosmos_data.web.html.encoding_labels import CODECS
+
+    assert len(CODECS) == 228
+    for label, codec in CODECS.items():
+        if codec == "replacement" or codec.startswith("utf-16"):
+            continue
+        page = f"<meta charset={label.upper()}><p>a b c</p>".encode("ascii")
+        assert extract(page, URL, None).nodes == extract(page, URL, label).nodes == ["a b c"]
+
+
+@pytest.mark.parametrize(
+    ("label", "codec", "text"),
+    [
+        ("windows-949", "cp949", "한국어 뷁"),
+        ("x-gbk", "gb18030", "中文 €"),
+        ("iso-8859-8-i", "iso8859-8", "שלום"),
+        ("ks_c_5601-1987", "cp949", "한국"),
+        ("x-sjis", "cp932", "日本①"),
+        ("dos-874", "cp874", "ไทย"),
+        ("x-mac-ukrainian", "mac-cyrillic", "Привіт"),
+        ("logical", "iso8859-8", "שלום"),
+    ],
+)
+def test_labels_that_only_the_standard_has(label: str, codec: str, text: str) -> None:
+    assert extract(f"<p>{text}</p>".encode(codec), URL, label).nodes == [text]
+    assert extract(f"<meta charset='{label}'><p>{text}</p>".encode(codec), URL, None).nodes == [text]

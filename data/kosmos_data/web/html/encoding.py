@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import codecs
 import re
 
 from ... import errors, extras
 from ...errors import BadSample
+from .encoding_labels import CODECS
 
-# The encodings of the WHATWG standard by Python's names. A page may claim any codec that Python has, also ``hex``,
-# ``zlib`` or ``idna``, which are not text encodings or take quadratic time.
-_KNOWN = frozenset(
-    codecs.lookup(name).name
-    for name in (
-        *("utf-8", "utf-16-le", "utf-16-be", "utf-16", "cp866", "koi8-r", "koi8-u", "mac-roman", "mac-cyrillic"),
-        *(f"cp{number}" for number in (874, *range(1250, 1259))),
-        *(f"iso8859-{part}" for part in (*range(2, 9), 10, 13, 14, 15, 16)),
-        *("gb18030", "big5hkscs", "euc-jp", "iso2022-jp", "cp932", "cp949"),
-    )
+_DECLARED = re.compile(
+    rb"(?:<meta[^>]{0,1000}?charset|<\?xml[^>]{0,200}?encoding)\s*=\s*[\"']?\s*([^\s\"'/>;]{1,40})", re.IGNORECASE
 )
 _TAG = re.compile(r"<[a-zA-Z!]")
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f]")
 _LOOKED_AT = 2000  # characters
+_HEAD = 4096  # bytes in which a page says its encoding
 
 
 def decode(html: bytes, declared: str | None = None) -> str:
@@ -34,7 +27,10 @@ def decode(html: bytes, declared: str | None = None) -> str:
     Raises:
         BadSample: it is not HTML: binary, or without a single tag.
     """
-    text = html.decode(_encoding(html, declared), "replace").removeprefix("\ufeff")
+    encoding = _encoding(html, declared)
+    if encoding == "replacement":
+        raise BadSample(errors.NOT_HTML, "an encoding that the WHATWG standard does not decode")
+    text = html.decode(encoding, "replace").removeprefix("\ufeff")
     if len(_CONTROLS.findall(text, 0, _LOOKED_AT)) > min(len(text), _LOOKED_AT) / 100:
         raise BadSample(errors.NOT_HTML, "control characters")
     if not _TAG.search(text):
@@ -44,13 +40,16 @@ def decode(html: bytes, declared: str | None = None) -> str:
 
 def _encoding(html: bytes, declared: str | None) -> str:
     with extras.hint():
-        from w3lib.encoding import html_body_declared_encoding, read_bom, resolve_encoding
+        from w3lib.encoding import read_bom
     by_mark = read_bom(html)[0]
-    in_header = resolve_encoding(declared) if declared and declared.isascii() else None
-    for name in (by_mark, in_header, html_body_declared_encoding(html)):
-        if name in _KNOWN:
-            # A page whose <meta> could be read byte by byte is not UTF-16, whatever it says (WHATWG, section 13.2.3.2).
-            return "utf-8" if name.startswith("utf-16") and name not in (by_mark, in_header) else name
+    if by_mark in ("utf-8", "utf-16-le", "utf-16-be"):
+        return by_mark
+    in_page = _DECLARED.search(html, 0, _HEAD)
+    if in_header := CODECS.get((declared or "").strip(" \t\n\f\r\"'").lower()):
+        return in_header
+    if in_page and (name := CODECS.get(in_page.group(1).decode("ascii", "replace").lower())):
+        # A page whose <meta> could be read byte by byte is not UTF-16, whatever it says (WHATWG, section 13.2.3.2).
+        return "utf-8" if name.startswith("utf-16") else name
     try:
         html.decode("utf-8")
     except UnicodeDecodeError:

@@ -76,7 +76,7 @@ def read_list(path: str | Path) -> list[str]:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such list of addresses")
-    lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = Path(path).read_text(encoding="utf-8-sig", errors="replace").splitlines()
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 

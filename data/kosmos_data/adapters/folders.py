@@ -1,0 +1,108 @@
+"""Pictures of one's own: a folder with captions beside them, a table of paths and captions, a folder per class."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .. import errors
+from ..document import PICTURES, Document, Text
+from ..errors import BadSample, Tally
+from ..images import open_header
+from ._files import caption, image, read_lines, read_table
+
+_TABLES = ("metadata.jsonl", "metadata.csv", "metadata.tsv")
+_NAMES = ("file_name", "filepath", "filename", "image", "image_path", "path", "file")
+_CAPTIONS = ("text", "title", "caption", "captions", "description", "label")
+
+
+def folder(source: Path, images: Path, tally: Tally, field: str | None = None) -> Iterator[Document]:
+    """Pictures with ``NAME.txt`` beside each, also in subfolders, or those of a ``metadata.jsonl``, ``.csv``, ``.tsv``.
+
+    A picture that cannot be opened, or is without a caption, is counted with its path.
+    """
+    if not source.is_dir():
+        raise ValueError(f"{source} is no folder; a table of paths and captions is read by: kosmos data import csv")
+    tables = [source / name for name in _TABLES if (source / name).is_file()]
+    if tables:
+        yield from csv(tables[0], source, tally, field)
+        return
+    beside = {path.with_suffix(""): path for path in source.rglob("*") if path.suffix.lower() == ".txt"}
+
+    def document(path: Path) -> Iterator[Document]:
+        text = beside.get(path.with_suffix(""))
+        if text is None:
+            raise BadSample(errors.NO_CAPTION, f"no {path.with_suffix('.txt').name} beside it")
+        yield _pair(source, path, _read_caption(text))
+
+    for path in _pictures(source):
+        yield from tally.usable(str(path), document, path)
+
+
+def csv(source: Path, images: Path, tally: Tally, field: str | None = None) -> Iterator[Document]:
+    """A CSV or TSV file with a header (or JSON lines): a picture's path and caption in each row, as open_clip has it.
+
+    The columns are the first of ``filepath``, ``file_name``, … and of ``title``, ``caption``, ``text``, … that the
+    header has; ``--field`` names another for the captions. Paths begin at ``--images``, or the table's own folder.
+    """
+    rows: Iterator[tuple[int, dict[str, Any]]] = (
+        read_lines(source, tally) if source.suffix.lower() in (".jsonl", ".ndjson") else read_table(source, tally)
+    )
+
+    def document(row: dict[str, Any]) -> Iterator[Document]:
+        name, text = (
+            _column(row, _NAMES, "path of the picture"),
+            _column(row, (field,) if field else _CAPTIONS, "caption"),
+        )
+        yield _pair(images, images / row[name], caption(row[text]))
+
+    for number, row in rows:
+        yield from tally.usable(f"{source.name}, row {number + 1}", document, row)
+
+
+def imagefolder(source: Path, images: Path, tally: Tally) -> Iterator[Document]:
+    """A folder of pictures for each class, whose name is the caption (``_`` read as a space)."""
+    if not source.is_dir():
+        raise ValueError(f"{source} is no folder of folders of pictures")
+
+    def document(path: Path) -> Iterator[Document]:
+        classes = path.relative_to(source).parts
+        if len(classes) < 2:
+            raise BadSample(errors.NO_CAPTION, "it lies in no folder of a class")
+        yield _pair(source, path, caption(classes[0].replace("_", " ")))
+
+    for path in _pictures(source):
+        yield from tally.usable(str(path), document, path)
+
+
+def _pictures(source: Path) -> Iterator[Path]:
+    """The picture files below a folder, sorted; hidden ones, as macOS leaves beside others, are nobody's data."""
+    for path in sorted(source.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(source).parts)
+        if path.suffix.lower().removeprefix(".") in PICTURES and not hidden and path.is_file():
+            yield path
+
+
+def _pair(root: Path, path: Path, text: str) -> Document:
+    picture = image(root, str(path.relative_to(root) if path.is_relative_to(root) else path))
+    open_header(picture.data)
+    key = path.relative_to(root).with_suffix("")
+    return Document(key.as_posix(), [picture, Text(text)])
+
+
+def _read_caption(path: Path) -> str:
+    try:
+        return caption(path.read_bytes().decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise BadSample(errors.ENCODING, f"{path.name}: {error}") from error
+
+
+def _column(row: dict[str, Any], names: tuple[str, ...], what: str) -> str:
+    """The first of ``names`` among the row's fields."""
+    by_name = {str(name).strip().lower(): name for name in row}
+    for name in names:
+        if name.lower() in by_name:
+            return by_name[name.lower()]
+    raise BadSample(errors.FIELDS, f"no {what}: none of {', '.join(names)}; it has {json.dumps(list(row))[:120]}")
