@@ -12,7 +12,7 @@ import torch
 from forks import launch
 from test_checkpoint import train_a_little
 
-from kosmos_train.muon import orthogonalize
+from kosmos_train.muon import Muon, orthogonalize
 
 STEPS = 6
 MUON = {"name": "muon", "muon": {"lr": 0.03, "momentum": 0.9}, "weight_decay": 0.1}
@@ -135,17 +135,20 @@ def test_orthogonalize_moves_singular_values_near_to_one(shape: tuple[int, int])
 
 
 def test_agrees_with_torch() -> None:
-    """torch.optim.Muon makes the same steps, in bf16."""
+    """On one process: the textbook's steps, and those of torch.optim.Muon, which rounds to bf16."""
     torch.manual_seed(0)
-    weight = torch.nn.Parameter(torch.randn(24, 12))
-    ours, theirs = weight.detach().clone(), torch.optim.Muon([weight], lr=0.02, weight_decay=0.1, momentum=0.95)
-    state: dict[str, torch.Tensor] = {}
+    weights = [torch.nn.Parameter(torch.randn(24, 12))]
+    weights.append(torch.nn.Parameter(weights[0].detach().clone()))
+    expected, state = weights[0].detach().clone(), {}
+    ours = Muon(weights[:1], lr=0.02, weight_decay=0.1, momentum=0.95)
+    theirs = torch.optim.Muon(weights[1:], lr=0.02, weight_decay=0.1, momentum=0.95)
     for step in range(4):
-        weight.grad = torch.randn(24, 12)
-        update = textbook(weight.grad, state, 0.95).float()
-        ours = ours * (1 - 0.02 * 0.1) - 0.02 * update
+        weights[0].grad = weights[1].grad = torch.randn(24, 12)
+        expected = expected * (1 - 0.02 * 0.1) - 0.02 * textbook(weights[0].grad, state, 0.95).float()
+        ours.step()
         theirs.step()
-        torch.testing.assert_close(weight.detach(), ours, rtol=0, atol=2e-3 * (step + 1))
+        torch.testing.assert_close(weights[0].detach(), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(weights[1].detach(), expected, rtol=0, atol=2e-3 * (step + 1))
 
 
 def test_muon_needs_whole_matrices(values: dict[str, Any]) -> None:

@@ -29,6 +29,35 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _STEPS = 5
 
 
+class Muon(torch.optim.Optimizer):
+    """Muon for matrices on one process.
+
+    torch.optim.Muon makes the same steps, but in bf16, which a CPU without instructions for it multiplies about ten
+    times slower than fp32.
+    """
+
+    def __init__(self, matrices: list[torch.nn.Parameter], lr: float, weight_decay: float, momentum: float) -> None:
+        super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay})
+        self.momentum = momentum
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One update of every matrix that has a gradient."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                momentum = self.state[weight].setdefault("exp_avg", torch.zeros_like(weight))
+                made = step_of(_blend(weight.grad, momentum, self.momentum))
+                weight.mul_(1 - group["lr"] * group["weight_decay"]).sub_(made, alpha=group["lr"])
+
+
+def _blend(gradient: torch.Tensor, momentum: torch.Tensor, decay: float) -> torch.Tensor:
+    """Move the momentum, and return gradient and momentum blended (Nesterov)."""
+    momentum.lerp_(gradient, 1 - decay)
+    return gradient.lerp(momentum, decay)
+
+
 @dataclass(frozen=True)
 class Matrix:
     """A matrix as a rank sees it: what it holds of it, and where the other elements are.
@@ -85,17 +114,14 @@ def update(
     for flat in group["params"]:
         if flat.grad is None:
             continue
-        momentum = state[flat]["exp_avg"]
-        momentum.lerp_(flat.grad, 1 - decay)
-        blends[flat] = flat.grad.lerp(momentum, decay).view(-1)
+        blends[flat] = _blend(flat.grad, state[flat]["exp_avg"], decay).view(-1)
         state[flat]["step"] += 1
     own = [matrix for matrix in own if matrix.fragment.flat in blends]
     for matrix, whole in zip(own, _whole(own, blends), strict=True):
-        fragment, (rows, columns) = matrix.fragment, matrix.shape
-        piece = orthogonalize(whole.view(rows, columns)).view(-1).narrow(0, fragment.start, fragment.numel)
+        fragment = matrix.fragment
+        made = step_of(whole.view(matrix.shape)).view(-1).narrow(0, fragment.start, fragment.numel)
         weight = fragment.flat.view(-1).narrow(0, fragment.offset, fragment.numel)
-        weight.mul_(1 - group["lr"] * group["weight_decay"])
-        weight.add_(piece, alpha=-group["lr"] * math.sqrt(max(1.0, rows / columns)))
+        weight.mul_(1 - group["lr"] * group["weight_decay"]).sub_(made, alpha=group["lr"])
 
 
 def _whole(own: list[Matrix], blends: Mapping[torch.Tensor, torch.Tensor]) -> list[torch.Tensor]:
@@ -117,6 +143,12 @@ def _whole(own: list[Matrix], blends: Mapping[torch.Tensor, torch.Tensor]) -> li
     for request in dist.batch_isend_irecv(requests) if requests else ():
         request.wait()
     return wholes
+
+
+def step_of(blend: torch.Tensor) -> torch.Tensor:
+    """Return the step (R, C) of a weight, without the learning rate, of gradient and momentum blended."""
+    rows, columns = blend.shape
+    return orthogonalize(blend) * math.sqrt(max(1.0, rows / columns))
 
 
 def orthogonalize(matrix: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,8 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from ..muon import Muon
+
 
 @dataclass
 class PartConfig:
@@ -94,7 +96,7 @@ def fit(
 
 
 def _optimizers(model: nn.Module, config: PartConfig, betas: tuple[float, float]) -> list[torch.optim.Optimizer]:
-    """AdamW, and torch's Muon for the matrices of numbered layers if the settings ask for it."""
+    """AdamW, and Muon for the matrices of numbered layers if the settings ask for it."""
     layers = re.compile(r"\.\d+\.")
     by_muon = {
         name: weight
@@ -107,5 +109,5 @@ def _optimizers(model: nn.Module, config: PartConfig, betas: tuple[float, float]
     ]
     if by_muon:
         matrices = list(by_muon.values())
-        made.append(torch.optim.Muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay))
+        made.append(Muon(matrices, config.muon_lr, config.weight_decay, momentum=0.95))
     return made
