@@ -107,7 +107,6 @@ def summary(rows: Sequence[Row]) -> Table:
         _pick(rows, "tuned", READING[0], "accuracy"),
         ("read causally", _pick(rows, "tuned", READING[1], "accuracy")),
         ("without it", _pick(rows, "tuned", READING[2], "accuracy")),
-        more="in training the encoded ones come twice as often",
     )
     return found
 
