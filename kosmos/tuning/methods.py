@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from ..encoders import Encoder
 from .bottleneck import add_adapter, add_fusion
 from .prompts import Prompts, prompts_of
 from .settings import PEFT_METHODS, PROMPT_METHODS, Tuning
@@ -85,6 +87,9 @@ def attach(
         for key in matched:
             named[key].requires_grad_(True)
             record.also[plain_name(key)] = named[key]
+    for encoder in model.modules():
+        if isinstance(encoder, Encoder):  # with nothing to learn in it, it records no gradients
+            encoder.learns = any(parameter.requires_grad for parameter in encoder.parameters())
     model.attached[name] = record
     return record
 
@@ -101,13 +106,16 @@ def plain_name(name: str) -> str:
 
 
 def linear_layers(model: Any) -> dict[str, nn.Linear]:
-    """Layers that can be targets, by name. Of the output matrix only the weight is read, so it is none of them."""
-    inner = {
-        name.replace(".base_layer", ""): module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-    }
-    return {name: module for name, module in inner.items() if name != "lm_head" and not is_added(name)}
+    """Layers that can be targets, by name.
+
+    Of the output matrix, and in PyTorch's own attention, only the weight is read: a layer around it would not be seen.
+    """
+    found = {}
+    for name, module in model.named_modules():
+        called = isinstance(module, nn.Linear) and type(module) is not NonDynamicallyQuantizableLinear
+        if called and name != "lm_head" and not is_added(name):
+            found[name.replace(".base_layer", "")] = module
+    return found
 
 
 def resolve_targets(model: Any, tuning: Tuning) -> list[str]:
