@@ -110,7 +110,7 @@ def linear_layers(model: Any) -> dict[str, nn.Linear]:
 
     Of the output matrix, and in PyTorch's own attention, only the weight is read: a layer around it would not be seen.
     """
-    found = {}
+    found: dict[str, nn.Linear] = {}
     for name, module in model.named_modules():
         called = isinstance(module, nn.Linear) and type(module) is not NonDynamicallyQuantizableLinear
         if called and name != "lm_head" and not is_added(name):
@@ -174,7 +174,7 @@ def peft_config(model: Any, tuning: Tuning) -> Any:
         for target in targets:
             if (limit := min(layers[target].in_features, layers[target].out_features)) < tuning.rank:
                 raise ValueError(f"tuning.rank={tuning.rank} is larger than {target}, whose rank is at most {limit}")
-        scale = float(tuning.rank) if tuning.alpha is None else tuning.alpha
+        scale: Any = float(tuning.rank) if tuning.alpha is None else tuning.alpha
         return LoraConfig(
             r=tuning.rank, lora_alpha=scale, lora_dropout=tuning.dropout, use_dora=tuning.dora,
             use_rslora=tuning.rslora, target_modules=targets,
@@ -202,7 +202,7 @@ def prompt_config(tuning: Tuning, text: Any) -> Any:
     """PEFT's configuration of a prompt method."""
     from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, TaskType
 
-    shape = {
+    shape: dict[str, Any] = {
         "task_type": TaskType.CAUSAL_LM, "num_virtual_tokens": tuning.tokens, "token_dim": text.hidden_size,
         "num_transformer_submodules": 1, "num_attention_heads": text.num_attention_heads,
         "num_layers": text.num_hidden_layers,
