@@ -71,10 +71,10 @@ class AdapterPlace(nn.Module):
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D)."""
-        if self.active in self.adapters:
+        if self.active is not None and self.active in self.adapters:
             return hidden_BTD + self.adapters[self.active](hidden_BTD)
-        if self.active in self.fusions:
-            fusion = self.fusions[self.active]
+        if self.active is not None and self.active in self.fusions:
+            fusion: Any = self.fusions[self.active]
             added_NBTD = torch.stack([self.adapters[name](hidden_BTD) for name in fusion.names])
             return hidden_BTD + fusion(hidden_BTD, added_NBTD)
         return hidden_BTD
@@ -95,7 +95,7 @@ def places_of(block: Any, placement: str) -> dict[str, AdapterPlace]:
     if not hasattr(block, "adapter_places"):
         block.adapter_places = nn.ModuleDict()
     parts = {"attention": ("self_attn", "attention", "attn"), "ffn": ("ffn", "mlp", "feed_forward"), "block": ("",)}
-    found = {}
+    found: dict[str, AdapterPlace] = {}
     for place in PLACES[placement]:
         if place not in block.adapter_places:
             name = next((name for name in parts[place] if not name or hasattr(block, name)), None)
@@ -122,7 +122,7 @@ def add_adapter(
         raise ValueError(
             f"tuning.reduction={reduction:g} leaves nothing of the decoder's width {width}; at most {width}"
         )
-    added = []
+    added: list[nn.Module] = []
     for block in blocks:
         for place in places_of(block, placement).values():
             place.adapters[name] = Bottleneck(width, size, activation)
@@ -132,7 +132,7 @@ def add_adapter(
 
 def add_fusion(blocks: Any, name: str, placement: str, width: int, names: list[str]) -> list[nn.Module]:
     """Put a new fusion of adapters that are there into every block; return what was added."""
-    added = []
+    added: list[nn.Module] = []
     for block in blocks:
         for place in places_of(block, placement).values():
             place.fusions[name] = Fusion(width, names)

@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from ..encoders import Encoder
 from .bottleneck import add_adapter, add_fusion
 from .prompts import Prompts, prompts_of
 from .settings import PEFT_METHODS, PROMPT_METHODS, Tuning
@@ -85,6 +87,9 @@ def attach(
         for key in matched:
             named[key].requires_grad_(True)
             record.also[plain_name(key)] = named[key]
+    for encoder in model.modules():
+        if isinstance(encoder, Encoder):  # with nothing to learn in it, it records no gradients
+            encoder.learns = any(parameter.requires_grad for parameter in encoder.parameters())
     model.attached[name] = record
     return record
 
@@ -101,13 +106,16 @@ def plain_name(name: str) -> str:
 
 
 def linear_layers(model: Any) -> dict[str, nn.Linear]:
-    """Layers that can be targets, by name. Of the output matrix only the weight is read, so it is none of them."""
-    inner = {
-        name.replace(".base_layer", ""): module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-    }
-    return {name: module for name, module in inner.items() if name != "lm_head" and not is_added(name)}
+    """Layers that can be targets, by name.
+
+    Of the output matrix, and in PyTorch's own attention, only the weight is read: a layer around it would not be seen.
+    """
+    found: dict[str, nn.Linear] = {}
+    for name, module in model.named_modules():
+        called = isinstance(module, nn.Linear) and type(module) is not NonDynamicallyQuantizableLinear
+        if called and name != "lm_head" and not is_added(name):
+            found[name.replace(".base_layer", "")] = module
+    return found
 
 
 def resolve_targets(model: Any, tuning: Tuning) -> list[str]:
@@ -166,7 +174,7 @@ def peft_config(model: Any, tuning: Tuning) -> Any:
         for target in targets:
             if (limit := min(layers[target].in_features, layers[target].out_features)) < tuning.rank:
                 raise ValueError(f"tuning.rank={tuning.rank} is larger than {target}, whose rank is at most {limit}")
-        scale = float(tuning.rank) if tuning.alpha is None else tuning.alpha
+        scale: Any = float(tuning.rank) if tuning.alpha is None else tuning.alpha
         return LoraConfig(
             r=tuning.rank, lora_alpha=scale, lora_dropout=tuning.dropout, use_dora=tuning.dora,
             use_rslora=tuning.rslora, target_modules=targets,
@@ -194,7 +202,7 @@ def prompt_config(tuning: Tuning, text: Any) -> Any:
     """PEFT's configuration of a prompt method."""
     from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, TaskType
 
-    shape = {
+    shape: dict[str, Any] = {
         "task_type": TaskType.CAUSAL_LM, "num_virtual_tokens": tuning.tokens, "token_dim": text.hidden_size,
         "num_transformer_submodules": 1, "num_attention_heads": text.num_attention_heads,
         "num_layers": text.num_hidden_layers,

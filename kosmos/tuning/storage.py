@@ -79,7 +79,7 @@ class Saved:
         Raises:
             ValueError: tensors are missing, left over or of another shape.
         """
-        wanted = owned(model, name)
+        wanted: dict[str, Any] = owned(model, name)
         rest = dict(self.tensors)
         if self.tuning.method in PROMPT_METHODS:
             prompts = prompts_if_any(model)

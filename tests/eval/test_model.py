@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from kosmos import KosmosForConditionalGeneration, KosmosProcessor
+from kosmos.tuning import Tuning, attach
 from kosmos_eval import methods, tasks
 from kosmos_eval.items import Item
 from kosmos_eval.model import EvaluatedModel, in_order
@@ -50,6 +52,29 @@ def one_by_one(
             processor.tokenizer.decode(ids[0, encoded["input_ids"].shape[1] :], skip_special_tokens=True).strip()
         )
     return texts
+
+
+@pytest.mark.parametrize(
+    "tuning",
+    [Tuning("prefix", tokens=3), Tuning("prompt", tokens=3), Tuning("lora", rank=4), Tuning("adapter", reduction=4)],
+    ids=lambda tuning: tuning.method,
+)
+def test_a_tuned_model_answers_the_same(
+    model: KosmosForConditionalGeneration, processor: KosmosProcessor, prompts: list[Prompt], tuning: Tuning
+) -> None:
+    """Batches, padding and shared beginnings change no answer of a model with virtual tokens or adapters."""
+    tuned = copy.deepcopy(model)
+    plain = one_by_one(model, processor, prompts, max_new_tokens=8)
+    attach(tuned, tuning)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    tuned.eval()
+    asked = EvaluatedModel(Runner(tuned, processor), batch_rows=4)
+    texts = in_order(asked.generate(prompts, Decoding(max_new_tokens=8), [0] * len(prompts)))
+    assert texts == one_by_one(tuned, processor, prompts, max_new_tokens=8)
+    assert texts != plain
 
 
 @pytest.mark.parametrize(("rows", "share"), [(128, True), (4, True), (3, False), (1, False)])

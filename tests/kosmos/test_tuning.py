@@ -311,6 +311,24 @@ def test_fusion_trains_itself_alone_and_begins_as_its_adapter(base: Path, ids: T
     torch.testing.assert_close(model(input_ids=ids).logits, expected, atol=1e-6, rtol=1e-6)
 
 
+def test_targets_in_the_vision_tower_learn(build: Any) -> None:
+    """Encoders record gradients once something in them learns, and PyTorch's attention is no target."""
+    model = build()
+    pixels = torch.randn(1, 3, 32, 32)
+    ids = torch.tensor([[5, 90, *[100] * 8, 91, 6, 7, 8]])
+    labels = ids.masked_fill(ids == 100, -100)
+    attach(model, Tuning("lora", rank=2, targets=["*vision_tower*"]))
+    learning = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert learning
+    assert not any("attn" in name or "decoder" in name for name in learning)
+    model(input_ids=ids, pixel_values=pixels, labels=labels).loss.backward()
+    assert all(parameter.grad.any() for name, parameter in learning.items() if "lora_B" in name)
+    plain = build()
+    plain.model.vision_tower.learns = True
+    attach(plain, Tuning("lora", rank=2))
+    assert not plain.model.vision_tower.learns
+
+
 BAD = [
     (Tuning("lora", targets=["query"]), r"tuning.targets: 'query' matches no linear layer; there are .*fc1.*q_proj"),
     (Tuning("lora", targets=["lm_head"]), "matches no linear layer"),
