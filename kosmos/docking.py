@@ -211,7 +211,7 @@ def _read_tokenizer(folder: Path) -> Any:
 
 def take_processor(
     folder: Path,
-    image_size: int = 224,
+    image_processor: KosmosImageProcessor | None = None,
     num_image_tokens: int = 64,
     extra_tokens: Sequence[str] = (),
     **fields: Any,
@@ -222,7 +222,7 @@ def take_processor(
 
     Args:
         folder: of the language model, see ``find_language_model``.
-        image_size: pixels a side that the vision tower reads.
+        image_processor: how pictures are resized and normalised for the vision tower; 224 pixels a side by default.
         num_image_tokens: Q, the number of places that one image takes.
         extra_tokens: special tokens of objectives, appended last.
         **fields: further arguments of ``KosmosProcessor``.
@@ -235,9 +235,13 @@ def take_processor(
     else:
         template = with_parts(template["default"] if isinstance(template, dict) else template)
     tokenizer.chat_template = None  # the processor's: one of them is enough
-    image_processor = KosmosImageProcessor(image_size=image_size)
     return KosmosProcessor(
-        image_processor, tokenizer, num_image_tokens, chat_template=template, answer_ends=ends, **fields
+        image_processor or KosmosImageProcessor(),
+        tokenizer,
+        num_image_tokens,
+        chat_template=template,
+        answer_ends=ends,
+        **fields,
     )
 
 

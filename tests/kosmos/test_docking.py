@@ -13,7 +13,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from kosmos import Conversation, KosmosConfig, KosmosForConditionalGeneration, KosmosProcessor
+from kosmos import (
+    Conversation,
+    KosmosConfig,
+    KosmosForConditionalGeneration,
+    KosmosImageProcessor,
+    KosmosProcessor,
+)
 from kosmos.docking import find_language_model, read_config, take_processor, take_weights
 from kosmos.segments import Image, Text, Token
 
@@ -51,7 +57,7 @@ def publish(folder: Path, kind: str = "llama", rows: int = 300, template: str | 
 
 
 def dock(folder: Path, images: bool = True, **fields: Any) -> tuple[KosmosForConditionalGeneration, KosmosProcessor]:
-    processor = take_processor(folder, image_size=32, num_image_tokens=8, **fields)
+    processor = take_processor(folder, KosmosImageProcessor(image_size=32), num_image_tokens=8, **fields)
     text = read_config(folder).to_dict()
     text["vocab_size"] = max(text["vocab_size"], len(processor.tokenizer))
     begin, slot, *_, end = processor.image_token_ids()
@@ -140,6 +146,7 @@ def test_segments_are_written_apart(tmp_path: Path) -> None:
     assert ids[0] == ids[-1] == processor.tokenizer.eos_token_id
     assert ids[1:11] == processor.image_token_ids()
     assert processor.image_token_id not in ids[11:], "a text cannot spell a special token"
+    assert processor.opening() == "<|end|>", "its tokenizer writes no BOS"
     with pytest.raises(ValueError, match="no special token <never>"):
         processor.encode([Token("<never>")])
 

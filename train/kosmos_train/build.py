@@ -10,6 +10,8 @@ import torch
 
 from kosmos.configuration_kosmos import QUERYING
 from kosmos.docking import find_language_model, read_config, take_processor, take_weights
+from kosmos.encoders import pixel_statistics
+from kosmos.image_processing_kosmos import KosmosImageProcessor
 from kosmos.loading import encoder_folder, find_checkpoint
 from kosmos.modeling_kosmos import image_tokens
 from kosmos_data.objectives import special_tokens
@@ -89,11 +91,13 @@ def _processor_of_decoder(config: TrainConfig) -> Any:
     described = KosmosConfig.from_dict(_described(config.model))
     sources = [*config.data.sources, *(config.eval.data.sources if config.eval.data else [])]
     objectives = [source.objective for source in sources]
-    pictures: dict[str, int] = {}
+    pictures: dict[str, Any] = {}
     if described.vision_config is not None:
         with torch.device("meta"):
             made = image_tokens(described)
-        pictures = {"image_size": described.vision_config.image_size, "num_image_tokens": made}
+        size = described.vision_config.image_size
+        normalised = pixel_statistics(described.vision_config)
+        pictures = {"image_processor": KosmosImageProcessor(size, **normalised), "num_image_tokens": made}
     return take_processor(
         find_language_model(decoder.pretrained, decoder.revision),
         extra_tokens=special_tokens(objectives),
