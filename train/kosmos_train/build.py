@@ -76,6 +76,12 @@ def _described(config: ModelConfig) -> dict[str, Any]:
     return values
 
 
+def decoder_folder(config: ModelConfig) -> str | None:
+    """Return where the language model lies that the decoder begins as; None: it begins otherwise."""
+    decoder = config.decoder
+    return None if decoder is None else str(find_language_model(decoder.pretrained, decoder.revision))
+
+
 def decoder_fields(decoder: DecoderConfig) -> dict[str, Any]:
     """What a language model's own config says of it, without the type that its weights were saved in."""
     fields = read_config(find_language_model(decoder.pretrained, decoder.revision)).to_dict()
