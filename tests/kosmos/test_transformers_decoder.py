@@ -235,6 +235,17 @@ def test_resized_embeddings(family: str) -> None:
     assert (model.lm_head.weight is model.get_input_embeddings().weight) == model.config.tie_word_embeddings
 
 
+def test_a_growing_cache_takes_values_of_another_width() -> None:
+    """DeepSeek's keys are wider than its values."""
+    from kosmos.decode_step import GrowingLayer
+
+    layer, keys, values = GrowingLayer(), torch.randn(1, 2, 5, 8), torch.randn(1, 2, 5, 4)
+    for start, stop in ((0, 3), (3, 4), (4, 5)):
+        found = layer.update(keys[:, :, start:stop], values[:, :, start:stop])
+        assert torch.equal(found[0], keys[:, :, :stop])
+        assert torch.equal(found[1], values[:, :, :stop])
+
+
 def test_what_is_no_decoder_is_refused() -> None:
     bert = {"model_type": "bert", "vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     with pytest.raises(ValueError, match="bert is no causal decoder"):
