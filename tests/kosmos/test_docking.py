@@ -233,6 +233,15 @@ def test_incomplete_weights_are_refused(tmp_path: Path) -> None:
         dock(folder)
 
 
+def test_doctor_counts_a_language_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from kosmos.cli import main
+
+    assert main(["doctor", "--preset", "tiny", "--decoder", str(publish(tmp_path)), "--length", "64"]) == 0
+    block = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48
+    assert f"{2 * block + 5 * 32:,}" in capsys.readouterr().out
+    assert main(["doctor", "--decoder", str(tmp_path / "nothing")]) == 2
+
+
 class Hub(BaseHTTPRequestHandler):
     """As much of the hub's HTTP as a download of a whole model needs; ``folder`` holds its files."""
 
