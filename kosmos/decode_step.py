@@ -27,7 +27,9 @@ class GrowingLayer(DynamicLayer):
     buffer: Tensor | None = None  # (B, 2, H, capacity, K), keys and values side by side
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append (B, H, T, K) keys and values; return all of them as views of the buffer."""
+        """Append (B, H, T, K) keys and values; return all, as views of the buffer if equally wide."""
+        if key_states.shape != value_states.shape:  # DeepSeek's attention
+            return super().update(key_states, value_states, *args, **kwargs)
         return self.append(torch.stack([key_states, value_states], dim=1))
 
     def append(self, new: Tensor) -> tuple[Tensor, Tensor]:

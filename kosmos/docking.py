@@ -29,7 +29,7 @@ from .tokenization_kosmos import IMAGE_BEGIN, IMAGE_END, OWN_TOKENS
 
 FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "vocab.txt")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def find_language_model(where: str | Path, revision: str | None = None) -> Path:
@@ -60,11 +60,14 @@ def find_language_model(where: str | Path, revision: str | None = None) -> Path:
 
 def _fetch(name: str, revision: str | None) -> Path:
     """Fetch a model of the hub into its cache; offline take what is there."""
-    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import constants, list_repo_files, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
+        if not any(folder.glob("*.safetensors")) and not constants.HF_HUB_OFFLINE:
+            _refuse_pickles(name, list_repo_files(name, revision=revision))
+        return folder
     except HFValidationError as error:
         raise ValueError(f"{name} is no name of the hub: {error}") from error
     except LocalEntryNotFoundError as error:
@@ -83,16 +86,21 @@ def _check_folder(folder: Path, where: str) -> Path:
     if missing is None and not any((folder / name).is_file() for name in TOKENIZERS):
         missing = "tokenizer.json"
     if missing is None and not any(folder.glob("*.safetensors")):
-        pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
-        if pickles:
-            raise ValueError(
-                f"{where} has its weights as pickles only ({pickles[0]}), which can run code when they are read; give "
-                "a folder with model.safetensors (save_pretrained of transformers writes it)"
-            )
+        _refuse_pickles(where, [file.name for file in folder.iterdir()])
         missing = "model.safetensors"
     if missing is not None:
         raise FileNotFoundError(f"{where}: {missing} is missing; put it into {folder}")
     return folder
+
+
+def _refuse_pickles(where: str, names: Sequence[str]) -> None:
+    """Raise ValueError where the weights among files of these names are pickles only."""
+    pickles = sorted(name for name in names if Path(name).suffix in PICKLES)
+    if pickles and not any(name.endswith(".safetensors") for name in names):
+        raise ValueError(
+            f"{where} has its weights as pickles only ({pickles[0]}), which can run code when they are read; give a "
+            "folder with model.safetensors (save_pretrained of transformers writes it)"
+        )
 
 
 def _converted(file: Path) -> Path:
@@ -211,7 +219,7 @@ def _read_tokenizer(folder: Path) -> Any:
 
 def take_processor(
     folder: Path,
-    image_size: int = 224,
+    image_processor: KosmosImageProcessor | None = None,
     num_image_tokens: int = 64,
     extra_tokens: Sequence[str] = (),
     **fields: Any,
@@ -222,7 +230,7 @@ def take_processor(
 
     Args:
         folder: of the language model, see ``find_language_model``.
-        image_size: pixels a side that the vision tower reads.
+        image_processor: how pictures are resized and normalised for the vision tower; 224 pixels a side by default.
         num_image_tokens: Q, the number of places that one image takes.
         extra_tokens: special tokens of objectives, appended last.
         **fields: further arguments of ``KosmosProcessor``.
@@ -232,9 +240,15 @@ def take_processor(
     if template is not None:
         template = with_parts(template["default"] if isinstance(template, dict) else template)
     tokenizer.chat_template = None  # the processor's: one of them is enough
-    image_processor = KosmosImageProcessor(image_size=image_size)
     ends = {"answer_ends": _end_tokens(folder, tokenizer), "turn_end": "line" if template is None else "eos"}
-    return KosmosProcessor(image_processor, tokenizer, num_image_tokens, chat_template=template, **ends, **fields)
+    return KosmosProcessor(
+        image_processor or KosmosImageProcessor(),
+        tokenizer,
+        num_image_tokens,
+        chat_template=template,
+        **ends,
+        **fields,
+    )
 
 
 def _end_tokens(folder: Path, tokenizer: Any) -> list[str]:

@@ -207,6 +207,16 @@ def build_vision_tower(config: KosmosVisionConfig) -> VisionTower:
     return tower.eval()
 
 
+def pixel_statistics(config: KosmosVisionConfig) -> dict[str, list[float]]:
+    """Return mean and deviation of the pixels that a published timm model reads; {} for CLIP's, the default."""
+    if config.backend != "timm":
+        return {}
+    import timm
+
+    published = timm.get_pretrained_cfg(config.model_config["model_name"], allow_unregistered=True)
+    return {} if published is None else {"image_mean": list(published.mean), "image_std": list(published.std)}
+
+
 class SpanEncoder(Encoder):
     """The bidirectional encoder of text spans: any BERT-like transformers model, rebuilt from its config."""
 

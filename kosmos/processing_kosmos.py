@@ -219,6 +219,11 @@ class KosmosProcessor(ProcessorMixin):
             text = text if not text or text[0].isspace() else self._space + text
         return encode_text(self.tokenizer, text)
 
+    def opening(self) -> str:
+        """What a prompt must begin with to begin as a document does: BOS, where the tokenizer does not write it."""
+        begins = self.tokenizer("red")["input_ids"][:1] == [self.tokenizer.bos_token_id]
+        return "" if begins else self.tokenizer.bos_token
+
     def encode_span(self, text: str) -> list[int]:
         """What the text encoder reads of a span: its begin token, then the text.
 

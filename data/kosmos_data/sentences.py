@@ -25,9 +25,18 @@ CLOSERS = "\"'”’»›)]}"
 _MOST_CLOSERS = 3  # pieces of closing signs behind one mark
 
 
+def pieces_of(tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """Return the pieces by id as SentencePiece spells them, those of byte-level BPE (GPT-2, Llama 3 …) too."""
+    pieces: list[str] = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    if LINE_END in tokenizer.get_added_vocab():
+        return pieces
+    # byte-level BPE writes a newline as Ċ and a space as Ġ; SentencePiece with bytes has <0x0A>
+    return [LINE_END if piece in ("Ċ", "<0x0A>") else piece.replace("Ġ", "▁") for piece in pieces]
+
+
 def ending_pieces(tokenizer: PreTrainedTokenizerFast, marks: Set[str], closers: str = "") -> np.ndarray:
     """For every id whether its piece ends with one of ``marks``, ``closers`` left aside, or is a newline; bool (V,)."""
-    pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    pieces = pieces_of(tokenizer)
     return np.array([piece.rstrip(closers)[-1:] in marks or piece == LINE_END for piece in pieces])
 
 
@@ -51,13 +60,19 @@ class Sentences:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerFast) -> Sentences:
-        """The tables of a tokenizer in the KOSMOS layout."""
-        line, eos = tokenizer.get_added_vocab()[LINE_END], tokenizer.eos_token_id
-        pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+        """The tables of a tokenizer.
+
+        Raises:
+            ValueError: it has no token for a newline.
+        """
+        pieces, eos = pieces_of(tokenizer), tokenizer.eos_token_id
+        if LINE_END not in pieces:
+            raise ValueError("sentences: this tokenizer has no token for the end of a line")
+        line = pieces.index(LINE_END)
         closing = np.array([piece.strip(CLOSERS) == "" for piece in pieces])
         beginning = np.array([piece.startswith("▁") for piece in pieces])
         beginning[list(tokenizer.added_tokens_decoder)] = True
-        beginning[[line, eos, tokenizer.unk_token_id]] = False
+        beginning[[token for token in (line, eos, tokenizer.unk_token_id) if token is not None]] = False
         return cls(ending_pieces(tokenizer, MARKS, CLOSERS), closing, beginning, line, eos)
 
     def ends(self, example: Example) -> np.ndarray:

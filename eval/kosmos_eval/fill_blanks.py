@@ -32,7 +32,7 @@ def fill(
         if prompt.images or not all(isinstance(segment, str) for segment in prompt.segments):
             raise ValueError(f"method cloze reads text only, the prompt is {prompt.text[:60]!r}")
         groups.setdefault(tuple(texts), []).append(prompt)
-    position = runner.model.config.text_config.position_type
+    position = getattr(runner.model.config.text_config, "position_type", "rope")
     two_positions, both_ways = position == "learned_2d", position != "xpos"
     for texts, members in groups.items():
         verbalizers = {text: text.strip() for text in texts}

@@ -1,6 +1,6 @@
 """The model against its peers in one process: training step, peak memory, generation, packed attention.
 
-    python tests/benchmarks/bench_model.py [--only step,memory,generate,sizes,packed] [--rounds 7] [--threads 1]
+    python tests/benchmarks/bench_model.py [--only step,memory,generate,sizes,packed,docked] [--rounds 7] [--threads 1]
 
 Setting: decoder d=256, 6 layers, 8 heads, FFN 1024, vocabulary 32,000; 2 rows of 512 tokens with one image of 64 places
 each; a small frozen ViT; fp32; no dropout (the fused attention kernels have none). Contenders take turns and the ratio
@@ -9,7 +9,9 @@ it is installed: pip install --no-deps torchscale fairscale==0.4.0 (and timm, ei
 to a fresh process. Generation is the call that chat makes: greedy, several tokens that end an answer and two that are
 never written; 128 tokens behind a prompt of 80 with an image. Beside it stands the time that reading all of the
 decoder's fp32 weights once takes here, and ``sizes`` repeats it for decoders as small and as large as the presets tiny
-and small. Numbers with their machine are in kosmos/README.md.
+and small. ``docked``: a Llama of this size as our decoder beside transformers' own, text only; four documents in a row,
+which the bare model keeps apart by positions that begin anew, and, cheaper, does not keep apart. Numbers with their
+machine are in kosmos/README.md.
 """
 
 from __future__ import annotations
@@ -169,6 +171,37 @@ def packed(kind: str, way: str) -> Callable[[], None]:
     return run
 
 
+def docked(way: str) -> Callable[[], None]:
+    """Return one forward and backward pass over packed text of a Llama, as our decoder or bare."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from kosmos import KosmosConfig, KosmosForConditionalGeneration
+
+    width, layers, heads, ffn, vocabulary = SIZE
+    config = LlamaConfig(
+        vocab_size=vocabulary, hidden_size=width, intermediate_size=ffn, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=heads // 2, max_position_embeddings=2048,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    ids = inputs()["ids"]
+    documents = torch.arange(LENGTH).expand(ROWS, -1) // (LENGTH // 4)
+    positions = torch.arange(LENGTH).expand(ROWS, -1) % (LENGTH // 4)
+    given: dict[str, Any] = {"input_ids": ids, "labels": ids}
+    if way == "docked":
+        model: Any = KosmosForConditionalGeneration(KosmosConfig(text_config=config.to_dict()))
+        given |= {"document_ids": documents, "position_ids": positions}
+    else:
+        model = LlamaForCausalLM(config)
+        given |= {"position_ids": positions} if way == "bare" else {}
+    model.train()
+
+    def run() -> None:
+        model.zero_grad()
+        model(**given).loss.backward()
+
+    return run
+
+
 def compare(title: str, contenders: dict[str, Callable[[], Any]], rounds: int, unit: float = 1.0) -> None:
     """Run all in turns; print milliseconds and how many times faster the first is than each other."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
@@ -226,7 +259,7 @@ if importlib.util.find_spec("torchscale"):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", default="step,memory,generate,sizes,packed")
+    parser.add_argument("--only", default="step,memory,generate,sizes,packed,docked")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--peak", help=argparse.SUPPRESS)
@@ -256,6 +289,9 @@ def main() -> None:
         for kind in ("causal", "prefix"):
             runs = {way: packed(kind, way) for way in ("documents", "dense mask")}
             compare(f"packed attention, {kind}, 8 documents in 2,048", runs, arguments.rounds)
+    if "docked" in only:
+        runs = {way: docked(way) for way in ("docked", "bare", "bare, not kept apart")}
+        compare("training step of a Llama, 2 rows of 4 documents", runs, arguments.rounds)
 
 
 if __name__ == "__main__":

@@ -275,3 +275,18 @@ def test_spans_are_a_quarter_of_packed_rows_of_real_speeches(
             slots = int((ids == processor.span_slot_id).sum())
             spans, text = spans + slots, text + len(ids) - int(np.isin(ids, [BOS, EOS]).sum())
         assert spans / text == pytest.approx(0.25, abs=0.01), shards.name
+
+
+def test_the_tokenizer_of_a_language_model() -> None:
+    """Byte-level BPE writes a newline as one piece and a space otherwise than SentencePiece."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({letter: at for at, letter in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>")
+    tables, (newline, stop, space, letter) = Sentences.of(tokenizer), tokenizer("\n. a")["input_ids"]
+    assert tables.line == newline
+    assert tables.ending[[newline, stop, space, letter]].tolist() == [True, True, False, False]
+    assert tables.beginning[[newline, stop, space, letter]].tolist() == [False, False, True, False]

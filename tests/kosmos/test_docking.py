@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +19,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from kosmos import Conversation, KosmosConfig, KosmosForConditionalGeneration, KosmosProcessor
+from kosmos import (
+    Conversation,
+    KosmosConfig,
+    KosmosForConditionalGeneration,
+    KosmosImageProcessor,
+    KosmosProcessor,
+)
 from kosmos.docking import find_language_model, read_config, take_processor, take_weights
 from kosmos.segments import Image, Text, Token
 
@@ -51,7 +63,7 @@ def publish(folder: Path, kind: str = "llama", rows: int = 300, template: str | 
 
 
 def dock(folder: Path, images: bool = True, **fields: Any) -> tuple[KosmosForConditionalGeneration, KosmosProcessor]:
-    processor = take_processor(folder, image_size=32, num_image_tokens=8, **fields)
+    processor = take_processor(folder, KosmosImageProcessor(image_size=32), num_image_tokens=8, **fields)
     text = read_config(folder).to_dict()
     text["vocab_size"] = max(text["vocab_size"], len(processor.tokenizer))
     begin, slot, *_, end = processor.image_token_ids()
@@ -140,6 +152,7 @@ def test_segments_are_written_apart(tmp_path: Path) -> None:
     assert ids[0] == ids[-1] == processor.tokenizer.eos_token_id
     assert ids[1:11] == processor.image_token_ids()
     assert processor.image_token_id not in ids[11:], "a text cannot spell a special token"
+    assert processor.opening() == "<|end|>", "its tokenizer writes no BOS"
     with pytest.raises(ValueError, match="no special token <never>"):
         processor.encode([Token("<never>")])
 
@@ -218,3 +231,88 @@ def test_incomplete_weights_are_refused(tmp_path: Path) -> None:
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=r"1 tensors are missing .*layers.1.mlp.up_proj.weight"):
         dock(folder)
+
+
+def test_doctor_counts_a_language_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from kosmos.cli import main
+
+    assert main(["doctor", "--preset", "tiny", "--decoder", str(publish(tmp_path)), "--length", "64"]) == 0
+    block = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48
+    assert f"{2 * block + 5 * 32:,}" in capsys.readouterr().out
+    assert main(["doctor", "--decoder", str(tmp_path / "nothing")]) == 2
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub's HTTP as a download of a whole model needs; ``folder`` holds its files."""
+
+    folder: Path
+    commit = "0123456789abcdef0123456789abcdef01234567"
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.answer()
+
+    def answer(self, body: bool = True) -> None:
+        path, headers = self.path.split("?")[0], {"X-Repo-Commit": self.commit}
+        if path.startswith("/api/models/"):
+            names = sorted(file.name for file in self.folder.iterdir())
+            listed = [{"type": "file", "path": name, "oid": name, "size": 1} for name in names]
+            info = {"id": "someone/lm", "sha": self.commit, "siblings": [{"rfilename": name} for name in names]}
+            content = json.dumps(listed if "/tree/" in path else info).encode()
+            headers["Content-Type"] = "application/json"
+        elif (file := self.folder / path.rsplit("/", 1)[-1]).is_file():
+            content = file.read_bytes()
+            headers["ETag"] = f'"{hashlib.sha256(content).hexdigest()}"'
+        else:
+            self.send_error(404)
+            return
+        self.send_response(200)
+        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+FETCH = """
+import sys
+from kosmos.docking import find_language_model
+try:
+    print(find_language_model("someone/lm"))
+except (ValueError, OSError) as error:
+    print(type(error).__name__, error)
+"""
+
+
+def fetch(tmp_path: Path, folder: Path, **environment: str) -> str:
+    """Ask for ``someone/lm`` in a process of its own, of a server that holds ``folder``; return what it printed."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Serving", (Hub,), {"folder": folder}))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    where = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "home")}
+    where |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", **environment}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", FETCH], env={**os.environ, **where}, capture_output=True, text=True, check=True
+        )
+    finally:
+        server.shutdown()
+        server.server_close()
+    return done.stdout.strip().splitlines()[-1]
+
+
+def test_a_name_of_the_hub_is_fetched(tmp_path: Path) -> None:
+    """Over the hub's HTTP, kept in its cache under the commit, and found there offline."""
+    folder = publish(tmp_path / "served")
+    found = Path(fetch(tmp_path, folder))
+    assert found.name == Hub.commit
+    assert (found / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    dock(found, images=False)
+    assert fetch(tmp_path, tmp_path, HF_HUB_OFFLINE="1") == str(found)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    refused = fetch(tmp_path, folder, HF_HOME=str(tmp_path / "other"))
+    assert refused.startswith("ValueError someone/lm has its weights as pickles only (pytorch_model.bin)")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,8 @@ def test_a_run_is_resumed_with_its_decoder_unchanged(docked: dict[str, Any], tmp
     docked["optim"]["warmup"] = 2
     whole = jobs.run(docked, str(tmp_path / "whole"))
     assert whole == {"step": 8, "finished": True}
+    launches = json.loads((tmp_path / "whole" / "environment.json").read_text())
+    assert launches[-1]["decoder"] == docked["model"]["decoder"]["pretrained"]
     last = tmp_path / "whole" / "checkpoints" / "step-000008"
     weights = load_file(last / "model.safetensors")
     published = load_file(Path(docked["model"]["decoder"]["pretrained"]) / "model.safetensors")
@@ -74,8 +78,6 @@ def test_a_run_is_resumed_with_its_decoder_unchanged(docked: dict[str, Any], tmp
         assert torch.equal(found[: len(tensor)], tensor), name
     first = jobs.run({**docked, "checkpoint": {"every": 4, "keep": 9}}, str(tmp_path / "again"))
     assert first["step"] == 8
-    import shutil
-
     shutil.rmtree(tmp_path / "again" / "checkpoints" / "step-000008")
     (tmp_path / "again" / "checkpoints" / "latest").write_text("step-000004")
     jobs.run({**docked, "checkpoint": {"every": 4, "keep": 9}}, str(tmp_path / "again"), resume=True)

@@ -11,6 +11,8 @@ import torch
 
 from kosmos.configuration_kosmos import QUERYING
 from kosmos.docking import find_language_model, read_config, take_processor, take_weights
+from kosmos.encoders import pixel_statistics
+from kosmos.image_processing_kosmos import KosmosImageProcessor
 from kosmos.limits import check_checkpoint
 from kosmos.loading import encoder_folder, find_checkpoint
 from kosmos.modeling_kosmos import image_tokens
@@ -84,6 +86,12 @@ def _described(config: ModelConfig) -> dict[str, Any]:
     return values
 
 
+def decoder_folder(config: ModelConfig) -> str | None:
+    """Return where the language model lies that the decoder begins as; None: it begins otherwise."""
+    decoder = config.decoder
+    return None if decoder is None else str(find_language_model(decoder.pretrained, decoder.revision))
+
+
 def decoder_fields(decoder: DecoderConfig) -> dict[str, Any]:
     """What a language model's own config says of it, without the type that its weights were saved in."""
     fields = read_config(find_language_model(decoder.pretrained, decoder.revision)).to_dict()
@@ -99,11 +107,13 @@ def _processor_of_decoder(config: TrainConfig) -> Any:
     described = KosmosConfig.from_dict(_described(config.model))
     sources = [*config.data.sources, *(config.eval.data.sources if config.eval.data else [])]
     objectives = [source.objective for source in sources]
-    pictures: dict[str, int] = {}
+    pictures: dict[str, Any] = {}
     if described.vision_config is not None:
         with torch.device("meta"):
             made = image_tokens(described)
-        pictures = {"image_size": described.vision_config.image_size, "num_image_tokens": made}
+        size = described.vision_config.image_size
+        normalised = pixel_statistics(described.vision_config)
+        pictures = {"image_processor": KosmosImageProcessor(size, **normalised), "num_image_tokens": made}
     return take_processor(
         find_language_model(decoder.pretrained, decoder.revision),
         extra_tokens=special_tokens(objectives),

@@ -63,8 +63,13 @@ class RunDir:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         settings.write_yaml(config, self.config)
 
-    def record_launch(self, step: int, world: World, data: dict[str, Any]) -> None:
-        """Append to ``environment.json`` what this start runs on; ``data`` describes the corpora."""
+    def record_launch(self, step: int, world: World, data: dict[str, Any], decoder: str | None = None) -> None:
+        """Append to ``environment.json`` what this start runs on.
+
+        Args:
+            data: describes the corpora.
+            decoder: folder of the language model that the run began from; of one of the hub it is named by its commit.
+        """
         launches = json.loads(self.environment.read_text()) if self.environment.exists() else []
         launches.append(
             {
@@ -80,6 +85,7 @@ class RunDir:
                 "device": torch.cuda.get_device_name() if world.device.type == "cuda" else "cpu",
                 "threads": torch.get_num_threads(),
                 "data": data,
+                **({} if decoder is None else {"decoder": decoder}),
             }
         )
         write_atomically(self.environment, json.dumps(launches, indent=1))

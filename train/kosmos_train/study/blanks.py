@@ -115,7 +115,7 @@ def fill_blanks(model: Any, processor: Any, path: Path, objective: str, bidirect
         objective: in whose form the blanks are asked; ``bidirectional`` as the model was trained with it.
     """
     found = json.loads(path.read_text(encoding="utf-8"))
-    two_positions = model.config.text_config.position_type == "learned_2d"
+    two_positions = getattr(model.config.text_config, "position_type", None) == "learned_2d"
     verbalizers = {word: word for word in found["classes"]}
     cloze = Cloze(processor, verbalizers, two_positions, objective=objective, bidirectional=bidirectional)
     right: list[float] = []
