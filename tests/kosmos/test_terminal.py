@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import json
 import os
 import pty
@@ -138,6 +139,31 @@ def test_the_oldest_turns_are_forgotten_aloud(terminal: Terminal, capsys: pytest
     for _ in range(3):
         terminal.take("what is it? " * 25)
     assert "(the context is used up: the oldest turn was forgotten)" in capsys.readouterr().out
+
+
+class Interrupt:
+    """A streamer that presses Ctrl-C at the 2,000th token."""
+
+    tokens = 0
+
+    def put(self, value: torch.Tensor) -> None:
+        self.tokens += 1
+        if self.tokens == 2000:
+            _thread.interrupt_main()
+
+    def end(self) -> None:
+        pass
+
+
+def test_a_stopped_answer_is_kept_with_its_picture(terminal: Terminal, folder: Path) -> None:
+    options = {"do_sample": True, "min_new_tokens": 99_999, "max_new_tokens": 100_000, "streamer": Interrupt()}
+    terminal.chat.generation = options
+    terminal.take("/image red.png")
+    with pytest.raises(KeyboardInterrupt):
+        terminal.take("what is it?")
+    assert terminal.pictures == []
+    assert len(terminal.chat.pictures()) == 1
+    assert terminal.chat.messages[1]["content"][0]["text"]
 
 
 def test_what_is_printed_moves_no_cursor() -> None:
