@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import json
 import os
 import pty
@@ -12,6 +11,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -149,7 +149,7 @@ class Interrupt:
     def put(self, value: torch.Tensor) -> None:
         self.tokens += 1
         if self.tokens == 2000:
-            _thread.interrupt_main()
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     def end(self) -> None:
         pass
@@ -159,8 +159,12 @@ def test_a_stopped_answer_is_kept_with_its_picture(terminal: Terminal, folder: P
     options = {"do_sample": True, "min_new_tokens": 99_999, "max_new_tokens": 100_000, "streamer": Interrupt()}
     terminal.chat.generation = options
     terminal.take("/image red.png")
-    with pytest.raises(KeyboardInterrupt):
-        terminal.take("what is it?")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            terminal.take("what is it?")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert terminal.pictures == []
     assert len(terminal.chat.pictures()) == 1
     assert terminal.chat.messages[1]["content"][0]["text"]
@@ -171,10 +175,7 @@ def test_what_is_printed_moves_no_cursor() -> None:
 
 
 def test_options_are_checked(folder: Path) -> None:
-    for options, named in (
-        (["--temperature", "-1"], "--temperature -1.0"),
-        (["--max-new-tokens", "0"], "--max-new-tokens 0"),
-    ):
+    for options, named in (("--temperature -1", "--temperature -1.0"), ("--max-new-tokens 0", "--max-new-tokens 0")):
         with pytest.raises(ValueError, match=named):
             main(["runs/none", *options.split()])
 
