@@ -47,8 +47,15 @@ class Pieces(TextIteratorStreamer):
         super().end()
 
 
-def stream_answer(model: Any, tokenizer: Any, inputs: dict[str, Any], generation: dict[str, Any]) -> Iterator[str]:
-    """Yield the text that ``model.generate(**inputs, **generation)`` writes, without line ends and leading blanks.
+def stream_answer(
+    model: Any, tokenizer: Any, inputs: dict[str, Any], generation: dict[str, Any], one_line: bool = True
+) -> Iterator[str]:
+    """Yield the text that ``model.generate(**inputs, **generation)`` writes, without blanks in front.
+
+    Args:
+        model, inputs, generation: see above.
+        tokenizer: makes text of tokens.
+        one_line: whether a line end is the end of an answer and no part of it.
 
     Where several answers are compared (beams), nothing is known before the end: the text is one piece.
 
@@ -83,7 +90,7 @@ def stream_answer(model: Any, tokenizer: Any, inputs: dict[str, Any], generation
     try:
         first = True
         for piece in pieces:
-            text = piece.replace("\n", "")
+            text = piece.replace("\n", "") if one_line else piece
             text = text.lstrip() if first else text
             if text:
                 first = False

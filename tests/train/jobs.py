@@ -93,7 +93,9 @@ def rate_of(step: int) -> float:
     return 1e-3 * (1 + step % 3) / 2.5
 
 
-def engine_losses(values: dict[str, Any], variants: list[dict[str, Any]], steps: int) -> list[list[list[float]]]:
+def engine_losses(
+    values: dict[str, Any], variants: list[dict[str, Any]], steps: int, total: int = 4
+) -> list[list[list[float]]]:
     """[loss, gradient norm] of each step under each variant of the ``engine`` settings."""
     collected = []
     for variant in variants:
@@ -101,7 +103,7 @@ def engine_losses(values: dict[str, Any], variants: list[dict[str, Any]], steps:
         processor = build_processor_of(engine)
         losses = []
         for step in range(1, steps + 1):
-            batch = step_batch(step, processor, engine.world.rank, engine.world.size)
+            batch = step_batch(step, processor, engine.world.rank, engine.world.size, total)
             result = engine.step(batch, step, rate_of(step), {})
             losses.append([result.loss, result.grad_norm])
         engine.close()

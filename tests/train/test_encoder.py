@@ -32,8 +32,10 @@ def config(values: dict[str, Any]) -> EncoderConfig:
     return EncoderConfig(MODEL, values["processor"], shards, window=48, steps=40, batch_size=16, lr=1e-2, warmup=5)
 
 
-def test_it_learns_and_becomes_a_span_encoder(config: EncoderConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("muon_lr", [0.0, 0.02])
+def test_it_learns_and_becomes_a_span_encoder(config: EncoderConfig, tmp_path: Path, muon_lr: float) -> None:
     """Its loss falls below the uniform guess; SpanEncoder reads the folder and gives the same states."""
+    config.muon_lr = muon_lr
     losses = train_encoder(config, tmp_path / "encoder")
     assert losses[0] > 3.5
     assert sum(losses[-5:]) / 5 < losses[0] - 0.8

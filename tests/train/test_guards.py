@@ -212,3 +212,9 @@ def test_learning_rate_follows_the_paper() -> None:
     assert learning_rate(376 + 1312, cosine, 3000) == pytest.approx(2e-4 * 0.55, rel=1e-2)
     assert learning_rate(3001, cosine, 3000) == pytest.approx(2e-5)
     assert learning_rate(2000, OptimConfig(schedule="constant"), 3000) == 2e-4
+    stable = OptimConfig(schedule="wsd", decay_share=0.1)
+    assert learning_rate(400, stable, 3000) == learning_rate(2701, stable, 3000) == 2e-4
+    assert learning_rate(2701 + 150, stable, 3000) == pytest.approx(1e-4)
+    assert 0 < learning_rate(3000, stable, 3000) < 1e-6
+    root = OptimConfig(schedule="inverse_sqrt", warmup=100)
+    assert learning_rate(100, root, 3000) == learning_rate(400, root, 3000) * 2 == pytest.approx(2e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from kosmos.processing_kosmos import load_processor
 from kosmos_data import Document, Image, Text, write_shards
 from kosmos_train.parts.encoder import EncoderConfig, train_encoder
 from kosmos_train.parts.tokenizer import TokenizerConfig, make_processor
-from kosmos_train.parts.training import PartConfig
+from kosmos_train.parts.training import PartConfig, _optimizers
 from kosmos_train.parts.vision import train_vision
 from kosmos_train.parts.vision_data import VisionConfig, read_pairs
 
@@ -97,3 +98,21 @@ def test_both_trainings_have_the_same_settings() -> None:
     assert issubclass(VisionConfig, PartConfig)
     assert issubclass(EncoderConfig, PartConfig)
     assert (VisionConfig().steps, EncoderConfig().steps) == (600, 10_000)
+
+
+@pytest.mark.parametrize(("rate", "kinds"), [(0.0, ["AdamW"]), (0.02, ["AdamW", "Muon"])])
+def test_muon_takes_the_matrices_of_layers(rate: float, kinds: list[str]) -> None:
+    """Every parameter has one optimiser; embeddings, norms, convolutions and projections stay with AdamW."""
+    import open_clip
+
+    text = {"width": 16, "heads": 2, "layers": 1, "vocab_size": 50, "context_length": 8}
+    model = open_clip.model.CLIP(16, dict(CLIP["vision_cfg"]), text)
+    made = _optimizers(model, PartConfig(muon_lr=rate), (0.9, 0.98))
+    assert [type(one).__name__ for one in made] == kinds
+    owners = [id(weight) for one in made for group in one.param_groups for weight in group["params"]]
+    assert sorted(owners) == sorted(map(id, model.parameters()))
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    for group in made[1].param_groups if rate else ():
+        for weight in group["params"]:
+            assert re.fullmatch(r"(visual\.)?transformer\.resblocks\.0\..*weight", names[id(weight)])
+            assert weight.ndim == 2

@@ -40,9 +40,23 @@ class ModelConfig:
 
 
 @dataclass
-class OptimConfig:
-    """AdamW and its learning rate; the defaults are KOSMOS-1's (§3.2)."""
+class MuonConfig:
+    """Muon (Jordan and others 2024) for the decoder's matrices, see :mod:`kosmos_train.muon`."""
 
+    lr: float = 0.02
+    """Peak learning rate of the matrices, in Muon's own scale; it rises and falls with ``optim.lr``."""
+    momentum: float = 0.95
+    """How much of the momentum a step keeps."""
+
+
+@dataclass
+class OptimConfig:
+    """The optimiser and its learning rate; the defaults are KOSMOS-1's (§3.2)."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    """AdamW for all, or Muon for the decoder's matrices and AdamW for the rest (ZeRO 0 to 2)."""
+    muon: MuonConfig = field(default_factory=MuonConfig)
+    """Used with ``name: muon``."""
     lr: float = 2e-4
     """Peak learning rate."""
     part_lr: dict[str, float] = field(default_factory=dict)
@@ -57,8 +71,10 @@ class OptimConfig:
     """Decay matrices and embeddings only, or every parameter (what the released KOSMOS code does)."""
     warmup: int = 375
     """Updates of linear warm-up."""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How the rate falls after warm-up."""
+    schedule: Literal["linear", "cosine", "constant", "wsd", "inverse_sqrt"] = "linear"
+    """How the rate falls after warm-up; ``wsd`` stays at the peak but for the last ``decay_share`` of the steps."""
+    decay_share: float = 0.2
+    """Share of all steps in which ``wsd`` (warm-up, stable, decay; Hu and others 2024) falls, linearly."""
     final_ratio: float = 0.0
     """The rate at the end, as a share of ``lr``."""
     clip: float = 2.0
@@ -226,11 +242,15 @@ class TrainConfig:
             raise ValueError("engine.offload_optimizer needs engine.zero_stage >= 1")
         if self.engine.zero_stage == 3 and self.model.compile:
             raise ValueError("model.compile with engine.zero_stage=3: ZeRO-3's hooks break the graphs; use stage 2")
+        if self.optim.name == "muon" and (self.engine.zero_stage == 3 or self.engine.offload_optimizer):
+            raise ValueError("optim.name=muon needs whole matrices: engine.zero_stage 0 to 2, no offload_optimizer")
         for name, value in {"steps": self.steps, "log.every": self.log.every, "keep": self.checkpoint.keep}.items():
             if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
         if not 0 <= self.optim.warmup <= self.steps:
             raise ValueError(f"optim.warmup={self.optim.warmup} must lie between 0 and steps={self.steps}")
+        if not 0 < self.optim.decay_share <= 1:
+            raise ValueError(f"optim.decay_share={self.optim.decay_share} must lie above 0 and up to 1")
         if self.eval.every and self.eval.data is None:
             raise ValueError("eval.every is set without eval.data")
         if self.eval.tasks_every and not self.eval.tasks:

@@ -24,7 +24,8 @@ from .config import EngineConfig, TrainConfig
 from .distributed import World
 from .fragments import create_state, fragments, load_optimizer, refresh_weights
 from .guards import SpikeGuard
-from .optim import PartNorms, VetoAdamW, parameter_groups, unclipped
+from .muon import matrices
+from .optim import PartNorms, VetoAdamW, is_for_muon, parameter_groups, unclipped
 
 NOT_FOR_MODEL = ("source_ids",)
 Counts: TypeAlias = dict[tuple[str, str], float]
@@ -108,6 +109,11 @@ class Engine:
         if config.engine.zero_stage:
             self.optimizer.norm_source = lambda: wrapped._global_grad_norm
         create_state(self.deepspeed)
+        shapes = {name: value.shape for name, value in model.named_parameters() if value.requires_grad}
+        mine = [name for name, shape in shapes.items() if is_for_muon(name, shape, config.optim)]
+        self.optimizer.matrices = matrices(
+            fragments(self.deepspeed), {name: shapes[name] for name in mine}, config.engine.zero_stage
+        )
         for fragment in fragments(self.deepspeed):
             pieces = self.optimizer.pieces.setdefault(fragment.flat, [])
             pieces.append((part_of(fragment.name), fragment.offset, fragment.numel))

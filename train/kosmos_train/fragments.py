@@ -1,4 +1,4 @@
-"""Where each parameter's fp32 master weight and Adam moments live on this rank, under every ZeRO stage.
+"""Where each parameter's fp32 master weight and moments live on this rank, under every ZeRO stage.
 
 DeepSpeed keeps optimiser state in flat partitions. A *fragment* says: elements ``start … start + numel`` of parameter
 ``name`` are at ``offset`` of flat partition ``flat``. Checkpoints store fragments by name and start, so any number of
@@ -20,7 +20,7 @@ import torch
 from safetensors import safe_open
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-KINDS = ("master", *MOMENTS)
+MOMENTUM = MOMENTS[:1]  # all that Muon keeps
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,10 @@ class Fragment:
     numel: int
     flat: torch.Tensor
     offset: int
+
+    def kinds(self, optimizer: torch.optim.Optimizer) -> list[str]:
+        """What there is of it: ``master`` and the moments that its optimiser keeps."""
+        return ["master", *(kind for kind in MOMENTS if kind in optimizer.state[self.flat])]
 
     def view(self, kind: str, optimizer: torch.optim.Optimizer) -> torch.Tensor:
         """The live 1-D tensor of this piece: ``master`` weight or one of the moments."""
@@ -73,11 +77,13 @@ def fragments(engine: Any) -> Iterator[Fragment]:
 
 
 def create_state(engine: Any) -> None:
-    """Create Adam's state before the first step, so that it can be read, loaded or skipped from the start."""
+    """Create the optimiser's state before the first step, so it can be read, loaded or skipped from the start."""
     optimizer = engine.basic_optimizer
+    by_muon = {tensor for group in optimizer.param_groups if group["muon"] for tensor in group["params"]}
     for flat in flat_partitions(engine):
         step = torch.zeros((), dtype=torch.float32, device=flat.device)  # where fused AdamW wants it
-        moments = {kind: torch.zeros_like(flat, memory_format=torch.preserve_format) for kind in MOMENTS}
+        kinds = MOMENTUM if flat in by_muon else MOMENTS
+        moments = {kind: torch.zeros_like(flat, memory_format=torch.preserve_format) for kind in kinds}
         optimizer.state[flat] = {"step": step, **{kind: moment.detach() for kind, moment in moments.items()}}
 
 
@@ -99,7 +105,7 @@ def local_tensors(engine: Any) -> dict[str, torch.Tensor]:
     return {
         f"{fragment.name}|{kind}|{fragment.start}": fragment.view(kind, engine.basic_optimizer).cpu().clone()
         for fragment in fragments(engine)
-        for kind in KINDS
+        for kind in fragment.kinds(engine.basic_optimizer)
     }
 
 
@@ -112,7 +118,7 @@ def load_optimizer(checkpoint: Path, engine: Any, state: dict[str, Any]) -> None
     index = _index(checkpoint / "trainer")
     optimizer = engine.basic_optimizer
     for fragment in fragments(engine):
-        for kind in KINDS:
+        for kind in fragment.kinds(optimizer):
             target, filled = fragment.view(kind, optimizer), 0
             for file, key, start, numel in index.get((fragment.name, kind), ()):
                 first = max(start, fragment.start)
@@ -125,7 +131,7 @@ def load_optimizer(checkpoint: Path, engine: Any, state: dict[str, Any]) -> None
             if filled != fragment.numel:
                 raise ValueError(
                     f"{checkpoint}: {kind} of {fragment.name} covers {filled} of {fragment.numel} elements; "
-                    "was it written with the same model and the same parts frozen?"
+                    "was it written with the same model, the same parts frozen and the same optim.name?"
                 )
     set_step(engine, state["adam_step"])
 

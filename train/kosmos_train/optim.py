@@ -1,5 +1,7 @@
 """AdamW that can sit a step out, in whole or in part, norms by part, parameter groups, the learning rate of a step.
 
+With ``optim.name: muon`` the decoder's matrices are moved by Muon (:mod:`kosmos_train.muon`) instead.
+
 KOSMOS-1 §3.2: AdamW, betas (0.9, 0.98), weight decay 0.01, learning rate 2e-4, 375 warm-up steps, linear to zero.
 
 The veto is how a bad step is skipped under every ZeRO stage: DeepSpeed calls ``step`` on its own partitions of the
@@ -20,6 +22,7 @@ import torch
 
 from kosmos.cost import part_names, part_of
 
+from . import muon
 from .config import OptimConfig
 
 Pieces: TypeAlias = dict[torch.Tensor, list[tuple[str, int, int]]]
@@ -61,12 +64,14 @@ class VetoAdamW(torch.optim.AdamW):
 
     def __init__(self, groups: list[dict[str, Any]], config: OptimConfig) -> None:
         super().__init__(groups, config.lr, config.betas, config.eps, config.weight_decay, fused=True)
+        self.momentum = config.muon.momentum
         self.clip = config.clip
         self.veto: Callable[[float], str | None] = lambda norm: None
         self.norm_source: Callable[[], float] | None = None
         self.norm = math.nan
         self.reason: str | None = None
         self.pieces: Pieces = {}
+        self.matrices: list[muon.Matrix] = []
         self.unreached: Collection[str] = ()
         self.norms: PartNorms | None = None
         self._decided = False
@@ -99,9 +104,19 @@ class VetoAdamW(torch.optim.AdamW):
         if self.norms is not None:
             self.norms.measure(self._updated())
         kept = self._copy_unreached() if self.unreached else []
+        by_muon = {tensor: tensor.grad for group in self._muon_groups() for tensor in group["params"]}
+        for group in self._muon_groups():
+            muon.update(group, self.momentum, self.matrices, self.state)
+        for tensor in by_muon:
+            tensor.grad = None  # AdamW passes over it
         super().step(closure)
+        for tensor, gradient in by_muon.items():
+            tensor.grad = gradient
         for view, before in kept:
             view.copy_(before)
+
+    def _muon_groups(self) -> list[dict[str, Any]]:
+        return [group for group in self.param_groups if group["muon"]]
 
     def _updated(self) -> list[torch.Tensor]:
         """The tensors that this call of ``step`` changes."""
@@ -118,7 +133,8 @@ class VetoAdamW(torch.optim.AdamW):
         for tensor in self._updated():
             for part, offset, numel in self.pieces.get(tensor, ()):
                 if part in self.unreached:
-                    for whole in (tensor, self.state[tensor]["exp_avg"], self.state[tensor]["exp_avg_sq"]):
+                    moments = [moment for kind, moment in self.state[tensor].items() if kind != "step"]
+                    for whole in (tensor, *moments):
                         view = whole.view(-1).narrow(0, offset, numel)
                         kept.append((view, view.clone()))
         return kept
@@ -144,7 +160,7 @@ def freeze(model: torch.nn.Module, patterns: Iterable[str]) -> None:
 
 
 def parameter_groups(model: torch.nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Return the trainable parameters in groups of one weight decay and one ``lr_share`` (``part_lr``).
+    """Return the trainable parameters in groups of one weight decay, one ``lr_share`` (``part_lr``), one optimiser.
 
     ``decay: matrices`` spares biases, norms and other one-dimensional parameters; ``decay: all`` is what the released
     KOSMOS code does (fairseq's Adam decays everything). Frozen parameters are in no group.
@@ -155,16 +171,24 @@ def parameter_groups(model: torch.nn.Module, config: OptimConfig) -> list[dict[s
     for part, share in config.part_lr.items():
         if part not in part_names() or share < 0:
             raise ValueError(f"optim.part_lr: {part}={share}; parts are {', '.join(part_names())}, shares 0 or more")
-    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    groups: dict[tuple[float, float, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
+            by_muon = is_for_muon(name, parameter.shape, config)
+            share = config.part_lr.get(part_of(name), 1.0) * (config.muon.lr / config.lr if by_muon else 1.0)
             decayed = config.decay == "all" or parameter.ndim >= 2
-            kind = (config.part_lr.get(part_of(name), 1.0), config.weight_decay if decayed else 0.0)
-            groups.setdefault(kind, []).append(parameter)
+            groups.setdefault((share, config.weight_decay if decayed else 0.0, by_muon), []).append(parameter)
     if not groups:
         raise ValueError("model.freeze leaves no parameter to train")
-    order = sorted(groups, reverse=True)  # whatever the order of the model's parts: the same groups at every resume
-    return [{"params": groups[kind], "lr_share": kind[0], "weight_decay": kind[1]} for kind in order]
+    return [
+        {"params": groups[kind], **dict(zip(("lr_share", "weight_decay", "muon"), kind, strict=True))}
+        for kind in sorted(groups, reverse=True)  # whatever the order of the parts: the same groups at every resume
+    ]
+
+
+def is_for_muon(name: str, shape: torch.Size, config: OptimConfig) -> bool:
+    """Whether Muon moves a parameter: the decoder's matrices, not the embeddings, whose rows are looked up."""
+    return config.name == "muon" and part_of(name) == "decoder" and len(shape) == 2
 
 
 def learning_rate(step: int, config: OptimConfig, steps: int) -> float:
@@ -175,9 +199,12 @@ def learning_rate(step: int, config: OptimConfig, steps: int) -> float:
     """
     if config.warmup and step <= config.warmup:
         return config.lr * step / config.warmup
-    progress = min(1.0, (step - 1 - config.warmup) / max(1, steps - config.warmup))
+    if config.schedule == "inverse_sqrt":  # as fairseq has it: lr · sqrt(warmup / step)
+        return config.lr * max(config.final_ratio, math.sqrt(max(1, config.warmup) / step))
+    begin = max(config.warmup, steps - round(steps * config.decay_share)) if config.schedule == "wsd" else config.warmup
+    progress = min(1.0, max(0, step - 1 - begin) / max(1, steps - begin))
     floor = config.final_ratio
-    if config.schedule == "linear":
+    if config.schedule in ("linear", "wsd"):
         return config.lr * (floor + (1 - floor) * (1 - progress))
     if config.schedule == "cosine":
         return config.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
+
+from ..muon import Muon
 
 
 @dataclass
@@ -32,6 +35,8 @@ class PartConfig:
     """Examples per update."""
     lr: float = 1e-3
     """Peak learning rate of AdamW; it falls to 0."""
+    muon_lr: float = 0.0
+    """Peak learning rate of Muon for the matrices of the layers, e.g. 0.02; 0: AdamW for all."""
     warmup: int = 100
     """Updates of linear warm-up."""
     weight_decay: float = 0.01
@@ -64,27 +69,45 @@ def fit(
     betas: tuple[float, float] = (0.9, 0.999),
     clip: float = math.inf,
 ) -> tuple[list[float], float]:
-    """Update ``model`` by AdamW for every loss; return the losses, and their smoothed last one, in nats.
+    """Update ``model`` for every loss; return the losses, and their smoothed last one, in nats.
 
     Args:
         losses: each is computed when it is asked for, and so after the update by the one before.
-        rate: share of ``config.lr`` at a step, counted from 0.
+        rate: share of the peak learning rates at a step, counted from 0.
         task: what the bar calls it.
         betas: of AdamW.
         clip: largest norm of the gradient.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=betas, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    optimizers = _optimizers(model, config, betas)
+    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, rate) for optimizer in optimizers]
     bar = bars.add_task(task, total=config.steps, note="")
     seen, smoothed = [], math.nan
     for loss in losses:
-        optimizer.zero_grad()
+        model.zero_grad()
         loss.backward()
         if math.isfinite(clip):
             torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-        optimizer.step()
-        schedule.step()
+        for updater in (*optimizers, *schedules):
+            updater.step()
         seen.append(loss.item())
         smoothed = seen[-1] if len(seen) == 1 else 0.95 * smoothed + 0.05 * seen[-1]
         bars.update(bar, advance=1, note=f"loss {smoothed:.3f}")
     return seen, smoothed
+
+
+def _optimizers(model: nn.Module, config: PartConfig, betas: tuple[float, float]) -> list[torch.optim.Optimizer]:
+    """AdamW, and Muon for the matrices of numbered layers if the settings ask for it."""
+    layers = re.compile(r"\.\d+\.")
+    by_muon = {
+        name: weight
+        for name, weight in model.named_parameters()
+        if config.muon_lr > 0 and weight.ndim == 2 and layers.search(name)
+    }
+    others = [weight for name, weight in model.named_parameters() if name not in by_muon]
+    made: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(others, lr=config.lr, betas=betas, weight_decay=config.weight_decay)
+    ]
+    if by_muon:
+        matrices = list(by_muon.values())
+        made.append(Muon(matrices, config.muon_lr, config.weight_decay, momentum=0.95))
+    return made
