@@ -142,13 +142,13 @@ def test_the_oldest_turns_are_forgotten_aloud(terminal: Terminal, capsys: pytest
 
 
 class Interrupt:
-    """A streamer that presses Ctrl-C at the 2,000th token."""
+    """A streamer that presses Ctrl-C at the 200th token."""
 
     tokens = 0
 
     def put(self, value: torch.Tensor) -> None:
         self.tokens += 1
-        if self.tokens == 2000:
+        if self.tokens == 200:
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     def end(self) -> None:
