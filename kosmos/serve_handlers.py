@@ -42,9 +42,11 @@ class Models(ModelManager):
     def _load_model(self, *args: Any, **kwargs: Any) -> Any:
         return self._both()[0]
 
-    def get_gen_models(self, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:  # type: ignore[override]
+    def list_models(self, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
         """The list of models: this one."""
         return [{"id": self.force_model, "object": "model", "created": int(time.time()), "owned_by": "kosmos"}]
+
+    get_gen_models = list_models  # type: ignore[assignment]  # its name before transformers 5.24
 
     @staticmethod
     def get_model_modality(*args: Any, **kwargs: Any) -> Modality:
