@@ -124,10 +124,10 @@ class Admission:
         if parts.scheme not in ("http", "https") or not host:
             raise ValueError(f"{url[:80]!r}: pictures are fetched from http and https only")
         try:
-            found = [row[4][0] for row in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+            found = [str(row[4][0]) for row in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
         except (OSError, UnicodeError) as error:
             raise ValueError(f"{host}: no such host ({error})") from error
-        for address in map(ipaddress.ip_address, (text.partition("%")[0] for text in map(str, found))):
+        for address in (ipaddress.ip_address(text.partition("%")[0]) for text in found):
             if not self.reaches(address):
                 raise ValueError(f"{host} is at {address}, from which this server may not fetch")
         seconds = max(0.1, deadline - time.monotonic())

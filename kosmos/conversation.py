@@ -266,7 +266,9 @@ class Conversation:
                 self.forgotten += 1
 
     def _inputs(self, messages: list[dict[str, Any]]) -> dict[str, Any]:
-        inputs: Any = self.processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
+        inputs: Any = self.processor.apply_chat_template(
+            messages, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
+        )
         return {name: inputs[name].to(self.model.device) for name in inputs}
 
     def _all_parts(self) -> list[Part]:

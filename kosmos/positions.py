@@ -69,10 +69,17 @@ class KosmosPositions(nn.Module):
         return self.config.position_type in ("xpos", "rope")
 
     def rotation(self, position_ids_BT: Tensor) -> Tensor | None:
-        """Return the complex factors of queries and keys, (B, T, 2, 1, K/2), or None for absolute positions."""
+        """Return the complex factors of queries and keys, (B, T, 2, 1, K/2), or None for absolute positions.
+
+        In a graph that is exported they are pairs of real numbers, (B, T, 2, 1, K/2, 2).
+        """
         if not self.rotates:
             return None
         centred = (position_ids_BT - self.config.max_position_embeddings // 2)[..., None, None, None]
+        if torch.compiler.is_exporting():  # formats for graphs know no complex numbers: pairs stand for them
+            growth, theta = rate_parts(self.config, position_ids_BT.device)
+            size = torch.exp(centred * torch.stack([growth, -growth])[:, None])
+            return torch.stack([size * torch.cos(centred * theta), size * torch.sin(centred * theta)], dim=-1).float()
         return torch.exp(centred * self._rate(position_ids_BT.device)).to(torch.complex64)
 
     def _rate(self, device: torch.device) -> Tensor:
@@ -93,13 +100,19 @@ class KosmosPositions(nn.Module):
 
 def rotation_rate(config: KosmosTextConfig) -> Tensor:
     """Return the complex log-factor per position for queries and keys, (2, 1, K/2) complex128, on the CPU."""
+    growth, theta = rate_parts(config, torch.device("cpu"))  # whatever device the model is built on
+    return torch.stack([torch.complex(growth, theta), torch.complex(-growth, theta)])[:, None]
+
+
+def rate_parts(config: KosmosTextConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the growth of queries and the angle, both per position, (K/2,) fp64."""
     head_dim = config.hidden_size // config.num_attention_heads
-    pair = torch.arange(head_dim // 2, dtype=torch.float64, device="cpu")  # whatever device the model is built on
+    pair = torch.arange(head_dim // 2, dtype=torch.float64, device=device)
     theta = 10000.0 ** (-pair / (head_dim // 2))
     growth = torch.zeros_like(theta)
     if config.position_type == "xpos":
         growth = ((2 * pair + 0.4 * head_dim) / (1.4 * head_dim)).log() / config.xpos_scale_base
-    return torch.stack([torch.complex(growth, theta), torch.complex(-growth, theta)])[:, None]
+    return growth, theta
 
 
 def rotate(query_BTHK: Tensor, key_BTHK: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,6 +122,10 @@ def rotate(query_BTHK: Tensor, key_BTHK: Tensor, rotation: Tensor) -> tuple[Tens
 
 def turn(heads_BTHK: Tensor, factor_BT1K: Tensor) -> Tensor:
     """Multiply the pairs (0,1), (2,3), … of every head, read as complex numbers, by ``factor_BT1K``."""
+    if not factor_BT1K.is_complex():
+        (real, imaginary), (a, b) = factor_BT1K.unbind(-1), heads_BTHK.float().unflatten(-1, (-1, 2)).unbind(-1)
+        turned = torch.stack([a * real - b * imaginary, a * imaginary + b * real], dim=-1)
+        return turned.flatten(-2).to(heads_BTHK.dtype)
     pairs = torch.view_as_complex(heads_BTHK.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * factor_BT1K).flatten(-2).to(heads_BTHK.dtype)
 

@@ -42,9 +42,11 @@ class Models(ModelManager):
     def _load_model(self, *args: Any, **kwargs: Any) -> Any:
         return self._both()[0]
 
-    def get_gen_models(self, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:  # type: ignore[override]
+    def list_models(self, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
         """The list of models: this one."""
         return [{"id": self.force_model, "object": "model", "created": int(time.time()), "owned_by": "kosmos"}]
+
+    get_gen_models = list_models  # type: ignore[assignment]  # its name before transformers 5.24
 
     @staticmethod
     def get_model_modality(*args: Any, **kwargs: Any) -> Modality:
@@ -78,16 +80,16 @@ class Trimmed:
 
 
 class Generations(GenerateManager):
-    """transformers' generation, whose answers are trimmed."""
+    """transformers' generation, whose answers are trimmed; stop strings need a tokenizer and no processor."""
 
-    def generate_streaming(self, *args: Any, **kwargs: Any) -> Any:
+    def generate_streaming(self, model: Any, processor: Any, *args: Any, **kwargs: Any) -> Any:
         """The queue that pieces come by, and the streamer."""
-        queue, streamer = super().generate_streaming(*args, **kwargs)
+        queue, streamer = super().generate_streaming(model, processor.tokenizer, *args, **kwargs)
         return Trimmed(queue), streamer
 
-    async def generate_non_streaming(self, *args: Any, **kwargs: Any) -> Any:
+    async def generate_non_streaming(self, model: Any, processor: Any, *args: Any, **kwargs: Any) -> Any:
         """The answer, the length of the prompt, the ids of the answer."""
-        text, *rest = await super().generate_non_streaming(*args, **kwargs)
+        text, *rest = await super().generate_non_streaming(model, processor.tokenizer, *args, **kwargs)
         return (text.strip(), *rest)
 
 

@@ -135,8 +135,11 @@ class Terminal:
             self.tell("(no picture was shown yet, the answer is a guess)")
             self.told_blind = True
         parts = self.chat.question(printable(question), self.pictures)
-        self.answer(parts)
-        self.pictures = []
+        try:
+            self.answer(parts)
+        finally:  # a stopped answer is kept, and its pictures with it
+            if any(message["content"] is parts for message in self.chat.messages):
+                self.pictures = []
 
     def answer(self, parts: list[dict[str, Any]]) -> None:
         """Print the answer as it is written."""

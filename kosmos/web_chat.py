@@ -22,7 +22,8 @@ from .conversation import Conversation
 from .pictures import on_white, upright
 
 HINT = "Ask about pictures: drop, paste or choose one or several, then write a question"
-STYLE = "footer {display: none !important}"
+# Gradio's footer, and its button that would publish a picture on the web.
+STYLE = "footer, button[aria-label=Share], button[title=Share] {display: none !important}"
 
 
 class Page:
@@ -61,11 +62,11 @@ class Page:
             if examples := first.processor.example_questions:
                 gr.Examples([[{"text": text, "files": []}] for text in examples], [box], label="It was trained on")
             with gr.Row():
-                stop = gr.Button("Stop", elem_id="stop")
-                again = gr.Button("Regenerate", elem_id="again")
-                edit = gr.Button("Edit", elem_id="edit")
-                clear = gr.Button("Clear", elem_id="clear")
-                export = gr.Button("Export", elem_id="export")
+                stop = gr.Button("Stop", elem_id="stop", min_width=90)
+                again = gr.Button("Regenerate", elem_id="again", min_width=90)
+                edit = gr.Button("Edit", elem_id="edit", min_width=90)
+                clear = gr.Button("Clear", elem_id="clear", min_width=90)
+                export = gr.Button("Export", elem_id="export", min_width=90)
             with gr.Row():
                 warmth, most = (first.generation.get(name) for name in ("temperature", "max_new_tokens"))
                 temperature = gr.Slider(0, 2, warmth or 0, step=0.1, label="Temperature (0: the likeliest answer)")
@@ -78,7 +79,8 @@ class Page:
             again.click(self.ask_again, [said, temperature, longest], shown)
             stop.click(self.stop)
             edit.click(self.take_back, [said], shown)
-            clear.click(self.forget, None, shown)
+            for emptied in (clear.click, *(bot.clear for bot in bots)):
+                emptied(self.forget, None, shown)
             export.click(self.export, [said], [file])
         return page
 

@@ -56,6 +56,7 @@ def test_an_exported_graph_is_the_model(model, processor) -> None:
         torch.testing.assert_close(graph(*given), Logits(model)(*given), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_onnx_is_the_model(model, processor, tmp_path: Path) -> None:
     runtime = pytest.importorskip("onnxruntime")

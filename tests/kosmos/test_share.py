@@ -1,4 +1,4 @@
-"""``kosmos share``: what is given away loads without this package, and its card says what the run knows."""
+"""``kosmos share``: what is given away loads again, with its code, and its card says what the run knows."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -140,15 +141,41 @@ def test_the_oldest_turns_are_forgotten_aloud(terminal: Terminal, capsys: pytest
     assert "(the context is used up: the oldest turn was forgotten)" in capsys.readouterr().out
 
 
+class Interrupt:
+    """A streamer that presses Ctrl-C at the 200th token."""
+
+    tokens = 0
+
+    def put(self, value: torch.Tensor) -> None:
+        self.tokens += 1
+        if self.tokens == 200:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    def end(self) -> None:
+        pass
+
+
+def test_a_stopped_answer_is_kept_with_its_picture(terminal: Terminal, folder: Path) -> None:
+    options = {"do_sample": True, "min_new_tokens": 99_999, "max_new_tokens": 100_000, "streamer": Interrupt()}
+    terminal.chat.generation = options
+    terminal.take("/image red.png")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            terminal.take("what is it?")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert terminal.pictures == []
+    assert len(terminal.chat.pictures()) == 1
+    assert terminal.chat.messages[1]["content"][0]["text"]
+
+
 def test_what_is_printed_moves_no_cursor() -> None:
     assert printable("a\x1b[2Jb\udcff\u202e") == "a\ufffd[2Jb\ufffd\ufffd"
 
 
 def test_options_are_checked(folder: Path) -> None:
-    for options, named in (
-        (["--temperature", "-1"], "--temperature -1.0"),
-        (["--max-new-tokens", "0"], "--max-new-tokens 0"),
-    ):
+    for options, named in (("--temperature -1", "--temperature -1.0"), ("--max-new-tokens 0", "--max-new-tokens 0")):
         with pytest.raises(ValueError, match=named):
             main(["runs/none", *options.split()])
 

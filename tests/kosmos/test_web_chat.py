@@ -154,7 +154,7 @@ def test_a_visit(page, folder: Path) -> None:
         page.locator("#file a").first.click()
     written = json.loads(Path(download.value.path()).read_text())
     assert [one["prompt"] for one in written] == [chat.prompt() for chat in expected]
-    page.screenshot(path=folder / "page.png")
+    assert page.locator("button[aria-label=Share]:visible, button[title=Share]:visible").count() == 0
     page.click("#edit")
     page.wait_for_function("document.querySelector('#question textarea').value == 'and now?'")
     assert page.locator("#question .thumbnail-item").count() == 2
