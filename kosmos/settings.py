@@ -93,7 +93,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         values[parent] = child if isinstance(child, dict) else {}
         values = values[parent]
     try:
-        values[last] = yaml.safe_load(text)
+        values[last] = yaml.safe_load(text) if text.strip() else ""  # none is written null
     except yaml.YAMLError as error:
         raise ValueError(f"override {override!r}: the value is not valid YAML") from error
     if isinstance(values[last], str):  # YAML 1.1 reads 2e-4 as a string; users mean a number

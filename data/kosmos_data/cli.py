@@ -119,7 +119,9 @@ def _import(arguments: argparse.Namespace) -> None:
         arguments.format, arguments.source, arguments.out, arguments.images, field=arguments.field
     )
     documents, images = sum(shard.documents for shard in shards), sum(shard.images for shard in shards)
-    Console().print(f"{escape(arguments.out)}: {documents} documents, {images} images in {len(shards)} shards")
+    Console().print(
+        f"{escape(arguments.out)}: {documents} documents, {images} images in {len(shards)} shards", soft_wrap=True
+    )
     for line in skipped.lines():
         Console().print(f"[yellow]skipped {escape(line)}[/yellow]", soft_wrap=True)
 

@@ -79,6 +79,9 @@ class Loop:
 
     def run(self) -> bool:
         """Train; True when the last step is done, False when a signal ended the run early (resume it later)."""
+        if self.step >= self.config.steps:
+            self._say(f"complete: {self.step} of {self.config.steps} steps; nothing is left to train")
+            return True
         batches = iter(self.loader)
         with self.interrupt, self.watchdog:
             while self.step < self.config.steps:
