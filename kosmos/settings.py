@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -131,4 +132,6 @@ def _without_none(cls: Any) -> Any:
 
 def _readable(error: Exception) -> str:
     text = " ".join(str(error).split())
+    if re.search(r"class 'str'>.* Got value: (True|False)|Expected a? ?str.*Got:? (True|False)", text):
+        text += "; YAML reads yes, no, on and off as true and false: quote them"
     return text.replace('Parser key "settings": ', "").replace('Parser key "settings.', 'key "')

@@ -107,7 +107,7 @@ def _check(arguments: argparse.Namespace) -> int:
                 bad += not report.good
                 found = report.problems + report.bad.lines()
                 mark = "[red]" + escape("\n".join(found)) + "[/red]" if found else "[green]none[/green]"
-                table.add_row(f"{folder}/{report.name}", str(report.documents), str(report.images), mark)
+                table.add_row(escape(f"{folder}/{report.name}"), str(report.documents), str(report.images), mark)
     Console().print(table)
     return 2 if bad else 0
 

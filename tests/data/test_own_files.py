@@ -5,6 +5,9 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -244,3 +247,11 @@ def test_two_pictures_of_one_number_are_refused(tmp_path: Path, make_png: Png) -
     (tmp_path / "train_annotations.json").write_text(json.dumps(answered))
     with pytest.raises(ValueError, match=r"VG_100K/9\.jpg and train2017/000000000009\.jpg are both image 9"):
         convert("vqav2", tmp_path, tmp_path / "o")
+
+
+def test_no_character_ends_a_command_on_a_terminal_that_cannot_show_it(tmp_path: Path) -> None:
+    write_shards(tmp_path / "c", [Document("é “日本” [x]", [Text("“quoted” 日本 [/red]")])])
+    command = [sys.executable, "-m", "kosmos", "data", "inspect", str(tmp_path / "c")]
+    done = subprocess.run(command, env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"?quoted? ??" in done.stdout
