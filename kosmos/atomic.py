@@ -17,6 +17,17 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     os.replace(partial, path)
 
 
+def open_to_umask(folder: Path) -> None:
+    """Give the files of a folder the permissions that others have which this process makes.
+
+    safetensors writes for the owner alone, whatever the umask; a colleague or a server could not read a checkpoint.
+    """
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(0o666 & ~umask)
+
+
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """A new folder to fill, which takes the name ``path`` only when the block ends well."""

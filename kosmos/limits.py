@@ -53,13 +53,15 @@ _TIMM = frozenset(
     "model_name img_size patch_size in_chans num_classes global_pool embed_dim depth depths dims num_heads mlp_ratio "  # noqa: SIM905
     "qkv_bias qk_norm init_values class_token pos_embed no_embed_class reg_tokens pre_norm final_norm fc_norm "
     "dynamic_img_size dynamic_img_pad drop_rate pos_drop_rate patch_drop_rate proj_drop_rate attn_drop_rate "
-    "drop_path_rate act_layer norm_layer window_size output_stride layers always_partition strict_img_size pretrained".split()
+    "drop_path_rate act_layer norm_layer window_size output_stride layers always_partition strict_img_size "
+    "pretrained".split()
 )
 _KERNELS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 # Fields of any transformers configuration that make its library read, fetch or import something else.
 _REACHING_OUT = frozenset(
     "quantization_config auto_map custom_pipelines pretrained_cfg pretrained_cfg_overlay checkpoint_path cache_dir "  # noqa: SIM905
-    "pretrained_model_name_or_path timm_model_name hf_model_name hf_tokenizer_name backbone use_pretrained_backbone".split()
+    "pretrained_model_name_or_path timm_model_name hf_model_name hf_tokenizer_name backbone "
+    "use_pretrained_backbone".split()
 )
 _LARGEST_JSON = {"tokenizer.json": 128 << 20, "model.safetensors.index.json": 64 << 20}
 _OTHER_JSON = 4 << 20  # bytes
@@ -126,11 +128,12 @@ def check_checkpoint(folder: Path) -> None:
             safetensors file, or a configuration that the weights cannot fit.
     """
     for path in sorted(folder.glob("*.json")):
-        _check_json(path)
+        if path.is_file():
+            _check_json(path)
     for path in folder.glob("*.jinja"):
         if path.stat().st_size > _LARGEST_TEMPLATE:
             raise ValueError(f"{path} has {path.stat().st_size} bytes; a chat template has at most {_LARGEST_TEMPLATE}")
-    config = _read_object(folder / "config.json")
+    config = read_object(folder / "config.json")
     for name, part in _objects(config, "config.json"):
         _check_kernel(name, part)
         if part.get("quantization_config"):
@@ -161,7 +164,7 @@ def _weight_files(folder: Path) -> list[Path]:
     if whole.is_file():
         return [whole]
     if index.is_file():
-        names = _read_object(index).get("weight_map")
+        names = read_object(index).get("weight_map")
         parts = set(map(str, names.values())) if isinstance(names, dict) else set()
         if strange := sorted(name for name in parts if Path(name).name != name or not name.endswith(".safetensors")):
             raise ValueError(f"{index} names {strange[0]!r}: weights are .safetensors files of the same folder")
@@ -215,7 +218,7 @@ def _check_json(path: Path) -> None:
 
 
 def _check_depth(path: Path, raw: bytes) -> None:
-    """Brackets are counted before a parser follows them, wherever they stand; in strings they come in pairs or seldom."""
+    """Brackets outside of strings are counted before a parser follows them."""
     if raw.count(b"[") + raw.count(b"{") <= _DEEPEST:
         return
     depth, in_string, escaped = 0, False, False
@@ -232,7 +235,9 @@ def _check_depth(path: Path, raw: bytes) -> None:
             depth -= 1
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a checkpoint; ValueError if it is too large, nested too deep, or none."""
+    _check_json(path)
     try:
         found = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:

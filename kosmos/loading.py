@@ -117,20 +117,18 @@ def load(
         FileNotFoundError: there is no checkpoint.
         ValueError: the folder holds another kind of model, or an adapter is of another one.
     """
-    import json
-
     import torch
     from transformers.utils import logging
 
-    from .limits import check_checkpoint
+    from .limits import check_checkpoint, read_object
     from .modeling_kosmos import KosmosForConditionalGeneration
     from .processing_kosmos import load_processor
 
     path, adapters = _with_base(path, adapters)
     folder = find_checkpoint(path)
     try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (ValueError, AttributeError) as error:
+        kind = read_object(folder / "config.json").get("model_type")
+    except ValueError as error:
         raise ValueError(f"{folder}/config.json is not a model configuration: {error}") from error
     if kind != "kosmos":
         raise ValueError(f"{folder} holds a model of type {kind!r}, not 'kosmos'; see kosmos convert --help")
@@ -144,9 +142,7 @@ def load(
         model = KosmosForConditionalGeneration.from_pretrained(folder, dtype=dtype)
     except (ValueError, OSError):
         raise
-    except (
-        BaseException
-    ) as error:  # transformers, tokenizers (whose panics are no Exception) and jinja raise what they like
+    except BaseException as error:  # the libraries raise what they like; panics of tokenizers are no Exception
         if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
             raise
         raise ValueError(f"{folder} cannot be read: {type(error).__name__}: {error}") from error

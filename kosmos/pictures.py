@@ -10,7 +10,7 @@ import base64
 import binascii
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
@@ -53,7 +53,7 @@ def on_white(image: Image.Image) -> Image.Image:
     if image.mode in _DEEP or image.mode.startswith("I;16"):
         return _eight_bits(image).convert("RGB")
     if image.mode == "LAB":
-        return ImageCms.applyTransform(image, _lab_to_rgb())
+        return _lab_to_rgb().apply(image)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGB", image.size, "white")
@@ -134,7 +134,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     """
     is_float = image.mode == "F"
     wide = image if is_float else image.convert("I")
-    high = wide.getextrema()[1]
+    high = cast("tuple[float, float]", wide.getextrema())[1]
     if image.mode not in _DEEP:
         scale = 255 / 65535
     else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -93,7 +94,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         values[parent] = child if isinstance(child, dict) else {}
         values = values[parent]
     try:
-        values[last] = yaml.safe_load(text)
+        values[last] = yaml.safe_load(text) if text.strip() else ""  # none is written null
     except yaml.YAMLError as error:
         raise ValueError(f"override {override!r}: the value is not valid YAML") from error
     if isinstance(values[last], str):  # YAML 1.1 reads 2e-4 as a string; users mean a number
@@ -131,4 +132,6 @@ def _without_none(cls: Any) -> Any:
 
 def _readable(error: Exception) -> str:
     text = " ".join(str(error).split())
+    if re.search(r"class 'str'>.* Got value: (True|False)|Expected a? ?str.*Got:? (True|False)", text):
+        text += "; YAML reads yes, no, on and off as true and false: quote them"
     return text.replace('Parser key "settings": ', "").replace('Parser key "settings.', 'key "')

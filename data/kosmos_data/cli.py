@@ -107,7 +107,7 @@ def _check(arguments: argparse.Namespace) -> int:
                 bad += not report.good
                 found = report.problems + report.bad.lines()
                 mark = "[red]" + escape("\n".join(found)) + "[/red]" if found else "[green]none[/green]"
-                table.add_row(f"{folder}/{report.name}", str(report.documents), str(report.images), mark)
+                table.add_row(escape(f"{folder}/{report.name}"), str(report.documents), str(report.images), mark)
     Console().print(table)
     return 2 if bad else 0
 
@@ -119,7 +119,9 @@ def _import(arguments: argparse.Namespace) -> None:
         arguments.format, arguments.source, arguments.out, arguments.images, field=arguments.field
     )
     documents, images = sum(shard.documents for shard in shards), sum(shard.images for shard in shards)
-    Console().print(f"{escape(arguments.out)}: {documents} documents, {images} images in {len(shards)} shards")
+    Console().print(
+        f"{escape(arguments.out)}: {documents} documents, {images} images in {len(shards)} shards", soft_wrap=True
+    )
     for line in skipped.lines():
         Console().print(f"[yellow]skipped {escape(line)}[/yellow]", soft_wrap=True)
 

@@ -79,7 +79,8 @@ def _listing(path: Path, file: BinaryIO, start: int) -> Iterator[tuple[tarfile.T
         while (member := tar.next()) is not None and tar.offset > before:  # a negative size leads backwards
             if tar.offset > size:
                 raise _Truncated(f"{path} is truncated: its last file ends at byte {tar.offset} of {size}")
-            tar.members, before = [], tar.offset  # a tar may have ten million
+            before = tar.offset
+            tar.members.clear()  # type: ignore[attr-defined]  # a tar may have ten million
             yield member, tar.offset
     except _Truncated as error:
         raise ValueError(str(error)) from None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from kosmos.loading import find_model, load
 
@@ -128,7 +129,8 @@ def evaluate_checkpoint(
         rows += fresh
     if rank.index == 0:
         console.print(results.table(rows))
-        console.print(f"{out / 'results.json'}: {len(rows)} rows; every prompt and answer in {out / 'samples'}")
+        where, answers = escape(str(out / "results.json")), escape(str(out / "samples"))
+        console.print(f"{where}: {len(rows)} rows; every prompt and answer in {answers}")
     return rows
 
 

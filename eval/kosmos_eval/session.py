@@ -97,7 +97,8 @@ class Session:
         others: list[Row] = []
         if with_baselines:
             if self.task.demonstrations.split and not self.data.train:
-                self.console.print(f"{self.task.name}: no {self.task.demonstrations.split!r} split for baselines here")
+                missing = f"{self.task.name}: no {self.task.demonstrations.split!r} split for baselines here"
+                self.console.print(missing, markup=False)
             others = baselines.baseline_rows(self.task, self.data.subset(limit), self.data.train, self.seed)
         baselines.attach(rows, others)
         return rows + others
@@ -106,7 +107,7 @@ class Session:
         """Answer, log and score one run."""
         if set(run.task.metrics) & set(metrics.CONFIDENCE_METRICS):
             auc.check_classes([results.is_positive(run.task, item) for item in run.items])
-        self.console.print(f"[bold]{run.name}[/]: {len(run.items)} of {len(self.items)} items")
+        self.console.print(f"[bold]{escape(run.name)}[/]: {len(run.items)} of {len(self.items)} items")
         built = self._prompts(run)
         requests = {item.id: self._request(run, item, prompt) for item, prompt in zip(run.items, built, strict=True)}
         self._show_first(built[0])
@@ -115,7 +116,7 @@ class Session:
         mine = self._share(run.items)
         open_places = [place for place in mine if run.items[place].id not in done]
         if done:
-            self.console.print(f"  {len(done)} answers taken over from {self.folder}")
+            self.console.print(f"  {len(done)} answers taken over from {escape(str(self.folder))}")
         with log, Progress(console=self.console, transient=True, disable=self.console.quiet) as progress:
             bar = progress.add_task(f"  {run.name}", total=len(open_places))
             for records in self._answers(run, built, open_places, requests):

@@ -72,7 +72,7 @@ def settings_for(root: Path, arguments: argparse.Namespace) -> Any:
     config = settings.load(TrainConfig, CONFIG)
     for source in config.data.sources:
         source.shards = str(root / source.name)
-    config.processor, config.model.vision_weights = str(root / "processor"), None
+    config.processor, config.model.vision_weights = str(root / "processor"), "random"
     config.model.activation_checkpointing, config.model.compile = False, not arguments.tiny
     config.data.rows_per_step = config.data.lanes = arguments.rows
     config.data.rows_per_micro_batch, config.data.workers = arguments.micro, arguments.workers

@@ -71,3 +71,12 @@ def test_mistakes_are_named(tmp_path: Path, text: str, overrides: list[str], mes
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nothing\.yaml"):
         settings.load(Run, tmp_path / "nothing.yaml")
+
+
+def test_an_empty_override_is_an_empty_text_and_yes_must_be_quoted() -> None:
+    from kosmos_train.config import ModelConfig
+
+    assert settings.load(ModelConfig, None, ["preset="]).preset == ""
+    assert settings.load(ModelConfig, None, ["preset=null"]).preset is None
+    with pytest.raises(ValueError, match="yes, no, on and off as true and false: quote them"):
+        settings.from_dict(ModelConfig, {"freeze": [True]})

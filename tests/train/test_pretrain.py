@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from safetensors.torch import load_file
 from kosmos import cli, settings
 from kosmos_train import TrainConfig, train
 from kosmos_train.checkpoint import find_latest
+from kosmos_train.guards import Interrupt
 from kosmos_train.pretrain import main
 from kosmos_train.runs import plot, read_metrics
 
@@ -156,6 +160,51 @@ def test_resume_needs_the_same_run(values: dict[str, Any], tmp_path: Path) -> No
         train(config_of(values | {"engine": {"precision": "bf16"}}), run, resume=True)
     assert train(config_of(values | {"log": {"every": 5}}), run, resume=True).step == 12
     assert len(read_metrics(run)) == 12
+
+
+def test_a_finished_run_says_so_and_may_become_longer(
+    values: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``kosmos train run=DIR --resume`` finds the run's own YAML; its corpora may have moved; its files can be read."""
+    values |= {"steps": 2, "optim": {"lr": 1e-3, "warmup": 0, "schedule": "constant"}}
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    latest = train(config_of(values), run).checkpoint
+    umask = os.umask(0)
+    os.umask(umask)
+    assert latest is not None
+    assert {path.stat().st_mode & 0o777 for path in latest.rglob("*") if path.is_file()} == {0o666 & ~umask}
+    capsys.readouterr()
+    assert cli.main(["train", f"run={run}", "--resume"]) == 0
+    assert "complete: 2 of 2 steps" in capsys.readouterr().out
+    for source in values["data"]["sources"]:
+        shutil.copytree(source["shards"], moved / source["name"])
+        source["shards"] = str(moved / source["name"])
+    assert train(config_of(values | {"steps": 3}), run, resume=True).step == 3
+    with pytest.raises(ValueError, match=r"started with steps=3, now it is 2.*only with optim.schedule=constant"):
+        train(config_of(values | {"steps": 2}), run, resume=True)
+    for arguments, message in (
+        (["run=/nowhere"], "which YAML? /nowhere/config.yaml is not there"),
+        ([str(run / "config.yaml"), "run="], "where to"),
+        ([f"run={run}", "--resume", "--dry-run", "optim.lr=0.5"], "started with optim.lr=0.001, now it is 0.5"),
+        ([f"run={run}", "--dry-run", "model.vision_weights=null"], "a frozen tower of random weights sees nothing"),
+    ):
+        assert cli.main(["train", *arguments]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_ctrl_c_saves_and_twice_ends_at_once(values: dict[str, Any], tmp_path: Path) -> None:
+    """The signal that a terminal sends; a second one is KeyboardInterrupt."""
+    timer = threading.Timer(3.0, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    outcome = train(config_of(values | {"steps": 100_000, "checkpoint": {"every": 100_000}}), tmp_path / "run")
+    timer.join()
+    assert not outcome.finished
+    assert outcome.checkpoint == tmp_path / "run" / "checkpoints" / f"step-{outcome.step:06d}"
+    with Interrupt() as interrupt:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupt.received == "SIGINT"
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.mark.parametrize(

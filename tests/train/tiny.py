@@ -91,7 +91,7 @@ def make_world(root: Path) -> dict[str, Any]:
     (root / "model.json").write_text(json.dumps(MODEL))
     weights = {"text": 0.5, "pairs": 0.5, "interleaved": 0.2}
     return {
-        "model": {"preset": str(root / "model.json")},
+        "model": {"preset": str(root / "model.json"), "vision_weights": "random"},
         "processor": str(root / "processor"),
         "steps": 12,
         "data": {

@@ -56,6 +56,11 @@ def build_config(config: ModelConfig, processor: Any) -> Any:
     if config.checkpoint is None:
         _fit_processor(values, processor)
     made = KosmosConfig.from_dict(values)
+    if made.vision_config is not None and config.checkpoint is None and config.vision_weights is None:
+        raise ValueError(
+            "the model has a vision tower, but model.vision_weights is not set: a frozen tower of random weights sees "
+            "nothing; name the weights (kosmos vision makes some), or set model.vision_weights=random if that is meant"
+        )
     if made.span_encoder_config is not None and made.num_span_tokens != processor.num_span_tokens:
         raise ValueError(
             f"{config.checkpoint}: num_span_tokens is {made.num_span_tokens} in the model, but "
@@ -76,7 +81,7 @@ def _described(config: ModelConfig) -> dict[str, Any]:
         values = (KosmosConfig() if config.preset is None else KosmosConfig.preset(config.preset)).to_dict()
     if config.decoder is not None:
         values["text_config"] = decoder_fields(config.decoder)
-    if config.vision_weights is not None and (fields := _vision_fields(encoder_folder(config.vision_weights))):
+    if config.tower_weights is not None and (fields := _vision_fields(encoder_folder(config.tower_weights))):
         values["vision_config"] = (values["vision_config"] or KosmosVisionConfig(**fields).to_dict()) | fields
     if config.span_weights is not None and (fields := _span_fields(encoder_folder(config.span_weights))):
         values["span_encoder_config"] = (
@@ -143,8 +148,8 @@ def build_model(config: TrainConfig, processor: Any, resume_from: Path | None = 
         model = KosmosForConditionalGeneration(build_config(config.model, processor))
         if config.model.decoder is not None:
             take_weights(model, find_language_model(config.model.decoder.pretrained, config.model.decoder.revision))
-        if config.model.vision_weights is not None:
-            model.load_vision_weights(encoder_folder(config.model.vision_weights))
+        if config.model.tower_weights is not None:
+            model.load_vision_weights(encoder_folder(config.model.tower_weights))
         if config.model.span_weights is not None:
             model.load_span_weights(encoder_folder(config.model.span_weights))
     # they decide how the answers end that this run learns, whatever did before

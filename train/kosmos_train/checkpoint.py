@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from kosmos.atomic import open_to_umask
 from kosmos.tuning import save_adapter
 
 from .engine import Engine
@@ -152,6 +153,7 @@ def _write_parts(
 
 def _publish(partial: Path, final: Path, keep: int) -> None:
     """Manifest, flush, rename, ``latest``, and only then delete what is too old."""
+    open_to_umask(partial)
     files = [path for path in sorted(partial.rglob("*")) if path.is_file()]
     sizes = {str(path.relative_to(partial)): path.stat().st_size for path in files}
     manifest = partial / "trainer" / "manifest.json"

@@ -42,7 +42,8 @@ class ModelConfig:
     """Changes to the config, by its own (nested) names, e.g. ``text_config: {num_hidden_layers: 3}``."""
     vision_weights: str | None = None
     """File or folder with the vision tower's weights (open_clip, timm or CLIP), for a fresh model. A folder in
-    open_clip's layout says what the tower is like; ``package:NAME/FOLDER`` lies in an installed package."""
+    open_clip's layout says what the tower is like; ``package:NAME/FOLDER`` lies in an installed package. A fresh model
+    with a tower needs them, for the tower is frozen; ``random`` says that a blind model is meant (a test of speed)."""
     span_weights: str | None = None
     """The same for the bidirectional encoder of text spans; a transformers folder says what the encoder is like."""
     freeze: list[str] = field(default_factory=list)
@@ -51,6 +52,11 @@ class ModelConfig:
     """Recompute each decoder block in the backward pass: about a third more compute for much less memory."""
     compile: bool = False
     """torch.compile each decoder block. For GPUs: on a CPU every new layout of a packed row would be compiled anew."""
+
+    @property
+    def tower_weights(self) -> str | None:
+        """``vision_weights`` where they name a file or folder."""
+        return None if self.vision_weights == "random" else self.vision_weights
 
 
 @dataclass

@@ -10,6 +10,7 @@ import faulthandler
 import math
 import signal
 import statistics
+import sys
 import time
 import traceback
 from collections import deque
@@ -80,9 +81,12 @@ class SpikeGuard:
 
 
 class Interrupt:
-    """Remembers SIGTERM or SIGUSR1 until the loop asks; a preempted job saves and leaves in order."""
+    """Remembers SIGTERM, SIGUSR1 or Ctrl-C until the loop asks; a preempted job saves and leaves in order.
 
-    SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+    A second Ctrl-C ends the process at once, as Ctrl-C does elsewhere.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
     def __init__(self) -> None:
         self.received: str | None = None
@@ -98,6 +102,10 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _remember(self, number: int, _: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            if self.received == "SIGINT":
+                raise KeyboardInterrupt
+            print("\nsaving after this step; Ctrl-C again ends at once", file=sys.stderr)
         self.received = signal.Signals(number).name
 
 

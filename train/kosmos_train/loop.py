@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.markup import escape
 
 from kosmos.cost import Cost, device_peak
 
@@ -79,6 +80,9 @@ class Loop:
 
     def run(self) -> bool:
         """Train; True when the last step is done, False when a signal ended the run early (resume it later)."""
+        if self.step >= self.config.steps:
+            self._say(f"complete: {self.step} of {self.config.steps} steps; nothing is left to train")
+            return True
         batches = iter(self.loader)
         with self.interrupt, self.watchdog:
             while self.step < self.config.steps:
@@ -208,7 +212,7 @@ class Loop:
         from kosmos_data import merge_states
 
         if self.uploader is not None and (problem := self.uploader.finish()):
-            self._say(f"[red]{problem}; training goes on with the local checkpoints[/red]")
+            self._say(f"[red]{escape(problem)}; training goes on with the local checkpoints[/red]")
         states = self.engine.world.gather(self.loader_state)
         state = {
             "loader": merge_states(states),
@@ -222,7 +226,7 @@ class Loop:
         self.rewinds = 0
         if self.uploader is not None:
             self.uploader.start(path)
-        self._say(f"  [dim]checkpoint {path} in {time.perf_counter() - began:.1f}s[/dim]")
+        self._say(f"  [dim]checkpoint {escape(str(path))} in {time.perf_counter() - began:.1f}s[/dim]")
         return path
 
     def _trouble(self) -> None:
@@ -232,7 +236,8 @@ class Loop:
         if self.config.guard.on_trouble == "stop" or latest is None or self.rewinds >= MAX_REWINDS:
             raise TrainingStoppedError(
                 f"step {self.step}: {count} updates skipped in a row (see metrics.jsonl); last checkpoint: {latest}. "
-                "Lower optim.lr, or resume with data.skip_steps=[…], or set guard.on_trouble=rewind"
+                "Go on with --resume and data.skip_steps=[…] or guard.on_trouble=rewind, or begin another run from "
+                "that checkpoint (model.checkpoint=…) with a lower optim.lr, which --resume does not change"
             )
         self.rewinds += 1
         state = checkpoint.read_state(latest)

@@ -98,6 +98,8 @@ def _plan(config: Any, gpus: int | None, run: str | None) -> int:
     from .run_dir import RunDir
 
     latest = find_latest(RunDir(run).checkpoints) if run else None
+    if run and latest:
+        RunDir(run).check_same(config)
     devices = torch.cuda.device_count() or 1 if gpus is None else gpus
     dry_run(config, devices, read_state(latest)["step"] if latest else 0)
     return 0

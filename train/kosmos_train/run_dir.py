@@ -58,10 +58,19 @@ class RunDir:
         if self.metrics.exists() and self.metrics.stat().st_size:  # a start that failed before its first step is no run
             if not resume:
                 raise ValueError(f"{self.path} already holds a run; add --resume to go on, or choose another run=DIR")
-            before = settings.load(TrainConfig, self.config)  # settings that are newer than the run get their defaults
-            _check_same(settings.to_dict(before), settings.to_dict(config), self.path)
+            self.check_same(config)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         settings.write_yaml(config, self.config)
+
+    def check_same(self, config: TrainConfig) -> None:
+        """Refuse to go on with the run here under settings that would make it another one; ValueError names the first.
+
+        More steps than before are the same run where the rate does not depend on their number.
+        """
+        before = settings.load(TrainConfig, self.config)  # settings that are newer than the run get their defaults
+        if config.steps > before.steps and config.optim.schedule == "constant":
+            before.steps = config.steps
+        _check_same(settings.to_dict(before), settings.to_dict(config), self.path)
 
     def record_launch(self, step: int, world: World, data: dict[str, Any], decoder: str | None = None) -> None:
         """Append to ``environment.json`` what this start runs on.
@@ -96,10 +105,10 @@ def _check_same(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:
     before, now = _fixed(old), _fixed(new)
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
-            raise ValueError(
-                f"{path} was started with {key}={before.get(key)}, now it is {now.get(key)}; "
-                "resume with the same settings, or start another run from its checkpoint (model.checkpoint=…)"
-            )
+            way = "resume with the same settings, or start another run from its checkpoint (model.checkpoint=…)"
+            if key == "steps":
+                way += "; only with optim.schedule=constant may a run become longer, for its rate then stays as it was"
+            raise ValueError(f"{path} was started with {key}={before.get(key)}, now it is {now.get(key)}; {way}")
 
 
 def _fixed(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
@@ -108,6 +117,8 @@ def _fixed(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
     for key, value in values.items():
         if prefix + key in FREE:
             continue
+        if prefix + key == "data.sources":  # where a corpus lies is free: the loader compares its fingerprint
+            value = [{name: part for name, part in source.items() if name != "shards"} for source in value]
         if isinstance(value, dict):
             fixed.update(_fixed(value, f"{prefix}{key}."))
         else:

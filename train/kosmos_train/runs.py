@@ -176,6 +176,7 @@ def table(runs: Sequence[str | Path]) -> Any:
 def main(argv: Sequence[str]) -> int:
     """The command ``kosmos runs``."""
     from rich.console import Console
+    from rich.markup import escape
 
     parser = argparse.ArgumentParser(prog="kosmos runs", description="Compare training runs by their metrics.jsonl.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -192,7 +193,7 @@ def main(argv: Sequence[str]) -> int:
     console = Console()
     if arguments.verb == "plot":
         out = plot(arguments.runs, arguments.out, arguments.against, arguments.window)
-        console.print(f"wrote {out}")
+        console.print(f"wrote {escape(str(out))}")
     else:
         console.print((table if arguments.verb == "list" else score_table)(arguments.runs))
     return 0

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kosmos.atomic import open_to_umask
 from kosmos.processing_kosmos import KosmosProcessor, load_processor
 from kosmos_data import objectives
 from kosmos_data.errors import BadSample
@@ -69,6 +70,7 @@ def train_encoder(config: EncoderConfig, run: str | Path) -> list[float]:
         losses, _ = fit(model, masked, config, rate, "masked language modelling", bars, clip=1.0)
     warn_left_out(", ".join(config.shards), left_out)
     model.save_pretrained(run)
+    open_to_umask(Path(run))
     processor.tokenizer.save_pretrained(run)
     return losses
 

@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kosmos.atomic import open_to_umask
 from kosmos.loading import encoder_folder
 from kosmos.processing_kosmos import KosmosProcessor, load_processor
 from kosmos.tokenization_kosmos import encode_text
@@ -243,6 +244,7 @@ def _save(model: nn.Module, config: VisionConfig, processor: KosmosProcessor, fo
     left = ("projection.weight", "corrections")
     kept = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name not in left}
     save_file(kept, folder / "open_clip_model.safetensors")
+    open_to_umask(folder)
     preprocess = {"mean": processor.image_processor.image_mean, "std": processor.image_processor.image_std}
     text = json.dumps({"model_cfg": config.model, "preprocess_cfg": preprocess}, indent=2)
     (folder / "open_clip_config.json").write_text(text + "\n", encoding="utf-8")
