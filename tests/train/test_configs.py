@@ -55,7 +55,8 @@ def test_every_config_dry_runs(
     for prompt in config.samples.prompts:
         prompt.images = [str(picture)]
     if config.model.checkpoint is None:
-        config.processor = values["processor"]
+        if config.model.decoder is None:  # a language model brings its tokenizer
+            config.processor = values["processor"]
         config.model.vision_weights = None
         if not str(config.model.span_weights).startswith("package:"):  # an installed package's encoder is there
             config.model.span_weights = None
