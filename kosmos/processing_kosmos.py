@@ -204,11 +204,11 @@ class KosmosProcessor(ProcessorMixin):
     def token_id(self, token: str) -> int:
         """Return the id of a special token; ValueError where the tokenizer has none of this name."""
         tokenizer = self.tokenizer
-        found: int | None = tokenizer.convert_tokens_to_ids(token)
+        found: Any = tokenizer.convert_tokens_to_ids(token)
         unknown = found is None or (found == tokenizer.unk_token_id and token != tokenizer.unk_token)
         if unknown and token in (BOS, EOS):
-            return tokenizer.bos_token_id if token == BOS else tokenizer.eos_token_id
-        if unknown:
+            found = tokenizer.bos_token_id if token == BOS else tokenizer.eos_token_id
+        elif unknown:
             raise ValueError(f"the tokenizer has no special token {token}; make it with extra_tokens=[{token!r}]")
         return found
 

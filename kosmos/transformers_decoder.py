@@ -118,7 +118,8 @@ class TransformersDecoder(nn.Module):
         super().__init__()
         if type(config) not in MODEL_MAPPING:
             raise ValueError(f"text_config: transformers has no model for {type(config).__name__}")
-        self.model = MODEL_MAPPING[type(config)](config)  # on this very config: what changes here changes there
+        kind: Any = MODEL_MAPPING[type(config)]
+        self.model = kind(config)  # on this very config: what changes here changes there
         _refuse_unfit(self.model)
         self._settle()
         self.learns_positions = sum(isinstance(part, nn.Embedding) for part in self.model.modules()) > 1
@@ -169,7 +170,7 @@ class TransformersDecoder(nn.Module):
                 f"position_in_span was given, but a {self.config.model_type} decoder has one position a token; set the "
                 "objective's two_positions to false"
             )
-        limit = getattr(self.config, "max_position_embeddings", None)
+        limit: int = getattr(self.config, "max_position_embeddings", 0)
         if self.learns_positions and position_ids.numel() and int(position_ids.max()) >= limit:
             raise ValueError(
                 f"position_ids reach {int(position_ids.max())}, but the {self.config.model_type} decoder's learned "

@@ -27,7 +27,7 @@ _MOST_CLOSERS = 3  # pieces of closing signs behind one mark
 
 def pieces_of(tokenizer: PreTrainedTokenizerFast) -> list[str]:
     """Return the pieces by id as SentencePiece spells them, those of byte-level BPE (GPT-2, Llama 3 …) too."""
-    pieces: list[str] = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    pieces = list(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))))
     if LINE_END in tokenizer.get_added_vocab():
         return pieces
     # byte-level BPE writes a newline as Ċ and a space as Ġ; SentencePiece with bytes has <0x0A>

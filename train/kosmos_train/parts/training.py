@@ -87,8 +87,9 @@ def fit(
         loss.backward()
         if math.isfinite(clip):
             torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-        for updater in (*optimizers, *schedules):
-            updater.step()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
         seen.append(loss.item())
         smoothed = seen[-1] if len(seen) == 1 else 0.95 * smoothed + 0.05 * seen[-1]
         bars.update(bar, advance=1, note=f"loss {smoothed:.3f}")
