@@ -55,14 +55,9 @@ def test_every_config_dry_runs(
     for prompt in config.samples.prompts:
         prompt.images = [str(picture)]
     if config.model.checkpoint is None:
-<<<<<<< HEAD
-        config.processor = values["processor"]
-        config.model.vision_weights = "random"
-=======
         if config.model.decoder is None:  # a language model brings its tokenizer
             config.processor = values["processor"]
-        config.model.vision_weights = None
->>>>>>> wt_b
+        config.model.vision_weights = "random"
         if not str(config.model.span_weights).startswith("package:"):  # an installed package's encoder is there
             config.model.span_weights = None
         if "ffn3" in path.read_text():  # this connector keeps every feature, so an image takes 197 places
