@@ -280,7 +280,7 @@ def use(model: Any, name: str | None) -> None:
     record = known[name] if name is not None else None
     _switch_layers(model, name if record is not None and record.tuning.method in PEFT_METHODS else None)
     if (prompts := prompts_if_any(model)) is not None:
-        prompts.active = name if name in prompts.encoders else None
+        prompts.active = name if name is not None and name in prompts.encoders else None
     activate_places(model, name)
     own = {plain_name(key): parameter for key, parameter in model.named_parameters()}
     for key, value in model.own_values.items():

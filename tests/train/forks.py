@@ -23,6 +23,7 @@ PRELOAD = [
         "kosmos_train.loop",
         "kosmos_train.build",
     ),
+    *("kosmos.tuning.storage", "peft"),
     "deepspeed.runtime.zero.muon.muon_optimizer",  # DeepSpeed imports it, and torch's compiler with it, in each process
 ]
 

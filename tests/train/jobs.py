@@ -22,6 +22,11 @@ def run(values: dict[str, Any], run_dir: str, resume: bool = False) -> dict[str,
     return {"step": outcome.step, "finished": outcome.finished}
 
 
+def run_each(runs: list[tuple[dict[str, Any], str]], resume: bool = False) -> list[dict[str, Any]]:
+    """:func:`run` of several settings, one after the other."""
+    return [run(values, run_dir, resume) for values, run_dir in runs]
+
+
 def run_on_host(host: str, values: dict[str, Any], run_dir: str, resume: bool) -> dict[str, Any]:
     """:func:`run` inside the network namespace ``host``, finding rank 0 at 10.99.0.1."""
     new_network = 0x40000000  # CLONE_NEWNET

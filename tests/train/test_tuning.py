@@ -138,42 +138,56 @@ def finished(job: Job) -> list[Any]:
     return job.results()
 
 
-KILLED = [
-    ({"method": "lora", "rank": 4, "dropout": 0.1, "also": ["model.connector.*"]}, ZERO_3, 2),
-    ({"method": "prefix", "tokens": 3}, {"zero_stage": 2}, 2),
-    ({"method": "p_tuning", "tokens": 3}, {"zero_stage": 1}, 1),
-    ({"method": "ia3"}, {"zero_stage": 0}, 1),
-    ({"method": "adapter", "reduction": 4.0}, ZERO_3, 1),
-    ({"method": "prompt", "tokens": 3}, {"zero_stage": 0}, 1),
-]
+# Number of processes → what is trained on them: every method, every stage.
+KILLED = {
+    2: [
+        ({"method": "lora", "rank": 4, "dropout": 0.1, "also": ["model.connector.*"]}, ZERO_3),
+        ({"method": "prefix", "tokens": 3}, {"zero_stage": 2}),
+    ],
+    1: [
+        ({"method": "p_tuning", "tokens": 3}, {"zero_stage": 1}),
+        ({"method": "ia3"}, {"zero_stage": 0}),
+        ({"method": "adapter", "reduction": 4.0}, ZERO_3),
+        ({"method": "prompt", "tokens": 3}, {"zero_stage": 0}),
+    ],
+}
 
 
 @pytest.mark.slow
-def test_killed_and_resumed(tuning_values: dict[str, Any], tmp_path: Path) -> None:
-    """kill -9 in the middle of a run of each method: the resumed losses are the same."""
-    for tuning, engine, size in KILLED:
-        values = tuning_values | {"tuning": tuning, "engine": engine, "steps": 8, "checkpoint": {"every": 2}}
-        values["data"] = values["data"] | {"rows_per_step": 4}
-        where = tmp_path / f"{label(tuning)}-{size}"
-        finished(launch(where / "s", size, jobs.run, values, str(where / "straight")))
-        job = launch(where / "k", size, jobs.run, values, str(where / "run"))
-        deadline = time.monotonic() + 300
-        lines = where / "run" / "metrics.jsonl"
-        while job.alive() and (not lines.exists() or len(lines.read_text().splitlines()) < 3):
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        for rank in range(size):
-            job.kill(rank)
-        job.wait(60)
-        finished(launch(where / "r", size, jobs.run, values, str(where / "run"), True))
-        expected, found = read_metrics(where / "straight"), read_metrics(where / "run")
-        assert [row["step"] for row in found] == [row["step"] for row in expected]
+@pytest.mark.parametrize("size", [1, 2])
+def test_killed_and_resumed(tuning_values: dict[str, Any], tmp_path: Path, size: int) -> None:
+    """kill -9 in the middle of a run of each method: the resumed losses, and what is saved, are the same."""
+    common = {"steps": 6, "checkpoint": {"every": 2}, "data": tuning_values["data"] | {"rows_per_step": 4}}
+    runs = [
+        (tuning_values | common | {"tuning": tuning, "engine": engine}, tuning["method"])
+        for tuning, engine in KILLED[size]
+    ]
+    straight = launch(
+        tmp_path / "straight", size, jobs.run_each, [(values, str(tmp_path / f"{name}-0")) for values, name in runs]
+    )
+    again = [(values, str(tmp_path / f"{name}-1")) for values, name in runs]
+    for number, (values, run) in enumerate(again):
+        kill_behind_a_checkpoint(launch(tmp_path / f"killed{number}", size, jobs.run, values, run), Path(run), size)
+    finished(straight)
+    finished(launch(tmp_path / "resumed", size, jobs.run_each, again, True))
+    for _, name in runs:
+        expected, found = (read_metrics(tmp_path / f"{name}-{which}") for which in (0, 1))
+        assert [row["step"] for row in found] == [row["step"] for row in expected] == list(range(1, 7))
         losses = [torch.tensor([row["loss"] for row in rows]) for rows in (expected, found)]
-        torch.testing.assert_close(losses[1], losses[0], rtol=0, atol=1e-6, msg=label(tuning))
-        files = [
-            next((where / run / "checkpoints" / "step-000008").glob("adapter_model*")) for run in ("straight", "run")
-        ]
-        assert files[0].read_bytes() == files[1].read_bytes()
+        torch.testing.assert_close(losses[1], losses[0], rtol=0, atol=1e-6, msg=name)
+        kept = [tmp_path / f"{name}-{which}/checkpoints/step-000006/adapter_model.safetensors" for which in (0, 1)]
+        assert kept[0].read_bytes() == kept[1].read_bytes()
+
+
+def kill_behind_a_checkpoint(job: Job, run: Path, size: int) -> None:
+    """kill -9 of all ranks once the third step is logged."""
+    deadline, lines = time.monotonic() + 300, run / "metrics.jsonl"
+    while job.alive() and (not lines.exists() or len(lines.read_text().splitlines()) < 3):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    for rank in range(size):
+        job.kill(rank)
+    assert job.wait(60) == [-9] * size
 
 
 @pytest.mark.slow
