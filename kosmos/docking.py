@@ -284,9 +284,10 @@ def take_weights(model: Any, folder: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     with _one_line(f"{folder}: the weights cannot be read"):
-        bare, report = AutoModelForCausalLM.from_pretrained(
+        found: Any = AutoModelForCausalLM.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
+    bare, report = found
     lacking = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if lacking:
         raise ValueError(f"{folder}: {len(lacking)} tensors are missing or of another shape (first: {lacking[0]})")
