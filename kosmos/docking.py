@@ -117,9 +117,13 @@ def _converted(file: Path) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=folder.parent))  # one a process: several ranks may come here together
     try:
-        given = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name, "local_files_only": True}
+        given: dict[str, Any] = {
+            "pretrained_model_name_or_path": str(file.parent),
+            "gguf_file": file.name,
+            "local_files_only": True,
+        }
         with _one_line(f"{file} cannot be read as a GGUF file", install="gguf"):
-            model = AutoModelForCausalLM.from_pretrained(**given, dtype=torch.float32)
+            model: Any = AutoModelForCausalLM.from_pretrained(**given, dtype=torch.float32)
             model.hf_quantizer = None  # its tensors are plain ones by now
             if hasattr(model.config, "quantization_config"):
                 del model.config.quantization_config
@@ -278,9 +282,10 @@ def take_weights(model: Any, folder: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     with _one_line(f"{folder}: the weights cannot be read"):
-        bare, report = AutoModelForCausalLM.from_pretrained(
+        found: Any = AutoModelForCausalLM.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
+    bare, report = found
     lacking = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if lacking:
         raise ValueError(f"{folder}: {len(lacking)} tensors are missing or of another shape (first: {lacking[0]})")

@@ -109,7 +109,7 @@ def _processor_of_decoder(config: TrainConfig) -> Any:
 
     decoder = config.model.decoder
     assert decoder is not None
-    described = KosmosConfig.from_dict(_described(config.model))
+    described: Any = KosmosConfig.from_dict(_described(config.model))
     sources = [*config.data.sources, *(config.eval.data.sources if config.eval.data else [])]
     objectives = [source.objective for source in sources]
     pictures: dict[str, Any] = {}
@@ -117,7 +117,7 @@ def _processor_of_decoder(config: TrainConfig) -> Any:
         with torch.device("meta"):
             made = image_tokens(described)
         size = described.vision_config.image_size
-        normalised = pixel_statistics(described.vision_config)
+        normalised: dict[str, Any] = pixel_statistics(described.vision_config)
         pictures = {"image_processor": KosmosImageProcessor(size, **normalised), "num_image_tokens": made}
     return take_processor(
         find_language_model(decoder.pretrained, decoder.revision),
