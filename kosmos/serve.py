@@ -63,16 +63,15 @@ def build_app(
     if "@" in name or ":" in name:
         raise ValueError(f"--name {name!r}: a model's name has neither @ nor :")
     models, state = Models(checkpoint, name), State()
-    rules = {"admission": admission or Admission(), "longest": longest}
-    handlers = {
-        "chat_handler": ChatHandler(models, state, **rules),
-        "response_handler": ResponsesHandler(models, state, **rules),
+    limits = admission or Admission()
+    handlers: dict[str, Any] = {
+        "chat_handler": ChatHandler(models, state, limits, longest),
+        "response_handler": ResponsesHandler(models, state, limits, longest),
         "generation_state": state,
     }
     parameters = inspect.signature(build_server).parameters  # the handlers of routes that stay shut differ by version
     handlers |= {other: None for other in parameters if other.endswith("_handler") and other not in handlers}
     app = build_server(models, **handlers)
-    limits = rules["admission"]
     app.add_middleware(
         Guard, key=key, hosts=tuple(hosts), most=2_000_000 + limits.max_images * (4 * limits.max_bytes // 3 + 100)
     )

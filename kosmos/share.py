@@ -61,7 +61,7 @@ def share(
     source = find_checkpoint(checkpoint)
     model, processor = load(source, device="cpu")
     card = model_card(model, processor, source, folder.resolve().name, licence, results)
-    classes = {
+    classes: dict[Any, str] = {
         KosmosConfig: "AutoConfig",
         KosmosForConditionalGeneration: "AutoModelForImageTextToText",
         KosmosProcessor: "AutoProcessor",

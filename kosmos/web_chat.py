@@ -31,11 +31,15 @@ class Page:
 
     Args:
         chats: who answers; what was said to them so far is not shown.
-        folder: where pictures and exported files are kept for the browser; they go when the program ends.
+
+    Attributes:
+        folder: where pictures and exported files are kept for the browser; it goes when the page does.
     """
 
-    def __init__(self, chats: Sequence[Conversation], folder: Path) -> None:
-        self.chats, self.folder = list(chats), folder
+    def __init__(self, chats: Sequence[Conversation]) -> None:
+        self.chats = list(chats)
+        self.directory = tempfile.TemporaryDirectory(prefix="kosmos-chat-")
+        self.folder = Path(self.directory.name)
         self.many = len(self.chats) > 1
         self.stopped: set[str | None] = set()  # sessions whose answer is not wanted any more
 
@@ -245,13 +249,11 @@ def show(chats: Sequence[Conversation], host: str = "127.0.0.1", port: int | Non
             f"--host {host} lets others open the page: set the environment variable KOSMOS_API_KEY to the password "
             "that they must give (as the user kosmos), or listen on 127.0.0.1"
         )
-    folder = tempfile.TemporaryDirectory(prefix="kosmos-chat-")
-    page = Page(chats, Path(folder.name)).build()
-    page.kosmos_folder = folder  # it goes when the page does
-    page.queue(default_concurrency_limit=1)
+    made = Page(chats)
+    page = made.build().queue(default_concurrency_limit=1)
     theme = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # none from the web
     page.launch(
-        server_name=host, server_port=port, theme=theme, css=STYLE, allowed_paths=[folder.name], quiet=not wait,
+        server_name=host, server_port=port, theme=theme, css=STYLE, allowed_paths=[str(made.folder)], quiet=not wait,
         max_file_size="20mb", prevent_thread_lock=not wait, share=False, footer_links=[], ssr_mode=False,
         auth=None if key is None else ("kosmos", key),
     )  # fmt: skip

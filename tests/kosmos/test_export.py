@@ -57,6 +57,7 @@ def test_an_exported_graph_is_the_model(model, processor) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("model", ["xpos"], indirect=True)  # half a minute each
 @torch.no_grad()
 def test_onnx_is_the_model(model, processor, tmp_path: Path) -> None:
     runtime = pytest.importorskip("onnxruntime")
