@@ -22,7 +22,7 @@ SIZES: dict[str, tuple[int, int]] = {
     "intermediate_size": (1, 1 << 20),
     "num_hidden_layers": (1, 1000),
     "num_attention_heads": (1, 1 << 12),
-    "max_position_embeddings": (1, 1 << 24),
+    "max_position_embeddings": (0, 1 << 24),
     "xpos_scale_base": (1, 1 << 24),
     "image_size": (1, 1 << 13),
     "num_queries": (1, 1 << 14),

@@ -132,13 +132,12 @@ def load(
         raise ValueError(f"{folder}/config.json is not a model configuration: {error}") from error
     if kind != "kosmos":
         raise ValueError(f"{folder} holds a model of type {kind!r}, not 'kosmos'; see kosmos convert --help")
-    first = _adapter_folder(adapters[0]) if adapters else folder
-    processor = load_processor(first if (first / "processor_config.json").is_file() else folder)
     check_checkpoint(folder)
+    first = _adapter_folder(adapters[0]) if adapters else folder
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # a bar for reading one file is noise in a chat
     try:
-        processor = load_processor(folder)
+        processor = load_processor(first if (first / "processor_config.json").is_file() else folder)
         model = KosmosForConditionalGeneration.from_pretrained(folder, dtype=dtype)
     except (ValueError, OSError):
         raise

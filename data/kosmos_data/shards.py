@@ -72,8 +72,12 @@ class ShardWriter:
             self._open.abandon()
 
 
-def write_shards(root: str | Path, documents: Iterable[Document], max_documents: int = 10_000) -> list[ShardInfo]:
+def write_shards(
+    root: str | Path, documents: Iterable[Document], max_documents: int = 10_000, may_be_empty: bool = False
+) -> list[ShardInfo]:
     """Write all documents below ``root`` and return what was written.
+
+    With ``may_be_empty`` no document is no error: a recipe's packages may lack one of several kinds.
 
     Raises:
         ValueError: there is no document, ``root`` holds shards already, or a document or segment cannot be written.
@@ -81,7 +85,7 @@ def write_shards(root: str | Path, documents: Iterable[Document], max_documents:
     with ShardWriter(root, max_documents=max_documents) as writer:
         for document in documents:
             writer.write(document)
-        if not writer.documents:
+        if not writer.documents and not may_be_empty:
             raise ValueError(f"{root}: there is not one document to write; does the source hold any?")
     return writer.shards
 

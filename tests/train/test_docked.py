@@ -45,6 +45,7 @@ def docked(values: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
         "decoder": {"pretrained": publish(tmp_path / "lm", [" ".join(tiny.WORDS)] * 4)},
         "overrides": {name: tiny.MODEL[name] for name in ("vision_config", "connector_config")},
         "freeze": ["model.decoder.*"],
+        "vision_weights": "random",
     }
     del values["processor"]
     values["data"]["rows_per_step"] = 8

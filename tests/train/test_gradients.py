@@ -17,7 +17,7 @@ import torch
 from forks import launch
 
 from kosmos.cost import part_of
-from kosmos_train.fragments import KINDS, create_state, local_tensors
+from kosmos_train.fragments import MOMENTS, create_state, local_tensors
 
 STAGES = (0, 1, 2, 3)
 # (images?, spans?) of the first and of the second micro-batch or rank
@@ -136,12 +136,12 @@ def changed_parts(values: dict[str, Any], engines: list[dict[str, Any]]) -> list
         settings = both_encoders(values, 1, rows_per_step=4) | {"engine": variant, "optim": {"weight_decay": 0.1}}
         engine = jobs.make_engine(settings)
         processor, last = jobs.build_processor_of(engine), engine.world.rank == engine.world.size - 1
-        steps, before = [], gathered(engine, KINDS) | engine.full_weights(True)
+        steps, before = [], gathered(engine, ("master", *MOMENTS)) | engine.full_weights(True)
         for number, (image, span) in enumerate([(True, True), (False, False), (True, False), (False, True)], start=1):
             micros = [jobs.micro_batch(10 * number + i, processor, image and last, span=span and last) for i in (0, 1)]
             result = engine.step(SimpleNamespace(micro_batches=micros), number, 1e-2, {})
             assert result.skipped is None
-            after = gathered(engine, KINDS) | engine.full_weights(True)
+            after = gathered(engine, ("master", *MOMENTS)) | engine.full_weights(True)
             steps.append(sorted({part_of(name) for name in before if not torch.equal(before[name], after[name])}))
             before = after
         engine.close()

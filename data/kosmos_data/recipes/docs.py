@@ -126,7 +126,12 @@ def build(out: Path, options: Options, progress: Progress) -> dict[str, Any]:
     report["in"], report["kept"] = dict(ledger.entered), dict(ledger.kept)
     for part in ("train", "test"):
         totals: Counter[str] = Counter()
-        write_shards(out / part, _part(out / "web", part, options.held_out_every, totals), options.documents_per_shard)
+        write_shards(
+            out / part,
+            _part(out / "web", part, options.held_out_every, totals),
+            options.documents_per_shard,
+            may_be_empty=True,
+        )
         report[part] = dict(totals)
     for finished in [*(out / "web").glob("*.tar*"), out / "web" / INDEX_NAME]:
         finished.unlink()  # train and test hold the documents now

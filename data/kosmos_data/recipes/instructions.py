@@ -93,7 +93,7 @@ def build(out: Path, options: Options, progress: Progress) -> dict[str, Any]:
             if held_out(talk.group, options.held_out_every) == wanted
         )
         passing = progress.track(counted(chosen, report["documents"], folder), description=f"shards: {folder}")
-        write_shards(out / folder, passing, options.documents_per_shard)
+        write_shards(out / folder, passing, options.documents_per_shard, may_be_empty=True)
     return report
 
 

@@ -118,7 +118,7 @@ def _write(
     }
     for name, documents in makers.items():
         passing = progress.track(counted(documents, report["documents"], name), description=f"shards: {name}")
-        write_shards(out / name, passing, options.documents_per_shard)
+        write_shards(out / name, passing, options.documents_per_shard, may_be_empty=True)
     frequency = Counter(word for picture in train for word in set(picture.keywords))
     shown = sorted(train, key=lambda picture: hashlib.sha256(picture.key.encode()).digest())[: options.demonstrations]
     for name, part in (("train", shown), ("test", test)):

@@ -100,7 +100,7 @@ def build(out: Path, options: Options, progress: Progress) -> dict[str, Any]:
     }
     for name, maker in makers.items():
         documents = progress.track(counted(maker(), report["documents"], name), description=f"shards: {name}")
-        write_shards(out / name, documents, options.documents_per_shard)
+        write_shards(out / name, documents, options.documents_per_shard, may_be_empty=True)
     for name, pictures in (("train", train), ("test", test)):
         folder = out / "eval" / name
         (folder / "images").mkdir(parents=True)

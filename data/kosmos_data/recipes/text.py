@@ -67,7 +67,7 @@ def build(out: Path, options: Options, progress: Progress) -> dict[str, Any]:
             _words(counted(documents, report["documents"], folder), report["words"], folder),
             description=f"shards: {folder}",
         )
-        write_shards(out / folder, passing, options.documents_per_shard)
+        write_shards(out / folder, passing, options.documents_per_shard, may_be_empty=True)
     for name, items in labelled(addresses, synsets, options).items():
         report["classification"][name] = write_classification(out / "classification" / name, items)
     return report
