@@ -244,7 +244,10 @@ def take_processor(
     if template is not None:
         template = with_parts(template["default"] if isinstance(template, dict) else template)
     tokenizer.chat_template = None  # the processor's: one of them is enough
-    ends = {"answer_ends": _end_tokens(folder, tokenizer), "turn_end": "line" if template is None else "eos"}
+    ends: dict[str, Any] = {
+        "answer_ends": _end_tokens(folder, tokenizer),
+        "turn_end": "line" if template is None else "eos",
+    }
     return KosmosProcessor(
         image_processor or KosmosImageProcessor(),
         tokenizer,
