@@ -20,7 +20,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 install: $(VENV)/.installed  ## create .venv and install everything
 
-demo: install  ## the whole at toy size, from corpora to a chat; about eleven minutes on two cores
+demo: install  ## the whole at toy size, from corpora to a chat; about ten minutes on two cores
 	$(BIN)/kosmos demo
 
 test: install  ## the whole test suite, two tests at a time

@@ -331,7 +331,7 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="kosmos demo",
         description="Train a small KOSMOS, with a ViT and a text encoder, evaluate it and talk to it: about "
-        "eleven minutes on two CPU cores. Interrupted, it goes on where it was; finished, it shows its results again.",
+        "ten minutes on two CPU cores. Interrupted, it goes on where it was; finished, it shows its results again.",
     )
     parser.add_argument("--out", default=YAML_ROOT, help=f"folder for everything ({YAML_ROOT})")
     parser.add_argument("--steps-factor", type=float, default=1.0, help="scale all trainings: 0.1 for a quick look (1)")
