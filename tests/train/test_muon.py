@@ -159,3 +159,17 @@ def test_muon_needs_whole_matrices(values: dict[str, Any]) -> None:
         config = settings.from_dict(TrainConfig, {**with_muon(values), "engine": engine})
         with pytest.raises(ValueError, match=r"muon needs whole matrices: engine\.zero_stage 0 to 2"):
             config.check(1)
+
+
+@pytest.mark.parametrize(
+    ("optim", "message"),
+    [({"lr": 0.0}, r"optim\.lr=0\.0 must be above 0"), ({"muon": {"momentum": 1.0}}, r"momentum=1\.0 must lie")],
+)
+def test_rates_that_cannot_work(values: dict[str, Any], optim: dict[str, Any], message: str) -> None:
+    from kosmos import settings
+    from kosmos_train.config import TrainConfig
+
+    values = with_muon(values)
+    values["optim"] |= optim
+    with pytest.raises(ValueError, match=message):
+        settings.from_dict(TrainConfig, values).check(1)

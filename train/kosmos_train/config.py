@@ -278,6 +278,10 @@ class TrainConfig:
             raise ValueError("model.compile with engine.zero_stage=3: ZeRO-3's hooks break the graphs; use stage 2")
         if self.optim.name == "muon" and (self.engine.zero_stage == 3 or self.engine.offload_optimizer):
             raise ValueError("optim.name=muon needs whole matrices: engine.zero_stage 0 to 2, no offload_optimizer")
+        if self.optim.name == "muon" and not self.optim.lr > 0:
+            raise ValueError(f"optim.lr={self.optim.lr} must be above 0 with optim.name=muon, whose rate follows it")
+        if not 0 <= self.optim.muon.momentum < 1:
+            raise ValueError(f"optim.muon.momentum={self.optim.muon.momentum} must lie from 0 to below 1")
         for name, value in {"steps": self.steps, "log.every": self.log.every, "keep": self.checkpoint.keep}.items():
             if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")

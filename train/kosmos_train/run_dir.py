@@ -68,7 +68,7 @@ class RunDir:
         More steps than before are the same run where the rate does not depend on their number.
         """
         before = settings.load(TrainConfig, self.config)  # settings that are newer than the run get their defaults
-        if config.steps > before.steps and config.optim.schedule == "constant":
+        if config.steps > before.steps and config.optim.schedule in ("constant", "inverse_sqrt"):
             before.steps = config.steps
         _check_same(settings.to_dict(before), settings.to_dict(config), self.path)
 
@@ -107,7 +107,7 @@ def _check_same(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:
         if before.get(key) != now.get(key):
             way = "resume with the same settings, or start another run from its checkpoint (model.checkpoint=…)"
             if key == "steps":
-                way += "; only with optim.schedule=constant may a run become longer, for its rate then stays as it was"
+                way += "; only with optim.schedule=constant or inverse_sqrt may a run become longer: its rate stays"
             raise ValueError(f"{path} was started with {key}={before.get(key)}, now it is {now.get(key)}; {way}")
 
 
