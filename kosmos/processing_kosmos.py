@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,18 @@ from transformers.image_utils import ImageInput, make_flat_list_of_images
 from transformers.processing_utils import BatchFeature, MultiModalData, ProcessorMixin
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from .grounding import BEGIN as GROUNDING
+from .grounding import (
+    NEXT_OBJECT,
+    OBJECT,
+    OBJECT_END,
+    PHRASE,
+    PHRASE_END,
+    TOKENS,
+    Entity,
+    read_entities,
+    to_bins,
+)
 from .image_processing_kosmos import KosmosImageProcessor
 from .modalities import MODALITIES, Modality, stack_inputs
 from .segments import Encoded, Image, Placed, Segment, Span, Text, Token, TooLong, modality_name
@@ -25,6 +38,7 @@ from .tokenization_kosmos import (
     EOS,
     ESCAPE,
     IMAGE_BEGIN,
+    IMAGE_END,
     IMAGE_SLOT,
     LINE_END,
     SPAN_BEGIN,
@@ -172,11 +186,14 @@ class KosmosProcessor(ProcessorMixin):
 
         Raises:
             TooLong: a ValueError; a span is longer than its encoder reads.
-            ValueError: a special token that the tokenizer does not have, or a segment without anything to read.
+            ValueError: a special token that the tokenizer does not have (all of a grounded text are needed), or a
+                segment without anything to read.
         """
         encoded = Encoded()
         for segment in segments:
-            if isinstance(segment, Text):
+            if isinstance(segment, Text) and segment.boxes is not None:
+                self._write_grounded(segment, encoded)
+            elif isinstance(segment, Text):
                 encoded.ids += self.encode_text(segment.text)
             elif isinstance(segment, Token):
                 encoded.ids.append(self.token_id(segment.text))
@@ -191,6 +208,63 @@ class KosmosProcessor(ProcessorMixin):
                     raise ValueError(f"{segment} is empty: the encoder of {modality.name}s needs at least one token")
             encoded.edges.append(len(encoded.ids))
         return encoded
+
+    def _write_grounded(self, segment: Text, encoded: Encoded) -> None:
+        """Append a text with its phrases and boxes, as KOSMOS-2 writes them, to ``encoded``."""
+        assert segment.boxes is not None
+        known, text, at = self.grounding_ids, segment.text, 0
+        if not known:
+            raise ValueError(
+                "the text has boxes, but the tokenizer no tokens for them; make it with grounding: true "
+                "(kosmos tokenizer, or model.decoder), or leave boxes out of the document"
+            )
+        encoded.ids.append(known[GROUNDING])
+        for phrase in segment.boxes:
+            encoded.ids += self._part(text, at, phrase.begin)
+            start, at = len(encoded.ids), phrase.end
+            encoded.ids += [known[PHRASE], *self._part(text, phrase.begin, at), known[PHRASE_END]]
+            mark = OBJECT
+            for box in phrase.boxes:
+                encoded.ids += [known[mark], *(known[f"<patch_index_{index:04d}>"] for index in to_bins(box))]
+                mark = NEXT_OBJECT
+            if phrase.boxes:
+                encoded.ids.append(known[OBJECT_END])
+                encoded.whole.append((start, len(encoded.ids)))
+        encoded.ids += self._part(text, at, len(text))
+
+    def _part(self, text: str, begin: int, stop: int) -> list[int]:
+        """Ids of ``text[begin:stop]`` such that all parts together spell the text; a space goes with what follows it.
+
+        A part that begins within a word, as the full stop behind a phrase, gets no space in front.
+        """
+        if self._space:
+            begin = len(text[:begin].rstrip(" "))
+        if begin == 0:
+            return self.encode_text(text[:stop])
+        within_word = not text[begin - 1].isspace() and not text[begin : begin + 1].isspace()
+        return (
+            self.continue_text(text[begin:stop]) if within_word or self._space else self.encode_text(text[begin:stop])
+        )
+
+    @cached_property
+    def grounding_ids(self) -> dict[str, int]:
+        """The ids of the tokens for phrases and boxes by their names; empty where the tokenizer has not all of them."""
+        known = self.tokenizer.get_added_vocab()
+        return {token: known[token] for token in TOKENS} if all(token in known for token in TOKENS) else {}
+
+    def post_process_generation(self, text: str, cleanup_and_extract: bool = True) -> str | tuple[str, list[Entity]]:
+        """Take phrases and boxes out of a generated text, as transformers' ``Kosmos2Processor`` does.
+
+        Args:
+            text: decoded with its special tokens; what stands before the last ``</image>`` is left out.
+            cleanup_and_extract: False: return the text with its tokens.
+
+        Returns:
+            The text without tokens, and of each phrase: itself, (begin, end) in that text, and its boxes (x1, y1, x2,
+            y2) in shares of what the model saw.
+        """
+        caption = text.rsplit(IMAGE_END, 1)[-1]
+        return read_entities(caption) if cleanup_and_extract else caption
 
     def place(self, modality: Modality, payload: Any, encoded: Encoded) -> None:
         """Append the placeholders of what the modality's encoder reads, with the marks around them, to ``encoded``."""
@@ -218,6 +292,15 @@ class KosmosProcessor(ProcessorMixin):
             text = text.rstrip(" ")
             text = text if not text or text[0].isspace() else self._space + text
         return encode_text(self.tokenizer, text)
+
+    def continue_text(self, text: str) -> list[int]:
+        """Ids of text whose beginning belongs to the word before it: no space is put in front of its first letters."""
+        if self._space:  # this tokenizer puts none
+            return encode_text(self.tokenizer, text.rstrip(" "))
+        space = next((at for at, letter in enumerate(text) if letter.isspace()), len(text))
+        backend = self.tokenizer.backend_tokenizer
+        head = backend.normalizer.normalize_str(text[:space])
+        return [token.id for token in backend.model.tokenize(head)] + self.encode_text(text[space:])
 
     def opening(self) -> str:
         """What a prompt must begin with to begin as a document does: BOS, where the tokenizer does not write it."""

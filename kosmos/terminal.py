@@ -147,6 +147,7 @@ class Terminal:
         pieces = self.chat.stream_parts(parts, forget=True)
         try:
             print_pieces(pieces)
+            print_boxes(self.chat)
         finally:
             if dropped := self.chat.forgotten - forgotten:
                 turns = f"the {dropped} oldest turns were" if dropped > 1 else "the oldest turn was"
@@ -175,6 +176,7 @@ def print_answer(chat: Conversation, question: str, pictures: list[Image]) -> No
     """Print the answer to one question."""
     _accept_any_text()
     print_pieces(chat.stream(printable(question), pictures))
+    print_boxes(chat)
 
 
 def print_pieces(pieces: Iterator[str]) -> None:
@@ -182,6 +184,15 @@ def print_pieces(pieces: Iterator[str]) -> None:
     for piece in pieces:
         print(printable(piece), end="", flush=True)
     print()
+
+
+def print_boxes(chat: Conversation) -> None:
+    """Print what the last answer points at: phrase, then left, top, right and bottom edge of each box, from 0 to 1."""
+    for part in chat.messages[-1]["content"] if chat.messages else ():
+        for entry in part.get("boxes", ()) if isinstance(part, dict) else ():
+            begin, end = entry["phrase"]
+            boxes = "; ".join(" ".join(f"{edge:.2f}" for edge in box) for box in entry["boxes"])
+            print(f"  {printable(part['text'][begin:end])}: {boxes}")
 
 
 def printable(text: str) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from kosmos.segments import SEGMENTS, Image, Segment, Text, modality_name
+from kosmos.segments import SEGMENTS, Image, Phrase, Segment, Text, modality_name
 from kosmos.segments import Span as Span
 
 from . import errors
@@ -87,7 +87,8 @@ def to_files(document: Document) -> dict[str, bytes]:
             files[name] = segment.data
             segments.append({"image": name})
         elif isinstance(segment, Text):
-            segments.append({"text": segment.text} | ({} if segment.supervised else {"supervised": False}))
+            boxes = {} if segment.boxes is None else {"boxes": [phrase.as_json() for phrase in segment.boxes]}
+            segments.append({"text": segment.text} | ({} if segment.supervised else {"supervised": False}) | boxes)
         else:
             segments.append({modality_name(segment): getattr(segment, fields(segment)[0].name)})
     body: dict[str, Any] = {"segments": segments} | ({"meta": dict(document.meta)} if document.meta else {})
@@ -102,7 +103,8 @@ def from_files(key: str, files: Mapping[str, bytes]) -> Document:
     webdatasets have it (``KEY.jpg KEY.txt KEY.json``), and is read as it is. Extensions are in lower case.
 
     Raises:
-        BadSample: no or malformed JSON, an unknown kind of segment, or an image that the tar does not hold.
+        BadSample: no or malformed JSON, an unknown kind of segment, an image that the tar does not hold, or boxes that
+            are not of an image or phrases that are not of the text.
     """
     if "json" not in files and "txt" not in files:
         raise BadSample(errors.NO_TEXT, f"{key} has {', '.join(sorted(files)) or 'no file'}")
@@ -142,7 +144,7 @@ def image_suffix(data: bytes) -> str:
 def _segment(entry: Mapping[str, Any], files: Mapping[str, bytes]) -> Segment:
     match entry:
         case {"text": str(text), **rest}:
-            return Text(_encodable(text), supervised=bool(rest.get("supervised", True)))
+            return Text(_encodable(text), bool(rest.get("supervised", True)), _phrases(text, rest.get("boxes")))
         case {"image": str(name)}:
             if name.lower() not in files:
                 raise BadSample(errors.IMAGE_MISSING, f"no file {name!r} beside the json")
@@ -152,6 +154,16 @@ def _segment(entry: Mapping[str, Any], files: Mapping[str, bytes]) -> Segment:
             content = entry[name]
             return kind(_encodable(content) if isinstance(content, str) else content)
     raise ValueError(f"a segment has one of the keys text, {', '.join(SEGMENTS)}; got {str(entry)[:80]}")
+
+
+def _phrases(text: str, entries: Any) -> tuple[Phrase, ...] | None:
+    """The ``boxes`` of a text segment: ``[{"phrase": [12, 21], "boxes": [[x1, y1, x2, y2], …]}, …]``."""
+    if entries is None:
+        return None
+    try:
+        return Text(text, boxes=tuple(Phrase.from_json(entry) for entry in entries)).boxes
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadSample(errors.BOXES, str(error)) from error
 
 
 def _fault(segment: Any) -> str | None:

@@ -11,7 +11,9 @@ from typing import Any
 
 from PIL import Image
 
+from kosmos.grounding import draw_boxes
 from kosmos.pictures import on_white, upright
+from kosmos.segments import Phrase
 
 from .compare import read_samples
 from .items import content_hash
@@ -26,7 +28,8 @@ def gallery(
 ) -> list[str]:
     """Draw items of a sample log, each with its own image; returns their ids in reading order.
 
-    An answer is green from half of the task's first metric on, else red, with a reference beside it.
+    An answer is green from half of the task's first metric on, else red, with a reference beside it. Boxes of a
+    grounded answer are drawn over the image.
 
     Args:
         samples: a finished log, ``OUT/samples/MODEL/*.jsonl``.
@@ -84,7 +87,9 @@ def _draw(records: Sequence[dict[str, Any]], images: Sequence[Path], out: Path) 
     for place, (record, path) in enumerate(zip(records, images, strict=True), 1):
         axes = figure.add_subplot(rows, columns, place)
         with Image.open(path) as image:
-            axes.imshow(on_white(upright(image)))  # as the model's processor shows it
+            shown = on_white(upright(image))  # as the model's processor shows it
+            phrases = [Phrase.from_json(entry) for entry in record.get("boxes", ())]
+            axes.imshow(draw_boxes(shown, record["prediction"], phrases) if phrases else shown)
         axes.set(xticks=[], yticks=[])
         right = _score(record) >= 0.5
         answer = record["prediction"] if right else f"{record['prediction']}  (reference: {record['answers'][0]})"

@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from transformers.generation import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
 
 from kosmos.decode_step import GrowingCache
+from kosmos.grounding import read_answer
 from kosmos.modalities import MODALITIES, Modality
 from kosmos.modeling_kosmos import KosmosModel
 from kosmos.sampling import Forbid, Picker, Place, write
-from kosmos.segments import Encoded, Image, Span, Text
+from kosmos.segments import Encoded, Image, Phrase, Span, Text
 
 from .items import content_hash
 from .prompts import Prompt, Segment
@@ -63,6 +64,12 @@ class Stage:
     def key(self) -> tuple[object, ...]:
         """Equal for equal content."""
         return self.ids, tuple(piece.key for piece in self.pieces)
+
+
+class Written(str):
+    """A written answer; ``phrases`` with boxes, in shares of what the model sees of a picture, if it wrote some."""
+
+    phrases: tuple[Phrase, ...] = ()
 
 
 @dataclass
@@ -108,9 +115,12 @@ class Runner:
         """Token ids of one text segment."""
         return tuple(self._encode(text).ids)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The answer that generated ids spell."""
-        return self.processor.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+    def decode(self, ids: Sequence[int]) -> Written:
+        """The answer that generated ids spell, and where in the picture its phrases are."""
+        text, phrases = read_answer(self.processor, ids)
+        written = Written(text)
+        written.phrases = phrases
+        return written
 
     def stages(self, prompt: Prompt) -> list[Stage]:
         """The prompt's stages; the first begins with ``<s>``."""

@@ -16,6 +16,7 @@ from kosmos.image_processing_kosmos import KosmosImageProcessor
 from kosmos.limits import check_checkpoint
 from kosmos.loading import encoder_folder, find_checkpoint
 from kosmos.modeling_kosmos import image_tokens
+from kosmos.tokenization_kosmos import GROUNDING_TOKENS
 from kosmos.tuning import attach
 from kosmos_data.objectives import special_tokens
 
@@ -121,7 +122,7 @@ def _processor_of_decoder(config: TrainConfig) -> Any:
         pictures = {"image_processor": KosmosImageProcessor(size, **normalised), "num_image_tokens": made}
     return take_processor(
         find_language_model(decoder.pretrained, decoder.revision),
-        extra_tokens=special_tokens(objectives),
+        extra_tokens=[*special_tokens(objectives), *(GROUNDING_TOKENS if decoder.grounding else ())],
         max_length=getattr(described.text_config, "max_position_embeddings", None),
         num_span_tokens=described.num_span_tokens if described.span_encoder_config is not None else None,
         **pictures,

@@ -23,6 +23,8 @@ class DecoderConfig:
     template come with it, unless ``processor`` is set."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
+    grounding: bool = False
+    """Append KOSMOS-2's tokens for phrases and boxes to the tokenizer."""
 
 
 @dataclass

@@ -32,6 +32,7 @@ FORMATS = {
     "img2dataset": "pairs:img2dataset",
     "coco-captions": "pairs:coco_captions",
     "karpathy": "pairs:karpathy",
+    "grit": "grounded:grit",
     "vqav2": "questions:vqav2",
     "llava": "questions:llava",
     "obelics": "interleaved:obelics",

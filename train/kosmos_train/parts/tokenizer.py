@@ -51,6 +51,8 @@ class TokenizerConfig:
     """Special tokens appended last."""
     objectives: list[str] = field(default_factory=list)
     """Objectives of the runs to come (``ul2``, ``glm`` …): their special tokens are appended as well."""
+    grounding: bool = False
+    """Add KOSMOS-2's tokens for phrases and boxes, which documents with ``boxes`` need."""
     span_tokenizer: str | None = None
     """Folder (or ``package:NAME/FOLDER``) with the tokenizer of the text encoder (BERT …); None: it shares this one."""
 
@@ -64,7 +66,9 @@ def make_processor(config: TokenizerConfig, folder: str | Path, progress: Progre
     """
     extra = [token for token in special_tokens(config.objectives) if token not in config.extra_tokens]
     span_tokenizer = load_span_tokenizer(config.span_tokenizer) if config.span_tokenizer else None
-    tokenizer = train_tokenizer(texts(config, progress), config.vocab_size, config.extra_tokens + extra)
+    tokenizer = train_tokenizer(
+        texts(config, progress), config.vocab_size, config.extra_tokens + extra, config.grounding
+    )
     image_processor = KosmosImageProcessor(image_size=config.image_size, crop=config.crop)
     processor = KosmosProcessor(
         image_processor,
