@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
         epilog="While chatting:\n" + "\n".join(COMMANDS.values()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", help="checkpoint folder or run directory, e.g. runs/demo")
+    parser.add_argument("checkpoint", help="checkpoint folder, run directory (runs/demo) or name of the hub")
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="an image; may be given again")
     parser.add_argument(
         "--adapter",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import torch
 from kosmos.configuration_kosmos import QUERYING
 from kosmos.docking import find_language_model, read_config, take_processor, take_weights
 from kosmos.encoders import pixel_statistics
+from kosmos.hub import is_name
 from kosmos.image_processing_kosmos import KosmosImageProcessor
 from kosmos.limits import check_checkpoint
 from kosmos.loading import encoder_folder, find_checkpoint
 from kosmos.modeling_kosmos import image_tokens
 from kosmos.tokenization_kosmos import GROUNDING_TOKENS
+from kosmos.transformers_decoder import awaiting_weights
 from kosmos.tuning import attach
 from kosmos_data.objectives import special_tokens
 
@@ -92,10 +95,17 @@ def _described(config: ModelConfig) -> dict[str, Any]:
     return values
 
 
-def decoder_folder(config: ModelConfig) -> str | None:
-    """Return where the language model lies that the decoder begins as; None: it begins otherwise."""
-    decoder = config.decoder
-    return None if decoder is None else str(find_language_model(decoder.pretrained, decoder.revision))
+def origins(config: ModelConfig) -> dict[str, str]:
+    """Return where the language model lies that the decoder begins as, and what else was named instead of given."""
+    found: dict[str, Path] = {}
+    if config.decoder is not None:
+        found["decoder"] = find_language_model(config.decoder.pretrained, config.decoder.revision)
+    for part in ("vision_weights", "span_weights"):
+        if (weights := getattr(config, part)) is not None and is_name(weights):
+            found[part] = encoder_folder(weights)
+    if config.checkpoint is not None and is_name(config.checkpoint):
+        found["checkpoint"] = find_checkpoint(config.checkpoint)
+    return {part: str(folder) for part, folder in found.items()}
 
 
 def decoder_fields(decoder: DecoderConfig) -> dict[str, Any]:
@@ -146,7 +156,8 @@ def build_model(config: TrainConfig, processor: Any, resume_from: Path | None = 
         settings = build_config(config.model, processor) if resume_from is None else None
         model = KosmosForConditionalGeneration.from_pretrained(start, config=settings, dtype=torch.float32)
     else:
-        model = KosmosForConditionalGeneration(build_config(config.model, processor))
+        with awaiting_weights() if config.model.decoder is not None else nullcontext():
+            model = KosmosForConditionalGeneration(build_config(config.model, processor))
         if config.model.decoder is not None:
             take_weights(model, find_language_model(config.model.decoder.pretrained, config.model.decoder.revision))
         if config.model.tower_weights is not None:

@@ -44,8 +44,9 @@ class ModelConfig:
     """Changes to the config, by its own (nested) names, e.g. ``text_config: {num_hidden_layers: 3}``."""
     vision_weights: str | None = None
     """File or folder with the vision tower's weights (open_clip, timm or CLIP), for a fresh model. A folder in
-    open_clip's layout says what the tower is like; ``package:NAME/FOLDER`` lies in an installed package. A fresh model
-    with a tower needs them, for the tower is frozen; ``random`` says that a blind model is meant (a test of speed)."""
+    open_clip's layout says what the tower is like; ``package:NAME/FOLDER`` lies in an installed package, and
+    ``ViT-L-14/openai`` or ``OWNER/MODEL[@REVISION]`` on the hub. A fresh model with a tower needs them,
+    for the tower is frozen; ``random`` says that a blind model is meant (a test of speed)."""
     span_weights: str | None = None
     """The same for the bidirectional encoder of text spans; a transformers folder says what the encoder is like."""
     freeze: list[str] = field(default_factory=list)

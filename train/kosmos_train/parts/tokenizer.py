@@ -90,8 +90,9 @@ def load_span_tokenizer(folder: str) -> Any:
     """
     from transformers import AutoTokenizer
 
+    found = encoder_folder(folder)
     try:
-        return AutoTokenizer.from_pretrained(encoder_folder(folder), local_files_only=True)
+        return AutoTokenizer.from_pretrained(found, local_files_only=True)
     except (OSError, ValueError) as error:
         raise ValueError(f"span_tokenizer={folder}: no tokenizer here (tokenizer.json or vocab.txt)") from error
 
