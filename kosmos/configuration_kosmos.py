@@ -256,7 +256,12 @@ class KosmosConfig(PreTrainedConfig):
         image_token_id: the id of the image placeholder; may lie outside the vocabulary, it is replaced before lookup.
         boi_token_id, eoi_token_id: the tokens around an image.
         span_token_id: the id of the text-span placeholder.
-        num_image_tokens: decoder positions an image takes; None: ``connector_config.num_queries``.
+        coupling: how images come to the decoder: ``input``, their features stand in its rows; ``cross_attention``
+            (Flamingo), gated layers attend to the image before each token, and an image takes one position.
+        cross_attention_every: such a layer stands before every n-th layer of the decoder.
+        cross_attention_heads, cross_attention_head_dim: their attention heads (Flamingo: 8 of width 64).
+        num_image_tokens: decoder positions an image takes; None: ``connector_config.num_queries``, 1 where it is
+            attended to.
         num_span_tokens: decoder positions a text span takes; None: ``num_queries`` of a span connector that has queries
             (``xconnector``, ``resampler``), otherwise one for each token of the span.
     """
@@ -280,6 +285,10 @@ class KosmosConfig(PreTrainedConfig):
     boi_token_id: int | None = 64003
     eoi_token_id: int | None = 64004
     span_token_id: int | None = None
+    coupling: Literal["input", "cross_attention"] = "input"
+    cross_attention_every: int = 4
+    cross_attention_heads: int = 8
+    cross_attention_head_dim: int = 64
     num_image_tokens: int | None = None
     num_span_tokens: int | None = None
     tie_word_embeddings: bool = True
@@ -296,7 +305,7 @@ class KosmosConfig(PreTrainedConfig):
             self.tie_word_embeddings = self.text_config.tie_word_embeddings
         super().__post_init__(**kwargs)
         if self.num_image_tokens is None:
-            self.num_image_tokens = self.connector_config.num_queries
+            self.num_image_tokens = 1 if self.coupling == "cross_attention" else self.connector_config.num_queries
         if self.num_span_tokens is None and self._span_queries() is not None:
             self.num_span_tokens = self._span_queries()
 
@@ -318,12 +327,39 @@ class KosmosConfig(PreTrainedConfig):
             raise ValueError("a model with a span_encoder_config needs span_token_id, the id of the span placeholder")
         if self.span_token_id is not None and self.span_token_id == self.image_token_id:
             raise ValueError(f"image_token_id and span_token_id are both {self.image_token_id}")
+        self._check_coupling()
         if self.num_span_tokens != self._span_queries():
             kind = getattr(self.span_connector_config, "kind", None)
             raise ValueError(
                 f"num_span_tokens is {self.num_span_tokens}, but a span_connector_config of kind {kind!r} makes "
                 f"{self._span_queries() or 'one feature a token'}; leave num_span_tokens out, or set num_queries"
             )
+
+    def cross_layers(self) -> list[int]:
+        """Return the decoder's layers that have cross-attention before them; none where features stand in the rows."""
+        if self.coupling == "input":
+            return []
+        every = self.cross_attention_every
+        return list(range(every - 1, self.get_text_config().num_hidden_layers, every))
+
+    def _check_coupling(self) -> None:
+        if self.coupling == "input":
+            return
+        size = self.text_config.vocab_size
+        if self.vision_config is None:
+            raise ValueError("coupling: cross_attention attends to images, but there is no vision_config")
+        if self.num_image_tokens != 1:
+            raise ValueError(
+                f"coupling: cross_attention takes one position an image, num_image_tokens is {self.num_image_tokens}; "
+                "make the processor with num_image_tokens=1 (the connector's num_queries are what is attended to)"
+            )
+        if self.image_token_id is not None and self.image_token_id >= size:
+            raise ValueError(
+                f"coupling: cross_attention reads the placeholder's own embedding, but image_token_id "
+                f"{self.image_token_id} lies outside the vocabulary of {size}"
+            )
+        if not self.cross_layers():
+            raise ValueError(f"cross_attention_every is {self.cross_attention_every}, more than the decoder's layers")
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "KosmosConfig":

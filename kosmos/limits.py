@@ -32,6 +32,9 @@ SIZES: dict[str, tuple[int, int]] = {
     "num_image_tokens": (1, 1 << 14),
     "num_span_tokens": (1, 1 << 14),
     "train_last_blocks": (0, 1000),
+    "cross_attention_every": (1, 1000),
+    "cross_attention_heads": (1, 1 << 12),
+    "cross_attention_head_dim": (1, 1 << 14),
 }
 """Smallest and largest value of each size in a configuration; what published models have, with room to grow."""
 

@@ -22,6 +22,8 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_kosmos import QUERYING, KosmosConfig, KosmosTextConfig
 from .connectors import build_connector
+from .cross_attention import Coupling, GatedCrossAttention, couple, held_by, see_images
+from .decode_step import GrowingCache
 from .decoder import KosmosDecoder, KosmosPreTrainedModel
 from .encoder_weights import load_encoder_weights
 from .generation import KosmosGenerationMixin
@@ -74,6 +76,13 @@ class KosmosModel(KosmosPreTrainedModel):
             self._check_image_tokens()
         ours = text_config.model_type == KosmosTextConfig.model_type  # a class may be there twice, see auto_map
         self.decoder = KosmosDecoder(text_config) if ours else TransformersDecoder(text_config)
+        crossed, heads = config.cross_layers(), (config.cross_attention_heads, config.cross_attention_head_dim)
+        if crossed:
+            self.cross_attention = nn.ModuleDict(
+                {str(index): GatedCrossAttention(text_config.hidden_size, *heads, index) for index in crossed}
+            )
+            if not ours:
+                couple(self.decoder.layers, crossed)
         self.post_init()
 
     def _add_encoder(self, modality: Modality, text_config: KosmosTextConfig) -> None:
@@ -89,6 +98,8 @@ class KosmosModel(KosmosPreTrainedModel):
         setattr(self, modality.connector, connector)
 
     def _check_image_tokens(self) -> None:
+        if self.config.coupling == "cross_attention":
+            return
         connector = self.config.connector_config
         made = connector.num_queries if connector.kind in QUERYING else self.vision_tower.count_tokens()
         if made != self.config.num_image_tokens:
@@ -177,21 +188,36 @@ class KosmosModel(KosmosPreTrainedModel):
             known_ids, places = self._find_placeholders(input_ids)
             inputs_embeds = self.decoder.embed_tokens(known_ids)
         features: dict[str, Tensor] = {}
+        if (encoded := kwargs.pop("image_features", None)) is not None:
+            features["image"] = encoded
+        attended, touched = [IMAGE] if self.config.cross_layers() else [], None
         # One modality after the other, each written or touched before the next is read: backward runs in the opposite
         # order, the same on every rank, whatever its rows hold (modalities.py says what would happen otherwise).
         for modality in MODALITIES.values():
-            if given := modality.given(inputs):
-                features[modality.name] = self.encode(modality, **given)
+            given = modality.given(inputs)
+            if given or modality.name in features:
+                if given:
+                    features[modality.name] = self.encode(modality, **given)
                 if input_ids is None:
                     places[modality.name] = self.find_places(modality, inputs_embeds)
-                inputs_embeds = self._write(modality, inputs_embeds, places.get(modality.name), features[modality.name])
+                if modality not in attended:
+                    own = places.get(modality.name)
+                    inputs_embeds = self._write(modality, inputs_embeds, own, features[modality.name])
                 continue
             if modality.name in places and fresh:
                 self._refuse_unfilled(modality, places[modality.name])
-            if dummy_image and getattr(self, modality.encoder, None) is not None:
+            if dummy_image and modality in attended:
+                touched = self.encode(modality, **modality.smallest(self.config, self.device))
+            elif dummy_image and getattr(self, modality.encoder, None) is not None:
                 inputs_embeds = inputs_embeds + self._touch(modality)
         if all(given is None for given in (position_ids, attention_mask, past_key_values, kwargs.get("document_ids"))):
             position_ids = self._positions_by_id(input_ids)
+        if attended:
+            past_key_values = self._cache(past_key_values, kwargs)
+            documents = kwargs.get("document_ids")
+            kwargs["coupling"] = self._couple(
+                inputs_embeds, features.get("image"), touched, places.get("image"), documents, past_key_values
+            )
         outputs = self.decoder(
             inputs_embeds, attention_mask, position_ids=position_ids, past_key_values=past_key_values, **kwargs
         )
@@ -202,6 +228,42 @@ class KosmosModel(KosmosPreTrainedModel):
             attentions=outputs.attentions,
             image_features=features.get("image"),
         )
+
+    def _cache(self, cache: Cache | None, options: dict[str, Any]) -> Cache | None:
+        """Return the cache of this pass; where one is asked for and none given, one that can hold images."""
+        held_by(cache)
+        return GrowingCache(self.config.get_text_config()) if cache is None and options.get("use_cache") else cache
+
+    def _couple(
+        self,
+        embeds_BTD: Tensor,
+        features_IQD: Tensor | None,
+        touched_1QD: Tensor | None,
+        places_BT: Tensor | None,
+        documents_BT: Tensor | None,
+        cache: Cache | None,
+    ) -> Coupling:
+        """Tell the cross-attention which image each token sees, and the cache which is the last.
+
+        ``touched_1QD``, an image that no token sees, lets a rank without images have every gradient.
+        """
+        if places_BT is None:
+            places_BT = torch.zeros(embeds_BTD.shape[:2], dtype=torch.bool, device=embeds_BTD.device)
+        found, given = int(places_BT.sum()), 0 if features_IQD is None else len(features_IQD)
+        if found != given and (given or cache is None):  # a decoded token is what it is
+            raise ValueError(
+                f"pixel_values bring {given} images, but input_ids hold {found} placeholders (id "
+                f"{self.config.image_token_id}); where images are attended to, each takes one"
+            )
+        if features_IQD is None:
+            features_IQD = embeds_BTD.new_zeros(0, 1, embeds_BTD.shape[-1]) if touched_1QD is None else touched_1QD
+        if self.config.connector_config.kind == "resampler":  # its factor is one for rows of embeddings
+            features_IQD = features_IQD * embeds_BTD.shape[-1] ** 0.5
+        features_IQD, held = features_IQD.to(embeds_BTD.dtype), held_by(cache)
+        media, kept = see_images(features_IQD, places_BT, documents_BT, held, keep=cache is not None)
+        if cache is not None:
+            cache.media = kept  # type: ignore[attr-defined]
+        return Coupling(self.cross_attention, media)
 
     def _find_placeholders(self, input_ids_BT: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return ids that all have an embedding, and the places (B, T) of each modality whose placeholder is known."""
@@ -418,7 +480,9 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
 
 
 def image_tokens(config: KosmosConfig) -> int:
-    """Return how many features the model of ``config`` makes of an image."""
+    """Return how many positions an image takes in the model of ``config``."""
+    if config.coupling == "cross_attention":
+        return 1
     connector = config.connector_config
     return connector.num_queries if connector.kind in QUERYING else IMAGE.build(config.vision_config).count_tokens()
 

@@ -29,6 +29,7 @@ from transformers.modeling_utils import AttentionInterface
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from .attention import AttentionPlan, attend_flex, attend_runs, documents_of, plan_documents, refuse_flex_dropout
+from .cross_attention import Coupling, coupled
 from .positions import count_positions
 from .versions import either, named, refuse_other_caches
 
@@ -217,12 +218,14 @@ class TransformersDecoder(nn.Module):
         block_ids: Tensor | None = None,
         position_in_span: Tensor | None = None,
         cache: Cache | None = None,
+        coupling: Coupling | None = None,
         **kwargs: Any,
     ) -> Any:
         """Run the model over embeddings (B, T, D); see KosmosForConditionalGeneration.forward.
 
         Raises:
-            ValueError: what ``check`` refuses, or packed rows that not every layer would keep apart.
+            ValueError: what ``check`` refuses, packed rows that not every layer would keep apart, or cross-attention in
+                layers that are computed twice.
         """
         past_key_values = either(past_key_values, cache)
         refuse_other_caches(kwargs)
@@ -237,7 +240,12 @@ class TransformersDecoder(nn.Module):
             attention_mask = None
             self._refuse_leaks()
             rows = Rows(documents_BT, block_ids)
-        with described(rows):
+        if coupling is not None and self.training and self.model.is_gradient_checkpointing:
+            raise ValueError(
+                "coupling: cross_attention over a decoder of transformers does not go with activation_checkpointing: "
+                "its layers, computed again, would not know their images"
+            )
+        with described(rows), coupled(coupling):
             return self.model(
                 inputs_embeds=inputs_embeds,
                 attention_mask=attention_mask,

@@ -213,7 +213,8 @@ def _fit_processor(values: dict[str, Any], processor: Any) -> None:
     values["text_config"]["vocab_size"] = _vocabulary(values["text_config"], tokenizer)
     values.update(image_token_id=slot, boi_token_id=begin, eoi_token_id=end)
     values["num_image_tokens"] = processor.num_image_tokens
-    if values.get("connector_config") and values["connector_config"].get("kind") in QUERYING:
+    in_rows = values.get("coupling", "input") == "input"
+    if in_rows and values.get("connector_config") and values["connector_config"].get("kind") in QUERYING:
         values["connector_config"]["num_queries"] = processor.num_image_tokens
     if values.get("span_encoder_config"):
         values["span_token_id"] = processor.span_slot_id
