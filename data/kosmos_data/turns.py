@@ -55,6 +55,12 @@ def has_turns(document: Document) -> bool:
     return any(text.supervised for text in texts) and not all(text.supervised for text in texts)
 
 
+def begins_with_question(document: Document) -> bool:
+    """Whether a document is a dialogue: it :func:`has_turns`, and the first text is what is asked, or the system's."""
+    first = next((segment for segment in document.segments if isinstance(segment, Text)), None)
+    return first is not None and not first.supervised and has_turns(document)
+
+
 def conversations(questions: Sequence[tuple[str, str]], most: int, rng: random.Random) -> Iterator[list[Text]]:
     """A picture's (question, answer) pairs in random order, dealt out to documents of one to ``most`` turns each.
 

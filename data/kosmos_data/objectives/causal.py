@@ -1,7 +1,7 @@
 """Causal language modelling over text with images: KOSMOS-1's objective (section 2.3), next-token prediction.
 
-Only discrete tokens are predicted; image places are read, never written. Where answers alone are learnt, a dialogue
-longer than a row goes on in the next row at one of its questions, but not behind a picture that may be asked about.
+Only discrete tokens are predicted; image places are read, never written. Where answers alone are learnt, it says where
+a dialogue that no row holds may go on in the next one: at a question, but not behind a picture that it may be about.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from ..document import Document
 from ..example import Example, Flat, judged_from, shifted
-from ..turns import has_turns
+from ..turns import begins_with_question
 from . import Objective
 from ._flatten import Loss, flatten
 
@@ -37,9 +37,10 @@ class Causal(Objective):
     def __call__(self, document: Document, seed: int, step: int = 0) -> Example:
         """Write the document out; nothing is drawn."""
         flat = flatten(document, self.processor, self.loss, self.predict_image)
-        if self.loss == "supervised" and has_turns(document):
-            flat.cuts &= _turns(flat)
-        return shifted(flat)
+        example = shifted(flat)
+        if self.loss == "supervised" and begins_with_question(document):
+            example.turns = _turns(flat)[:-1]
+        return example
 
 
 def _turns(flat: Flat) -> np.ndarray:
@@ -54,7 +55,7 @@ def _turns(flat: Flat) -> np.ndarray:
     for placed in flat.placed:
         shown[placed.start :] = True
     own = np.append(~flat.cuts[1:], False)  # the next place is inside a picture, or a text span
-    return begins & (own | ~shown)
+    return flat.cuts & begins & (own | ~shown)
 
 
 def fill(flat: Flat, span: tuple[int, int], processor: KosmosProcessor, two_positions: bool) -> Example:
