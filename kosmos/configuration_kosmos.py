@@ -304,6 +304,8 @@ class KosmosConfig(PreTrainedConfig):
         if self.text_config.model_type != KosmosTextConfig.model_type:  # ours is tied or not as the whole model says
             self.tie_word_embeddings = self.text_config.tie_word_embeddings
         super().__post_init__(**kwargs)
+        if not hasattr(self, "auto_map"):  # TRL reads it of every model that is not transformers' own
+            self.auto_map = {}
         if self.num_image_tokens is None:
             self.num_image_tokens = 1 if self.coupling == "cross_attention" else self.connector_config.num_queries
         if self.num_span_tokens is None and self._span_queries() is not None:
@@ -313,6 +315,13 @@ class KosmosConfig(PreTrainedConfig):
     def default_config_fields(cls) -> dict[str, Any]:
         """As in transformers, which leaves out of config.json what parts named here share with its defaults."""
         return {**super().default_config_fields(), **{name: {} for name in cls.sub_configs}}
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers; a model that brings no code says nothing of it."""
+        fields = super().to_dict()
+        if not fields.get("auto_map", True):
+            del fields["auto_map"]
+        return fields
 
     def _span_queries(self) -> int | None:
         """Return how many features the span connector makes of a span; None: one for each token."""

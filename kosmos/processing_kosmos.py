@@ -54,7 +54,7 @@ ROLES = ("system", "developer", "user", "assistant")
 
 # Question and answer as KOSMOS-1 evaluates them (section 4, "Question: {question} Answer: {answer}"): one turn a line,
 # or each answer up to its </s>, so that it may have several lines. A turn's only picture stands before its question,
-# several stand where the question has them: so are conversations written (kosmos_data/adapters/questions.py).
+# several stand where the question has them: so are conversations written (kosmos_data/turns.py).
 _TURN = """\
 {{- bos_token -}}
 {%- for message in messages -%}
