@@ -31,18 +31,9 @@ other uses, each with its own --help:
 
 def main(argv: Sequence[str]) -> int:
     """Run one of the uses; exit code 0."""
-    verbs: dict[str, Callable[[Sequence[str]], int]] = {
-        "score": _score,
-        "report": _report,
-        "gallery": _gallery,
-        "compare": _compare,
-        "tasks": _tasks,
-        "make": _make,
-        "contamination": _contamination,
-    }
-    if argv and argv[0] in verbs:
-        return verbs[argv[0]](argv[1:])
-    near = difflib.get_close_matches(argv[0], verbs, n=1) if argv and not Path(argv[0]).exists() else []
+    if argv and argv[0] in USES:
+        return USES[argv[0]](argv[1:])
+    near = difflib.get_close_matches(argv[0], USES, n=1) if argv and not Path(argv[0]).exists() else []
     if near and "--tasks" not in argv:
         raise ValueError(f"{argv[0]!r} is no checkpoint and no use of kosmos eval; did you mean {near[0]!r}?")
     return _evaluate(argv)
@@ -243,3 +234,14 @@ def _numbers(text: str) -> list[int]:
         return [int(number) for number in _names(text)]
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 0,2,4,8") from error
+
+
+USES: dict[str, Callable[[Sequence[str]], int]] = {
+    "score": _score,
+    "report": _report,
+    "gallery": _gallery,
+    "compare": _compare,
+    "tasks": _tasks,
+    "make": _make,
+    "contamination": _contamination,
+}
