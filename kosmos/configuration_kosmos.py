@@ -85,13 +85,27 @@ class KosmosTextConfig(PreTrainedConfig):
     """The causal decoder: MAGNETO sub-LN blocks with a switch for positions.
 
     Attributes:
+        vocab_size: rows of the embedding, at least the tokenizer's; a run takes the tokenizer's.
+        hidden_size: width d of the decoder.
+        intermediate_size: inner width of the feed-forward part.
+        num_hidden_layers: blocks.
+        num_attention_heads: heads; they divide ``hidden_size``.
+        hidden_act: activation of the feed-forward part, by transformers' name.
+        dropout: behind embedding, attention and feed-forward part, in training.
+        attention_dropout, activation_dropout: of attention weights; behind the activation.
+        layer_norm_eps: ε of every layer norm.
         position_type: ``xpos`` (KOSMOS-1), ``rope`` (xPos without decay), ``sinusoidal`` (KOSMOS-2, MetaLM; counts
             from pad_token_id + 1 as fairseq does) or ``learned_2d`` (GLM's two tables).
         max_position_embeddings: training length; the size of the learned tables; xPos scales are centred on its half.
         scale_embedding: multiply text *and* image features by sqrt(hidden_size) (torchscale, KOSMOS-2).
         blockwise_causal_length: training length l for blockwise causal attention (xPos paper, section 3.3): outside
             training a query sees its own block of l/2 tokens and the one before it. None: ordinary attention.
+        xpos_scale_base: tokens over which xPos decays by its factor (512 in the paper).
         initialization: ``magneto_paper`` | ``magneto_torchscale`` | ``normal``, see initialization.py.
+        initializer_range: standard deviation of ``normal``.
+        use_cache: keep keys and values while writing.
+        tie_word_embeddings: the output matrix is the embedding; the whole model's value decides.
+        pad_token_id, bos_token_id, eos_token_id: as the tokenizer has them.
     """
 
     model_type = "kosmos_text"
@@ -192,7 +206,9 @@ class KosmosConnectorConfig(PreTrainedConfig):
         kind: ``linear`` | ``mlp`` | ``ffn3`` keep one output a feature; ``xconnector`` (KOSMOS-2) and ``resampler``
             (Flamingo's Perceiver) turn any number of features into ``num_queries`` outputs.
         num_heads: attention heads of xconnector (None: those of the decoder) or of the resampler (None: 8).
+        num_queries: outputs of xconnector and resampler, the places that an image takes.
         depth, head_dim: layers of the resampler and the width of its heads.
+        hidden_act: activation of the kinds that have one.
     """
 
     model_type = "kosmos_connector"
@@ -253,6 +269,9 @@ class KosmosConfig(PreTrainedConfig):
     Attributes:
         text_config: the decoder, ours by default; with the ``model_type`` of a causal language model of transformers
             (``llama``, ``qwen3`` …) and its fields, that one.
+        vision_config: the vision tower; None: a model of text.
+        connector_config, span_connector_config: from features of images, and of spans, to the decoder's width.
+        span_encoder_config: the encoder of text spans; None: there is none.
         image_token_id: the id of the image placeholder; may lie outside the vocabulary, it is replaced before lookup.
         boi_token_id, eoi_token_id: the tokens around an image.
         span_token_id: the id of the text-span placeholder.
@@ -264,6 +283,7 @@ class KosmosConfig(PreTrainedConfig):
             attended to.
         num_span_tokens: decoder positions a text span takes; None: ``num_queries`` of a span connector that has queries
             (``xconnector``, ``resampler``), otherwise one for each token of the span.
+        tie_word_embeddings: the output matrix is the decoder's embedding.
     """
 
     model_type = "kosmos"

@@ -105,7 +105,7 @@ class Session:
                 self.console.print(missing, markup=False)
             others = baselines.baseline_rows(self.task, self.data.subset(limit), self.data.train, self.seed)
         baselines.attach(rows, others)
-        return rows + others
+        return [row | self.data.identity for row in rows + others]
 
     def run(self, run: Run) -> list[Row]:
         """Answer, log and score one run."""

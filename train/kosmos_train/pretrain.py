@@ -134,7 +134,7 @@ def _command(verb: str, argv: Sequence[str]) -> int:
         "tune learns answers only, each with an end of its own, unless the YAML says otherwise.",
         epilog=f"example: kosmos {verb} train/configs/small.yaml run=runs/small optim.lr=1e-4 --resume",
     )
-    add_run_arguments(parser)
+    add_run_arguments(parser, "kosmos_train.config:TrainConfig")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of run=DIR, or start")
     parser.add_argument("--dry-run", action="store_true", help="check all, print size, memory and time; no training")
     parser.add_argument("--processes", type=int, default=1, help="start so many on this machine, as torchrun does (1)")
