@@ -20,6 +20,7 @@ from kosmos.cost import Cost, device_peak
 from . import checkpoint
 from .config import TrainConfig
 from .corpora import joint_order, order_votes
+from .distributed import allow_tf32
 from .engine import Engine, StepResult
 from .guards import Interrupt, TrainingStoppedError, Watchdog
 from .log import RunLog
@@ -84,6 +85,8 @@ class Loop:
         if self.step >= self.config.steps:
             self._say(f"complete: {self.step} of {self.config.steps} steps; nothing is left to train")
             return True
+        if said := allow_tf32(self.engine.world.device, self.config.engine.precision):
+            self._say(said)
         batches = self._batches()
         with self.interrupt, self.watchdog:
             while self.step < self.config.steps:
