@@ -221,7 +221,8 @@ class DecodeStep:
     def _factors(self, position_ids_N1: Tensor) -> Tensor:
         rotation = self.decoder.positions.rotation(position_ids_N1)
         assert rotation is not None
-        return torch.cat([rotation, torch.ones_like(rotation[:, :, :1])], dim=2)[:, 0]
+        factors = torch.view_as_complex(rotation)
+        return torch.cat([factors, torch.ones_like(factors[:, :, :1])], dim=2)[:, 0]
 
     def _mask(self, attention_mask: Tensor | None, cache: Cache) -> Tensor | None:
         """Return what sdpa needs. A mask of ones stays one as long as its cache grows, so it is looked at once."""

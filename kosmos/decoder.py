@@ -29,8 +29,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention import (
     AttentionPlan,
-    attend_flex,
-    attend_runs,
+    attend,
     eager_attention,
     plan_attention,
     refuse_xpos_blocks,
@@ -40,6 +39,7 @@ from .cross_attention import Coupling, GatedCrossAttention
 from .encoders import Encoder
 from .initialization import init_embedding, init_norm, init_projection, linear
 from .positions import KosmosPositions, count_positions, rotate
+from .rows import RowLayout
 from .versions import either, named, refuse_other_caches
 
 
@@ -89,10 +89,8 @@ class KosmosAttention(nn.Module):
             cached = past_key_values.update(key.transpose(1, 2), value.transpose(1, 2), self.layer_idx)
             if not plan.whole_rows:
                 key, value = (heads.transpose(1, 2) for heads in cached)
-        if plan.runs is not None:
-            attended = attend_runs(query, key, value, plan.runs, self.scaling, dropout)
-        elif plan.block_mask is not None:
-            attended = attend_flex(query, key, value, plan.block_mask, self.scaling)
+        if plan.way != "interface":
+            attended = attend(plan, query, key, value, self.scaling, dropout)
         else:
             query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
             interface = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
@@ -294,6 +292,7 @@ class KosmosDecoder(KosmosPreTrainedModel):
         position_in_span: Tensor | None = None,
         cache: Cache | None = None,
         coupling: Coupling | None = None,
+        layout: RowLayout | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Run the decoder over unscaled embeddings (B, T, D); see KosmosForConditionalGeneration.forward.
@@ -307,12 +306,12 @@ class KosmosDecoder(KosmosPreTrainedModel):
             past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
             position_ids = self._position_ids(hidden_BTD, attention_mask, past_key_values)
-        hidden_BTD = self.positions.add_to(hidden_BTD, position_ids, position_in_span)
+        hidden_BTD = self.positions.add_to(hidden_BTD, position_ids, position_in_span, checked=layout is not None)
         if self.training and self.config.dropout:
             hidden_BTD = F.dropout(hidden_BTD, p=self.config.dropout, training=True)
         rotation = self.positions.rotation(position_ids)
         plan = plan_attention(
-            self.config, hidden_BTD, attention_mask, past_key_values, document_ids, block_ids, self.training
+            self.config, hidden_BTD, attention_mask, past_key_values, document_ids, block_ids, self.training, layout
         )
         for index, layer in enumerate(self.layers):
             if coupling is not None:

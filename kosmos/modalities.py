@@ -55,6 +55,8 @@ class Modality:
         units: counts what the cost of inputs is counted in: images, tokens of spans.
         typical: makes an input of the size for which the cost of a unit is told (kosmos/cost.py); None: ``smallest``.
         unit: what a unit is called; None: ``name``.
+        index: finds in inputs on the CPU, by the encoder, what ``read`` would have to ask a device for, as further
+            arguments of it; None: nothing. ValueError for inputs that the encoder would refuse.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Modality:
     units: Callable[[Inputs], int]
     typical: Callable[[Any, torch.device], dict[str, Tensor]] | None = None
     unit: str | None = None
+    index: Callable[[Any, Inputs], dict[str, Tensor]] | None = None
 
     def given(self, inputs: Inputs) -> dict[str, Tensor]:
         """Return those of ``inputs`` that are this modality's and are there; empty: this batch has none of it."""
@@ -140,18 +143,30 @@ def _stack_spans(spans: Sequence[np.ndarray]) -> dict[str, Tensor]:
     return {"span_input_ids": pad(rows, batch_first=True), "span_attention_mask": pad(masks, batch_first=True)}
 
 
-def _read_spans(model: Any, span_input_ids: Tensor, span_attention_mask: Tensor | None = None) -> Tensor:
-    """Spans (S, L) to (N, D), one feature for every valid token after the first, or to (S, Q, D) of Q queries."""
-    features_NC = model.span_encoder(span_input_ids, span_attention_mask).to(model.dtype)
+def _read_spans(
+    model: Any, span_input_ids: Tensor, span_attention_mask: Tensor | None = None, valid: Tensor | None = None
+) -> Tensor:
+    """Spans (S, L) to (N, D), one feature for every valid token after the first, or to (S, Q, D) of Q queries.
+
+    ``valid``: see ``SpanEncoder.forward``.
+    """
+    features_NC = model.span_encoder(span_input_ids, span_attention_mask, valid).to(model.dtype)
     if model.config.num_span_tokens is None:
         return model.span_connector(features_NC)
     if span_attention_mask is None:
         return model.span_connector(features_NC.unflatten(0, (len(span_input_ids), -1)))
     # queries attend to one span each, so the tokens that stand end to end go back into rows
     valid_SL = span_attention_mask[:, 1:].bool()
-    features_SLC = features_NC.new_zeros(*valid_SL.shape, features_NC.shape[-1])
-    features_SLC[valid_SL] = features_NC
-    return model.span_connector(features_SLC, valid_SL)
+    valid = valid_SL.flatten().nonzero().squeeze(1) if valid is None else valid
+    features_SLC = features_NC.new_zeros(valid_SL.numel(), features_NC.shape[-1]).index_copy(0, valid, features_NC)
+    return model.span_connector(features_SLC.view(*valid_SL.shape, -1), valid_SL)
+
+
+def _valid_span_tokens(encoder: Any, inputs: Inputs) -> dict[str, Tensor]:
+    """Find the valid tokens behind each span's BOS, as ``read`` takes them."""
+    encoder.check(inputs["span_input_ids"])
+    mask_SL = inputs.get("span_attention_mask")
+    return {} if mask_SL is None else {"valid": mask_SL[:, 1:].flatten().nonzero().squeeze(1)}
 
 
 def _span_places(config: Any, inputs: Inputs) -> list[int]:
@@ -214,6 +229,7 @@ SPAN = Modality(
     typical=_typical_span,
     unit="span token",
     units=_span_tokens,
+    index=_valid_span_tokens,
 )
 MODALITIES: dict[str, Modality] = {modality.name: modality for modality in (IMAGE, SPAN)}
 

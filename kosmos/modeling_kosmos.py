@@ -28,9 +28,10 @@ from .decoder import KosmosDecoder, KosmosPreTrainedModel
 from .encoder_weights import load_encoder_weights
 from .generation import KosmosGenerationMixin
 from .initialization import init_embedding
-from .loss import TokenLoss, cross_entropy, shift
+from .loss import TokenLoss, cross_entropy, shift, supervised
 from .modalities import IMAGE, MODALITIES, SPAN, Modality, input_names
 from .positions import count_positions
+from .rows import RowLayout, find_packing
 from .transformers_decoder import TransformersDecoder
 from .versions import cache_of, either, named
 
@@ -154,7 +155,8 @@ class KosmosModel(KosmosPreTrainedModel):
             ValueError: inputs without their encoder, placeholders without inputs, ids, positions or blocks that the
                 model does not read.
         """
-        _, places = self._find_placeholders(input_ids)
+        known_ids, places = self._find_placeholders(input_ids)
+        self._check_ids(known_ids)
         for modality in MODALITIES.values():
             if modality.given(inputs):
                 self._require(modality)
@@ -163,6 +165,37 @@ class KosmosModel(KosmosPreTrainedModel):
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1])
         self.decoder.check(position_ids, position_in_span, block_ids)
+
+    def describe_rows(
+        self,
+        input_ids: Tensor,
+        shift_labels: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        block_ids: Tensor | None = None,
+        **inputs: Any,
+    ) -> RowLayout:
+        """Answer for a batch on the CPU what ``forward`` would ask a GPU for; the model may be anywhere.
+
+        Raises:
+            ValueError: what ``forward`` would refuse of these inputs.
+        """
+        self.check(input_ids, block_ids=block_ids, **inputs)
+        _, places_BT = self._find_placeholders(input_ids)
+        places, indices = {}, {}
+        for name, modality in MODALITIES.items():
+            if given := modality.given(inputs):
+                places[name] = places_BT[name].flatten().nonzero().squeeze(1)
+                if modality.index is not None:
+                    indices[name] = modality.index(getattr(self, modality.encoder), given)
+        if document_ids is None and block_ids is not None:
+            document_ids = torch.zeros_like(block_ids)
+        vocabulary = self.decoder.embed_tokens.num_embeddings
+        return RowLayout(
+            places=places,
+            supervised=None if shift_labels is None else supervised(shift_labels, vocabulary),
+            indices=indices,
+            packing=None if document_ids is None else find_packing(document_ids, block_ids),
+        )
 
     @can_return_tuple
     def forward(
@@ -174,6 +207,7 @@ class KosmosModel(KosmosPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         dummy_image: bool = False,
         cache: Cache | None = None,
+        layout: RowLayout | None = None,
         **kwargs: Any,
     ) -> KosmosModelOutput:
         """See ``KosmosForConditionalGeneration.forward``; the inputs of all modalities are among ``kwargs``."""
@@ -186,6 +220,8 @@ class KosmosModel(KosmosPreTrainedModel):
         places: dict[str, Tensor] = {}
         if input_ids is not None:
             known_ids, places = self._find_placeholders(input_ids)
+            if layout is None:
+                self._check_ids(known_ids)
             inputs_embeds = self.decoder.embed_tokens(known_ids)
         features: dict[str, Tensor] = {}
         if (encoded := kwargs.pop("image_features", None)) is not None:
@@ -197,14 +233,15 @@ class KosmosModel(KosmosPreTrainedModel):
             given = modality.given(inputs)
             if given or modality.name in features:
                 if given:
-                    features[modality.name] = self.encode(modality, **given)
+                    known = {} if layout is None else layout.indices.get(modality.name, {})
+                    features[modality.name] = self.encode(modality, **given, **known)
                 if input_ids is None:
                     places[modality.name] = self.find_places(modality, inputs_embeds)
                 if modality not in attended:
-                    own = places.get(modality.name)
-                    inputs_embeds = self._write(modality, inputs_embeds, own, features[modality.name])
+                    where = places.get(modality.name) if layout is None else layout.places[modality.name]
+                    inputs_embeds = self._write(modality, inputs_embeds, where, features[modality.name])
                 continue
-            if modality.name in places and fresh:
+            if modality.name in places and fresh and layout is None:
                 self._refuse_unfilled(modality, places[modality.name])
             if dummy_image and modality in attended:
                 touched = self.encode(modality, **modality.smallest(self.config, self.device))
@@ -219,8 +256,9 @@ class KosmosModel(KosmosPreTrainedModel):
                 inputs_embeds, features.get("image"), touched, places.get("image"), documents, past_key_values
             )
         outputs = self.decoder(
-            inputs_embeds, attention_mask, position_ids=position_ids, past_key_values=past_key_values, **kwargs
-        )
+            inputs_embeds, attention_mask, position_ids=position_ids, past_key_values=past_key_values, layout=layout,
+            **kwargs,
+        )  # fmt: skip
         return KosmosModelOutput(
             last_hidden_state=outputs.last_hidden_state,
             **named(cache_of(outputs)),
@@ -274,7 +312,6 @@ class KosmosModel(KosmosPreTrainedModel):
                 places[name] = input_ids_BT == token
                 if token >= self.decoder.embed_tokens.num_embeddings:
                     input_ids_BT = input_ids_BT.masked_fill(places[name], 0)
-        self._check_ids(input_ids_BT)
         return input_ids_BT, places
 
     def _check_ids(self, input_ids_BT: Tensor) -> None:
@@ -309,15 +346,17 @@ class KosmosModel(KosmosPreTrainedModel):
             )
         return (inputs_embeds == embedding(torch.tensor(token, device=inputs_embeds.device))).all(-1)
 
-    def _write(self, modality: Modality, embeds_BTD: Tensor, places_BT: Tensor | None, features: Tensor) -> Tensor:
-        """Replace the embeddings at ``places_BT`` by the features, in row-major order."""
+    def _write(self, modality: Modality, embeds_BTD: Tensor, places: Tensor | None, features: Tensor) -> Tensor:
+        """Replace embeddings by the features in row-major order; ``places`` (B, T) booleans or (N,) flat indices."""
         flat_ND = features.flatten(0, -2)
-        if torch.compiler.is_exporting() and places_BT is not None:
+        if torch.compiler.is_exporting() and places is not None:
             # a graph has no number of placeholders to compare: each takes the feature of its turn
-            turn_N = (places_BT.flatten().long().cumsum(0) - 1).clamp(0, len(flat_ND) - 1)
+            turn_N = (places.flatten().long().cumsum(0) - 1).clamp(0, len(flat_ND) - 1)
             taken_BTD = flat_ND[turn_N].to(embeds_BTD.dtype).view_as(embeds_BTD)
-            return torch.where(places_BT[..., None], taken_BTD, embeds_BTD)
-        index = places_BT.flatten().nonzero().squeeze(1) if places_BT is not None else flat_ND.new_zeros(0)
+            return torch.where(places[..., None], taken_BTD, embeds_BTD)
+        index = flat_ND.new_zeros(0) if places is None else places
+        if index.dtype == torch.bool:
+            index = index.flatten().nonzero().squeeze(1)
         if len(index) != len(flat_ND):
             several = features.ndim == 3
             what = f"{modality.name}s of {features.shape[1]} features" if several else f"{modality.name} tokens"
@@ -407,6 +446,7 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
         logits_to_keep: int | Tensor = 0,
         skip_logits: bool | None = None,
         cache: Cache | None = None,
+        layout: RowLayout | None = None,
         **kwargs: Any,
     ) -> KosmosOutput:
         """Predict the next token everywhere.
@@ -431,6 +471,8 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
             logits_to_keep: compute logits of the last so many outputs only (0: all).
             skip_logits: return no logits beside a loss. Default: with ``shift_labels``; with ``labels`` in training.
             cache: ``past_key_values`` by the name that transformers gives it from 5.24 on.
+            layout: what ``model.describe_rows`` found in these inputs while they were on the CPU, moved to the device:
+                nothing is asked of the device then (rows.py).
             kwargs: ``use_cache``, ``dummy_image`` (touch encoders that this batch leaves out, so that no rank waits
                 for a gradient), ``output_hidden_states``, ``output_attentions``, and inputs of further modalities.
 
@@ -448,7 +490,7 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
         outputs = self.model(
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, document_ids=document_ids,
             block_ids=block_ids, position_in_span=position_in_span, pixel_values=pixel_values,
-            span_input_ids=span_input_ids, span_attention_mask=span_attention_mask, **kwargs,
+            span_input_ids=span_input_ids, span_attention_mask=span_attention_mask, layout=layout, **kwargs,
         )  # fmt: skip
         targets = shift(labels) if shift_labels is None and labels is not None else shift_labels
         if skip_logits is None:
@@ -456,7 +498,10 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
         loss = TokenLoss(None, None)
         if targets is not None:
             weight = self.lm_head.weight
-            loss = cross_entropy(outputs.last_hidden_state, weight, targets, loss_weight, num_items_in_batch)
+            known = None if layout is None or shift_labels is None else layout.supervised
+            loss = cross_entropy(
+                outputs.last_hidden_state, weight, targets, loss_weight, num_items_in_batch, supervised_N=known
+            )
         return self._output(outputs, loss, None if skip_logits else logits_to_keep)
 
     def _output(self, outputs: KosmosModelOutput, loss: TokenLoss, logits_to_keep: int | Tensor | None) -> KosmosOutput:

@@ -28,9 +28,11 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
-from .attention import AttentionPlan, attend_flex, attend_runs, documents_of, plan_documents, refuse_flex_dropout
+from .attention import AttentionPlan, documents_of, plan_documents, refuse_dropout
+from .attention import attend as attend_by
 from .cross_attention import Coupling, coupled
 from .positions import count_positions
+from .rows import Packing, RowLayout
 from .versions import either, named, refuse_other_caches
 
 NAME = "kosmos"
@@ -42,12 +44,17 @@ class Rows:
 
     documents_BT: Tensor
     blocks_BT: Tensor | None
+    training: bool
+    half: bool
+    packing: Packing | None
     plans: dict[int | None, AttentionPlan] = field(default_factory=dict)
 
     def plan(self, window: int | None) -> AttentionPlan:
         """Return the plan of the layers with this window."""
         if window not in self.plans:
-            self.plans[window] = plan_documents(self.documents_BT, self.blocks_BT, window)
+            self.plans[window] = plan_documents(
+                self.documents_BT, self.blocks_BT, self.training, self.half, self.packing, window
+            )
         return self.plans[window]
 
 
@@ -100,13 +107,11 @@ def attend(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     length, groups = query.shape[2], query.shape[1] // key.shape[1]
     key, value = key[:, :, :length], value[:, :, :length]  # a static cache also returns its empty places
-    if plan.runs is None:
-        refuse_flex_dropout(dropout)
-        query, key, value = (heads.transpose(1, 2) for heads in (query, key, value))
-        return attend_flex(query, key, value, plan.block_mask, scaling), None
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    refuse_dropout(plan, dropout)
+    if plan.runs is not None:
+        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     query, key, value = (heads.transpose(1, 2) for heads in (query, key, value))
-    return attend_runs(query, key, value, plan.runs, scaling, dropout), None
+    return attend_by(plan, query, key, value, scaling, dropout), None
 
 
 AttentionMaskInterface.register(NAME, make_mask)
@@ -219,6 +224,7 @@ class TransformersDecoder(nn.Module):
         position_in_span: Tensor | None = None,
         cache: Cache | None = None,
         coupling: Coupling | None = None,
+        layout: RowLayout | None = None,
         **kwargs: Any,
     ) -> Any:
         """Run the model over embeddings (B, T, D); see KosmosForConditionalGeneration.forward.
@@ -233,13 +239,14 @@ class TransformersDecoder(nn.Module):
         documents_BT = documents_of(inputs_embeds, attention_mask, past_key_values, document_ids, block_ids)
         if position_ids is None:
             position_ids = _count(inputs_embeds, attention_mask, past_key_values, documents_BT)
-        if position_in_span is not None or self.learns_positions:
+        if layout is None and (position_in_span is not None or self.learns_positions):
             self.check(position_ids, position_in_span)
         rows = None
         if documents_BT is not None:
             attention_mask = None
             self._refuse_leaks()
-            rows = Rows(documents_BT, block_ids)
+            half = inputs_embeds.dtype in (torch.bfloat16, torch.float16)
+            rows = Rows(documents_BT, block_ids, self.training, half, layout and layout.packing)
         if coupling is not None and self.training and self.model.is_gradient_checkpointing:
             raise ValueError(
                 "coupling: cross_attention over a decoder of transformers does not go with activation_checkpointing: "

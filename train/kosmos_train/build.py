@@ -175,9 +175,16 @@ def build_model(config: TrainConfig, processor: Any, resume_from: Path | None = 
     if config.model.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if config.model.compile:
-        for layer in model.model.decoder.layers:
-            layer.compile()
+        _compile(model.model)
     return model.to(dtype_of(config.engine))
+
+
+def _compile(model: Any) -> None:
+    """Compile the blocks of decoder and vision tower one by one; of the tower's the number of pictures changes."""
+    for layer in model.decoder.layers:
+        layer.compile()
+    for block in model.vision_tower.blocks() if model.vision_tower is not None else ():
+        block.compile(dynamic=True)
 
 
 def _vision_fields(folder: Path) -> dict[str, Any]:
