@@ -20,7 +20,7 @@ from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers.configuration_utils import PreTrainedConfig
 
-from .limits import check_encoder, check_sizes
+from .limits import check_encoder, check_kinds, check_sizes
 from .suggest import suggest
 
 log = logging.getLogger("kosmos")
@@ -227,6 +227,32 @@ class KosmosSpanEncoderConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
 
+@checked
+class KosmosEntityConfig(PreTrainedConfig):
+    """The tables of entities, see entities.py.
+
+    Attributes:
+        kinds: number of ids of each kind: ``{"user": 1000, "item": 200}``; those of the processor.
+        hidden_size: width of a table.
+        unknown_rate: share of the ids that training takes for unknown ones.
+        rating: whether a head predicts ratings at the places of entities (PETER).
+    """
+
+    model_type = "kosmos_entity"
+    base_config_key = "entity_config"
+
+    kinds: dict[str, Any] | None = None
+    hidden_size: int = 64
+    unknown_rate: float | int = 0.1
+    rating: bool = False
+
+    def validate_architecture(self) -> None:
+        """Part of ``@strict`` validation: refuse kinds without ids and rates that are none."""
+        check_kinds(self.kinds if self.kinds is not None else {"entity": 1})
+        if not 0 <= self.unknown_rate < 1:
+            raise ValueError(f"unknown_rate is {self.unknown_rate}; it must lie from 0 to below 1")
+
+
 def text_config(fields: dict[str, Any]) -> PreTrainedConfig:
     """Return the decoder's config: ours, or that of the language model of transformers which ``model_type`` names.
 
@@ -256,6 +282,8 @@ class KosmosConfig(PreTrainedConfig):
         image_token_id: the id of the image placeholder; may lie outside the vocabulary, it is replaced before lookup.
         boi_token_id, eoi_token_id: the tokens around an image.
         span_token_id: the id of the text-span placeholder.
+        entity_token_id: the id of the placeholder of an entity; with an ``entity_config`` by default the first id behind
+            the vocabulary.
         num_image_tokens: decoder positions an image takes; None: ``connector_config.num_queries``.
         num_span_tokens: decoder positions a text span takes; None: ``num_queries`` of a span connector that has queries
             (``xconnector``, ``resampler``), otherwise one for each token of the span.
@@ -269,6 +297,8 @@ class KosmosConfig(PreTrainedConfig):
         "connector_config": KosmosConnectorConfig,
         "span_encoder_config": KosmosSpanEncoderConfig,
         "span_connector_config": KosmosConnectorConfig,
+        "entity_config": KosmosEntityConfig,
+        "entity_connector_config": KosmosConnectorConfig,
     }
 
     text_config: dict | PreTrainedConfig | None = None
@@ -276,10 +306,13 @@ class KosmosConfig(PreTrainedConfig):
     connector_config: dict | PreTrainedConfig | None = None
     span_encoder_config: dict | PreTrainedConfig | None = None
     span_connector_config: dict | PreTrainedConfig | None = None
+    entity_config: dict | PreTrainedConfig | None = None
+    entity_connector_config: dict | PreTrainedConfig | None = None
     image_token_id: int | None = 64007
     boi_token_id: int | None = 64003
     eoi_token_id: int | None = 64004
     span_token_id: int | None = None
+    entity_token_id: int | None = None
     num_image_tokens: int | None = None
     num_span_tokens: int | None = None
     tie_word_embeddings: bool = True
@@ -287,6 +320,8 @@ class KosmosConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if self.span_encoder_config is not None and self.span_connector_config is None:
             self.span_connector_config = {"kind": "linear"}
+        if self.entity_config is not None and self.entity_connector_config is None:
+            self.entity_connector_config = {"kind": "mlp"}
         for name, part in self.sub_configs.items():
             given = getattr(self, name)
             if isinstance(given, dict) or (given is None and name in REQUIRED):
@@ -297,6 +332,8 @@ class KosmosConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.num_image_tokens is None:
             self.num_image_tokens = self.connector_config.num_queries
+        if self.entity_config is not None and self.entity_token_id is None:
+            self.entity_token_id = self.text_config.vocab_size
         if self.num_span_tokens is None and self._span_queries() is not None:
             self.num_span_tokens = self._span_queries()
 
@@ -318,11 +355,23 @@ class KosmosConfig(PreTrainedConfig):
             raise ValueError("a model with a span_encoder_config needs span_token_id, the id of the span placeholder")
         if self.span_token_id is not None and self.span_token_id == self.image_token_id:
             raise ValueError(f"image_token_id and span_token_id are both {self.image_token_id}")
+        self._validate_entities()
         if self.num_span_tokens != self._span_queries():
             kind = getattr(self.span_connector_config, "kind", None)
             raise ValueError(
                 f"num_span_tokens is {self.num_span_tokens}, but a span_connector_config of kind {kind!r} makes "
                 f"{self._span_queries() or 'one feature a token'}; leave num_span_tokens out, or set num_queries"
+            )
+
+    def _validate_entities(self) -> None:
+        if self.entity_config is None:
+            return
+        if self.entity_token_id in (self.image_token_id, self.span_token_id):
+            raise ValueError(f"entity_token_id is {self.entity_token_id}, as another placeholder's")
+        if self.entity_connector_config.kind in QUERYING:
+            raise ValueError(
+                f"entity_connector_config.kind is {self.entity_connector_config.kind!r}, but an entity has one feature; "
+                "take linear, mlp or ffn3"
             )
 
     @classmethod

@@ -1,6 +1,6 @@
 """``kosmos eval``: evaluate a checkpoint, score prediction files, compare and report results.
 
-The first word decides: ``score``, ``report``, ``gallery``, ``compare``, ``contamination``, ``tasks``, ``make``;
+The first word decides: ``score``, ``report``, ``gallery``, ``compare``, ``contamination``, ``explanations``, ``tasks``, ``make``;
 anything else is the checkpoint to evaluate.
 """
 
@@ -26,6 +26,7 @@ other uses, each with its own --help:
   kosmos eval gallery SAMPLES --images DIR --out answers.png     a picture of questions and answers
   kosmos eval compare SAMPLES_A SAMPLES_B                        paired difference of two models
   kosmos eval contamination --task T --data DIR --shards CORPUS  are test items in the training data?
+  kosmos eval explanations RUN REVIEWS --swap user               ratings and explanations from ids (PETER)
 """
 
 
@@ -39,6 +40,7 @@ def main(argv: Sequence[str]) -> int:
         "tasks": _tasks,
         "make": _make,
         "contamination": _contamination,
+        "explanations": _explanations,
     }
     if argv and argv[0] in verbs:
         return verbs[argv[0]](argv[1:])
@@ -226,6 +228,36 @@ def _contamination(argv: Sequence[str]) -> int:
     parser.add_argument("--shards", nargs="+", required=True, help="corpus folders, each with index.json")
     options = parser.parse_args(argv)
     return _print_json(check(options.task, options.data, options.shards).to_dict())
+
+
+def _explanations(argv: Sequence[str]) -> int:
+    import yaml
+
+    from .explanations import explain, report
+
+    parser = argparse.ArgumentParser(
+        prog="kosmos eval explanations",
+        description="Ratings and explanations of held-out reviews, from the ids alone (PETER); prints JSON.",
+    )
+    add = parser.add_argument
+    add("checkpoint", type=Path, help="a checkpoint folder or a run directory of the objective peter")
+    add("reviews", type=Path, help="corpus of reviews, e.g. corpora/reviews/test")
+    add("--swap", choices=["none", "user", "item", "both"], default="none", help="take these ids of other reviews (none)")
+    add("--objective", default="peter", help="its options in training, e.g. '{name: peter, features: true}' (peter)")
+    add("--limit", metavar="N", type=int, help="so many reviews, always the same ones (all)")
+    add("--out", metavar="FILE", type=Path, help="also write each review with what was said, JSON lines")
+    add("--seed", metavar="N", type=int, default=0, help="of what is drawn (0)")
+    options = vars(parser.parse_args(argv))
+    out, objective = options.pop("out"), yaml.safe_load(options.pop("objective"))
+    found = explain(options.pop("checkpoint"), options.pop("reviews"), objective=objective, **options)
+    if out is not None:
+        rows = [
+            {"key": one.document.key, "reference": one.reference, "text": one.text, "rating": one.rating,
+             "predicted": one.predicted}
+            for one in found
+        ]  # fmt: skip
+        out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return _print_json(report(found))
 
 
 def _print_json(value: object) -> int:
