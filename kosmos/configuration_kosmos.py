@@ -282,8 +282,8 @@ class KosmosConfig(PreTrainedConfig):
         image_token_id: the id of the image placeholder; may lie outside the vocabulary, it is replaced before lookup.
         boi_token_id, eoi_token_id: the tokens around an image.
         span_token_id: the id of the text-span placeholder.
-        entity_token_id: the id of the placeholder of an entity; with an ``entity_config`` by default the first id behind
-            the vocabulary.
+        entity_token_id: the id of the placeholder of an entity; with an ``entity_config`` by default the first id
+            behind the vocabulary.
         num_image_tokens: decoder positions an image takes; None: ``connector_config.num_queries``.
         num_span_tokens: decoder positions a text span takes; None: ``num_queries`` of a span connector that has queries
             (``xconnector``, ``resampler``), otherwise one for each token of the span.
@@ -370,8 +370,8 @@ class KosmosConfig(PreTrainedConfig):
             raise ValueError(f"entity_token_id is {self.entity_token_id}, as another placeholder's")
         if self.entity_connector_config.kind in QUERYING:
             raise ValueError(
-                f"entity_connector_config.kind is {self.entity_connector_config.kind!r}, but an entity has one feature; "
-                "take linear, mlp or ffn3"
+                f"entity_connector_config.kind is {self.entity_connector_config.kind!r}, but an entity has one "
+                "feature; take linear, mlp or ffn3"
             )
 
     @classmethod

@@ -97,7 +97,8 @@ class Placed:
         modality: name of its modality.
         start: index of the first placeholder in the token sequence.
         length: number of placeholders; they follow each other.
-        payload: what the encoder reads: of an image what its segment holds, of a span its ids (L,), of an entity its row.
+        payload: what the encoder reads: of an image what its segment holds, of a span its ids (L,), of an entity its
+            row.
     """
 
     modality: str

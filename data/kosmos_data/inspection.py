@@ -55,7 +55,7 @@ def kinds(corpus: Corpus, look_at: int = 200) -> Iterator[tuple[str, Document]]:
 
 
 def kind_of(document: Document) -> str:
-    """``text``, ``pair`` (an image with a text), ``one image, several texts``, ``interleaved``, ``with text spans`` …"""
+    """``text``, ``pair`` (image and text), ``one image, several texts``, ``interleaved``, ``with text spans`` …"""
     if any(isinstance(segment, Span) for segment in document.segments):
         return "with text spans"
     if any(isinstance(segment, Entity) for segment in document.segments):

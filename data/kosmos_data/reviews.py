@@ -1,4 +1,4 @@
-"""A review as a document: who, of what, which features if it has any, and why; the objective ``peter`` learns from it."""
+"""A review as a document: who, of what, which features if it has any, and why; for the objective ``peter``."""
 
 from __future__ import annotations
 

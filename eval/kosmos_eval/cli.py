@@ -1,7 +1,7 @@
 """``kosmos eval``: evaluate a checkpoint, score prediction files, compare and report results.
 
-The first word decides: ``score``, ``report``, ``gallery``, ``compare``, ``contamination``, ``explanations``, ``tasks``, ``make``;
-anything else is the checkpoint to evaluate.
+The first word decides: ``score``, ``report``, ``gallery``, ``compare``, ``contamination``, ``explanations``,
+``tasks``, ``make``; anything else is the checkpoint to evaluate.
 """
 
 from __future__ import annotations
@@ -242,7 +242,12 @@ def _explanations(argv: Sequence[str]) -> int:
     add = parser.add_argument
     add("checkpoint", type=Path, help="a checkpoint folder or a run directory of the objective peter")
     add("reviews", type=Path, help="corpus of reviews, e.g. corpora/reviews/test")
-    add("--swap", choices=["none", "user", "item", "both"], default="none", help="take these ids of other reviews (none)")
+    add(
+        "--swap",
+        choices=["none", "user", "item", "both"],
+        default="none",
+        help="take these ids of other reviews (none)",
+    )
     add("--objective", default="peter", help="its options in training, e.g. '{name: peter, features: true}' (peter)")
     add("--limit", metavar="N", type=int, help="so many reviews, always the same ones (all)")
     add("--out", metavar="FILE", type=Path, help="also write each review with what was said, JSON lines")

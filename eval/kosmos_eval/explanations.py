@@ -77,7 +77,7 @@ def explain(
     chosen = sorted(draw.sample(range(len(corpus)), min(limit or len(corpus), len(corpus))))
     documents = [corpus[index] for index in chosen]
     asked = swapped(documents, swap, make, draw)
-    found = []
+    found: list[tuple[str, float | None]] = []
     for start in range(0, len(asked), batch):
         part = slice(start, start + batch)
         found += _answer(model, processor, [make(one, 0) for one in asked[part]], max_new_tokens)
@@ -107,7 +107,10 @@ def report(found: Sequence[Explained]) -> dict[str, float]:
     ``rmse_of_mean`` is what their own mean rating would have.
     """
     texts, references = [one.text for one in found], [one.reference for one in found]
-    figures = {"reviews": float(len(found)), "exact": float(np.mean([a == b for a, b in zip(texts, references, strict=True)]))}
+    figures = {
+        "reviews": float(len(found)),
+        "exact": float(np.mean([a == b for a, b in zip(texts, references, strict=True)])),
+    }
     if rated := [(one.rating, one.predicted) for one in found if one.rating is not None and one.predicted is not None]:
         ratings, predicted = zip(*rated, strict=True)
         figures |= metrics.rating_errors(ratings, predicted)

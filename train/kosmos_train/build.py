@@ -68,9 +68,10 @@ def build_config(config: ModelConfig, processor: Any) -> Any:
             f"{config.checkpoint}: num_span_tokens is {made.num_span_tokens} in the model, but "
             f"{processor.num_span_tokens} in the processor; take the processor of that checkpoint"
         )
-    if made.entity_config is not None and made.entity_config.kinds != processor.entity_kinds():
+    entities: Any = made.entity_config
+    if entities is not None and entities.kinds != processor.entity_kinds():
         raise ValueError(
-            f"the model has tables for {made.entity_config.kinds}, but the processor knows {processor.entity_kinds()}; "
+            f"the model has tables for {entities.kinds}, but the processor knows {processor.entity_kinds()}; "
             "take the processor of the checkpoint, or a corpus with entities.json for kosmos tokenizer"
         )
     return made
@@ -119,7 +120,9 @@ def _processor_of_decoder(config: TrainConfig) -> Any:
     described: Any = KosmosConfig.from_dict(_described(config.model))
     sources = [*config.data.sources, *(config.eval.data.sources if config.eval.data else [])]
     objectives = [source.objective for source in sources]
-    entities = read_kinds(source.shards for source in config.data.sources) if described.entity_config is not None else None
+    entities = (
+        read_kinds(source.shards for source in config.data.sources) if described.entity_config is not None else None
+    )
     pictures: dict[str, Any] = {}
     if described.vision_config is not None:
         with torch.device("meta"):

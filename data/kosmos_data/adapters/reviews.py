@@ -24,8 +24,8 @@ _PICKLES = (".pickle", ".pkl", ".p")
 def reviews(source: Path, images: Path, tally: Tally, field: str | None = None) -> Iterator[Document]:
     """``{"user": …, "item": …, "rating": 4, "explanation": "the rooms are clean", "feature": "rooms"}`` a record.
 
-    PETER's ``"template": [feature, adjective, sentence, score]`` is read as well. ``source`` may be an index file, which
-    names the records of one part by number, with the reviews in its folder or the one above. Ids become names.
+    PETER's ``"template": [feature, adjective, sentence, score]`` is read as well. ``source`` may be an index file,
+    which names the records of one part by number, with the reviews in its folder or the one above. Ids become names.
 
     Raises:
         ValueError: the reviews are a pickle.

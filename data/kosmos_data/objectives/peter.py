@@ -12,8 +12,8 @@ User and item see each other. The user's place predicts the rating (squared erro
 explanation in no order, so that the ids have to mean something; then the explanation is written word by word. Features
 (PETER+) are a text before the explanation, without loss.
 
-The three losses are means over reviews, that of a review a mean over its words, as in the paper's formulas (the released
-code takes means over the words of a batch). So a review weighs in a mixture as one token of other sources does.
+The three losses are means over reviews, that of a review a mean over its words, as in the paper's formulas (the
+released code takes means over the words of a batch). So a review weighs in a mixture as one token of other sources.
 
 Differs from the paper: a document begins with ``<s>``, and between the ids and the explanation stands what the document
 has there (``kosmos data import reviews`` writes a short text) in place of the paper's ``<bos>``; without a text there,
@@ -49,8 +49,8 @@ class Peter(Objective):
 
     Attributes:
         user, item: kinds of the two entities; further ones are read like the item's.
-        explanation, context, rating: weights of the three losses. The sum is divided by that of the explanation, so that
-            a learning rate means what it means elsewhere; the others may be 0.
+        explanation, context, rating: weights of the three losses. The sum is divided by that of the explanation, so
+            that a learning rate means what it means elsewhere; the others may be 0.
         bidirectional: the entities see each other; False: the item sees the user only, which an xPos decoder can run.
         features: read the features that a review names before its explanation (PETER+); False: leave them out.
     """

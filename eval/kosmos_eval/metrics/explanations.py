@@ -1,4 +1,4 @@
-"""What explanations of recommendations are judged by (Li et al. 2021, section 4.2), and ratings, and how varied texts are.
+"""What explanations of recommendations and ratings are judged by (Li et al. 2021), and how varied texts are.
 
 The released code's rules: texts are words between spaces, a feature is one such word, a rating is clipped to the scale
 before it is compared. Shares are from 0 to 1, where the papers' tables have per cent for BLEU and ROUGE. BLEU is this
