@@ -20,7 +20,7 @@ from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers.configuration_utils import PreTrainedConfig
 
-from .limits import check_encoder, check_sizes
+from .limits import check_encoder, check_kinds, check_sizes
 from .suggest import suggest
 
 log = logging.getLogger("kosmos")
@@ -243,6 +243,32 @@ class KosmosSpanEncoderConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
 
+@checked
+class KosmosEntityConfig(PreTrainedConfig):
+    """The tables of entities, see entities.py.
+
+    Attributes:
+        kinds: number of ids of each kind: ``{"user": 1000, "item": 200}``; those of the processor.
+        hidden_size: width of a table.
+        unknown_rate: share of the ids that training takes for unknown ones.
+        rating: whether a head predicts ratings at the places of entities (PETER).
+    """
+
+    model_type = "kosmos_entity"
+    base_config_key = "entity_config"
+
+    kinds: dict[str, Any] | None = None
+    hidden_size: int = 64
+    unknown_rate: float | int = 0.1
+    rating: bool = False
+
+    def validate_architecture(self) -> None:
+        """Part of ``@strict`` validation: refuse kinds without ids and rates that are none."""
+        check_kinds(self.kinds if self.kinds is not None else {"entity": 1})
+        if not 0 <= self.unknown_rate < 1:
+            raise ValueError(f"unknown_rate is {self.unknown_rate}; it must lie from 0 to below 1")
+
+
 def text_config(fields: dict[str, Any]) -> PreTrainedConfig:
     """Return the decoder's config: ours, or that of the language model of transformers which ``model_type`` names.
 
@@ -279,6 +305,8 @@ class KosmosConfig(PreTrainedConfig):
             (Flamingo), gated layers attend to the image before each token, and an image takes one position.
         cross_attention_every: such a layer stands before every n-th layer of the decoder.
         cross_attention_heads, cross_attention_head_dim: their attention heads (Flamingo: 8 of width 64).
+        entity_token_id: the id of the placeholder of an entity; with an ``entity_config`` by default the first id
+            behind the vocabulary.
         num_image_tokens: decoder positions an image takes; None: ``connector_config.num_queries``, 1 where it is
             attended to.
         num_span_tokens: decoder positions a text span takes; None: ``num_queries`` of a span connector that has queries
@@ -294,6 +322,8 @@ class KosmosConfig(PreTrainedConfig):
         "connector_config": KosmosConnectorConfig,
         "span_encoder_config": KosmosSpanEncoderConfig,
         "span_connector_config": KosmosConnectorConfig,
+        "entity_config": KosmosEntityConfig,
+        "entity_connector_config": KosmosConnectorConfig,
     }
 
     text_config: dict | PreTrainedConfig | None = None
@@ -301,10 +331,13 @@ class KosmosConfig(PreTrainedConfig):
     connector_config: dict | PreTrainedConfig | None = None
     span_encoder_config: dict | PreTrainedConfig | None = None
     span_connector_config: dict | PreTrainedConfig | None = None
+    entity_config: dict | PreTrainedConfig | None = None
+    entity_connector_config: dict | PreTrainedConfig | None = None
     image_token_id: int | None = 64007
     boi_token_id: int | None = 64003
     eoi_token_id: int | None = 64004
     span_token_id: int | None = None
+    entity_token_id: int | None = None
     coupling: Literal["input", "cross_attention"] = "input"
     cross_attention_every: int = 4
     cross_attention_heads: int = 8
@@ -316,6 +349,8 @@ class KosmosConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if self.span_encoder_config is not None and self.span_connector_config is None:
             self.span_connector_config = {"kind": "linear"}
+        if self.entity_config is not None and self.entity_connector_config is None:
+            self.entity_connector_config = {"kind": "mlp"}
         for name, part in self.sub_configs.items():
             given = getattr(self, name)
             if isinstance(given, dict) or (given is None and name in REQUIRED):
@@ -328,6 +363,8 @@ class KosmosConfig(PreTrainedConfig):
             self.auto_map = {}
         if self.num_image_tokens is None:
             self.num_image_tokens = 1 if self.coupling == "cross_attention" else self.connector_config.num_queries
+        if self.entity_config is not None and self.entity_token_id is None:
+            self.entity_token_id = self.text_config.vocab_size
         if self.num_span_tokens is None and self._span_queries() is not None:
             self.num_span_tokens = self._span_queries()
 
@@ -357,6 +394,7 @@ class KosmosConfig(PreTrainedConfig):
         if self.span_token_id is not None and self.span_token_id == self.image_token_id:
             raise ValueError(f"image_token_id and span_token_id are both {self.image_token_id}")
         self._check_coupling()
+        self._validate_entities()
         if self.num_span_tokens != self._span_queries():
             kind = getattr(self.span_connector_config, "kind", None)
             raise ValueError(
@@ -389,6 +427,17 @@ class KosmosConfig(PreTrainedConfig):
             )
         if not self.cross_layers():
             raise ValueError(f"cross_attention_every is {self.cross_attention_every}, more than the decoder's layers")
+
+    def _validate_entities(self) -> None:
+        if self.entity_config is None:
+            return
+        if self.entity_token_id in (self.image_token_id, self.span_token_id):
+            raise ValueError(f"entity_token_id is {self.entity_token_id}, as another placeholder's")
+        if self.entity_connector_config.kind in QUERYING:
+            raise ValueError(
+                f"entity_connector_config.kind is {self.entity_connector_config.kind!r}, but an entity has one "
+                "feature; take linear, mlp or ffn3"
+            )
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "KosmosConfig":

@@ -43,7 +43,7 @@ _PAIR = r"<patch_index_\d+><patch_index_\d+>"
 _ENTITY = re.compile(f"(?:{PHRASE}([^<]+){PHRASE_END})?{OBJECT}((?:{_PAIR}{NEXT_OBJECT})*{_PAIR}){OBJECT_END}")
 _TAG = re.compile("<.*?>")
 
-Entity = tuple[str, tuple[int, int], list[tuple[float, float, float, float]]]
+Grounded = tuple[str, tuple[int, int], list[tuple[float, float, float, float]]]
 
 
 def to_bins(box: Sequence[float]) -> tuple[int, int]:
@@ -61,7 +61,7 @@ def from_bins(upper_left: int, lower_right: int) -> tuple[float, float, float, f
     return (x1 + low) / BINS, (y1 + low) / BINS, (x2 + high) / BINS, (y2 + high) / BINS
 
 
-def read_entities(text: str) -> tuple[str, list[Entity]]:
+def read_grounded(text: str) -> tuple[str, list[Grounded]]:
     """Take the tags out of a text that a model wrote.
 
     Args:
@@ -74,7 +74,7 @@ def read_entities(text: str) -> tuple[str, list[Entity]]:
     """
     clean = _TAG.sub("", text)
     indent = len(clean) - len(clean.lstrip())
-    entities: list[Entity] = []
+    entities: list[Grounded] = []
     for found in _ENTITY.finditer(text):
         numbers = [int(number) for number in re.findall(r"<patch_index_(\d+)>", found[2])]
         pairs = list(zip(numbers[::2], numbers[1::2], strict=True))

@@ -25,8 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from .encoders import SpanEncoder, build_vision_tower
+from .entities import EntityEncoder, stack_entities
 from .segments import Placed, TooLong
-from .tokenization_kosmos import IMAGE_BEGIN, IMAGE_END, IMAGE_SLOT, SPAN_SLOT
+from .tokenization_kosmos import ENTITY_SLOT, IMAGE_BEGIN, IMAGE_END, IMAGE_SLOT, SPAN_SLOT
 
 Inputs: TypeAlias = Mapping[str, Any]
 TYPICAL_SPAN = 64
@@ -231,7 +232,25 @@ SPAN = Modality(
     units=_span_tokens,
     index=_valid_span_tokens,
 )
-MODALITIES: dict[str, Modality] = {modality.name: modality for modality in (IMAGE, SPAN)}
+ENTITY = Modality(
+    name="entity",
+    inputs=("entity_ids", "entity_ratings", "entity_words", "entity_word_weight"),
+    config="entity_config",
+    connector_config="entity_connector_config",
+    token="entity_token_id",
+    encoder="entity_encoder",
+    connector="entity_connector",
+    parts=("entities", "entities"),
+    marks=("", ENTITY_SLOT, ""),
+    payload=lambda processor, entity: processor.entity_row(entity),
+    stack=stack_entities,
+    build=EntityEncoder,
+    read=lambda model, entity_ids, **targets: model.entity_connector(model.entity_encoder(entity_ids).to(model.dtype)),
+    places=lambda config, inputs: [1] * len(inputs["entity_ids"]),
+    smallest=lambda config, device: {"entity_ids": torch.zeros(1, dtype=torch.long, device=device)},
+    units=lambda inputs: len(inputs["entity_ids"]),
+)
+MODALITIES: dict[str, Modality] = {modality.name: modality for modality in (IMAGE, SPAN, ENTITY)}
 
 
 def input_names() -> set[str]:

@@ -26,6 +26,7 @@ from .cross_attention import Coupling, GatedCrossAttention, couple, held_by, see
 from .decode_step import GrowingCache
 from .decoder import KosmosDecoder, KosmosPreTrainedModel
 from .encoder_weights import load_encoder_weights
+from .entities import EntityOutput, RatingHead, read_entities
 from .generation import KosmosGenerationMixin
 from .initialization import init_embedding
 from .loss import TokenLoss, cross_entropy, shift, supervised
@@ -54,10 +55,15 @@ class KosmosOutput(CausalLMOutputWithPast):
             ``cache``.
         token_loss: (B, T) fp32, detached NLL of what each output had to predict, 0 where ignored.
         image_features: (I, Q, D) unscaled.
+        ratings: (I,) fp32, what a model with ``entity_config.rating`` predicts at the place of each entity.
+        entity_losses: weighted sums (2,) of the context and the rating loss over what they were divided by, detached;
+            they are part of ``loss``.
     """
 
     token_loss: Tensor | None = None
     image_features: Tensor | None = None
+    ratings: Tensor | None = None
+    entity_losses: Tensor | None = None
 
 
 class KosmosModel(KosmosPreTrainedModel):
@@ -75,6 +81,8 @@ class KosmosModel(KosmosPreTrainedModel):
             self._add_encoder(modality, text_config)
         if self.vision_tower is not None:
             self._check_image_tokens()
+        if config.entity_config is not None and config.entity_config.rating:
+            self.entity_encoder.rating_head = RatingHead(text_config.hidden_size)
         ours = text_config.model_type == KosmosTextConfig.model_type  # a class may be there twice, see auto_map
         self.decoder = KosmosDecoder(text_config) if ours else TransformersDecoder(text_config)
         crossed, heads = config.cross_layers(), (config.cross_attention_heads, config.cross_attention_head_dim)
@@ -502,7 +510,15 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
             loss = cross_entropy(
                 outputs.last_hidden_state, weight, targets, loss_weight, num_items_in_batch, supervised_N=known
             )
-        return self._output(outputs, loss, None if skip_logits else logits_to_keep)
+        entities = EntityOutput()
+        if getattr(self.model, "entity_encoder", None) is not None and input_ids is not None:
+            divisor = num_items_in_batch if loss_weight is None or num_items_in_batch is not None else loss_weight.sum()
+            entities = read_entities(self, outputs.last_hidden_state, input_ids, kwargs, divisor)
+            if loss.loss is not None and entities.loss is not None:
+                loss = loss._replace(loss=loss.loss + entities.loss)
+        output = self._output(outputs, loss, None if skip_logits else logits_to_keep)
+        output.ratings, output.entity_losses = entities.ratings, entities.parts
+        return output
 
     def _output(self, outputs: KosmosModelOutput, loss: TokenLoss, logits_to_keep: int | Tensor | None) -> KosmosOutput:
         """Assemble the output; ``logits_to_keep`` None means no logits, 0 all."""

@@ -8,16 +8,18 @@ call too, which finds ``<image>`` and ``<span>…</span>`` in a text. Layout: KO
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 from transformers.image_utils import ImageInput, make_flat_list_of_images
 from transformers.processing_utils import BatchFeature, MultiModalData, ProcessorMixin
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from .entities import Rows, parse_entity, spell_entity
 from .grounding import BEGIN as GROUNDING
 from .grounding import (
     NEXT_OBJECT,
@@ -26,15 +28,17 @@ from .grounding import (
     PHRASE,
     PHRASE_END,
     TOKENS,
-    Entity,
-    read_entities,
+    Grounded,
+    read_grounded,
     to_bins,
 )
 from .image_processing_kosmos import KosmosImageProcessor
 from .modalities import MODALITIES, Modality, stack_inputs
-from .segments import Encoded, Image, Placed, Segment, Span, Text, Token, TooLong, modality_name
+from .segments import Encoded, Entity, Image, Placed, Segment, Span, Text, Token, TooLong, modality_name
 from .tokenization_kosmos import (
     BOS,
+    ENTITY_BEGIN,
+    ENTITY_END,
     EOS,
     ESCAPE,
     IMAGE_BEGIN,
@@ -131,6 +135,8 @@ class KosmosProcessor(ProcessorMixin):
             connector without queries: one for each token.
         answer_ends: the tokens that end an answer with or without its line's end; ``</s>`` by default.
         example_questions: questions of the kind that the model was trained on; a chat greets with them.
+        entities: the kinds of entities, of each how many ids there are or their names in order. A prompt writes one as
+            ``<entity>user: 7</entity>``, a message as a part ``{"type": "entity", "entity": {"user": 7}}``.
 
     A tokenizer that was taken over from a language model (docking.py) has other names for ``<s>`` and ``</s>``, which
     are found by either. Where it does not put a space in front of a text itself, as KOSMOS's does, ``encode_text``
@@ -152,6 +158,7 @@ class KosmosProcessor(ProcessorMixin):
         turn_end: str = "line",
         answer_ends: Sequence[str] | None = None,
         example_questions: Sequence[str] | None = None,
+        entities: Mapping[str, int | Sequence[str]] | None = None,
         **kwargs: Any,
     ) -> None:
         if turn_end not in CHAT_TEMPLATES:
@@ -167,6 +174,8 @@ class KosmosProcessor(ProcessorMixin):
         self.answer_ends = None if answer_ends is None else list(answer_ends)
         self._space = "" if puts_space(tokenizer) else " "
         self.example_questions = list(example_questions or [])
+        self.entities = None if entities is None else dict(entities)
+        self._rows = Rows(entities or {})
         self.image_token = IMAGE_BEGIN
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_BEGIN)
         self.image_slot_id: int = tokenizer.convert_tokens_to_ids(IMAGE_SLOT)
@@ -252,7 +261,7 @@ class KosmosProcessor(ProcessorMixin):
         known = self.tokenizer.get_added_vocab()
         return {token: known[token] for token in TOKENS} if all(token in known for token in TOKENS) else {}
 
-    def post_process_generation(self, text: str, cleanup_and_extract: bool = True) -> str | tuple[str, list[Entity]]:
+    def post_process_generation(self, text: str, cleanup_and_extract: bool = True) -> str | tuple[str, list[Grounded]]:
         """Take phrases and boxes out of a generated text, as transformers' ``Kosmos2Processor`` does.
 
         Args:
@@ -264,7 +273,7 @@ class KosmosProcessor(ProcessorMixin):
             y2) in shares of what the model saw.
         """
         caption = text.rsplit(IMAGE_END, 1)[-1]
-        return read_entities(caption) if cleanup_and_extract else caption
+        return read_grounded(caption) if cleanup_and_extract else caption
 
     def place(self, modality: Modality, payload: Any, encoded: Encoded) -> None:
         """Append the placeholders of what the modality's encoder reads, with the marks around them, to ``encoded``."""
@@ -330,6 +339,19 @@ class KosmosProcessor(ProcessorMixin):
         limit = getattr(self.span_tokenizer, "model_max_length", None)
         return limit if limit is not None and limit < 1_000_000 else None
 
+    def entity_row(self, entity: Entity) -> np.ndarray:
+        """The row () of an entity in the tables of a model; that of the unknown for an id that is not known.
+
+        Raises:
+            ValueError: there is no such kind.
+        """
+        ((kind, identity),) = entity.ids.items()
+        return np.array(self._rows(kind, identity))
+
+    def entity_kinds(self) -> dict[str, int] | None:
+        """How many ids each kind has, as ``entity_config.kinds`` of a model; None: this processor has no entities."""
+        return None if self.entities is None else dict(self._rows.sizes)
+
     def image_token_ids(self) -> list[int]:
         """The ids of one image's place in a document: ``<image>``, Q slots, ``</image>``."""
         return self.encode([Image(b"")]).ids
@@ -392,7 +414,7 @@ class KosmosProcessor(ProcessorMixin):
 
         Returns:
             ``input_ids`` and ``attention_mask`` (B, T), with images ``pixel_values`` (I, 3, S, S), with spans
-            ``span_input_ids`` and ``span_attention_mask`` (S, L), row by row.
+            ``span_input_ids`` and ``span_attention_mask`` (S, L), with entities ``entity_ids`` (I,), row by row.
 
         Raises:
             ValueError: the number of pictures differs from the number of ``<image>``, ``<span>`` and ``</span>`` do not
@@ -402,7 +424,7 @@ class KosmosProcessor(ProcessorMixin):
         placed: list[Placed] = []
         if text is not None:
             prompts = [text] if isinstance(text, str) else list(text)
-            prompts = [self._take_spans(prompt, placed) for prompt in prompts]
+            prompts = [self._take_entities(self._take_spans(prompt, placed), placed) for prompt in prompts]
             text = prompts[0] if isinstance(text, str) else prompts
         features = super().__call__(images=images, text=text, **kwargs)
         features.update(stack_inputs(placed))
@@ -452,6 +474,12 @@ class KosmosProcessor(ProcessorMixin):
             if not isinstance(part.get("text"), str):
                 raise ValueError(f"a part of the type {kind!r} has no text: {str(part)[:80]}")
             return {**part, "text": escape(self.tokenizer, part["text"])}
+        if kind == "entity":  # as text between its marks, which a template writes as it is
+            try:
+                spelled = spell_entity(Entity(part.get("entity")).ids)
+            except TypeError as error:
+                raise ValueError(f"a part of the type 'entity': {error}") from error
+            return {**part, "text": f"{ENTITY_BEGIN}{escape(self.tokenizer, spelled)}{ENTITY_END}"}
         return part
 
     def _take_spans(self, prompt: str, placed: list[Placed]) -> str:
@@ -469,6 +497,17 @@ class KosmosProcessor(ProcessorMixin):
         pieces = re.split(f"{SPAN_BEGIN}(.*?){SPAN_END}", prompt, flags=re.DOTALL)
         for at in range(1, len(pieces), 2):
             encoded = self.encode([Span(pieces[at].replace(ESCAPE, ""))])
+            placed += encoded.placed
+            pieces[at] = self._spell(encoded)
+        return "".join(pieces)
+
+    def _take_entities(self, prompt: str, placed: list[Placed]) -> str:
+        """The prompt with slots in the place of its entities, which are appended to ``placed``."""
+        if self.entities is None or ENTITY_BEGIN not in prompt:
+            return prompt
+        pieces = re.split(f"{ENTITY_BEGIN}(.*?){ENTITY_END}", prompt, flags=re.DOTALL)
+        for at in range(1, len(pieces), 2):
+            encoded = self.encode([Entity(parse_entity(pieces[at].replace(ESCAPE, "")))])
             placed += encoded.placed
             pieces[at] = self._spell(encoded)
         return "".join(pieces)

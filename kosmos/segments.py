@@ -125,11 +125,37 @@ class Span:
             raise TypeError(f"a span is text, got {str(self.text)[:80]}")
 
 
-Segment: TypeAlias = Text | Token | Image | Span
-SEGMENTS: dict[str, type] = {"image": Image, "span": Span}
+@dataclass(frozen=True, slots=True)
+class Entity:
+    """A person or a thing by its id, a number or a name: ``Entity({"user": 7})``, one kind a segment.
+
+    ``rating`` is what a user gave, where the document is a review; it is learned, never read.
+    """
+
+    ids: dict[str, int | str]
+    rating: float | None = None
+
+    def __post_init__(self) -> None:
+        fits = isinstance(self.ids, dict) and len(self.ids) == 1
+        for kind, identity in self.ids.items() if fits else ():
+            known = (isinstance(identity, int) and not isinstance(identity, bool)) or isinstance(identity, str)
+            fits = isinstance(kind, str) and known and bool(kind) and ":" not in kind
+        if not fits:
+            raise TypeError(f"an entity is one kind and its id, {{'user': 7}}, got {str(self.ids)[:80]}")
+        if self.rating is not None and (isinstance(self.rating, bool) or not isinstance(self.rating, (int, float))):
+            raise TypeError(f"the rating of an entity is a number, got {str(self.rating)[:80]}")
+
+    def __str__(self) -> str:
+        ((kind, identity),) = self.ids.items()
+        return f"{kind} {identity}" + ("" if self.rating is None else f", rating {self.rating:g}")
+
+
+Segment: TypeAlias = Text | Token | Image | Span | Entity
+SEGMENTS: dict[str, type] = {"image": Image, "span": Span, "entity": Entity}
 """The segments that an encoder reads, by the name of their modality, which is also their key in a document's JSON.
 
-Each is a dataclass of one field. That of a further modality is put here, beside its entry in ``MODALITIES``.
+Each is a dataclass whose first field stands under that key, others beside it where they differ from their defaults.
+That of a further modality is put here, beside its entry in ``MODALITIES``.
 """
 
 
@@ -153,7 +179,8 @@ class Placed:
         modality: name of its modality.
         start: index of the first placeholder in the token sequence.
         length: number of placeholders; they follow each other.
-        payload: what the encoder reads: of an image what its segment holds, of a span its ids (L,).
+        payload: what the encoder reads: of an image what its segment holds, of a span its ids (L,), of an entity its
+            row.
     """
 
     modality: str

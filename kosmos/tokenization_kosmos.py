@@ -33,6 +33,9 @@ MASK, DOCUMENT_END, IMAGE_BEGIN, IMAGE_END = "<mask>", "</doc>", "<image>", "</i
 CHUNK_END, LINE_END = "</chunk>", "</line>"
 IMAGE_SLOT, SPAN_BEGIN, SPAN_END, SPAN_SLOT = "<image_slot>", "<span>", "</span>", "<span_slot>"
 KOSMOS1_TOKENS = (MASK, DOCUMENT_END, IMAGE_BEGIN, IMAGE_END, CHUNK_END, LINE_END)
+ENTITY_BEGIN, ENTITY_END, ENTITY_SLOT = "<entity>", "</entity>", "<entity_slot>"
+ENTITY_TOKENS = (ENTITY_BEGIN, ENTITY_END, ENTITY_SLOT)
+"""Appended only where a processor has entities, so that the ids of others stay what they are."""
 OWN_TOKENS = (IMAGE_SLOT, SPAN_BEGIN, SPAN_END, SPAN_SLOT)
 
 # A noncharacter, which Unicode keeps out of texts. Behind each letter of a spelled token it makes text of it.

@@ -13,6 +13,7 @@ _HOME = {
     "Corpus": "reader",
     "DataConfig": "config",
     "Document": "document",
+    "Entity": "document",
     "Example": "example",
     "Image": "document",
     "Loader": "loader",

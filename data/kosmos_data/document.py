@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from kosmos.segments import SEGMENTS, Image, Phrase, Segment, Text, modality_name
+from kosmos.segments import Entity as Entity
 from kosmos.segments import Span as Span
 
 from . import errors
@@ -90,7 +91,7 @@ def to_files(document: Document) -> dict[str, bytes]:
             boxes = {} if segment.boxes is None else {"boxes": [phrase.as_json() for phrase in segment.boxes]}
             segments.append({"text": segment.text} | ({} if segment.supervised else {"supervised": False}) | boxes)
         else:
-            segments.append({modality_name(segment): getattr(segment, fields(segment)[0].name)})
+            segments.append(_entry(segment))
     body: dict[str, Any] = {"segments": segments} | ({"meta": dict(document.meta)} if document.meta else {})
     files["json"] = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
     return files
@@ -152,8 +153,16 @@ def _segment(entry: Mapping[str, Any], files: Mapping[str, bytes]) -> Segment:
     for name, kind in SEGMENTS.items():
         if name in entry and kind is not Image:
             content = entry[name]
-            return kind(_encodable(content) if isinstance(content, str) else content)
+            rest = {part.name: entry[part.name] for part in fields(kind)[1:] if part.name in entry}
+            return kind(_encodable(content) if isinstance(content, str) else content, **rest)
     raise ValueError(f"a segment has one of the keys text, {', '.join(SEGMENTS)}; got {str(entry)[:80]}")
+
+
+def _entry(segment: Segment) -> dict[str, Any]:
+    """An encoder's segment as JSON: its first field under the modality's name, others where they are no defaults."""
+    first, *others = fields(segment)
+    rest = {part.name: value for part in others if (value := getattr(segment, part.name)) != part.default}
+    return {modality_name(segment): getattr(segment, first.name)} | rest
 
 
 def _phrases(text: str, entries: Any) -> tuple[Phrase, ...] | None:

@@ -15,7 +15,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from . import objectives, objectives_view
-from .document import Document, Image, Span, Text
+from .document import Document, Entity, Image, Span, Text
 from .errors import BadSample
 from .example import Example
 from .images import open_image
@@ -55,9 +55,11 @@ def kinds(corpus: Corpus, look_at: int = 200) -> Iterator[tuple[str, Document]]:
 
 
 def kind_of(document: Document) -> str:
-    """``text``, ``pair`` (an image with a text), ``one image, several texts``, ``interleaved``, ``with text spans``."""
+    """``text``, ``pair`` (image and text), ``one image, several texts``, ``interleaved``, ``with text spans`` …"""
     if any(isinstance(segment, Span) for segment in document.segments):
         return "with text spans"
+    if any(isinstance(segment, Entity) for segment in document.segments):
+        return "with entities"
     images = len(document.images)
     if images == 1:
         return "pair" if len(document.segments) <= 2 else "one image, several texts"

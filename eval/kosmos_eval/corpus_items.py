@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 
 from kosmos_data import BadSample, Corpus
-from kosmos_data.document import Document, Image, Text, image_suffix
+from kosmos_data.document import Document, Entity, Image, Text, image_suffix
 
 from .items import Item
 
@@ -76,6 +76,8 @@ def turns(document: Document) -> Iterator[Turn]:
             question, answer = "", ""
         if isinstance(segment, Image):
             images, after_text = [*([] if after_text else images), _file(segment)], False
+        elif isinstance(segment, Entity):
+            raise ValueError(f"{document.key} has the entity {segment}, which a task cannot ask about")
         else:
             question, after_text = question + segment.text, True
     if answer:

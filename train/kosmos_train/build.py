@@ -18,9 +18,10 @@ from kosmos.image_processing_kosmos import KosmosImageProcessor
 from kosmos.limits import check_checkpoint
 from kosmos.loading import encoder_folder, find_checkpoint
 from kosmos.modeling_kosmos import image_tokens
-from kosmos.tokenization_kosmos import GROUNDING_TOKENS
+from kosmos.tokenization_kosmos import ENTITY_SLOT, ENTITY_TOKENS, GROUNDING_TOKENS
 from kosmos.transformers_decoder import awaiting_weights
 from kosmos.tuning import attach
+from kosmos_data.entity_names import read_kinds
 from kosmos_data.objectives import special_tokens
 
 from .config import DecoderConfig, ModelConfig, TrainConfig
@@ -69,6 +70,12 @@ def build_config(config: ModelConfig, processor: Any) -> Any:
         raise ValueError(
             f"{config.checkpoint}: num_span_tokens is {made.num_span_tokens} in the model, but "
             f"{processor.num_span_tokens} in the processor; take the processor of that checkpoint"
+        )
+    entities: Any = made.entity_config
+    if entities is not None and entities.kinds != processor.entity_kinds():
+        raise ValueError(
+            f"the model has tables for {entities.kinds}, but the processor knows {processor.entity_kinds()}; "
+            "take the processor of the checkpoint, or a corpus with entities.json for kosmos tokenizer"
         )
     return made
 
@@ -123,6 +130,9 @@ def _processor_of_decoder(config: TrainConfig) -> Any:
     described: Any = KosmosConfig.from_dict(_described(config.model))
     sources = [*config.data.sources, *(config.eval.data.sources if config.eval.data else [])]
     objectives = [source.objective for source in sources]
+    entities = (
+        read_kinds(source.shards for source in config.data.sources) if described.entity_config is not None else None
+    )
     pictures: dict[str, Any] = {}
     if described.vision_config is not None:
         with torch.device("meta"):
@@ -132,7 +142,12 @@ def _processor_of_decoder(config: TrainConfig) -> Any:
         pictures = {"image_processor": KosmosImageProcessor(size, **normalised), "num_image_tokens": made}
     return take_processor(
         find_language_model(decoder.pretrained, decoder.revision),
-        extra_tokens=[*special_tokens(objectives), *(GROUNDING_TOKENS if decoder.grounding else ())],
+        extra_tokens=[
+            *special_tokens(objectives),
+            *(GROUNDING_TOKENS if decoder.grounding else ()),
+            *(ENTITY_TOKENS if entities else ()),
+        ],
+        entities=entities,
         max_length=getattr(described.text_config, "max_position_embeddings", None),
         num_span_tokens=described.num_span_tokens if described.span_encoder_config is not None else None,
         **pictures,
@@ -228,6 +243,9 @@ def _fit_processor(values: dict[str, Any], processor: Any) -> None:
         _fit_span_connector(values, processor)
         if processor.span_tokenizer is None:  # the encoder reads the decoder's tokens
             values["span_encoder_config"]["model_config"]["vocab_size"] = len(tokenizer)
+    if values.get("entity_config") and processor.entities is not None:
+        values["entity_config"]["kinds"] = processor.entity_kinds()
+        values["entity_token_id"] = processor.token_id(ENTITY_SLOT)
 
 
 def _vocabulary(text: dict[str, Any], tokenizer: Any) -> int:

@@ -44,6 +44,7 @@ FORMATS = {
     "obelics": "interleaved:obelics",
     "mmc4": "interleaved:mmc4",
     "text": "text:text",
+    "reviews": "reviews:reviews",
 }
 """Format name → ``module:function`` in this folder."""
 

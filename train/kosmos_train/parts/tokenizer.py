@@ -17,8 +17,9 @@ from rich.progress import Progress
 from kosmos.image_processing_kosmos import KosmosImageProcessor
 from kosmos.loading import encoder_folder
 from kosmos.processing_kosmos import KosmosProcessor
-from kosmos.tokenization_kosmos import encode_text, train_tokenizer
+from kosmos.tokenization_kosmos import ENTITY_TOKENS, encode_text, train_tokenizer
 from kosmos_data.document import Span, Text
+from kosmos_data.entity_names import read_kinds
 from kosmos_data.errors import BadSample
 from kosmos_data.objectives import special_tokens
 from kosmos_data.reader import Corpus
@@ -32,7 +33,7 @@ class TokenizerConfig:
     """What the processor is made from."""
 
     shards: list[str] = field(default_factory=list)
-    """Corpora whose text trains the vocabulary."""
+    """Corpora whose text trains the vocabulary, and whose entities (``entities.json``) the processor knows."""
     vocab_size: int = 64_000
     """SentencePiece pieces; KOSMOS-1 has 64,000. A small corpus gets fewer."""
     documents_per_corpus: int = 20_000
@@ -65,6 +66,8 @@ def make_processor(config: TokenizerConfig, folder: str | Path, progress: Progre
         ValueError: the corpora hold no text, an unknown objective, or no tokenizer in ``span_tokenizer``.
     """
     extra = [token for token in special_tokens(config.objectives) if token not in config.extra_tokens]
+    entities = read_kinds(config.shards)
+    extra += [token for token in ENTITY_TOKENS if entities and token not in config.extra_tokens]
     span_tokenizer = load_span_tokenizer(config.span_tokenizer) if config.span_tokenizer else None
     tokenizer = train_tokenizer(
         texts(config, progress), config.vocab_size, config.extra_tokens + extra, config.grounding
@@ -77,6 +80,7 @@ def make_processor(config: TokenizerConfig, folder: str | Path, progress: Progre
         config.max_length,
         span_tokenizer=span_tokenizer,
         num_span_tokens=config.num_span_tokens,
+        entities=entities,
     )
     processor.save_pretrained(folder)
     return processor
