@@ -360,7 +360,7 @@ class KosmosConfig(PreTrainedConfig):
             self.tie_word_embeddings = self.text_config.tie_word_embeddings
         super().__post_init__(**kwargs)
         if not hasattr(self, "auto_map"):  # TRL reads it of every model that is not transformers' own
-            self.auto_map = {}
+            self.auto_map: dict[str, str] = {}
         if self.num_image_tokens is None:
             self.num_image_tokens = 1 if self.coupling == "cross_attention" else self.connector_config.num_queries
         if self.entity_config is not None and self.entity_token_id is None:

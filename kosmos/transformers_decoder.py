@@ -246,7 +246,8 @@ class TransformersDecoder(nn.Module):
             attention_mask = None
             self._refuse_leaks()
             half = inputs_embeds.dtype in (torch.bfloat16, torch.float16)
-            rows = Rows(documents_BT, block_ids, self.training, half, layout and layout.packing)
+            packing = None if layout is None else layout.packing
+            rows = Rows(documents_BT, block_ids, self.training, half, packing)
         if coupling is not None and self.training and self.model.is_gradient_checkpointing:
             raise ValueError(
                 "coupling: cross_attention over a decoder of transformers does not go with activation_checkpointing: "
