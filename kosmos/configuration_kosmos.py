@@ -298,6 +298,8 @@ class KosmosConfig(PreTrainedConfig):
         vision_config: the vision tower; None: a model of text.
         connector_config, span_connector_config: from features of images, and of spans, to the decoder's width.
         span_encoder_config: the encoder of text spans; None: there is none.
+        entity_config: the tables of entities (people, products); None: there are none.
+        entity_connector_config: from a row of a table to the decoder's width.
         image_token_id: the id of the image placeholder; may lie outside the vocabulary, it is replaced before lookup.
         boi_token_id, eoi_token_id: the tokens around an image.
         span_token_id: the id of the text-span placeholder.
