@@ -7,8 +7,11 @@ Ctrl-C ends an answer and not the chat. Names and answers are shown as text, wha
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -146,7 +149,8 @@ class Terminal:
         forgotten = self.chat.forgotten
         pieces = self.chat.stream_parts(parts, forget=True)
         try:
-            print_pieces(pieces)
+            with stoppable() as heard:
+                print_pieces(until_heard(heard, pieces))
             print_boxes(self.chat)
         finally:
             if dropped := self.chat.forgotten - forgotten:
@@ -170,6 +174,37 @@ class Terminal:
         if not self.console.is_terminal or self.console.no_color or "readline" not in sys.modules:
             return "you: "
         return "\001\033[1m\002you:\001\033[0m\002 "
+
+
+@contextmanager
+def stoppable() -> Iterator[threading.Event]:
+    """Let Ctrl-C raise KeyboardInterrupt and be remembered in the event that this returns.
+
+    Where it falls into a finaliser, or into code that goes on after every exception, Python drops it, and the answer
+    would be written to its end.
+    """
+    heard = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # only that one hears signals
+        yield heard
+        return
+
+    def hear(number: int, frame: Any) -> None:
+        heard.set()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, hear)
+    try:
+        yield heard
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def until_heard(heard: threading.Event, pieces: Iterator[str]) -> Iterator[str]:
+    """Yield the pieces of an answer; KeyboardInterrupt behind the one during which Ctrl-C was heard."""
+    for piece in pieces:
+        yield piece
+        if heard.is_set():
+            raise KeyboardInterrupt
 
 
 def print_answer(chat: Conversation, question: str, pictures: list[Image]) -> None:

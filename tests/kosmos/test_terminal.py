@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -21,7 +22,7 @@ from PIL import Image
 
 from kosmos import Conversation, KosmosForConditionalGeneration, KosmosProcessor
 from kosmos.chat import main
-from kosmos.terminal import Terminal, completions, paths_in, printable
+from kosmos.terminal import Terminal, completions, paths_in, printable, stoppable, until_heard
 
 RED = Image.new("RGB", (40, 30), "red")
 
@@ -218,6 +219,24 @@ def _own_terminal() -> None:
     import termios
 
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def test_a_stop_that_is_swallowed_still_stops() -> None:
+    """Python drops an exception of a finaliser; here code that goes on after each takes its place."""
+
+    def pieces():
+        yield "red"
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        yield " circle"
+        yield " and more"
+
+    before, seen = signal.getsignal(signal.SIGINT), []
+    with pytest.raises(KeyboardInterrupt), stoppable() as heard:
+        for piece in until_heard(heard, pieces()):
+            seen.append(piece)
+    assert seen == ["red", " circle"]
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.slow
