@@ -231,10 +231,10 @@ def test_a_stop_that_is_swallowed_still_stops() -> None:
         yield " circle"
         yield " and more"
 
-    before, seen = signal.getsignal(signal.SIGINT), []
+    before = signal.getsignal(signal.SIGINT)
+    seen: list[str] = []
     with pytest.raises(KeyboardInterrupt), stoppable() as heard:
-        for piece in until_heard(heard, pieces()):
-            seen.append(piece)
+        seen.extend(until_heard(heard, pieces()))
     assert seen == ["red", " circle"]
     assert signal.getsignal(signal.SIGINT) is before
 
