@@ -85,7 +85,7 @@ def model_cost(model: Any, row_tokens: int) -> Cost:
         unit_flops={
             modality.name: unit_flops(model.model, modality)
             for modality in MODALITIES.values()
-            if getattr(model.model, modality.encoder, None) is not None
+            if getattr(model.model, modality.connector, None) is not None
         },
     )
 

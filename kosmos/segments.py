@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,7 @@ class Token:
 class Image:
     """An image: in a document its encoded bytes (JPEG, PNG, WebP …), elsewhere whatever the caller makes pixels of."""
 
+    files: ClassVar[tuple[str, ...]] = ("data",)
     data: Any
 
 
@@ -43,11 +44,20 @@ class Span:
             raise TypeError(f"a span is text, got {str(self.text)[:80]}")
 
 
-Segment: TypeAlias = Text | Token | Image | Span
-SEGMENTS: dict[str, type] = {"image": Image, "span": Span}
+@dataclass(frozen=True, slots=True)
+class Audio:
+    """A sound: the bytes of its file (Ogg, WAV, FLAC, MP3 …), or where it lies."""
+
+    files: ClassVar[tuple[str, ...]] = ("data",)
+    data: Any
+
+
+Segment: TypeAlias = Text | Token | Image | Span | Audio
+SEGMENTS: dict[str, type] = {"image": Image, "span": Span, "audio": Audio}
 """The segments that an encoder reads, by the name of their modality, which is also their key in a document's JSON.
 
-Each is a dataclass of one field. That of a further modality is put here, beside its entry in ``MODALITIES``.
+Each is a dataclass; JSON holds its only field, or a mapping of several. Fields that ``files`` names are bytes of files,
+which lie beside a document's JSON. That of a further modality is put here, beside its entry in ``MODALITIES``.
 """
 
 
@@ -61,6 +71,10 @@ def modality_name(segment: Any) -> str:
 
 class TooLong(ValueError):  # noqa: N818 - it names the segment, not an error of the program
     """A segment that is longer than its encoder reads."""
+
+
+class Unreadable(ValueError):  # noqa: N818 - as above
+    """A sound, video or picture of a segment that cannot be decoded, or is longer than its encoder reads."""
 
 
 @dataclass(frozen=True, slots=True)

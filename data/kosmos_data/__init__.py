@@ -9,6 +9,7 @@ import importlib
 from typing import Any
 
 _HOME = {
+    "Audio": "document",
     "BadSample": "errors",
     "Corpus": "reader",
     "DataConfig": "config",

@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 
 from kosmos_data import BadSample, Corpus
-from kosmos_data.document import Document, Image, Text, image_suffix
+from kosmos_data.document import Document, Image, Text, file_suffix
 
 from .items import Item
 
@@ -83,7 +83,7 @@ def turns(document: Document) -> Iterator[Turn]:
 
 
 def _file(image: Image) -> Path:
-    path = _folder() / f"{hashlib.sha256(image.data).hexdigest()[:24]}.{image_suffix(image.data)}"
+    path = _folder() / f"{hashlib.sha256(image.data).hexdigest()[:24]}.{file_suffix(image.data)}"
     if not path.exists():
         path.write_bytes(image.data)
     return path

@@ -76,7 +76,10 @@ TONE = Modality(
 
 @pytest.fixture
 def model(build, monkeypatch: pytest.MonkeyPatch) -> KosmosForConditionalGeneration:
-    """Images, spans and tones."""
+    """Images, spans and tones, and no other modality."""
+    for name in set(MODALITIES) - {"image", "span"}:
+        monkeypatch.delitem(MODALITIES, name)
+        monkeypatch.delitem(SEGMENTS, name)
     monkeypatch.setitem(MODALITIES, "tone", TONE)
     monkeypatch.setitem(SEGMENTS, "tone", Tone)
     fields = build(spans=True).config.to_dict()
