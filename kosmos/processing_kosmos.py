@@ -20,7 +20,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from .image_processing_kosmos import KosmosImageProcessor
 from .loading import encoder_folder
-from .modalities import IMAGE, MODALITIES, SPAN, Modality, normalize_pixels, stack_inputs
+from .modalities import MODALITIES, Modality, normalize_pixels, stack_inputs
 from .modality import Reader
 from .segments import SEGMENTS, Encoded, Image, Placed, Segment, Span, Text, Token, TooLong, modality_name
 from .tokenization_kosmos import (
@@ -532,8 +532,8 @@ class KosmosProcessor(ProcessorMixin):
 
 
 def _further() -> dict[str, Modality]:
-    """The modalities beside images and text spans, which have ways of their own into a prompt."""
-    return {name: modality for name, modality in MODALITIES.items() if modality not in (IMAGE, SPAN)}
+    """The modalities whose inputs a prompt marks and a call is given by name; images and spans have ways of their own."""
+    return {name: modality for name, modality in MODALITIES.items() if modality.reader is not None}
 
 
 def _listed(given: Any) -> list[Any]:

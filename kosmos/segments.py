@@ -56,8 +56,8 @@ Segment: TypeAlias = Text | Token | Image | Span | Audio
 SEGMENTS: dict[str, type] = {"image": Image, "span": Span, "audio": Audio}
 """The segments that an encoder reads, by the name of their modality, which is also their key in a document's JSON.
 
-Each is a dataclass; JSON holds its only field, or a mapping of several. Fields that ``files`` names are bytes of files,
-which lie beside a document's JSON. That of a further modality is put here, beside its entry in ``MODALITIES``.
+Each is a dataclass, of whose first field this is the key; others stand beside it by their own names. Fields that
+``files`` names are bytes of files, which lie beside a document's JSON. That of a further modality is put here, beside its entry in ``MODALITIES``.
 """
 
 

@@ -89,21 +89,25 @@ def to_files(document: Document) -> dict[str, bytes]:
         if isinstance(segment, Text):
             segments.append({"text": segment.text} | ({} if segment.supervised else {"supervised": False}))
         else:
-            segments.append({modality_name(segment): _content(segment, files)})
+            segments.append(_entry(segment, files))
     body: dict[str, Any] = {"segments": segments} | ({"meta": dict(document.meta)} if document.meta else {})
     files["json"] = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
     return files
 
 
-def _content(segment: Any, files: dict[str, bytes]) -> Any:
-    """What the JSON holds of a segment: its only field, or a mapping; its bytes are put among ``files``."""
-    content = {}
-    for each in fields(segment):
-        content[each.name] = getattr(segment, each.name)
-        if each.name in files_of(type(segment)):
-            name = f"{len(files)}.{file_suffix(content[each.name])}"
-            files[name], content[each.name] = content[each.name], name
-    return content if len(content) > 1 else next(iter(content.values()))
+def _entry(segment: Any, files: dict[str, bytes]) -> dict[str, Any]:
+    """An encoder's segment as JSON: its first field under the modality's name, others where they are no defaults.
+
+    Bytes of its files are put among ``files``.
+    """
+    first, *others = fields(segment)
+    entry = {modality_name(segment): getattr(segment, first.name)}
+    entry |= {part.name: value for part in others if (value := getattr(segment, part.name)) != part.default}
+    for part, key in zip((first, *others), (modality_name(segment), *(part.name for part in others)), strict=True):
+        if part.name in files_of(type(segment)):
+            name = f"{len(files)}.{file_suffix(entry[key])}"
+            files[name], entry[key] = entry[key], name
+    return entry
 
 
 def files_of(kind: type) -> tuple[str, ...]:
@@ -165,8 +169,8 @@ def _segment(entry: Mapping[str, Any], files: Mapping[str, bytes]) -> Segment:
             return Text(_encodable(text), supervised=bool(rest.get("supervised", True)))
     for name, kind in SEGMENTS.items():
         if name in entry:
-            several = len(fields(kind)) > 1
-            content = dict(entry[name]) if several else {fields(kind)[0].name: entry[name]}
+            first, *others = fields(kind)
+            content = {first.name: entry[name]} | {part.name: entry[part.name] for part in others if part.name in entry}
             for each, value in content.items():
                 if each in files_of(kind):
                     content[each] = _file(value, name, files)

@@ -101,7 +101,7 @@ def _described(config: ModelConfig) -> dict[str, Any]:
         if described not in values:
             raise ValueError(f"model.encoder_weights.{name}: a model has no such encoder; choose {', '.join(FURTHER)}")
         if fields := _span_fields(encoder_folder(where)):
-            values[described] = (values[described] or {}) | fields
+            values[described] = (values[described] or KosmosConfig.sub_configs[described](**fields).to_dict()) | fields
     _override(values, config.overrides, "model.overrides.")
     return values
 
