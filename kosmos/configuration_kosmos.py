@@ -180,7 +180,7 @@ class KosmosVisionConfig(PreTrainedConfig):
 # Kinds of connectors that make num_queries features, however many they read.
 QUERYING = ("xconnector", "resampler")
 # Modalities beside images and text spans.
-FURTHER = ("audio",)
+FURTHER = ("audio", "video")
 # Parts that every model has.
 REQUIRED = ("text_config", "connector_config")
 VIT_L_14 = {"image_size": 224, "layers": 24, "width": 1024, "patch_size": 14}
@@ -195,6 +195,7 @@ class KosmosConnectorConfig(PreTrainedConfig):
             (Flamingo's Perceiver) turn any number of features into ``num_queries`` outputs.
         num_heads: attention heads of xconnector (None: those of the decoder) or of the resampler (None: 8).
         depth, head_dim: layers of the resampler and the width of its heads.
+        num_frames: most frames of a video, each of which gets an embedding of its time; None: not for videos.
     """
 
     model_type = "kosmos_connector"
@@ -205,6 +206,7 @@ class KosmosConnectorConfig(PreTrainedConfig):
     num_heads: int | None = None
     depth: int = 6
     head_dim: int = 64
+    num_frames: int | None = None
     hidden_act: str = "gelu"
 
 
@@ -293,7 +295,8 @@ class KosmosConfig(PreTrainedConfig):
     """A whole model. ``vision_config=None`` makes a text-only one, ``span_encoder_config`` adds text spans.
 
     Each further modality has a config of its encoder, one of its connector (which has queries), and a placeholder:
-    ``audio_config``, ``audio_connector_config`` and ``audio_token_id`` for sounds.
+    ``audio_config``, ``audio_connector_config`` and ``audio_token_id`` for sounds. The frames of a video go through the
+    vision tower, so videos have ``video_connector_config`` and ``video_token_id`` only.
 
     Attributes:
         text_config: the decoder, ours by default; with the ``model_type`` of a causal language model of transformers
@@ -316,6 +319,7 @@ class KosmosConfig(PreTrainedConfig):
         "span_connector_config": KosmosConnectorConfig,
         "audio_config": KosmosAudioConfig,
         "audio_connector_config": KosmosConnectorConfig,
+        "video_connector_config": KosmosConnectorConfig,
     }
 
     text_config: dict | PreTrainedConfig | None = None
@@ -326,6 +330,8 @@ class KosmosConfig(PreTrainedConfig):
     audio_config: dict | PreTrainedConfig | None = None
     audio_connector_config: dict | PreTrainedConfig | None = None
     audio_token_id: int | None = None
+    video_connector_config: dict | PreTrainedConfig | None = None
+    video_token_id: int | None = None
     image_token_id: int | None = 64007
     boi_token_id: int | None = 64003
     eoi_token_id: int | None = 64004
@@ -346,6 +352,8 @@ class KosmosConfig(PreTrainedConfig):
                 setattr(self, name, made)
         if self.text_config.model_type != KosmosTextConfig.model_type:  # ours is tied or not as the whole model says
             self.tie_word_embeddings = self.text_config.tie_word_embeddings
+        if self.video_connector_config is not None and self.video_connector_config.num_frames is None:
+            self.video_connector_config.num_frames = 8  # Flamingo trains with as many
         super().__post_init__(**kwargs)
         if self.num_image_tokens is None:
             self.num_image_tokens = self.connector_config.num_queries
@@ -393,6 +401,8 @@ class KosmosConfig(PreTrainedConfig):
                     f"{name}_connector_config.kind is {connector.kind!r}: an encoder of {name} makes too many features "
                     f"for the decoder; choose {' or '.join(QUERYING)}"
                 )
+        if self.video_connector_config is not None and self.vision_config is None:
+            raise ValueError("a model that reads video needs a vision_config: its tower reads the frames")
         tokens: dict[int, str] = {}
         for field in ("image_token_id", "span_token_id", *(f"{name}_token_id" for name in FURTHER)):
             token = getattr(self, field)

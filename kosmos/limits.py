@@ -31,6 +31,7 @@ SIZES: dict[str, tuple[int, int]] = {
     "depth": (1, 1000),
     "num_image_tokens": (1, 1 << 14),
     "num_span_tokens": (1, 1 << 14),
+    "num_frames": (1, 1 << 12),
     "input_shape": (1, 1 << 23),
     "train_last_blocks": (0, 1000),
 }

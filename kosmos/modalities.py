@@ -28,6 +28,7 @@ from .encoders import SpanEncoder, build_vision_tower
 from .modality import Inputs, Modality
 from .segments import Placed, TooLong
 from .tokenization_kosmos import IMAGE_BEGIN, IMAGE_END, IMAGE_SLOT, SPAN_SLOT
+from .video import VIDEO
 
 TYPICAL_SPAN = 64
 
@@ -141,7 +142,7 @@ SPAN = Modality(
     unit="span token",
     units=_span_tokens,
 )
-MODALITIES: dict[str, Modality] = {modality.name: modality for modality in (IMAGE, SPAN, AUDIO)}
+MODALITIES: dict[str, Modality] = {modality.name: modality for modality in (IMAGE, SPAN, AUDIO, VIDEO)}
 
 
 def input_names() -> set[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ class Reader:
     Attributes:
         num_tokens: places that one input takes in the decoder, the queries of its connector.
     """
+
+    connector: ClassVar[dict[str, str]] = {"num_tokens": "num_queries"}
+    """Fields that the connector of the model has too, and their names there."""
 
     num_tokens: int = 64
 

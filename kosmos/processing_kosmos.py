@@ -532,7 +532,7 @@ class KosmosProcessor(ProcessorMixin):
 
 
 def _further() -> dict[str, Modality]:
-    """The modalities whose inputs a prompt marks and a call is given by name; images and spans have ways of their own."""
+    """The modalities whose inputs a prompt marks and a call is given by name; the others have ways of their own."""
     return {name: modality for name, modality in MODALITIES.items() if modality.reader is not None}
 
 

@@ -52,12 +52,21 @@ class Audio:
     data: Any
 
 
-Segment: TypeAlias = Text | Token | Image | Span | Audio
-SEGMENTS: dict[str, type] = {"image": Image, "span": Span, "audio": Audio}
+@dataclass(frozen=True, slots=True)
+class Video:
+    """Moving pictures: the bytes of their file (MP4, WebM, GIF, animated WebP …), or where it lies."""
+
+    files: ClassVar[tuple[str, ...]] = ("data",)
+    data: Any
+
+
+Segment: TypeAlias = Text | Token | Image | Span | Audio | Video
+SEGMENTS: dict[str, type] = {"image": Image, "span": Span, "audio": Audio, "video": Video}
 """The segments that an encoder reads, by the name of their modality, which is also their key in a document's JSON.
 
 Each is a dataclass, of whose first field this is the key; others stand beside it by their own names. Fields that
-``files`` names are bytes of files, which lie beside a document's JSON. That of a further modality is put here, beside its entry in ``MODALITIES``.
+``files`` names are bytes of files, which lie beside a document's JSON. The segment of a further modality is put here,
+beside its entry in ``MODALITIES``.
 """
 
 

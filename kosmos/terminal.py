@@ -19,11 +19,12 @@ from .pictures import open_picture
 from .segments import SEGMENTS
 from .suggest import suggest
 
-FILES = ("audio",)
+FILES = ("audio", "video")
 """Modalities beside images of which a person has files."""
 COMMANDS = {
     "/image": "/image FILE …   show one or more pictures with the next question; dropping files does the same",
     "/audio": "/audio FILE …   the same with sounds, for a model that hears",
+    "/video": "/video FILE …   the same with videos",
     "/again": "/again          ask the last question again",
     "/adapter": "/adapter [NAME] answer with another adapter, or with the model as it was",
     "/new": "/new            forget all turns and pictures",

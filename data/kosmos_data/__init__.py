@@ -22,6 +22,7 @@ _HOME = {
     "Span": "document",
     "StepBatch": "batch",
     "Text": "document",
+    "Video": "document",
     "build_loader": "loader",
     "merge_states": "loader",
     "write_shards": "shards",

@@ -18,6 +18,7 @@ from typing import Any
 from kosmos.segments import SEGMENTS, Image, Segment, Text, modality_name
 from kosmos.segments import Audio as Audio
 from kosmos.segments import Span as Span
+from kosmos.segments import Video as Video
 
 from . import errors
 from .errors import BadSample

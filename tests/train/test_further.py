@@ -1,7 +1,8 @@
-"""Modalities beside images and spans, from shards to gradients: tokenizer, loader, dry run, ranks without any, a run."""
+"""Modalities beside images and spans: tokenizer, loader, dry run, ranks without any, a run."""
 
 from __future__ import annotations
 
+import io
 import json
 import random
 from dataclasses import replace
@@ -15,13 +16,14 @@ import tiny
 import torch
 import yaml
 from forks import launch
+from PIL import Image as Pictures
 from test_gradients import gathered, plain_gradients
 
 from kosmos import settings
 from kosmos.cli import main
 from kosmos.modalities import MODALITIES
 from kosmos.processing_kosmos import load_processor
-from kosmos_data import Audio, DataConfig, Document, SourceConfig, Text, build_loader, write_shards
+from kosmos_data import Audio, DataConfig, Document, SourceConfig, Text, Video, build_loader, write_shards
 from kosmos_data.check import check_corpus
 from kosmos_data.replay import order
 from kosmos_train.config import TrainConfig
@@ -32,7 +34,7 @@ pytest.importorskip("av")
 WHISPER = {"d_model": 16, "encoder_layers": 2, "decoder_layers": 1, "max_source_positions": 50, "vocab_size": 60}
 WHISPER |= dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 2)
 WHISPER |= {"encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1}
-PLACES = {"audio": 3}
+PLACES = {"audio": 3, "video": 2}
 
 
 def publish(folder: Path) -> str:
@@ -45,8 +47,16 @@ def publish(folder: Path) -> str:
     return str(folder)
 
 
+def moving(seed: int) -> Video:
+    """A GIF of two to four frames, one colour each."""
+    frames = [Pictures.new("RGB", (20, 16), (10 * number, seed, 99)) for number in range(2 + seed % 3)]
+    file = io.BytesIO()
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=100)
+    return Video(file.getvalue())
+
+
 def documents(wav: Any) -> list[Document]:
-    """Of ten documents one each that is heard, and one that cannot be; the others are text."""
+    """Of ten documents one with a sound, one with a broken one, one with a video; the others are text."""
     draw = random.Random(0)
 
     def words() -> Text:
@@ -54,8 +64,8 @@ def documents(wav: Any) -> list[Document]:
 
     found = []
     for index in range(80):
-        sound = {0: [Audio(wav(0.4, 200 + 10 * index)), words()], 5: [Audio(b"no sound")]}.get(index % 10, [])
-        found.append(Document(f"{index:03d}", [*sound, words()]))
+        kinds = {0: [Audio(wav(0.4, 200 + 10 * index)), words()], 5: [Audio(b"no sound")], 7: [moving(index), words()]}
+        found.append(Document(f"{index:03d}", [*kinds.get(index % 10, []), words()]))
     return found
 
 
@@ -67,11 +77,14 @@ def world(tmp_path_factory: pytest.TempPathFactory, wav: Any) -> dict[str, Any]:
     whisper = publish(root / "whisper")
     sizes = {"vocab_size": 120, "image_size": 16, "num_image_tokens": 2}
     readers = {"audio": {"encoder": whisper, "num_tokens": PLACES["audio"]}}
+    readers["video"] = {"num_tokens": PLACES["video"], "num_frames": 3}
     (root / "tokenizer.yaml").write_text(yaml.safe_dump({"shards": [str(root / "all")], **sizes, "readers": readers}))
     assert main(["tokenizer", str(root / "tokenizer.yaml"), f"run={root / 'processor'}"]) == 0
     settings_of = {name: tiny.MODEL[name] for name in ("vision_config", "connector_config")}
     (root / "model.json").write_text(json.dumps(tiny.MODEL))
+    settings_of["vision_config"] = {**tiny.MODEL["vision_config"], "train_last_blocks": 1}
     overrides = {"text_config": {"dropout": 0.0}, "audio_config": {"train_last_blocks": 1}, **settings_of}
+    overrides["video_connector_config"] = {"kind": "xconnector", "num_heads": 2}
     return {
         "model": {
             "preset": str(root / "model.json"),
@@ -102,10 +115,12 @@ def test_loader(world: dict[str, Any], wav: Any, tmp_path: Path) -> None:
     processor, config = load_processor(world["processor"]), loader_settings(world)
     batch = next(build_loader(config, processor))
     for micro in batch.micro_batches:
-        slots = int((micro["input_ids"] == processor.token_id("<audio_slot>")).sum())
-        assert slots == PLACES["audio"] * len(micro.get("audio_features", ()))
+        for name, places in PLACES.items():
+            slots = int((micro["input_ids"] == processor.token_id(f"<{name}_slot>")).sum())
+            assert slots == places * len(micro.get(MODALITIES[name].inputs[0], ()))
     assert batch.stats["skipped"]["sound or video unreadable"] > 0
-    assert any(micro.get("audio_features") is not None for micro in batch.micro_batches)
+    for name in PLACES:
+        assert any(MODALITIES[name].count(micro) for micro in batch.micro_batches)
     same = [digest for _, digest in order(config, processor, 2, 1, 1)]
     assert same == [digest for _, digest in order(config, processor, 1, 1, 1)]
     changed = [replace(one, segments=[Audio(wav(0.2)) if isinstance(s, Audio) and s.data[:4] == b"RIFF" else s
@@ -120,7 +135,14 @@ def test_looking_at_a_corpus(world: dict[str, Any], capsys: pytest.CaptureFixtur
     shards = world["data"]["sources"][0]["shards"]
     assert main(["data", "inspect", shards, "--objective", "causal", "--processor", world["processor"]]) == 0
     printed = capsys.readouterr().out
-    for part in ("with audio: 000", "▣ audio pcm_s16le, 0.4 s, 6444 bytes", "<audio_slot>", "text: 001"):
+    for part in (
+        "with video: 007",
+        "▣ video GIF, 3 frames",
+        "with audio: 000",
+        "▣ audio pcm_s16le, 0.4 s, 6444 bytes",
+        "<audio_slot>",
+        "text: 001",
+    ):
         assert part in printed
     bad = [report.bad for report in check_corpus(shards)]
     assert sum(tally["sound or video unreadable"] for tally in bad) == sum(tally.total() for tally in bad) == 8
@@ -133,6 +155,7 @@ def test_dry_run(world: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_
 
     found = plan(settings.from_dict(TrainConfig, world), 1)
     assert found.cost.unit_flops["audio"] > 0
+    assert found.cost.unit_flops["video"] > 0
     assert 0 < found.cost.frozen["audio"] < found.cost.parameters["audio"]
     per_step = found.flops_per_step - found.tokens_per_step * found.cost.token_flops
     assert per_step >= found.cost.unit_flops["audio"]
@@ -161,7 +184,13 @@ def micro_batch(seed: int, processor: Any, modality: str | None) -> dict[str, to
     return micro | inputs
 
 
-INPUTS = {"audio": lambda draw: {"audio_features": torch.randn(2, 80, 100, generator=draw)}}
+def videos(draw: torch.Generator) -> dict[str, torch.Tensor]:
+    """A video of three frames and one of two."""
+    pixels = torch.randint(0, 256, (2, 3, 3, 16, 16), generator=draw, dtype=torch.uint8)
+    return {"video_pixel_values": pixels, "video_frame_mask": torch.tensor([[1, 1, 1], [1, 1, 0]])}
+
+
+INPUTS = {"audio": lambda draw: {"audio_features": torch.randn(2, 80, 100, generator=draw)}, "video": videos}
 
 
 def gradient_errors(values: dict[str, Any], modalities: list[str]) -> dict[str, float]:
@@ -175,7 +204,7 @@ def gradient_errors(values: dict[str, Any], modalities: list[str]) -> dict[str, 
         model = build_model(engine.config, processor)
         for modality in modalities:
             shares = [[micro_batch(other, processor, modality if other else None)] for other in range(size)]
-            expected = plain_gradients(model, processor, sum(shares, []))
+            expected = plain_gradients(model, processor, [micro for share in shares for micro in share])
             assert any("connector" in name for name, gradient in expected.items() if gradient.any())
             create_state(engine.deepspeed)
             # at rate 0 the weights stay, so that each modality meets the same model

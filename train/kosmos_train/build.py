@@ -149,9 +149,11 @@ def _readers(config: ModelConfig, described: Any) -> dict[str, Any]:
     """How the further modalities of a model are read: places as its connectors have, the rest as was published."""
     readers = {}
     for name in FURTHER:
-        if getattr(described, MODALITIES[name].connector_config) is not None:
+        connector, kind = getattr(described, MODALITIES[name].connector_config), MODALITIES[name].reader
+        if connector is not None and kind is not None:
             folder = {"encoder": config.named_weights[name]} if name in config.named_weights else {}
-            readers[name] = make_reader(name, {"num_tokens": described.places_of(name), **folder})
+            shared = {here: getattr(connector, there) for here, there in kind.connector.items()}
+            readers[name] = make_reader(name, {**shared, **folder})
     return readers
 
 
@@ -234,10 +236,11 @@ def _fit_processor(values: dict[str, Any], processor: Any) -> None:
         values["connector_config"]["num_queries"] = processor.num_image_tokens
     for name in FURTHER:
         modality = MODALITIES[name]
-        if values.get(modality.config):
+        if values.get(modality.config) is not None:
             values[modality.token] = processor.token_id(modality.marks[1])
-            connector = values.get(modality.connector_config) or {}
-            values[modality.connector_config] = connector | {"num_queries": processor.places_of(name)}
+            reader, connector = processor.reader(name), values.get(modality.connector_config) or {}
+            shared = {there: getattr(reader, here) for here, there in reader.connector.items()}
+            values[modality.connector_config] = connector | shared
     if values.get("span_encoder_config"):
         values["span_token_id"] = processor.span_slot_id
         _fit_span_connector(values, processor)
