@@ -8,10 +8,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .conversation import Conversation
 from .pictures import open_picture
-from .terminal import COMMANDS, Terminal, print_answer
+from .segments import SEGMENTS
+from .terminal import COMMANDS, FILES, Terminal, print_answer
 
 
 def main(argv: Sequence[str]) -> int:
@@ -24,6 +26,14 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("checkpoint", help="checkpoint folder, run directory (runs/demo) or name of the hub")
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="an image; may be given again")
+    for kind in FILES:
+        parser.add_argument(
+            f"--{kind}",
+            action="append",
+            default=[],
+            metavar="FILE",
+            help=f"{kind} for a model that has an encoder of it",
+        )
     parser.add_argument(
         "--adapter",
         action="append",
@@ -47,7 +57,8 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(f"--temperature {arguments.temperature}: 0 is greedy, above it the answer is drawn")
     if arguments.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens {arguments.max_new_tokens}: an answer has at least one token")
-    images = [open_picture(Path(path).expanduser()) for path in arguments.image]
+    images: list[Any] = [open_picture(Path(path).expanduser()) for path in arguments.image]
+    images += [SEGMENTS[kind](Path(path).expanduser()) for kind in FILES for path in getattr(arguments, kind)]
     sampling = {"do_sample": True, "temperature": arguments.temperature} if arguments.temperature > 0 else {}
     if arguments.beside and not arguments.web:
         raise ValueError("--beside shows two checkpoints on a page: add --web")

@@ -193,6 +193,8 @@ class KosmosVisionConfig(PreTrainedConfig):
 
 # Kinds of connectors that make num_queries features, however many they read.
 QUERYING = ("xconnector", "resampler")
+# Modalities beside images and text spans.
+FURTHER = ("audio", "video")
 # Parts that every model has.
 REQUIRED = ("text_config", "connector_config")
 VIT_L_14 = {"image_size": 224, "layers": 24, "width": 1024, "patch_size": 14}
@@ -209,6 +211,7 @@ class KosmosConnectorConfig(PreTrainedConfig):
         num_queries: outputs of xconnector and resampler, the places that an image takes.
         depth, head_dim: layers of the resampler and the width of its heads.
         hidden_act: activation of the kinds that have one.
+        num_frames: most frames of a video, each of which gets an embedding of its time; None: not for videos.
     """
 
     model_type = "kosmos_connector"
@@ -219,6 +222,7 @@ class KosmosConnectorConfig(PreTrainedConfig):
     num_heads: int | None = None
     depth: int = 6
     head_dim: int = 64
+    num_frames: int | None = None
     hidden_act: str = "gelu"
 
 
@@ -269,6 +273,46 @@ class KosmosEntityConfig(PreTrainedConfig):
             raise ValueError(f"unknown_rate is {self.unknown_rate}; it must lie from 0 to below 1")
 
 
+@checked
+class KosmosAudioConfig(PreTrainedConfig):
+    """The encoder of sounds: any audio encoder of transformers (Whisper, AST, wav2vec 2.0 …).
+
+    Attributes:
+        model_config: the encoder's own config as a dict with its ``model_type`` (``whisper``,
+            ``audio-spectrogram-transformer``, ``wav2vec2`` …).
+        input_shape: what its feature extractor makes of a sound: mel bins and frames, frames and mel bins, or samples.
+            None: read from ``model_config``, where that says it.
+        train_last_blocks: how many of the last layers learn; the rest is frozen.
+    """
+
+    model_type = "kosmos_audio"
+    base_config_key = "audio_config"
+
+    model_config: dict[str, Any] | None = None
+    input_shape: list[int] | tuple[int, ...] | None = None
+    train_last_blocks: int = 0
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.model_config is not None:  # transformers makes empty ones, to compare with
+            check_encoder(str(self.model_config.get("model_type")), self.model_config)
+            if self.input_shape is None:
+                self.input_shape = self._input_shape(self.model_config)
+        super().__post_init__(**kwargs)
+
+    @staticmethod
+    def _input_shape(fields: dict[str, Any]) -> list[int]:
+        """Whisper's two convolutions halve the frames; AST's config has what it reads."""
+        kind = fields.get("model_type")
+        if kind == "whisper":
+            return [fields.get("num_mel_bins", 80), 2 * fields.get("max_source_positions", 1500)]
+        if kind == "audio-spectrogram-transformer":
+            return [fields.get("max_length", 1024), fields.get("num_mel_bins", 128)]
+        raise ValueError(
+            f"audio_config.input_shape is needed for a {kind}: the shape of what its feature extractor makes of a "
+            "sound, for instance [480000], the samples of 30 s"
+        )
+
+
 def text_config(fields: dict[str, Any]) -> PreTrainedConfig:
     """Return the decoder's config: ours, or that of the language model of transformers which ``model_type`` names.
 
@@ -291,6 +335,10 @@ def text_config(fields: dict[str, Any]) -> PreTrainedConfig:
 @checked
 class KosmosConfig(PreTrainedConfig):
     """A whole model. ``vision_config=None`` makes a text-only one, ``span_encoder_config`` adds text spans.
+
+    Each further modality has a config of its encoder, one of its connector (which has queries), and a placeholder:
+    ``audio_config``, ``audio_connector_config`` and ``audio_token_id`` for sounds. The frames of a video go through the
+    vision tower, so videos have ``video_connector_config`` and ``video_token_id`` only.
 
     Attributes:
         text_config: the decoder, ours by default; with the ``model_type`` of a causal language model of transformers
@@ -326,6 +374,9 @@ class KosmosConfig(PreTrainedConfig):
         "span_connector_config": KosmosConnectorConfig,
         "entity_config": KosmosEntityConfig,
         "entity_connector_config": KosmosConnectorConfig,
+        "audio_config": KosmosAudioConfig,
+        "audio_connector_config": KosmosConnectorConfig,
+        "video_connector_config": KosmosConnectorConfig,
     }
 
     text_config: dict | PreTrainedConfig | None = None
@@ -335,6 +386,11 @@ class KosmosConfig(PreTrainedConfig):
     span_connector_config: dict | PreTrainedConfig | None = None
     entity_config: dict | PreTrainedConfig | None = None
     entity_connector_config: dict | PreTrainedConfig | None = None
+    audio_config: dict | PreTrainedConfig | None = None
+    audio_connector_config: dict | PreTrainedConfig | None = None
+    audio_token_id: int | None = None
+    video_connector_config: dict | PreTrainedConfig | None = None
+    video_token_id: int | None = None
     image_token_id: int | None = 64007
     boi_token_id: int | None = 64003
     eoi_token_id: int | None = 64004
@@ -353,6 +409,8 @@ class KosmosConfig(PreTrainedConfig):
             self.span_connector_config = {"kind": "linear"}
         if self.entity_config is not None and self.entity_connector_config is None:
             self.entity_connector_config = {"kind": "mlp"}
+        if self.audio_config is not None and self.audio_connector_config is None:
+            self.audio_connector_config = {}
         for name, part in self.sub_configs.items():
             given = getattr(self, name)
             if isinstance(given, dict) or (given is None and name in REQUIRED):
@@ -360,6 +418,8 @@ class KosmosConfig(PreTrainedConfig):
                 setattr(self, name, made)
         if self.text_config.model_type != KosmosTextConfig.model_type:  # ours is tied or not as the whole model says
             self.tie_word_embeddings = self.text_config.tie_word_embeddings
+        if self.video_connector_config is not None and self.video_connector_config.num_frames is None:
+            self.video_connector_config.num_frames = 8  # Flamingo trains with as many
         super().__post_init__(**kwargs)
         if not hasattr(self, "auto_map"):  # TRL reads it of every model that is not transformers' own
             self.auto_map: dict[str, str] = {}
@@ -382,6 +442,10 @@ class KosmosConfig(PreTrainedConfig):
             del fields["auto_map"]
         return fields
 
+    def places_of(self, modality: str) -> int:
+        """Return the places that one input of a modality takes, whose connector has queries."""
+        return getattr(self, f"{modality}_connector_config").num_queries
+
     def _span_queries(self) -> int | None:
         """Return how many features the span connector makes of a span; None: one for each token."""
         connector = self.span_connector_config
@@ -393,10 +457,9 @@ class KosmosConfig(PreTrainedConfig):
             raise ValueError("a model with a vision_config needs image_token_id, the id of the image placeholder")
         if self.span_encoder_config is not None and self.span_token_id is None:
             raise ValueError("a model with a span_encoder_config needs span_token_id, the id of the span placeholder")
-        if self.span_token_id is not None and self.span_token_id == self.image_token_id:
-            raise ValueError(f"image_token_id and span_token_id are both {self.image_token_id}")
         self._check_coupling()
         self._validate_entities()
+        self._check_further()
         if self.num_span_tokens != self._span_queries():
             kind = getattr(self.span_connector_config, "kind", None)
             raise ValueError(
@@ -440,6 +503,27 @@ class KosmosConfig(PreTrainedConfig):
                 f"entity_connector_config.kind is {self.entity_connector_config.kind!r}, but an entity has one "
                 "feature; take linear, mlp or ffn3"
             )
+
+    def _check_further(self) -> None:
+        """Every encoder has a placeholder of its own, and a further modality a connector with queries."""
+        for name in FURTHER:
+            connector = getattr(self, f"{name}_connector_config")
+            if connector is None:
+                continue
+            if getattr(self, f"{name}_token_id") is None:
+                raise ValueError(f"a model that reads {name} needs {name}_token_id, the id of its placeholder")
+            if connector.kind not in QUERYING:
+                raise ValueError(
+                    f"{name}_connector_config.kind is {connector.kind!r}: an encoder of {name} makes too many features "
+                    f"for the decoder; choose {' or '.join(QUERYING)}"
+                )
+        if self.video_connector_config is not None and self.vision_config is None:
+            raise ValueError("a model that reads video needs a vision_config: its tower reads the frames")
+        tokens: dict[int, str] = {}
+        for field in ("image_token_id", "span_token_id", "entity_token_id", *(f"{name}_token_id" for name in FURTHER)):
+            token = getattr(self, field)
+            if token is not None and tokens.setdefault(token, field) != field:
+                raise ValueError(f"{tokens[token]} and {field} are both {token}")
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "KosmosConfig":

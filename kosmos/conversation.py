@@ -6,17 +6,20 @@ evaluated on; an answer ends where the checkpoint's rules of writing say: at ``<
 
 from __future__ import annotations
 
+import base64
 import copy
 import html
 from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .grounding import BEGIN as GROUNDING
 from .grounding import draw_boxes, read_answer, to_picture
 from .loading import find_model, load
+from .media import file_bytes
 from .pictures import as_data_uri, on_white, open_picture, upright
-from .segments import Phrase, TooLong
+from .segments import SEGMENTS, Audio, Phrase, Span, TooLong, modality_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
     from .modeling_kosmos import KosmosForConditionalGeneration
     from .processing_kosmos import KosmosProcessor
 
-    Picture: TypeAlias = str | Path | bytes | Image | np.ndarray
+    Picture: TypeAlias = str | Path | bytes | Image | np.ndarray | Audio
     Part: TypeAlias = dict[str, Any]
 
 LONGEST_ANSWER = 64
@@ -125,15 +128,16 @@ class Conversation:
 
         Args:
             question: what is asked. Or a list of texts and pictures in their order, ``["Is", red, "or", blue, "new"]``:
-                in it a ``Path`` is a picture and a ``str`` is text.
+                in it a ``Path`` is a picture and a ``str`` is text. What else an encoder of the model reads is one of
+                its segments: ``[Audio(Path("dog.ogg")), "what animal is it?"]``.
             images: pictures shown before it: paths, Pillow images, arrays (H, W, 3) of uint8, or a file's bytes.
             context: texts before it that the bidirectional text encoder reads (MetaLM), for a model that has one.
             forget: drop the oldest turns where the conversation has outgrown the model, instead of refusing.
 
         Raises:
             TooLong: a ValueError; the conversation has outgrown the model.
-            ValueError: nothing is asked, an image cannot be read, or a context is given to a model without a text
-                encoder.
+            ValueError: nothing is asked, an image or sound cannot be read, or the model has no encoder for what is
+                given.
         """
         return "".join(self.stream(question, images, context, forget))
 
@@ -198,12 +202,13 @@ class Conversation:
             raise ValueError(f"a question is text, or a list of texts and pictures, not {type(question).__name__}")
         if not any(isinstance(part, str) and part.strip() for part in asked):
             raise ValueError("the question is empty; ask something, for instance what is in the picture")
-        if any(not isinstance(part, str) for part in (*asked, *given)) or given:
+        shown = [*given, *(part for part in asked if not isinstance(part, str))]
+        if any(not isinstance(part, tuple(SEGMENTS.values())) for part in shown):
             self._refuse_blind()
         return [
-            *({"type": "image", "image": open_picture(image)} for image in given),
+            *(self._part(image) for image in given),
             *({"type": "span", "text": text} for text in spans),
-            *({"type": "text", "text": part} if isinstance(part, str) else _picture_part(part) for part in asked),
+            *({"type": "text", "text": part} if isinstance(part, str) else self._part(part) for part in asked),
         ]
 
     def take_back(self) -> list[Part]:
@@ -267,6 +272,28 @@ class Conversation:
         page = f'<!doctype html><meta charset="utf-8"><title>Kosmos</title>{self._repr_html_()}'
         text = page if path.suffix == ".html" else json.dumps(self.export(), ensure_ascii=False, indent=1)
         path.write_text(text, encoding="utf-8", errors="replace")  # what a terminal hands on may be half a character
+
+    def _part(self, given: Any) -> Part:
+        """A part of a message of what a person gave: a picture, or a segment; its file is read now and here."""
+        if not isinstance(given, tuple(SEGMENTS.values())):
+            return {"type": "image", "image": open_picture(given)}
+        kind, segment = modality_name(given), self.readable(given)
+        return {"type": kind, "text": segment.text} if isinstance(segment, Span) else {"type": kind, kind: segment}
+
+    def readable(self, segment: Any) -> Any:
+        """Return a segment with the bytes of its files.
+
+        Raises:
+            ValueError: the model has no encoder that reads it.
+            FileNotFoundError: no such file.
+        """
+        from .modalities import MODALITIES  # it imports torch
+
+        kind = modality_name(segment)
+        if getattr(self.model.config, MODALITIES[kind].connector_config, None) is None:
+            raise ValueError(f"{kind} was given, but this model has no encoder of it; ask without")
+        files = getattr(segment, "files", ())
+        return replace(segment, **{name: file_bytes(getattr(segment, name), kind) for name in files})
 
     def _refuse_blind(self) -> None:
         if self.model.config.vision_config is None:
@@ -332,22 +359,38 @@ def _drawn(picture: Any, part: Part) -> Any:
     return drawn[key]
 
 
-def _picture_part(picture: Any) -> Part:
-    return {"type": "image", "image": open_picture(picture)}
-
-
 def _parts_of(message: dict[str, Any]) -> list[Part]:
     content = message["content"]
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
 def _exported(part: Part) -> Part:
-    if part["type"] != "image":
+    if part["type"] in ("text", "span"):
         return part
+    if part["type"] != "image":
+        return {"type": part["type"], part["type"]: _plain(part[part["type"]])}
     return {"type": "image_url", "image_url": {"url": as_data_uri(part["image"])}}
 
 
 def _html_part(part: Part) -> str:
-    if part["type"] != "image":
+    if part["type"] in ("text", "span"):
         return html.escape(part["text"])
+    if part["type"] != "image":
+        return _played(part["type"], part[part["type"]])
     return f'<img style="min-width:96px" src="{as_data_uri(part["image"], largest=256)}"><br>'
+
+
+def _plain(segment: Any) -> dict[str, Any]:
+    """A segment as JSON takes it, the bytes of its files as ``data:`` addresses."""
+    content = {each.name: getattr(segment, each.name) for each in fields(segment)}
+    return {name: _address(value) if isinstance(value, bytes) else value for name, value in content.items()}
+
+
+def _played(kind: str, segment: Any) -> str:
+    """HTML that plays the files of a segment."""
+    files = [getattr(segment, name) for name in getattr(segment, "files", ())]
+    return "".join(f'<{kind} controls src="{_address(data)}"></{kind}><br>' for data in files) or html.escape(kind)
+
+
+def _address(data: bytes) -> str:
+    return f"data:application/octet-stream;base64,{base64.b64encode(data).decode()}"

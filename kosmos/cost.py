@@ -87,7 +87,7 @@ def model_cost(model: Any, row_tokens: int) -> Cost:
         unit_flops={
             modality.name: unit_flops(model.model, modality) + (_image_keys(model) if modality is IMAGE else 0.0)
             for modality in MODALITIES.values()
-            if getattr(model.model, modality.encoder, None) is not None
+            if getattr(model.model, modality.connector, None) is not None
         },
     )
 

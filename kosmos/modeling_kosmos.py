@@ -96,10 +96,10 @@ class KosmosModel(KosmosPreTrainedModel):
 
     def _add_encoder(self, modality: Modality, text_config: KosmosTextConfig) -> None:
         """Set the attributes of encoder and connector, None where the config describes no such encoder."""
-        encoder = connector = None
+        connector, encoder = None, getattr(self, modality.encoder, None)  # perhaps that of an earlier modality
         described = getattr(self.config, modality.config, None)
         if described is not None:
-            encoder = modality.build(described)
+            encoder = modality.build(described) if encoder is None else encoder
             settings = getattr(self.config, modality.connector_config)
             width, heads = text_config.hidden_size, text_config.num_attention_heads
             connector = build_connector(settings, encoder.width, width, heads)
@@ -146,7 +146,7 @@ class KosmosModel(KosmosPreTrainedModel):
         return modality.read(self, **inputs)
 
     def _require(self, modality: Modality) -> None:
-        if getattr(self, modality.encoder, None) is None:
+        if getattr(self, modality.connector, None) is None:
             raise ValueError(f"{modality.inputs[0]} were given, but the model has no {modality.config}")
 
     def check(
@@ -253,7 +253,7 @@ class KosmosModel(KosmosPreTrainedModel):
                 self._refuse_unfilled(modality, places[modality.name])
             if dummy_image and modality in attended:
                 touched = self.encode(modality, **modality.smallest(self.config, self.device))
-            elif dummy_image and getattr(self, modality.encoder, None) is not None:
+            elif dummy_image and getattr(self, modality.connector, None) is not None:
                 inputs_embeds = inputs_embeds + self._touch(modality)
         if all(given is None for given in (position_ids, attention_mask, past_key_values, kwargs.get("document_ids"))):
             position_ids = self._positions_by_id(input_ids)
@@ -423,6 +423,17 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
     def load_vision_weights(self, path: str | Path) -> None:
         """Load the vision tower's weights from a local file or folder, see encoder_weights.py."""
         load_encoder_weights(self.model.vision_tower, path)
+
+    def load_weights(self, modality: str, path: str | Path) -> None:
+        """Load the weights of a modality's encoder, by its name in ``MODALITIES``, from a local file or folder.
+
+        Raises:
+            ValueError: the model has no such encoder, or the weights do not fit it.
+        """
+        encoder = getattr(self.model, MODALITIES[modality].encoder, None)
+        if encoder is None:
+            raise ValueError(f"{path}: the model has no {MODALITIES[modality].config}, whose weights these would be")
+        load_encoder_weights(encoder, path)
 
     def load_span_weights(self, path: str | Path) -> None:
         """Load the text encoder's weights from a local file or folder."""

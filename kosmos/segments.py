@@ -9,7 +9,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 Box: TypeAlias = tuple[float, float, float, float]
 """Left, top, right and bottom edge in shares of the picture's width and height, from 0 to 1."""
@@ -111,6 +111,7 @@ class Token:
 class Image:
     """An image: in a document its encoded bytes (JPEG, PNG, WebP …), elsewhere whatever the caller makes pixels of."""
 
+    files: ClassVar[tuple[str, ...]] = ("data",)
     data: Any
 
 
@@ -150,12 +151,29 @@ class Entity:
         return f"{kind} {identity}" + ("" if self.rating is None else f", rating {self.rating:g}")
 
 
-Segment: TypeAlias = Text | Token | Image | Span | Entity
-SEGMENTS: dict[str, type] = {"image": Image, "span": Span, "entity": Entity}
+@dataclass(frozen=True, slots=True)
+class Audio:
+    """A sound: the bytes of its file (Ogg, WAV, FLAC, MP3 …), or where it lies."""
+
+    files: ClassVar[tuple[str, ...]] = ("data",)
+    data: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Video:
+    """Moving pictures: the bytes of their file (MP4, WebM, GIF, animated WebP …), or where it lies."""
+
+    files: ClassVar[tuple[str, ...]] = ("data",)
+    data: Any
+
+
+Segment: TypeAlias = Text | Token | Image | Span | Entity | Audio | Video
+SEGMENTS: dict[str, type] = {"image": Image, "span": Span, "entity": Entity, "audio": Audio, "video": Video}
 """The segments that an encoder reads, by the name of their modality, which is also their key in a document's JSON.
 
-Each is a dataclass whose first field stands under that key, others beside it where they differ from their defaults.
-That of a further modality is put here, beside its entry in ``MODALITIES``.
+Each is a dataclass, whose first field stands under that key, others beside it by their own names where they differ from
+their defaults. Fields that ``files`` names are bytes of files, which lie beside a document's JSON. The segment of a
+further modality is put here, beside its entry in ``MODALITIES``.
 """
 
 
@@ -169,6 +187,10 @@ def modality_name(segment: Any) -> str:
 
 class TooLong(ValueError):  # noqa: N818 - it names the segment, not an error of the program
     """A segment that is longer than its encoder reads."""
+
+
+class Unreadable(ValueError):  # noqa: N818 - as above
+    """A sound, video or picture of a segment that cannot be decoded, or is longer than its encoder reads."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from transformers.generation import EosTokenCriteria, MaxLengthCriteria, Stoppin
 
 from kosmos.decode_step import GrowingCache
 from kosmos.grounding import read_answer
-from kosmos.modalities import IMAGE, MODALITIES, Modality
+from kosmos.modalities import IMAGE, MODALITIES, Modality, normalize_pixels
 from kosmos.modeling_kosmos import KosmosModel
 from kosmos.sampling import Forbid, Picker, Place, write
 from kosmos.segments import Encoded, Image, Phrase, Span, Text
@@ -187,10 +187,7 @@ class Runner:
         """What the model's ``forward`` takes for these pieces; files are read as images."""
         payloads = [self._pixels(one.payload) if isinstance(one.payload, Path) else one.payload for one in pieces]
         inputs = {name: tensor.to(self.device) for name, tensor in modality.stack(payloads).items()}
-        if "pixel_values" in inputs:
-            normalize = self.processor.image_processor.normalize
-            inputs["pixel_values"] = normalize(inputs["pixel_values"]).to(self.dtype)
-        return inputs
+        return normalize_pixels(inputs, self.processor.image_processor, self.dtype)
 
     def _pixels(self, path: Path) -> Tensor:
         try:

@@ -74,7 +74,8 @@ def test_paths_as_people_give_them(folder: Path) -> None:
 def test_completions_are_lines_that_mean_the_file(folder: Path) -> None:
     assert completions("/im") == ["/image "]
     assert completions("/") == [
-        f"{name} " for name in ("/image", "/again", "/adapter", "/new", "/prompt", "/save", "/help", "/quit")
+        f"{name} "
+        for name in ("/image", "/audio", "/video", "/again", "/adapter", "/new", "/prompt", "/save", "/help", "/quit")
     ]
     assert completions("what") == completions("what is /im") == []
     for line in (

@@ -49,6 +49,9 @@ class ModelConfig:
     for the tower is frozen; ``random`` says that a blind model is meant (a test of speed)."""
     span_weights: str | None = None
     """The same for the bidirectional encoder of text spans; a transformers folder says what the encoder is like."""
+    encoder_weights: dict[str, str] = field(default_factory=dict)
+    """The same for further modalities, by name: ``{audio: FOLDER}``; a transformers folder describes its encoder, and
+    ``random`` says that a deaf one is meant."""
     freeze: list[str] = field(default_factory=list)
     """Shell patterns of parameter names to freeze, on top of what the model's own config freezes (the encoders)."""
     activation_checkpointing: bool = False
@@ -60,6 +63,11 @@ class ModelConfig:
     def tower_weights(self) -> str | None:
         """``vision_weights`` where they name a file or folder."""
         return None if self.vision_weights == "random" else self.vision_weights
+
+    @property
+    def named_weights(self) -> dict[str, str]:
+        """Those of ``encoder_weights`` that name a file or folder."""
+        return {name: where for name, where in self.encoder_weights.items() if where != "random"}
 
 
 @dataclass

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from kosmos.grounding import to_view
-from kosmos.segments import Box, Phrase, TooLong
+from kosmos.segments import Box, Phrase, TooLong, Unreadable
 
 from .. import errors
 from ..document import Document, Image, Segment, Text
@@ -102,13 +102,15 @@ def write(
         predict_image: weight of the mark before what an encoder reads, if it has one.
 
     Raises:
-        BadSample: an image cannot be decoded, or a span is longer than its encoder reads.
+        BadSample: an image, sound or video cannot be decoded, or a segment is longer than its encoder reads.
     """
     segments, weights = zip(*parts, strict=True)
     try:
         encoded = processor.encode(_as_seen(segments, processor), skip_empty=True)
     except TooLong as error:
         raise BadSample(errors.SPAN_TOO_LONG, f"{key}: {error}") from error
+    except Unreadable as error:
+        raise BadSample(errors.UNREADABLE, f"{key}: {error}") from error
     weight = np.repeat(np.array(weights, dtype=np.float32), np.diff(encoded.edges))
     cuts = np.ones(len(encoded.ids), dtype=bool)
     for placed in encoded.placed:
