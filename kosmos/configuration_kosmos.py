@@ -346,6 +346,10 @@ class KosmosConfig(PreTrainedConfig):
         vision_config: the vision tower; None: a model of text.
         connector_config, span_connector_config: from features of images, and of spans, to the decoder's width.
         span_encoder_config: the encoder of text spans; None: there is none.
+        audio_config: the encoder of sounds; None: there is none.
+        audio_connector_config, video_connector_config: from features of sounds, and of the frames of videos (which the
+            vision tower reads), to the decoder's width; with queries.
+        audio_token_id, video_token_id: the ids of the placeholders of sounds and videos.
         entity_config: the tables of entities (people, products); None: there are none.
         entity_connector_config: from a row of a table to the decoder's width.
         image_token_id: the id of the image placeholder; may lie outside the vocabulary, it is replaced before lookup.

@@ -518,7 +518,8 @@ class KosmosProcessor(ProcessorMixin):
         if kind == "image_url" and part.get("image_url"):
             given = part["image_url"]
             kind, part = "image", {"type": "image", "url": given["url"] if isinstance(given, dict) else given}
-        known = ("text",) if role == "assistant" else ("text", *MODALITIES)
+        unread = set(_further()) - set(self.readers)
+        known = ("text", *(() if role == "assistant" else (name for name in MODALITIES if name not in unread)))
         if not isinstance(part, dict) or kind not in known:
             raise ValueError(f"a part of the type {kind!r} in a message of the {role}; it may hold {', '.join(known)}")
         if kind in ("text", "span"):
