@@ -209,7 +209,7 @@ class Pty:
         os.write(self.master, keys.encode())
 
     def press_until(self, keys: str, pattern: str) -> str:
-        """Press keys until they are heard: what comes between the prompt and the wait for keys Python's readline drops."""
+        """Press keys until they are heard: Ctrl-C between the prompt and the wait for keys is dropped by readline."""
         end = time.monotonic() + 300
         while time.monotonic() < end:
             self.press(keys)
