@@ -4,8 +4,8 @@ reads it like images and spans."""
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,16 +81,20 @@ def _refill(table: dict[str, Any], entries: dict[str, Any]) -> None:
 
 
 @pytest.fixture
-def model(build, request: pytest.FixtureRequest) -> KosmosForConditionalGeneration:
+def model(build) -> Iterator[KosmosForConditionalGeneration]:
     """Images, spans and tones, in a table of these three: the documents below have no other kind."""
-    for table, tone in ((MODALITIES, TONE), (SEGMENTS, Tone)):
-        request.addfinalizer(partial(_refill, table, dict(table)))  # in their order, which other tests see
-        _refill(table, {"image": table["image"], "span": table["span"], "tone": tone})
-    fields = build(spans=True).config.to_dict()
-    torch.manual_seed(0)
-    connector = KosmosConnectorConfig(kind="linear")
-    config = ToneConfig(**fields, tone_config={}, tone_connector_config=connector)
-    return KosmosForConditionalGeneration(config).eval()
+    before = [(table, dict(table)) for table in (MODALITIES, SEGMENTS)]
+    for (table, entries), tone in zip(before, (TONE, Tone), strict=True):
+        _refill(table, {"image": entries["image"], "span": entries["span"], "tone": tone})
+    try:
+        fields = build(spans=True).config.to_dict()
+        torch.manual_seed(0)
+        connector = KosmosConnectorConfig(kind="linear")
+        config = ToneConfig(**fields, tone_config={}, tone_connector_config=connector)
+        yield KosmosForConditionalGeneration(config).eval()
+    finally:
+        for table, entries in before:
+            _refill(table, entries)  # in their order, which other tests see
 
 
 def test_forward_backward_and_cost(model, ids) -> None:
