@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from math import exp, log
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from kosmos.segments import Phrase
@@ -45,7 +48,12 @@ class Method(NamedTuple):
 
 
 def answers(
-    model: EvaluatedModel, task: Task, items: Sequence[Item], built: Sequence[Prompt], seed: int
+    model: EvaluatedModel,
+    task: Task,
+    items: Sequence[Item],
+    built: Sequence[Prompt],
+    seed: int,
+    others: Sequence[Sequence[Path]] = (),
 ) -> Iterator[dict[int, Answer]]:
     """Ask about all items; answers by the item's place, as soon as all replies for it are there.
 
@@ -55,10 +63,13 @@ def answers(
         items: what is asked about.
         built: the prompt of each.
         seed: of sampling.
+        others: images of other items, for a marginal likelihood.
     """
     method, size = METHODS[task.decoding.method], max(len(items), 1)
     if any(item.candidate_images for item in items) or CANDIDATE in task.prompt.template:
         method, size = RANK_PROMPTS, _ITEMS_OF_PROMPTS
+    elif task.decoding.normalisation == "marginal":
+        method = Method(partial(_rank_pairs, others=others), _rank_answer)
     for start in range(0, len(items), size):
         for batch in _ask(model, task, method, items[start : start + size], built[start : start + size], seed):
             yield {start + place: answer for place, answer in batch.items()}
@@ -95,11 +106,12 @@ def rationales(model: EvaluatedModel, task: Task, chosen: Sequence[Prompt]) -> l
     return in_order(model.generate(chosen, Decoding(max_new_tokens=task.rationale_tokens), [0] * len(chosen)))
 
 
-def _rank_pairs(task: Task, item: Item, prompt: Prompt) -> list[Pair]:
-    """Each candidate behind the prompt and, to be compared with, behind words that say nothing of the item."""
+def _rank_pairs(task: Task, item: Item, prompt: Prompt, others: Sequence[Sequence[Path]] = ()) -> list[Pair]:
+    """Each candidate behind the prompt and, to be compared with, behind prompts that say nothing of the item."""
     heads = [prompt]
     if task.decoding.normalisation == "unconditional":
         heads.append(Prompt((task.decoding.bare_prompt,)))
+    heads += [prompts.build(task, item, images=images) for images in others]
     return [Pair(head, text) for head in heads for text in continuations(task, item)]
 
 
@@ -111,9 +123,16 @@ def _rank_answer(task: Task, item: Item, replies: Sequence[Likelihood]) -> Answe
         nats = [reply.nats / reply.tokens for reply in replies]
     elif normalisation == "byte":
         nats = [value / len(text.strip().encode()) for value, text in zip(nats, texts, strict=True)]
-    elif normalisation == "unconditional":
-        nats = [value - bare for value, bare in zip(nats[: len(texts)], nats[len(texts) :], strict=True)]
+    elif normalisation in ("unconditional", "marginal"):
+        own, *compared = (nats[at : at + len(texts)] for at in range(0, len(nats), len(texts)))
+        nats = [value - _log_mean_exp(others) for value, *others in zip(own, *compared, strict=True)]
     return _best(candidates(task, item), nats)
+
+
+def _log_mean_exp(nats: Sequence[float]) -> float:
+    """The log of the mean likelihood, from log-likelihoods; the largest is taken out so that none underflows."""
+    largest = max(nats)
+    return largest + log(sum(exp(value - largest) for value in nats) / len(nats))
 
 
 def _prompt_pairs(task: Task, item: Item, prompt: Prompt) -> list[Pair]:

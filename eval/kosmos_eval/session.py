@@ -141,7 +141,7 @@ class Session:
             texts = methods.rationales(self.model, run.task, chosen)
             seconds = [prompt.then or prompt for prompt in chosen]
             chosen = [prompts.with_rationale(second, text) for second, text in zip(seconds, texts, strict=True)]
-        for batch in methods.answers(self.model, run.task, items, chosen, self.seed):
+        for batch in methods.answers(self.model, run.task, items, chosen, self.seed, self.data.other_images):
             records = []
             for at, answer in batch.items():
                 record = _record(items[at], chosen[at], requests[items[at].id], answer)
@@ -204,6 +204,7 @@ class Session:
         stages = [stage for stage in (prompt, prompt.then) if stage is not None]
         images = [content_hash(path) for stage in stages for path in stage.images]
         images += [content_hash(path) for path in item.candidate_images]
+        images += [content_hash(path) for shown in self.data.other_images for path in shown]
         decoding = run.task.decoding
         scored: Sequence[str] = ()
         if decoding.method in ("rank", "cloze"):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from . import metrics
 from .demonstrations import DemonstrationPool, EmbedImages
-from .items import Item, stable_hash
+from .items import Item, content_hash, stable_hash
 from .metrics.strings import accuracy
 from .readers import load_items
 from .tasks import CONTEXTS, Task
@@ -62,6 +62,27 @@ class TaskData:
             self._pool = DemonstrationPool(self.task, self.train, self.items, embed)
         return self._pool
 
+    @cached_property
+    def other_images(self) -> list[tuple[Path, ...]]:
+        """Images of the demonstrations' split, drawn by hash, for a task that normalises by them; else none.
+
+        Raises:
+            ValueError: the split has none, or the items' numbers of images differ.
+        """
+        decoding = self.task.decoding
+        if decoding.normalisation != "marginal":
+            return []
+        counts = {len(item.images) for item in self.items}
+        shown = {item.images for item in self.train if {len(item.images)} == counts and item.images}
+        if not shown:
+            raise ValueError(
+                f"task {self.task.name}: decoding.normalisation=marginal compares with the images of other items, as "
+                f"many an item as here ({', '.join(map(str, sorted(counts)))}); "
+                f"demonstrations.split={self.task.demonstrations.split!r} has none. Use normalisation=sum"
+            )
+        ordered = sorted(shown, key=lambda images: content_hash(images[0]))
+        return ordered[: decoding.other_images]
+
     def subset(self, limit: int | None) -> list[Item]:
         """``limit`` items chosen by hash, in file order, the same ones for every model; all if there are no more.
 
@@ -84,6 +105,7 @@ class TaskData:
                 without its Java program.
         """
         metrics.check_available(self.task.metrics)
+        _ = self.other_images
         for context in contexts:
             if context not in CONTEXTS:
                 raise ValueError(f"unknown context {context!r}; choose from {', '.join(CONTEXTS)}")

@@ -127,10 +127,11 @@ class Decoding:
             verbalizers: the words that stand for a class of the data, ``{entailment: "Yes"}``; its
             classes are then the candidates. described: each candidate is ranked by its description in the item's data
             (``wordings``, KOSMOS-1 section 4.8), not by its own words.
-            normalisation: of a candidate's log-likelihood: ``sum``, ``mean`` over its tokens, per ``byte``, or
-            ``unconditional`` (minus the log-likelihood after ``bare_prompt``, GPT-3 section 2.4). bare_prompt: what
-            says nothing of the item: GPT-3's ``Answer:``, or the task's own words without the image, which makes the
-            score the pointwise mutual information of image and candidate. constrained: for ``beam``: only the
+            normalisation: of a candidate's log-likelihood: ``sum``, ``mean`` over its tokens, per ``byte``,
+            ``unconditional`` (minus the log-likelihood after ``bare_prompt``, GPT-3 section 2.4), or ``marginal``
+            (minus the log of its mean likelihood with ``other_images`` in the place of the item's: the pointwise
+            mutual information of image and candidate). bare_prompt: what says nothing of the item, as GPT-3's
+            ``Answer:``. other_images: so many of the demonstrations' split, drawn by hash. constrained: for ``beam``: only the
             candidates can be written (KOSMOS-1's constrained ImageNet).
     """
 
@@ -143,13 +144,16 @@ class Decoding:
     candidates: list[str] = field(default_factory=list)
     verbalizers: dict[str, str] = field(default_factory=dict)
     described: bool = False
-    normalisation: Literal["sum", "mean", "byte", "unconditional"] = "sum"
+    normalisation: Literal["sum", "mean", "byte", "unconditional", "marginal"] = "sum"
     bare_prompt: str = "Answer:"
+    other_images: int = 32
     constrained: bool = False
 
     def __post_init__(self) -> None:
         if self.verbalizers and not self.candidates:
             self.candidates = list(self.verbalizers)
+        if self.other_images < 1:
+            raise ValueError(f"decoding.other_images {self.other_images} must be at least 1")
         strange = sorted(set(self.verbalizers) - set(self.candidates))
         if strange:
             raise ValueError(

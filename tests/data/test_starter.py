@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import re
 from collections import Counter
 from pathlib import Path
@@ -33,7 +34,7 @@ def test_no_test_image_is_in_any_training_shard(built: Path) -> None:
     assert len(test) == 1000
     trained = {
         hashlib.sha256(image.data).digest()
-        for name in ("pairs", "qa", "interleaved")
+        for name in ("pairs", "qa", "presence", "negation", "interleaved")
         for document in Corpus(built / name)
         for image in document.images
     }
@@ -58,6 +59,38 @@ def test_every_training_question_is_asked_once_with_its_answer(built: Path) -> N
     expected = Counter((p.number, q, a) for p in easy_vqa.load("train") for q, a in p.questions)
     assert asked == expected
     assert firsts.total() > 15_000
+
+
+@pytest.mark.parametrize(("name", "negated_share"), [("presence", 0.0), ("negation", 0.5)])
+def test_yes_and_no_are_equally_likely_whatever_is_named(built: Path, name: str, negated_share: float) -> None:
+    pictures = {picture.number: picture for picture in easy_vqa.load("train")}
+    answers: dict[tuple[str, bool], Counter] = {}
+    published = {question for picture in pictures.values() for question, _ in picture.questions}
+    for document in Corpus(built / name):
+        asked, answer = document.segments[1:]
+        question = re.fullmatch(r"Question: (.*) Answer:", asked.text).group(1)
+        picture, said = pictures[document.meta["image"]], answer.text.strip()
+        assert (asked.supervised, answer.supervised) == (False, True)
+        assert question in published
+        # With this answer the published ones still say the same: it contradicts none of them.
+        for values, own in ((easy_vqa.SHAPES, picture.shape), (easy_vqa.COLORS, picture.color)):
+            assert easy_vqa.settle([*picture.questions, (question, said)], values) == own
+        words = set(re.findall(r"\w+", question))
+        named = next(value for value in easy_vqa.SHAPES + easy_vqa.COLORS if value in words)
+        answers.setdefault((named, easy_vqa.is_negated(question)), Counter())[said] += 1
+    assert len(answers) == (22 if negated_share else 11)
+    counted = sum(counts.total() for counts in answers.values())
+    assert counted > 10_000
+    negated = sum(counts.total() for (_, turned), counts in answers.items() if turned)
+    assert negated / counted == pytest.approx(negated_share, abs=0.02)
+    for counts in answers.values():
+        assert counts["yes"] / counts.total() == pytest.approx(0.5, abs=0.1)
+
+
+def test_presence_of_an_unsettled_picture_is_refused() -> None:
+    picture = easy_vqa.Picture(5, Path("5.png"), [], None, "red")
+    with pytest.raises(ValueError, match="picture 5 has no settled shape"):
+        easy_vqa.presence(picture, False, random.Random(0))
 
 
 def test_captions_agree_with_every_answer(built: Path) -> None:

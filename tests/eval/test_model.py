@@ -194,6 +194,29 @@ def test_ranking_equals_forward_one_by_one(
         assert answer.text == candidates[expected.index(max(expected))].strip()
 
 
+def test_marginal_ranking_compares_with_other_images(
+    model: KosmosForConditionalGeneration, processor: KosmosProcessor, toy_data: Path
+) -> None:
+    images = sorted((toy_data / "test/images").glob("*.png"))
+    names = ["a blue square", "red triangle circle"]
+    decoding = Decoding("rank", normalisation="marginal", candidates=names)
+    task = Task(
+        "", tasks.DatasetFiles("jsonl", ""), tasks.Prompt("<image>A"), decoding=decoding, metrics=["accuracy"]
+    )
+    items = [Item(str(place), images=(image,)) for place, image in enumerate(images[:2])]
+    others = [(image,) for image in images[2:5]]
+    built = [Prompt((image, "A"), (1,)) for image in images[:2]]
+    answers = in_order(methods.answers(EvaluatedModel(Runner(model, processor)), task, items, built, 0, others))
+    for prompt, answer in zip(built, answers, strict=True):
+        expected = []
+        for name in names:
+            own, _ = log_likelihood(model, processor, prompt, f" {name}")
+            rest = [log_likelihood(model, processor, Prompt((other, "A")), f" {name}")[0] for (other,) in others]
+            expected.append(own - torch.tensor(rest, dtype=torch.float64).exp().mean().log().item())
+        assert answer.scores == pytest.approx(expected, abs=1e-4)
+        assert answer.text == names[expected.index(max(expected))]
+
+
 @torch.no_grad()
 def log_likelihood(
     model: KosmosForConditionalGeneration, processor: KosmosProcessor, prompt: Prompt, text: str

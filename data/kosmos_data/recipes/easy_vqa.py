@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import random
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,6 +17,15 @@ from pathlib import Path
 
 SHAPES = ("circle", "rectangle", "triangle")
 COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
+
+PRESENT = ("is a {} present?", "is there a {}?", "does the image contain a {}?", "is there a {} in the image?")
+ABSENT = (
+    "is no {} present?",
+    "is there not a {}?",
+    "does the image not contain a {}?",
+    "is there not a {} in the image?",
+)
+"""The package's own words for yes/no questions; ``{}`` is a shape, or a colour and "shape"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +84,30 @@ def settle(questions: Sequence[tuple[str, str]], values: Sequence[str]) -> str |
 def is_negated(question: str) -> bool:
     """True for "is there not a red shape?" and its like, whose answer turns yes and no around."""
     return bool(re.search(r"\b(no|not)\b", question))
+
+
+def presence(picture: Picture, negated: bool, rng: random.Random) -> tuple[str, str]:
+    """Draw a yes/no question about the shape or the colour of ``picture``, and its answer.
+
+    The package names what is not in the picture seven times in eight, so its answers can be guessed from the words.
+    Here the picture's own shape or colour is named in half of the questions, and only the picture can tell.
+
+    Args:
+        picture: one with a settled shape and colour.
+        negated: ask with "no" or "not" in half of the questions, which turns the answer around.
+        rng: draws all of it.
+
+    Raises:
+        ValueError: its shape or colour is not settled.
+    """
+    if picture.shape is None or picture.color is None:
+        raise ValueError(f"picture {picture.number} has no settled shape and colour to ask for")
+    about_color = rng.randrange(len(COLORS) + len(SHAPES)) < len(COLORS)
+    values, own = (COLORS, picture.color) if about_color else (SHAPES, picture.shape)
+    is_there, turned = rng.random() < 0.5, negated and rng.random() < 0.5
+    named = own if is_there else rng.choice([value for value in values if value != own])
+    question = rng.choice(ABSENT if turned else PRESENT).format(f"{named} shape" if about_color else named)
+    return question, "yes" if is_there != turned else "no"
 
 
 def question_type(answer: str) -> str:

@@ -6,6 +6,7 @@ in which VQAv2 and COCO are published. KOSMOS-1 (section 2.3, table 21) uses the
 them stand questions about a context in words (:mod:`.scenes`), as text and, for MetaLM, as a span of the text encoder.
 
     OUT/pairs  OUT/qa  OUT/interleaved  OUT/text          shards
+    OUT/presence  OUT/negation                            shards: one balanced yes/no question about an image
     OUT/reading  OUT/reading_encoded                      shards: a context as text, and as a span; questions about it
     OUT/eval/train  OUT/eval/test                         images/ vqa_questions.json vqa_annotations.json captions.json
     OUT/eval/train  OUT/eval/test                         reading.jsonl: context, question, answer
@@ -50,6 +51,11 @@ class Options:
         seed: of all shuffling and drawing.
         captions_per_image: caption documents per training image; the first is always "An image of …".
         max_questions: questions of one image per document, 1 to this many.
+        presence_per_image: documents of ``presence`` per training image: is there a shape or colour? Yes and no are
+            equally likely whatever is named (:func:`.easy_vqa.presence`). A model learns to compare first a word with
+            a picture, then what "not" does to the answer; both at once are the parity of two facts, which it does not
+            find.
+        negation_per_image: documents of ``negation`` per training image: the same, half of them with "no" or "not".
         few_shot_documents: interleaved documents of image, question, answer, image, question, answer, …
         contrast_documents: interleaved documents that ask one question about every image; each answer it has is as
             likely as the others, so that only the image can tell (the balanced pairs of VQA v2, arXiv 1612.00837).
@@ -70,6 +76,8 @@ class Options:
     seed: int = 0
     captions_per_image: int = 2
     max_questions: int = 4
+    presence_per_image: int = 3
+    negation_per_image: int = 3
     few_shot_documents: int = 3000
     contrast_documents: int = 4000
     caption_series_documents: int = 1000
@@ -93,6 +101,8 @@ def build(out: Path, options: Options, progress: Progress) -> dict[str, Any]:
     makers: dict[str, Callable[[], Iterator[Document]]] = {
         "pairs": lambda: pairs(train, images, options),
         "qa": lambda: question_answers(train, images, options),
+        "presence": lambda: presence(train, images, options, negated=False),
+        "negation": lambda: presence(train, images, options, negated=True),
         "interleaved": lambda: interleaved(train, images, options),
         "text": lambda: text_documents(spoken, options),
         "reading": lambda: reading(options, encoded=False),
@@ -130,6 +140,21 @@ def question_answers(pictures: Iterable[Picture], images: dict[int, bytes], opti
     for picture in pictures:
         rng = random.Random(f"{options.seed} qa {picture.number}")
         for number, said in enumerate(conversations(picture.questions, options.max_questions, rng)):
+            segments: list[Segment] = [Image(images[picture.number]), *said]
+            yield Document(f"{picture.number:05d}-{number}", segments, {"image": picture.number})
+
+
+def presence(
+    pictures: Iterable[Picture], images: dict[int, bytes], options: Options, negated: bool
+) -> Iterator[Document]:
+    """An image, then one question whether it has a shape or a colour."""
+    name, count = ("negation", options.negation_per_image) if negated else ("presence", options.presence_per_image)
+    for picture in pictures:
+        if picture.shape is None or picture.color is None:
+            continue
+        rng = random.Random(f"{options.seed} {name} {picture.number}")
+        for number in range(count):
+            said = turn(*easy_vqa.presence(picture, negated, rng), last=True)
             segments: list[Segment] = [Image(images[picture.number]), *said]
             yield Document(f"{picture.number:05d}-{number}", segments, {"image": picture.number})
 
