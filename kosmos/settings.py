@@ -43,7 +43,7 @@ def from_dict(cls: type[Settings], values: dict[str, Any], where: str = "") -> S
     from jsonargparse import ArgumentError
 
     _reject_unknown_keys(cls, values, where)
-    parser = _parser(cls)
+    parser = _parser(typing.cast(Any, cls))  # mypy takes no type variable for hashable
     try:
         return parser.instantiate(parser.parse_object({"settings": copy.deepcopy(values)})).settings
     except (ArgumentError, TypeError, ValueError) as error:
