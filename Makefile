@@ -36,8 +36,8 @@ install: $(VENV)/.installed  ## create .venv and install everything
 demo: $(if $(wildcard $(VENV)/.installed),install,$(VENV)/.installed-demo)  ## the whole at toy size, from corpora to a chat; about ten minutes on two cores
 	$(BIN)/kosmos demo
 
-test: install  ## the whole test suite, two tests at a time
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+test: install  ## the whole test suite, two files at a time, the longest first
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # What differs is laid over the environment: a few packages, and torch is not installed three times.
 $(VENV)/versions/%/.installed: tests/versions/%.txt $(VENV)/.installed

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import re
 import types
 import typing
@@ -39,15 +40,24 @@ def load(cls: type[Settings], path: str | Path | None = None, overrides: Sequenc
 
 def from_dict(cls: type[Settings], values: dict[str, Any], where: str = "") -> Settings:
     """Check ``values`` against the dataclass ``cls`` and build it; ``where`` begins every error message."""
-    from jsonargparse import ArgumentError, ArgumentParser
+    from jsonargparse import ArgumentError
 
     _reject_unknown_keys(cls, values, where)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--settings", type=cls)
+    parser = _parser(typing.cast(Any, cls))  # mypy takes no type variable for hashable
     try:
         return parser.instantiate(parser.parse_object({"settings": copy.deepcopy(values)})).settings
     except (ArgumentError, TypeError, ValueError) as error:
         raise ValueError(f"{where}{_readable(error)}") from error
+
+
+@functools.cache
+def _parser(cls: type) -> Any:
+    """The parser of a dataclass, made once: that takes longer than reading the values of a run."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--settings", type=cls)
+    return parser
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

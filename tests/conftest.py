@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import wave
@@ -19,6 +20,28 @@ import pytest
 
 hypothesis.settings.register_profile("kosmos", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("kosmos")
+
+# make test hands whole files to two processes, so that what a file shares is made once. These take a minute and more:
+# begun last, one of them would run on alone.
+LONGEST_FIRST = (
+    *("test_demo.py", "train/test_tuning.py", "train/test_resume.py", "train/test_engine.py", "train/test_launch.py"),
+    *("train/test_gradients.py", "train/test_pretrain.py", "train/test_checkpoint.py", "train/test_evaluation.py"),
+    *("train/test_muon.py", "data/test_kill.py", "eval/test_adapters.py", "eval/test_processes.py"),
+    *("train/test_study.py", "train/test_guards.py", "kosmos/test_web_chat.py", "kosmos/test_native.py"),
+    *("data/web/test_executors.py", "kosmos/test_docking.py", "train/test_further.py", "train/test_docked.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first, in the order of the table; all others stay as they are, behind them."""
+    root = Path(__file__).parent
+    places = {root / name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+def pytest_collection_finish() -> None:
+    """What the imports have made stays to the end: no collection of garbage needs to walk over it again."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -21,14 +21,25 @@ from kosmos.encoder_weights import find_weights
 from kosmos.processing_kosmos import load_processor
 from kosmos_data.objectives._flatten import flatten
 from kosmos_data.recipes import starter
-from kosmos_train.demo import Demo, make_corpora, run_demo
+from kosmos_train.demo import RECIPES, Demo, make_corpora, run_demo
+
+# The demo's corpora, with fewer documents of each kind: what a few steps read.
+FEWER = {
+    "corpus": [
+        *("few_shot_documents=100", "contrast_documents=100", "caption_series_documents=50"),
+        *("captions_per_image=1", "reading_documents=400"),
+    ],
+    "pictures": [*RECIPES["pictures"][1], "variants=1"],
+    "instructions": [*RECIPES["instructions"][1], "definitions=500"],
+}
+SMALL = {folder: (recipe, FEWER[folder]) for folder, (recipe, _) in RECIPES.items()}
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A demo of few steps: every room is entered, nothing is learned."""
     out = tmp_path_factory.mktemp("demo")
-    run_demo(out, Console(quiet=True), steps_factor=0.02, limit=48)
+    run_demo(out, Console(quiet=True), steps_factor=0.02, limit=24, recipes=SMALL)
     return out
 
 
@@ -99,7 +110,7 @@ def test_without_npm_and_apt_the_demo_says_what_it_left_out(
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setenv("KOSMOS_CACHE", str(tmp_path / "cache"))
     console = Console(record=True, width=200)
-    left = Demo(tmp_path / "demo", console)
+    left = Demo(tmp_path / "demo", console, recipes=SMALL)
     shutil.copytree(demo / "corpus", left.path("corpus"))
     make_corpora(left)
     said = console.export_text()
@@ -118,7 +129,7 @@ def _weights(run: Path) -> Path:
 @pytest.mark.slow
 def test_a_finished_demo_repeats_nothing(demo: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in demo.rglob("*.safetensors")}
-    run_demo(demo, Console(quiet=True), steps_factor=0.02, limit=48)
+    run_demo(demo, Console(quiet=True), steps_factor=0.02, limit=24, recipes=SMALL)
     assert {path: path.stat().st_mtime_ns for path in demo.rglob("*.safetensors")} == before
 
 

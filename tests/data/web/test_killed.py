@@ -127,12 +127,12 @@ def test_a_killed_worker_is_replaced_and_workers_end_with_a_killed_run(
     web: Any, made: Path, tmp_path: Path, started: subprocess.Popen[bytes], options: MakeOptions, files: Files
 ) -> None:
     work = tmp_path / "out" / "work"
-    _wait(lambda: list((work / "documents").glob("*.partial/*.tar.partial")))  # a task is being extracted
+    _wait(lambda: list((work / "documents").glob("*.partial/*.tar.partial")), 400)  # a task is being extracted
     children = _children(started.pid)
     workers = children - {pid for pid in children if _children(pid)}  # not the fork server, which is their parent
     os.kill(max(workers), signal.SIGKILL)
     done = work / "logs" / "2-extract" / "completions"
-    _wait(lambda: started.poll() is not None or len(list(done.glob("*"))) == 3)
+    _wait(lambda: started.poll() is not None or len(list(done.glob("*"))) == 3, 400)
     children |= _children(started.pid)
     started.kill()
     assert started.wait() == -signal.SIGKILL, "it ended before it was killed"
