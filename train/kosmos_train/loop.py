@@ -137,7 +137,7 @@ class Loop:
         reasons = self._bad_samples(batch, result)
         if self.log is not None:
             seconds = time.perf_counter() - began
-            waited = result.votes["waited"] / self.engine.world.size
+            waited = max(result.votes[f"waited{rank}"] for rank in range(self.engine.world.size))
             measures = self._measures(result, batch.step, seconds)
             self.log.step(self.step, result, rate, seconds, waited, **measures, **reasons)
         return result.votes["interrupted"] > 0
@@ -148,7 +148,8 @@ class Loop:
         stats = nothing if batch is None else batch.stats
         return {
             "interrupted": float(self.interrupt.received is not None),
-            "waited": waited,
+            # a place for each rank: the sum over ranks is what each of them waited, and the slowest decides
+            **{f"waited{rank}": waited * (rank == self.engine.world.rank) for rank in range(self.engine.world.size)},
             "positions": float(stats["positions"]),
             "bad_samples": float(sum(stats["skipped"].values())),
             "fallbacks": float(stats["fallbacks"]),
@@ -176,7 +177,7 @@ class Loop:
         if result.votes["fallbacks"]:  # too short for their objective: they stayed plain causal text
             measures["fallbacks"] = int(result.votes["fallbacks"])
         if self.cost is not None and (peak := device_peak()):
-            flops = self.cost.flops(result.tokens, result.encoded)
+            flops = self.cost.flops(result.tokens, result.encoded, result.supervised)
             measures["mfu"] = round(flops / (seconds * self.engine.world.size * peak), 4)
         if self.engine.world.device.type == "cuda":
             measures["memory_gb"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)

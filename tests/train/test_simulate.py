@@ -1,0 +1,88 @@
+"""The simulated step of KOSMOS-1's recipe, and on how many GPUs it may run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kosmos import settings
+from kosmos.cli import main as kosmos
+from kosmos.cost import memory, model_cost
+from kosmos_train.config import TrainConfig
+from kosmos_train.dry_run import plan
+from kosmos_train.roofline import GPUS, with_rates
+from kosmos_train.simulate import simulate, world_sizes
+
+CONFIG = Path(__file__).resolve().parents[2] / "train" / "configs" / "kosmos1.yaml"
+
+
+@pytest.fixture(scope="module")
+def recipe() -> TrainConfig:
+    return settings.load(TrainConfig, CONFIG)
+
+
+def test_kosmos1_keeps_its_gpus_busy(recipe: TrainConfig) -> None:
+    """At least 46 % of 64 H100, and 50 % of 64 H200 by the count that takes every token through the output matrix."""
+    h100, h200 = (simulate(recipe, 64, with_rates(gpu), 12) for gpu in ("h100", "h200"))
+    assert h100.mfu >= 0.46
+    assert h200.mfu >= 0.485
+    assert h200.mfu_all >= 0.50
+    assert h100.mfu < h100.mfu_all
+    assert sum(h100.memory.values()) < 72 * 2**30  # of 80 GB
+
+
+def test_what_is_left_out_costs_time(recipe: TrainConfig) -> None:
+    """Recomputation, small micro-batches, single kernels and a slow network: each makes the step longer."""
+    best = simulate(recipe, 64, GPUS["h100"], 12).milliseconds
+    for change in (
+        ["model.activation_checkpointing=true"],
+        ["data.rows_per_micro_batch=3"],
+        ["model.compile=false"],
+        ["engine.zero_stage=3", "model.compile=false"],
+    ):
+        assert simulate(settings.load(TrainConfig, CONFIG, change), 64, GPUS["h100"], 12).milliseconds > best + 5
+    assert simulate(recipe, 64, with_rates("h100", bus=45.0), 12).milliseconds > best + 50
+
+
+def test_sizes_that_the_recipe_allows(recipe: TrainConfig) -> None:
+    """A node less than 8 is not among them; two less is, with smaller micro-batches."""
+    assert world_sizes(recipe, 72) == {8: 9, 16: 9, 24: 8, 32: 9, 48: 6, 64: 9, 72: 8}
+    for gpus, rows in world_sizes(recipe, 288).items():
+        settings.load(TrainConfig, CONFIG, [f"data.rows_per_micro_batch={rows}"]).check(gpus)
+
+
+def test_command_prints_its_assumptions(capsys: pytest.CaptureFixture[str]) -> None:
+    assert kosmos(["simulate", str(CONFIG), "--gpus", "64", "--gpu", "h200", "--products", "700"]) == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for words in ("simulated: no GPU has run this", "products 700", "memory 4", "images-per-row 12", "MFU"):
+        assert words in shown
+    assert kosmos(["simulate", str(CONFIG), "--gpu", "tpu"]) == 2
+    assert "gpu 'tpu' is not known" in capsys.readouterr().err
+    assert kosmos(["simulate", str(CONFIG), "--gpus", "60"]) == 2
+    assert "60 ranks cannot share data.rows_per_step=576" in capsys.readouterr().err
+
+
+def test_muon_keeps_one_moment(values: dict[str, Any]) -> None:
+    """The dry run takes 4 bytes of a matrix less where Muon moves it."""
+    values["engine"] = {"zero_stage": 1, "precision": "bf16"}
+    adam = plan(settings.from_dict(TrainConfig, values), 1)
+    values["optim"]["name"] = "muon"
+    muon = plan(settings.from_dict(TrainConfig, values), 1)
+    matrices = 2 * (4 * 32 * 32 + 2 * 32 * 64)
+    assert adam.memory["optimiser, fp32"] - muon.memory["optimiser, fp32"] == 4 * matrices
+
+
+def test_output_matrix_counts_for_labels_alone(recipe: TrainConfig) -> None:
+    import torch
+
+    from kosmos import KosmosConfig, KosmosForConditionalGeneration
+
+    config = KosmosConfig.preset("tiny")
+    with torch.device("meta"):
+        cost = model_cost(KosmosForConditionalGeneration(config), 64)
+    matrix = 6 * config.text_config.vocab_size * config.text_config.hidden_size
+    none = {"image": 0.0}
+    assert cost.flops(100, none) - cost.flops(100, none, 40) == 60 * matrix
+    assert "DeepSpeed's buckets, about" in memory(cost, config, 1, 64, checkpointing=False, zero_stage=2, gpus=2)
