@@ -92,7 +92,7 @@ def plan_attention(
         allowed = document_mask(documents_BT, block_ids_BT)
         return AttentionPlan(mask=torch.where(allowed, 0.0, torch.finfo(hidden_BTD.dtype).min)[:, None])
     half = hidden_BTD.dtype in (torch.bfloat16, torch.float16)
-    plan = plan_documents(documents_BT, block_ids_BT, training, half, layout and layout.packing)
+    plan = plan_documents(documents_BT, block_ids_BT, training, half, None if layout is None else layout.packing)
     if training:
         refuse_dropout(plan, config.attention_dropout)
     return plan
@@ -254,7 +254,7 @@ def attend_lengths(query_BTHK: Tensor, key_BTHK: Tensor, value_BTHK: Tensor, bor
     query, key, value = (states.flatten(0, 1) for states in (query_BTHK, key_BTHK, value_BTHK))
     if heads != key.shape[1]:
         key, value = (states.repeat_interleave(heads // key.shape[1], 1) for states in (key, value))
-    out = varlen_attn(query, key, value, borders, borders, length, length, scale=scaling, window_size=(-1, 0))
+    out: Any = varlen_attn(query, key, value, borders, borders, length, length, scale=scaling, window_size=(-1, 0))
     return out.view(rows, length, heads, -1)
 
 
@@ -295,7 +295,7 @@ def attend_flex(query_BTHK: Tensor, key_BTHK: Tensor, value_BTHK: Tensor, block_
     from torch.nn.attention.flex_attention import flex_attention
 
     query, key, value = (heads.transpose(1, 2) for heads in (query_BTHK, key_BTHK, value_BTHK))
-    flex = flex_attention if torch.compiler.is_compiling() else compiled(flex_attention, dynamic=False)
+    flex: Any = flex_attention if torch.compiler.is_compiling() else compiled(flex_attention, dynamic=False)
     grouped = query.shape[1] != key.shape[1]
     return flex(query, key, value, block_mask=block_mask, scale=scaling, enable_gqa=grouped).transpose(1, 2)
 

@@ -35,6 +35,7 @@ from .attention import (
     refuse_xpos_blocks,
 )
 from .configuration_kosmos import KosmosTextConfig
+from .cross_attention import Coupling, GatedCrossAttention
 from .encoders import Encoder
 from .initialization import init_embedding, init_norm, init_projection, linear
 from .positions import KosmosPositions, count_positions, rotate
@@ -194,7 +195,7 @@ class KosmosPreTrainedModel(PreTrainedModel):
     config_class: Any = KosmosTextConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["KosmosBlock"]
+    _no_split_modules = ["KosmosBlock", GatedCrossAttention.__name__]
     _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -290,10 +291,14 @@ class KosmosDecoder(KosmosPreTrainedModel):
         block_ids: Tensor | None = None,
         position_in_span: Tensor | None = None,
         cache: Cache | None = None,
+        coupling: Coupling | None = None,
         layout: RowLayout | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Run the decoder over unscaled embeddings (B, T, D); see KosmosForConditionalGeneration.forward."""
+        """Run the decoder over unscaled embeddings (B, T, D); see KosmosForConditionalGeneration.forward.
+
+        ``coupling`` is what its layers attend to beside the text (cross_attention.py).
+        """
         past_key_values = either(past_key_values, cache)
         refuse_other_caches(kwargs)
         hidden_BTD = inputs_embeds * self.embed_scale if self.embed_scale != 1.0 else inputs_embeds
@@ -308,7 +313,9 @@ class KosmosDecoder(KosmosPreTrainedModel):
         plan = plan_attention(
             self.config, hidden_BTD, attention_mask, past_key_values, document_ids, block_ids, self.training, layout
         )
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
+            if coupling is not None:
+                hidden_BTD = coupling.before(index, hidden_BTD)
             hidden_BTD = layer(hidden_BTD, rotation, plan, **named(past_key_values), **kwargs)
         return BaseModelOutputWithPast(
             last_hidden_state=self.layer_norm(hidden_BTD), **named(past_key_values if use_cache else None)

@@ -222,16 +222,7 @@ class SpanEncoder(Encoder):
 
     def __init__(self, config: KosmosSpanEncoderConfig) -> None:
         super().__init__()
-        from transformers import AutoModel
-        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-        fields = dict(config.model_config or {})
-        model_type = fields.pop("model_type", None)
-        if model_type not in CONFIG_MAPPING:
-            raise ValueError(
-                f"span_encoder_config.model_config: transformers knows no model_type {model_type!r}; try 'bert'"
-            )
-        self.encoder = AutoModel.from_config(CONFIG_MAPPING[model_type](**fields))
+        self.encoder = from_description(config.model_config, "span_encoder_config", "bert")
         if hasattr(self.encoder, "pooler"):
             self.encoder.pooler = None
         self.width = self.encoder.config.hidden_size
@@ -271,6 +262,28 @@ class SpanEncoder(Encoder):
             raise ValueError(f"span_input_ids are {input_ids_SL.shape[1]} long, but the span encoder reads {limit}")
         if input_ids_SL.numel() and not input_ids_SL.is_meta and (largest := int(input_ids_SL.max())) >= vocabulary:
             raise ValueError(f"span_input_ids hold id {largest}, but the span encoder's vocabulary is {vocabulary}")
+
+
+def from_description(model_config: dict[str, Any] | None, where: str, example: str) -> nn.Module:
+    """Return transformers' model of a config with its ``model_type``, with random weights.
+
+    Args:
+        model_config: the fields, as in a published ``config.json``.
+        where: the field of ours that holds it, for the message.
+        example: a ``model_type`` that would do.
+
+    Raises:
+        ValueError: transformers knows no such model.
+    """
+    from transformers import AutoModel
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+    fields = dict(model_config or {})
+    model_type = fields.pop("model_type", None)
+    if model_type not in CONFIG_MAPPING or CONFIG_MAPPING[model_type] not in MODEL_MAPPING:
+        raise ValueError(f"{where}.model_config: transformers knows no model_type {model_type!r}; try {example!r}")
+    return AutoModel.from_config(CONFIG_MAPPING[model_type](**fields))
 
 
 def check_pixels(pixel_values: Tensor, size: int) -> None:

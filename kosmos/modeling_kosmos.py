@@ -22,8 +22,11 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_kosmos import QUERYING, KosmosConfig, KosmosTextConfig
 from .connectors import build_connector
+from .cross_attention import Coupling, GatedCrossAttention, couple, held_by, see_images
+from .decode_step import GrowingCache
 from .decoder import KosmosDecoder, KosmosPreTrainedModel
 from .encoder_weights import load_encoder_weights
+from .entities import EntityOutput, RatingHead, read_entities
 from .generation import KosmosGenerationMixin
 from .initialization import init_embedding
 from .loss import TokenLoss, cross_entropy, shift, supervised
@@ -52,10 +55,15 @@ class KosmosOutput(CausalLMOutputWithPast):
             ``cache``.
         token_loss: (B, T) fp32, detached NLL of what each output had to predict, 0 where ignored.
         image_features: (I, Q, D) unscaled.
+        ratings: (I,) fp32, what a model with ``entity_config.rating`` predicts at the place of each entity.
+        entity_losses: weighted sums (2,) of the context and the rating loss over what they were divided by, detached;
+            they are part of ``loss``.
     """
 
     token_loss: Tensor | None = None
     image_features: Tensor | None = None
+    ratings: Tensor | None = None
+    entity_losses: Tensor | None = None
 
 
 class KosmosModel(KosmosPreTrainedModel):
@@ -73,16 +81,25 @@ class KosmosModel(KosmosPreTrainedModel):
             self._add_encoder(modality, text_config)
         if self.vision_tower is not None:
             self._check_image_tokens()
+        if config.entity_config is not None and config.entity_config.rating:
+            self.entity_encoder.rating_head = RatingHead(text_config.hidden_size)
         ours = text_config.model_type == KosmosTextConfig.model_type  # a class may be there twice, see auto_map
         self.decoder = KosmosDecoder(text_config) if ours else TransformersDecoder(text_config)
+        crossed, heads = config.cross_layers(), (config.cross_attention_heads, config.cross_attention_head_dim)
+        if crossed:
+            self.cross_attention = nn.ModuleDict(
+                {str(index): GatedCrossAttention(text_config.hidden_size, *heads, index) for index in crossed}
+            )
+            if not ours:
+                couple(self.decoder.layers, crossed)
         self.post_init()
 
     def _add_encoder(self, modality: Modality, text_config: KosmosTextConfig) -> None:
         """Set the attributes of encoder and connector, None where the config describes no such encoder."""
-        encoder = connector = None
+        connector, encoder = None, getattr(self, modality.encoder, None)  # perhaps that of an earlier modality
         described = getattr(self.config, modality.config, None)
         if described is not None:
-            encoder = modality.build(described)
+            encoder = modality.build(described) if encoder is None else encoder
             settings = getattr(self.config, modality.connector_config)
             width, heads = text_config.hidden_size, text_config.num_attention_heads
             connector = build_connector(settings, encoder.width, width, heads)
@@ -90,6 +107,8 @@ class KosmosModel(KosmosPreTrainedModel):
         setattr(self, modality.connector, connector)
 
     def _check_image_tokens(self) -> None:
+        if self.config.coupling == "cross_attention":
+            return
         connector = self.config.connector_config
         made = connector.num_queries if connector.kind in QUERYING else self.vision_tower.count_tokens()
         if made != self.config.num_image_tokens:
@@ -127,7 +146,7 @@ class KosmosModel(KosmosPreTrainedModel):
         return modality.read(self, **inputs)
 
     def _require(self, modality: Modality) -> None:
-        if getattr(self, modality.encoder, None) is None:
+        if getattr(self, modality.connector, None) is None:
             raise ValueError(f"{modality.inputs[0]} were given, but the model has no {modality.config}")
 
     def check(
@@ -213,23 +232,37 @@ class KosmosModel(KosmosPreTrainedModel):
                 self._check_ids(known_ids)
             inputs_embeds = self.decoder.embed_tokens(known_ids)
         features: dict[str, Tensor] = {}
+        if (encoded := kwargs.pop("image_features", None)) is not None:
+            features["image"] = encoded
+        attended, touched = [IMAGE] if self.config.cross_layers() else [], None
         # One modality after the other, each written or touched before the next is read: backward runs in the opposite
         # order, the same on every rank, whatever its rows hold (modalities.py says what would happen otherwise).
         for modality in MODALITIES.values():
-            if given := modality.given(inputs):
-                known = {} if layout is None else layout.indices.get(modality.name, {})
-                features[modality.name] = self.encode(modality, **given, **known)
+            given = modality.given(inputs)
+            if given or modality.name in features:
+                if given:
+                    known = {} if layout is None else layout.indices.get(modality.name, {})
+                    features[modality.name] = self.encode(modality, **given, **known)
                 if input_ids is None:
                     places[modality.name] = self.find_places(modality, inputs_embeds)
-                where = places.get(modality.name) if layout is None else layout.places[modality.name]
-                inputs_embeds = self._write(modality, inputs_embeds, where, features[modality.name])
+                if modality not in attended:
+                    where = places.get(modality.name) if layout is None else layout.places[modality.name]
+                    inputs_embeds = self._write(modality, inputs_embeds, where, features[modality.name])
                 continue
             if modality.name in places and fresh and layout is None:
                 self._refuse_unfilled(modality, places[modality.name])
-            if dummy_image and getattr(self, modality.encoder, None) is not None:
+            if dummy_image and modality in attended:
+                touched = self.encode(modality, **modality.smallest(self.config, self.device))
+            elif dummy_image and getattr(self, modality.connector, None) is not None:
                 inputs_embeds = inputs_embeds + self._touch(modality)
         if all(given is None for given in (position_ids, attention_mask, past_key_values, kwargs.get("document_ids"))):
             position_ids = self._positions_by_id(input_ids)
+        if attended:
+            past_key_values = self._cache(past_key_values, kwargs)
+            documents = kwargs.get("document_ids")
+            kwargs["coupling"] = self._couple(
+                inputs_embeds, features.get("image"), touched, places.get("image"), documents, past_key_values
+            )
         outputs = self.decoder(
             inputs_embeds, attention_mask, position_ids=position_ids, past_key_values=past_key_values, layout=layout,
             **kwargs,
@@ -241,6 +274,42 @@ class KosmosModel(KosmosPreTrainedModel):
             attentions=outputs.attentions,
             image_features=features.get("image"),
         )
+
+    def _cache(self, cache: Cache | None, options: dict[str, Any]) -> Cache | None:
+        """Return the cache of this pass; where one is asked for and none given, one that can hold images."""
+        held_by(cache)
+        return GrowingCache(self.config.get_text_config()) if cache is None and options.get("use_cache") else cache
+
+    def _couple(
+        self,
+        embeds_BTD: Tensor,
+        features_IQD: Tensor | None,
+        touched_1QD: Tensor | None,
+        places_BT: Tensor | None,
+        documents_BT: Tensor | None,
+        cache: Cache | None,
+    ) -> Coupling:
+        """Tell the cross-attention which image each token sees, and the cache which is the last.
+
+        ``touched_1QD``, an image that no token sees, lets a rank without images have every gradient.
+        """
+        if places_BT is None:
+            places_BT = torch.zeros(embeds_BTD.shape[:2], dtype=torch.bool, device=embeds_BTD.device)
+        found, given = int(places_BT.sum()), 0 if features_IQD is None else len(features_IQD)
+        if found != given and (given or cache is None):  # a decoded token is what it is
+            raise ValueError(
+                f"pixel_values bring {given} images, but input_ids hold {found} placeholders (id "
+                f"{self.config.image_token_id}); where images are attended to, each takes one"
+            )
+        if features_IQD is None:
+            features_IQD = embeds_BTD.new_zeros(0, 1, embeds_BTD.shape[-1]) if touched_1QD is None else touched_1QD
+        if self.config.connector_config.kind == "resampler":  # its factor is one for rows of embeddings
+            features_IQD = features_IQD * embeds_BTD.shape[-1] ** 0.5
+        features_IQD, held = features_IQD.to(embeds_BTD.dtype), held_by(cache)
+        media, kept = see_images(features_IQD, places_BT, documents_BT, held, keep=cache is not None)
+        if cache is not None:
+            cache.media = kept  # type: ignore[attr-defined]
+        return Coupling(self.cross_attention, media)
 
     def _find_placeholders(self, input_ids_BT: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return ids that all have an embedding, and the places (B, T) of each modality whose placeholder is known."""
@@ -355,6 +424,17 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
         """Load the vision tower's weights from a local file or folder, see encoder_weights.py."""
         load_encoder_weights(self.model.vision_tower, path)
 
+    def load_weights(self, modality: str, path: str | Path) -> None:
+        """Load the weights of a modality's encoder, by its name in ``MODALITIES``, from a local file or folder.
+
+        Raises:
+            ValueError: the model has no such encoder, or the weights do not fit it.
+        """
+        encoder = getattr(self.model, MODALITIES[modality].encoder, None)
+        if encoder is None:
+            raise ValueError(f"{path}: the model has no {MODALITIES[modality].config}, whose weights these would be")
+        load_encoder_weights(encoder, path)
+
     def load_span_weights(self, path: str | Path) -> None:
         """Load the text encoder's weights from a local file or folder."""
         load_encoder_weights(self.model.span_encoder, path)
@@ -441,7 +521,15 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
             loss = cross_entropy(
                 outputs.last_hidden_state, weight, targets, loss_weight, num_items_in_batch, supervised_N=known
             )
-        return self._output(outputs, loss, None if skip_logits else logits_to_keep)
+        entities = EntityOutput()
+        if getattr(self.model, "entity_encoder", None) is not None and input_ids is not None:
+            divisor = num_items_in_batch if loss_weight is None or num_items_in_batch is not None else loss_weight.sum()
+            entities = read_entities(self, outputs.last_hidden_state, input_ids, kwargs, divisor)
+            if loss.loss is not None and entities.loss is not None:
+                loss = loss._replace(loss=loss.loss + entities.loss)
+        output = self._output(outputs, loss, None if skip_logits else logits_to_keep)
+        output.ratings, output.entity_losses = entities.ratings, entities.parts
+        return output
 
     def _output(self, outputs: KosmosModelOutput, loss: TokenLoss, logits_to_keep: int | Tensor | None) -> KosmosOutput:
         """Assemble the output; ``logits_to_keep`` None means no logits, 0 all."""
@@ -464,7 +552,9 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
 
 
 def image_tokens(config: KosmosConfig) -> int:
-    """Return how many features the model of ``config`` makes of an image."""
+    """Return how many positions an image takes in the model of ``config``."""
+    if config.coupling == "cross_attention":
+        return 1
     connector = config.connector_config
     return connector.num_queries if connector.kind in QUERYING else IMAGE.build(config.vision_config).count_tokens()
 

@@ -26,7 +26,7 @@ def counted() -> tuple[Any, Any, float]:
 
 def followed(count: int, checkpointing: bool) -> int:
     """Peak bytes of a micro-batch of ``count`` rows, weights and bf16 gradients included."""
-    config = counted()[0]
+    config = KosmosConfig.preset("kosmos-1")
     batch = rows(config, count, LENGTH, IMAGES)
     with fake_cuda() as mode:
         with mode:
@@ -47,6 +47,7 @@ def followed(count: int, checkpointing: bool) -> int:
 @pytest.mark.parametrize("count", [3, 9])
 def test_told_memory_is_within_15_percent(count: int, checkpointing: bool) -> None:
     """Without DeepSpeed, whose state is exact and whose buckets no tensor here follows."""
+    found = followed(count, checkpointing)  # before another backward pass counts the devices of this process
     config, cost, image = counted()
     sizes = memory(
         cost,
@@ -59,6 +60,5 @@ def test_told_memory_is_within_15_percent(count: int, checkpointing: bool) -> No
         encoded=count * IMAGES * image,
     )
     told = sum(size for name, size in sizes.items() if name.startswith("weights") or name.endswith("about"))
-    found = followed(count, checkpointing)
     print(f"{count} rows, checkpointing {checkpointing}: told {told / 2**30:.2f} GiB, followed {found / 2**30:.2f}")
     assert told == pytest.approx(found, rel=0.15)

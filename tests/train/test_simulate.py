@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from kosmos import settings
+from kosmos import KosmosConfig, KosmosForConditionalGeneration, settings
 from kosmos.cli import main as kosmos
 from kosmos.cost import memory, model_cost
 from kosmos_train.config import TrainConfig
 from kosmos_train.dry_run import plan
 from kosmos_train.roofline import GPUS, with_rates
-from kosmos_train.simulate import simulate, world_sizes
+from kosmos_train.simulate import Outline, outline, simulate, world_sizes
 
 CONFIG = Path(__file__).resolve().parents[2] / "train" / "configs" / "kosmos1.yaml"
 
@@ -23,9 +24,14 @@ def recipe() -> TrainConfig:
     return settings.load(TrainConfig, CONFIG)
 
 
-def test_kosmos1_keeps_its_gpus_busy(recipe: TrainConfig) -> None:
+@pytest.fixture(scope="module")
+def run(recipe: TrainConfig) -> Outline:
+    return outline(recipe)
+
+
+def test_kosmos1_keeps_its_gpus_busy(recipe: TrainConfig, run: Outline) -> None:
     """At least 46 % of 64 H100, and 50 % of 64 H200 by the count that takes every token through the output matrix."""
-    h100, h200 = (simulate(recipe, 64, with_rates(gpu), 12) for gpu in ("h100", "h200"))
+    h100, h200 = (simulate(recipe, run, 64, with_rates(gpu), 12) for gpu in ("h100", "h200"))
     assert h100.mfu >= 0.46
     assert h200.mfu >= 0.485
     assert h200.mfu_all >= 0.50
@@ -33,17 +39,20 @@ def test_kosmos1_keeps_its_gpus_busy(recipe: TrainConfig) -> None:
     assert sum(h100.memory.values()) < 72 * 2**30  # of 80 GB
 
 
-def test_what_is_left_out_costs_time(recipe: TrainConfig) -> None:
+def test_what_is_left_out_costs_time(recipe: TrainConfig, run: Outline) -> None:
     """Recomputation, small micro-batches, single kernels and a slow network: each makes the step longer."""
-    best = simulate(recipe, 64, GPUS["h100"], 12).milliseconds
+    best = simulate(recipe, run, 64, GPUS["h100"], 12).milliseconds
     for change in (
         ["model.activation_checkpointing=true"],
         ["data.rows_per_micro_batch=3"],
         ["model.compile=false"],
         ["engine.zero_stage=3", "model.compile=false"],
     ):
-        assert simulate(settings.load(TrainConfig, CONFIG, change), 64, GPUS["h100"], 12).milliseconds > best + 5
-    assert simulate(recipe, 64, with_rates("h100", bus=45.0), 12).milliseconds > best + 50
+        changed = settings.load(TrainConfig, CONFIG, change)
+        assert simulate(changed, run, 64, GPUS["h100"], 12).milliseconds > best + 5
+    assert simulate(recipe, run, 64, with_rates("h100", bus=45.0), 12).milliseconds > best + 50
+    with pytest.raises(ValueError, match="40 pictures take 2560 places, but a row has 2048"):
+        simulate(recipe, run, 64, GPUS["h100"], 40)
 
 
 def test_sizes_that_the_recipe_allows(recipe: TrainConfig) -> None:
@@ -74,11 +83,7 @@ def test_muon_keeps_one_moment(values: dict[str, Any]) -> None:
     assert adam.memory["optimiser, fp32"] - muon.memory["optimiser, fp32"] == 4 * matrices
 
 
-def test_output_matrix_counts_for_labels_alone(recipe: TrainConfig) -> None:
-    import torch
-
-    from kosmos import KosmosConfig, KosmosForConditionalGeneration
-
+def test_output_matrix_counts_for_labels_alone() -> None:
     config = KosmosConfig.preset("tiny")
     with torch.device("meta"):
         cost = model_cost(KosmosForConditionalGeneration(config), 64)

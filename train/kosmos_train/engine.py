@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from kosmos.cost import part_names, part_of
-from kosmos.modalities import MODALITIES
+from kosmos.modalities import MODALITIES, normalize_pixels
 from kosmos.tuning.methods import is_added
 
 from .config import EngineConfig, TrainConfig
@@ -168,7 +168,8 @@ class Engine:
         bad_loss = self.guard.judge_loss(result.loss)
         # What no sample of any rank reached has a gradient of zeros, from the smallest input, and is to stay as it is.
         absent = [modality for name, modality in MODALITIES.items() if not result.encoded[name]]
-        unreached = {part for modality in absent for part in modality.parts}
+        reached = {part for name, kind in MODALITIES.items() if result.encoded[name] for part in kind.parts}
+        unreached = {part for modality in absent for part in modality.parts} - reached
         norms = PartNorms(self.optimizer.pieces) if measured else None
         self.optimizer.begin(lambda norm: bad_loss or self.guard.judge_norm(norm), unreached, norms)
         self.deepspeed.step()
@@ -266,8 +267,7 @@ class Engine:
         layout = micro.get("layout") or self.model.model.describe_rows(**micro)
         moved: dict[str, Any] = {name: move(tensor) for name, tensor in micro.items() if name != "layout"}
         sources = moved.pop("source_ids")
-        if "pixel_values" in moved:
-            moved["pixel_values"] = self.image_processor.normalize(moved["pixel_values"]).to(self.dtype)
+        moved = normalize_pixels(moved, self.image_processor, self.dtype)
         # Every rank must touch every trainable parameter, also with text-only rows: else ZeRO waits or aborts.
         return {**moved, "layout": layout.map(move), "dummy_image": True}, sources
 

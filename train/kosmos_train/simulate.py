@@ -39,44 +39,67 @@ class Simulation:
         return sum(self.parts.values())
 
 
-def simulate(config: Any, gpus: int, rates: Any, images_per_row: float) -> Simulation:
-    """Work out a step of ``config`` (a ``TrainConfig``) on ``gpus`` GPUs with these ``Assumptions``.
+@dataclass(frozen=True)
+class Outline:
+    """A run's model without weights, and what of it no number of GPUs changes."""
+
+    model: Any
+    cost: Any
+    """A ``kosmos.cost.Cost``."""
+    image_bytes: float
+    """What the vision tower and its connector keep of one picture for the backward pass."""
+
+
+def outline(config: Any) -> Outline:
+    """Build the model of ``config`` (a ``TrainConfig``) on the meta device and count it.
 
     Raises:
-        ValueError: settings that cannot work on so many GPUs.
+        ValueError: the settings describe no model.
     """
     import torch
 
     from kosmos import KosmosConfig, KosmosForConditionalGeneration
     from kosmos.cost import encoded_bytes, model_cost
 
-    from .build import _described
+    from .build import described_by
     from .engine import dtype_of
     from .optim import freeze
+
+    with torch.device("meta"):
+        model = KosmosForConditionalGeneration(KosmosConfig.from_dict(described_by(config.model)))
+    freeze(model.to(dtype_of(config.engine)), config.model.freeze)
+    return Outline(model, model_cost(model, config.data.row_tokens), encoded_bytes(model.model, {"image": 1.0}))
+
+
+def simulate(config: Any, run: Outline, gpus: int, rates: Any, images_per_row: float) -> Simulation:
+    """Work out a step of ``config`` (a ``TrainConfig``), whose outline is ``run``, with these ``Assumptions``.
+
+    Raises:
+        ValueError: settings that cannot work on so many GPUs, or more pictures than a row has places for.
+    """
+    from kosmos.modeling_kosmos import image_tokens
+
     from .roofline import Share, step_parts
 
     config.check(gpus)
-    described = KosmosConfig.from_dict(_described(config.model))
-    with torch.device("meta"):
-        model = KosmosForConditionalGeneration(described).to(dtype_of(config.engine))
-    freeze(model, config.model.freeze)
-    cost = model_cost(model, config.data.row_tokens)
-    rows = config.data.rows_per_step / gpus
+    cost, rows = run.cost, config.data.rows_per_step / gpus
     images = images_per_row if "image" in cost.unit_flops else 0.0
+    slots = images * image_tokens(run.model.config) if images else 0.0
+    if not 0 <= slots <= config.data.row_tokens:
+        raise ValueError(f"{images:g} pictures take {slots:g} places, but a row has {config.data.row_tokens}")
     tokens = rows * config.data.row_tokens
-    slots = rows * images * described.num_image_tokens
-    units = {name: rows * images if name == "image" else 0.0 for name in cost.unit_flops}
-    share = Share(tokens, tokens - slots, units)
-    parts = step_parts(config, cost, described.text_config, share, gpus, rates)
+    units = dict.fromkeys(cost.unit_flops, 0.0) | ({"image": rows * images} if images else {})
+    share = Share(tokens, tokens - rows * slots, units)
+    parts = step_parts(config, cost, run.model.config.text_config, share, gpus, rates)
     seconds = sum(parts.values()) / 1e3
     useful = seconds * rates.peak * 1e12
-    micro = {name: count / config.micro_batches(gpus) for name, count in units.items()}
+    encoded = run.image_bytes * images * config.data.rows_per_micro_batch
     return Simulation(
         parts=parts,
         mfu=cost.flops(tokens, units, share.supervised) / useful,
         mfu_all=cost.flops(tokens, units) / useful,
         tokens_per_second=gpus * tokens / seconds,
-        memory=memory_of(config, model, cost, gpus, encoded_bytes(model.model, micro)),
+        memory=memory_of(config, run.model, cost, gpus, encoded),
     )
 
 
@@ -136,7 +159,7 @@ def main(argv: Sequence[str]) -> int:
         description="Step time by part, MFU and memory of a run on GPUs, by a roofline whose rates are assumptions.",
         epilog="example: kosmos simulate train/configs/kosmos1.yaml --gpus 64 --gpu h100",
     )
-    add_run_arguments(parser)
+    add_run_arguments(parser, "kosmos_train.config:TrainConfig")
     parser.add_argument("--gpus", type=int, default=PER_NODE, help=f"how many ({PER_NODE})")
     parser.add_argument("--gpu", default="h100", help=f"which: {', '.join(sorted(GPUS))} (h100)")
     parser.add_argument("--images-per-row", type=float, default=12.0, help="pictures in a row on average (12)")
@@ -146,12 +169,13 @@ def main(argv: Sequence[str]) -> int:
     arguments, _ = parse_run_arguments(parser, argv)
     config = settings.load(TrainConfig, arguments.config, arguments.overrides)
     rates = with_rates(arguments.gpu, **{field.name: getattr(arguments, field.name) for field in fields(Assumptions)})
-    found = simulate(config, arguments.gpus, rates, arguments.images_per_row)
-    _show(config, arguments, rates, found)
+    config.check(arguments.gpus)  # before a model is built for it
+    run = outline(config)
+    _show(config, run, arguments, rates, simulate(config, run, arguments.gpus, rates, arguments.images_per_row))
     return 0
 
 
-def _show(config: Any, arguments: argparse.Namespace, rates: Any, found: Simulation) -> None:
+def _show(config: Any, run: Outline, arguments: argparse.Namespace, rates: Any, found: Simulation) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -171,4 +195,6 @@ def _show(config: Any, arguments: argparse.Namespace, rates: Any, found: Simulat
     table.add_row("may run on", f"{describe_worlds(config, arguments.gpus)} GPUs")
     assumed = ", ".join(f"{name} {value:g}" for name, value in asdict(rates).items())
     table.add_row("assumed", f"{assumed}, images-per-row {arguments.images_per_row:g}; rows without padding")
+    if others := [name for name in run.cost.unit_flops if name != "image"]:
+        table.add_row("left out", f"what the encoders of {', '.join(others)} read")
     Console().print(table)
