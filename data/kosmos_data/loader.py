@@ -56,6 +56,12 @@ def build_loader(
     return Loader(stream, identity(config, sources, processor), state)
 
 
+def rows_by_worker(config: DataConfig, world_size: int) -> list[int]:
+    """Return how many rows of a step each worker of a rank makes; the longest decides how long the step takes."""
+    own = [row % config.lane_count // world_size for row in range(0, config.rows_per_step, world_size)]
+    return [sum(lane % config.workers == worker for lane in own) for worker in range(config.workers)]
+
+
 def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Join the states that the ranks hold after the same step into one that any number of ranks can resume from.
 

@@ -11,8 +11,9 @@ import torch
 from kosmos import KosmosConfig, KosmosForConditionalGeneration, settings
 from kosmos.cli import main as kosmos
 from kosmos.cost import memory, model_cost
+from kosmos_data.loader import rows_by_worker
 from kosmos_train.config import TrainConfig
-from kosmos_train.dry_run import plan
+from kosmos_train.dry_run import _workers, plan
 from kosmos_train.roofline import GPUS, with_rates
 from kosmos_train.simulate import Outline, outline, simulate, world_sizes
 
@@ -91,3 +92,14 @@ def test_output_matrix_counts_for_labels_alone() -> None:
     none = {"image": 0.0}
     assert cost.flops(100, none) - cost.flops(100, none, 40) == 60 * matrix
     assert "DeepSpeed's buckets, about" in memory(cost, config, 1, 64, checkpointing=False, zero_stage=2, gpus=2)
+
+
+def test_unequal_workers_are_named(recipe: TrainConfig) -> None:
+    """The recipe's make a row each; with 8 workers for 9 rows one would make two, step after step."""
+    assert rows_by_worker(recipe.data, 64) == [1] * 9
+    eight = settings.load(TrainConfig, CONFIG, ["data.workers=8"])
+    assert rows_by_worker(eight.data, 64) == [2, 1, 1, 1, 1, 1, 1, 1]
+    assert _workers(eight, 64) == {
+        "loader": "rows of a step by worker of a rank: 2, 1, 1, 1, 1, 1, 1, 1; data.workers=3 would share evenly"
+    }
+    assert _workers(recipe, 64) == _workers(settings.load(TrainConfig, CONFIG, ["data.workers=0"]), 64) == {}

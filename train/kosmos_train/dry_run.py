@@ -17,6 +17,7 @@ from kosmos.loading import encoder_folder
 from kosmos.modalities import MODALITIES
 from kosmos.tuning import attach
 from kosmos_data import DataConfig
+from kosmos_data.loader import rows_by_worker
 
 from .build import build_config, build_processor
 from .config import TrainConfig
@@ -136,6 +137,7 @@ def _schedule(config: TrainConfig, found: Plan, gpus: int, done: int, utilisatio
         **({"may run on": f"{describe_worlds(config, gpus)} GPUs"} if gpus > 1 else {}),
         "a step": f"{data.rows_per_step} rows of {data.row_tokens} = {found.tokens_per_step:,.0f} tokens, "
         f"{found.images_per_step:,.0f} images; {found.micro_batches} micro-batches of {data.rows_per_micro_batch} rows",
+        **_workers(config, gpus),
         "packing": f"{100 * found.packed:.1f} % of the positions are tokens",
         "FLOPs": ", ".join(f"{count:.3g} a {unit}" for unit, count in flops.items()),
         "the run": f"{config.steps:,} steps, {config.steps * found.tokens_per_step / 1e9:.3g} B tokens",
@@ -143,6 +145,16 @@ def _schedule(config: TrainConfig, found: Plan, gpus: int, done: int, utilisatio
         f"{seconds * left / 86400:.3g} days",
         "at": f"{seconds:.3g} s a step, {100 * utilisation:.0f} % of {whose} {peak / 1e12:.0f} TFLOP/s",
     }
+
+
+def _workers(config: TrainConfig, gpus: int) -> dict[str, str]:
+    """What to say of loader workers that have unequal shares: the one with most rows sets the pace."""
+    shares = rows_by_worker(config.data, gpus)
+    if not shares or min(shares) == max(shares):
+        return {}
+    even = max(count for count in range(1, len(shares) + 1) if sum(shares) % count == 0)
+    shown = ", ".join(map(str, shares))
+    return {"loader": f"rows of a step by worker of a rank: {shown}; data.workers={even} would share evenly"}
 
 
 def _probe(config: DataConfig, processor: Any) -> list[Any]:
