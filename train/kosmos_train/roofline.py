@@ -1,9 +1,9 @@
 """How long a step takes on GPUs, part by part: what is computed, moved and sent, divided by assumed rates.
 
-The FLOPs are those of kosmos/cost.py. The bytes come from kosmos-1's kernels: a block of 3 rows that inductor has lowered
-to sm_90 reads and writes 2.13 GB outside of matrix products and attention, counted on the lowered code; as single kernels
-3.54. Both grow with tokens and width. The rates are assumptions that nobody here has measured:
-each is a field of :class:`Assumptions`, an argument of ``kosmos simulate``, and stands in its output.
+The FLOPs are those of kosmos/cost.py. The bytes come from kosmos-1's kernels: a block of 3 rows that inductor has
+lowered to sm_90 reads and writes 2.13 GB outside of matrix products and attention, counted on the lowered code; as
+single kernels 3.54. Both grow with tokens and width. The rates are assumptions that nobody here has measured: each is
+a field of :class:`Assumptions`, an argument of ``kosmos simulate``, and stands in its output.
 """
 
 from __future__ import annotations
