@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,8 @@ class Saver:
         self._thread, deadline = None, time.monotonic() + PATIENCE
         while self.world.is_main and self._error is None and time.monotonic() < deadline:
             if len(list((self._partial / "trainer").glob(FRAGMENTS))) == self._files:
-                self._publish()
+                with suppress(OSError):  # what ended the run is the error to be told
+                    self._publish()
                 break
             time.sleep(0.05)
 
