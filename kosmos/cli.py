@@ -33,6 +33,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "share": ("kosmos.share:main", "write a folder to give away: weights, processor, code and a model card"),
     "convert": ("kosmos.convert:main", "read and write Kosmos-2 and torchscale checkpoints"),
     "runs": ("kosmos_train.runs:main", "plot and compare training runs"),
+    "simulate": ("kosmos_train.simulate:main", "step time, MFU and memory of a run on GPUs, by a roofline"),
     "doctor": ("kosmos.doctor:main", "versions and devices; parameters, memory and FLOPs of a preset"),
 }
 

@@ -10,20 +10,27 @@ on the meta device: so any encoder costs what it does, also one of which only th
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .configuration_kosmos import QUERYING
+from .loss import GPU_CHUNK
 from .modalities import IMAGE, MODALITIES, Modality
 
+BUCKET = 500_000_000  # parameters in a bucket of DeepSpeed
+
 # Dense bf16 peaks in FLOP/s from the vendors' data sheets (not the doubled sparse figures).
-PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12,
-         "L40": 181e12, "L4": 121e12, "A10": 125e12, "RTX 4090": 165e12, "RTX 3090": 71e12}  # fmt: skip
+# A name is looked up from the first to the last: what begins another one's name stands behind it.
+PEAKS = {"H200": 989e12, "H100 NVL": 835e12, "H100 PCIe": 756e12, "H100": 989e12, "H20": 148e12, "B300": 2500e12,
+         "B200": 2250e12, "A100": 312e12, "L40S": 362e12, "L40": 181e12, "L4": 121e12, "A10": 125e12,
+         "RTX 4090": 165e12, "RTX 3090": 71e12}  # fmt: skip
 
 # What embeddings and output matrices are called, in our decoder and in transformers'.
 EMBEDDINGS = (
@@ -47,7 +54,9 @@ class Cost:
     frozen: dict[str, int]
     """Part → how many of them are frozen."""
     token_flops: float
-    """FLOPs of one decoder token, forward and backward, its share of causal attention included."""
+    """FLOPs of one decoder token, forward and backward, causal attention and the output matrix included."""
+    output_flops: float
+    """How many of them are the output matrix's, which only tokens with a label meet."""
     attention_flops: float
     """How many of them are attention; over the full square it is so many more."""
     unit_flops: dict[str, float]
@@ -58,9 +67,14 @@ class Cost:
         """Parameters that learn."""
         return sum(self.parameters.values()) - sum(self.frozen.values())
 
-    def flops(self, tokens: float, units: Mapping[str, float]) -> float:
-        """Return the FLOPs of training on so many decoder tokens, and units of each modality."""
-        return tokens * self.token_flops + sum(units[name] * flops for name, flops in self.unit_flops.items())
+    def flops(self, tokens: float, units: Mapping[str, float], supervised: float | None = None) -> float:
+        """Return the FLOPs of training on so many decoder tokens, and units of each modality.
+
+        ``supervised``: how many of the tokens have a label and so meet the output matrix; by default all.
+        """
+        unread = 0.0 if supervised is None else tokens - supervised
+        encoded = sum(units[name] * flops for name, flops in self.unit_flops.items())
+        return tokens * self.token_flops - unread * self.output_flops + encoded
 
 
 def model_cost(model: Any, row_tokens: int) -> Cost:
@@ -83,6 +97,7 @@ def model_cost(model: Any, row_tokens: int) -> Cost:
         parameters={part: count for part, count in parameters.items() if count},
         frozen={part: frozen[part] for part, count in parameters.items() if count},
         token_flops=float(matrices + _times(output) * output.numel()) + attention,
+        output_flops=float(_times(output) * output.numel()),
         attention_flops=attention,
         unit_flops={
             modality.name: unit_flops(model.model, modality) + (_image_keys(model) if modality is IMAGE else 0.0)
@@ -202,12 +217,15 @@ def memory(
     gpus: int,
     precision: str = "bf16",
     offload: bool = False,
+    one_moment: int = 0,
+    encoded: float = 0.0,
 ) -> dict[str, float]:
     """Return the bytes that a GPU holds in training with Adam, by what they hold.
 
     In bf16 a parameter that learns takes 2 bytes of weight, 4 of gradient (accumulated in fp32) and 12 of optimiser
     (fp32 master weight, two moments), a frozen one 2. ZeRO stage 1 divides the optimiser by the number of GPUs, 2 the
-    gradients too, 3 the weights too (arXiv 1910.02054, figure 1). Activations are an estimate.
+    gradients too, 3 the weights too (arXiv 1910.02054, figure 1). What is named "about" is an estimate: the memory that
+    fake tensors follow through a step of ``kosmos-1`` is within 15 % of it (tests/simulated/test_memory.py).
 
     Args:
         cost: of the model.
@@ -216,6 +234,8 @@ def memory(
         checkpointing: activations are computed again in the backward pass.
         precision: ``bf16`` or ``fp32``.
         offload: the optimiser's state lies in the CPU's memory.
+        one_moment: how many parameters have one moment instead of two, as Muon's matrices.
+        encoded: bytes that encoders and connectors keep for the backward pass, see ``encoded_bytes``.
 
     Raises:
         ValueError: a stage other than 0 to 3, or no GPU.
@@ -227,21 +247,97 @@ def memory(
     each = 2 if precision == "bf16" else 4
     master = 12 if precision == "bf16" or zero_stage else 8  # plain fp32 needs no second copy of the weights
     sharing = {stage: gpus if zero_stage >= stage else 1 for stage in (1, 2, 3)}
+    state = master * cost.trainable - 4 * one_moment
+    kept = activation_bytes(config, rows, length, checkpointing) * each / 2 + encoded
+    bucket = each * min(BUCKET, cost.trainable)
+    # a reduction's bucket, at stage 2 one more to fill meanwhile, and that of the gathered weights
+    buckets = {0: 0, 1: 2, 2: 3, 3: 3}[zero_stage] * bucket
+    # From stage 2 on a gradient is in a bucket or gone; before, all of them are there at the end of the backward pass.
+    gradients = each * cost.trainable if zero_stage < 2 else 0
+    backward = gradients + encoded + block_bytes(config, rows, length) * each / 2
     return {
         f"weights, {precision}": each * sum(cost.parameters.values()) / sharing[3],
         "gradients, fp32": 4 * cost.trainable / sharing[2],
-        "optimiser, fp32": 0.0 if offload else master * cost.trainable / sharing[1],
-        "activations, about": activation_bytes(config, rows, length, checkpointing) * each / 2,
+        "optimiser, fp32": 0.0 if offload else state / sharing[1],
+        "activations, about": kept,
+        "loss, or gradients on their way, about": max(loss_bytes(config, rows * length, each), backward - kept),
+        "DeepSpeed's buckets, about": float(buckets),
     }
 
 
 def activation_bytes(config: Any, rows: int, length: int, checkpointing: bool) -> float:
-    """Estimate bytes of the decoder's activations: about 21 · d values a token and layer, or the layer inputs only."""
+    """Estimate bytes of what the decoder's blocks keep for the backward pass in bf16: all, or their inputs only."""
+    text = config.text_config
+    layer = 2.0 * rows * length * text.hidden_size if checkpointing else block_bytes(config, rows, length)
+    return text.num_hidden_layers * layer
+
+
+def block_bytes(config: Any, rows: int, length: int) -> float:
+    """Estimate bytes of what one block keeps for its backward pass in bf16.
+
+    Our block keeps 10 d values a token and twice the width of the FFN, counted on fake tensors; others about 13 d.
+    """
     text = config.text_config
     inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size  # GPT-2 leaves it out
-    values = 21 + 2 * inner / text.hidden_size - 8  # the 21 hold an FFN of 4 d
-    each = 2.0 if checkpointing else 2.0 * values
-    return rows * length * text.hidden_size * (text.num_hidden_layers * each + (2 * values if checkpointing else 0))
+    around = 10 if getattr(text, "model_type", None) == "kosmos_text" else 13
+    return 2.0 * rows * length * (around * text.hidden_size + 2 * inner)
+
+
+def loss_bytes(config: Any, tokens: int, each: int) -> float:
+    """Return bytes of the loss: a chunk's logits in fp32, their gradients, the output matrix's fp32 gradient."""
+    text = config.text_config
+    return float(min(GPU_CHUNK, tokens) * text.vocab_size * (4 + each) + 4 * text.vocab_size * text.hidden_size)
+
+
+def encoded_bytes(model: Any, units: Mapping[str, float]) -> float:
+    """Return the bytes that encoders and connectors keep for the backward pass over so many units of each modality.
+
+    Counted on the meta device over a typical input, with the attention of a GPU, which keeps no scores.
+    """
+    total = 0.0
+    for modality in MODALITIES.values():
+        if getattr(model, modality.connector, None) is None or not units.get(modality.name):
+            continue
+        inputs = (modality.typical or modality.smallest)(model.config, torch.device("meta"))
+        seen: dict[int, Tensor] = {}
+
+        def keep(tensor: Tensor, seen: dict[int, Tensor] = seen) -> Tensor:
+            if not isinstance(tensor, nn.Parameter) and not isinstance(tensor._base, nn.Parameter):
+                seen[tensor.untyped_storage()._cdata] = tensor
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), _without_scores():
+            measure(model, lambda twin, kind=modality, given=inputs: kind.read(twin, **given))
+        kept = sum(tensor.untyped_storage().nbytes() for tensor in seen.values())
+        total += kept * units[modality.name] / modality.units(inputs)
+    return total
+
+
+class _Attention(torch.autograd.Function):
+    """What a fused attention kernel keeps and returns, without its numbers."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """(…, T, K) in and out."""
+        out = query.new_empty(*query.shape[:-1], value.shape[-1])
+        ctx.save_for_backward(query, key, value, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        """Gradients of the right shapes."""
+        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
+
+
+@contextlib.contextmanager
+def _without_scores() -> Iterator[None]:
+    """Let sdpa be ``_Attention``: on the meta device it would compute the scores and keep them."""
+    original = F.scaled_dot_product_attention
+    F.scaled_dot_product_attention = lambda query, key, value, *_, **__: _Attention.apply(query, key, value)
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = original
 
 
 def device_peak() -> float | None:

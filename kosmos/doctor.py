@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import os
 import platform
 import subprocess
 from functools import cache
@@ -145,11 +146,19 @@ def describe_machine(console: Console) -> None:
         table.add_row(package, describe_version(package, tested))
     import torch
 
+    from .gpu import lacking, versions
+
     table.add_row("CPU threads", str(torch.get_num_threads()))
     for index in range(torch.cuda.device_count()):
         properties: Any = torch.cuda.get_device_properties(index)
         table.add_row(f"GPU {index}", f"{properties.name}, {properties.total_memory / 1e9:.0f} GB")
-    if not torch.cuda.is_available():
+        for fault in lacking(torch.device("cuda", index), "bf16"):
+            table.add_row("", fault)
+    if torch.cuda.is_available():
+        table.add_row("NCCL", versions(torch.device("cuda"))["NCCL"])
+        set_here = {name: value for name, value in os.environ.items() if name.startswith(("NCCL_", "TORCH_NCCL_"))}
+        table.add_row("NCCL's variables", ", ".join(f"{name}={value}" for name, value in set_here.items()) or "none")
+    else:
         table.add_row("GPU", "none found: training and generation run on the CPU")
     console.print(table)
 

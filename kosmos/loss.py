@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from .compiled import compiled
 
 IGNORE = -100
+GPU_CHUNK = 4096
 
 
 class TokenLoss(NamedTuple):
@@ -64,7 +65,7 @@ def cross_entropy(
         num_items = weight_N.sum()
         if not torch.compiler.is_compiling() and float(num_items) == 0:
             raise ValueError("no supervised token in this batch: every label is -100 or has weight 0")
-    chunk = chunk or (4096 if hidden_ND.is_cuda else 128)
+    chunk = chunk or (GPU_CHUNK if hidden_ND.is_cuda else 128)
     loss, nll_N = ChunkedCrossEntropy.apply(hidden_ND, weight_VD, labels_N, weight_N / num_items, chunk)
     token_loss = torch.zeros(shift_labels_BT.numel(), dtype=torch.float32, device=place.device)
     return TokenLoss(loss, token_loss.index_copy(0, place, nll_N).view_as(shift_labels_BT))
@@ -126,15 +127,16 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                 weight = weight / total
                 if grad_hidden is not None:
                     grad_hidden[part] = (gradient @ matrix_VD).mul_(weight)
-                if grad_weight is None:
-                    continue
                 hidden = (hidden * weight).to(compute)
-                if half_on_gpu:
+                if grad_weight is None:
+                    pass
+                elif half_on_gpu:
                     torch.addmm(grad_weight, gradient.T, hidden, out_dtype=torch.float32, out=grad_weight)
                 elif compute == torch.float32:
                     grad_weight.addmm_(gradient.T, hidden)
                 else:
                     grad_weight.add_(gradient.T @ hidden)
+                del gradient  # before the next chunk makes another: half a gigabyte at KOSMOS-1's size
         ctx.grad_hidden, ctx.grad_weight, ctx.weight_dtype = grad_hidden, grad_weight, weight_VD.dtype
         ctx.mark_non_differentiable(nll_N)
         return (nll_N * weight_N).sum(), nll_N

@@ -44,7 +44,8 @@ class DataConfig:
         document_mask: tokens see only their own document, and positions begin anew with each; between sentences-packed
             documents the ``</s>`` belongs to the one behind it. KOSMOS-1 does neither: False.
         max_images_per_row: most images in a row, a bound on the memory of the vision encoder.
-        workers: loader processes per rank; 0 loads in the training process. A script of your own that uses them needs
+        workers: loader processes per rank; 0 loads in the training process. A number that divides a rank's rows of a
+            step gives each the same work. A script of your own that uses them needs
             the usual ``if __name__ == "__main__":`` around its main program.
         seed: of the order of documents and of every draw of an objective.
         temperature: sharpens (<1) or flattens (>1) the weights: share ∝ weight^(1/temperature).

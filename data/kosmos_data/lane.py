@@ -44,11 +44,12 @@ class Source:
         config: name, shards and objective.
         seed: of the run.
         processor: tokenizer and image processor.
+        check: whether the sizes of the shards are compared with the index.
     """
 
-    def __init__(self, config: SourceConfig, seed: int, processor: KosmosProcessor) -> None:
+    def __init__(self, config: SourceConfig, seed: int, processor: KosmosProcessor, check: bool = True) -> None:
         self.name, self.config, self.processor = config.name, config, processor
-        self.corpus = Corpus(config.shards)
+        self.corpus = Corpus(config.shards, check)
         self.order = SourceOrder(self.corpus.counts, seed, config.name)
         try:
             self.objective = objectives.from_settings(config.objective, processor)

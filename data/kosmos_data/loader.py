@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ def build_loader(
     rank: int = 0,
     world_size: int = 1,
     state: dict[str, Any] | None = None,
+    checked: Collection[str] = (),
 ) -> Loader:
     """Open the corpora, check that everything fits together, and return the loader of one rank.
 
@@ -45,15 +46,22 @@ def build_loader(
         processor: tokenizer and image processor.
         rank, world_size: of the data-parallel group.
         state: where to go on: the ``state`` of a :class:`StepBatch`, merged over ranks; None: the beginning.
+        checked: names of sources whose shards need no comparison with the index here, as another rank makes it.
 
     Raises:
         FileNotFoundError: a corpus or one of its shards is missing.
         ValueError: settings that do not fit, a damaged corpus, or a state of other settings (which are named).
     """
     validate(config, world_size)
-    sources = [Source(source, config.seed, processor) for source in config.sources]
+    sources = [Source(source, config.seed, processor, source.name not in checked) for source in config.sources]
     stream = RankStream(config, sources, processor, rank, world_size)
     return Loader(stream, identity(config, sources, processor), state)
+
+
+def rows_by_worker(config: DataConfig, world_size: int) -> list[int]:
+    """Return how many rows of a step each worker of a rank makes; the longest decides how long the step takes."""
+    own = [row % config.lane_count // world_size for row in range(0, config.rows_per_step, world_size)]
+    return [sum(lane % config.workers == worker for lane in own) for worker in range(config.workers)]
 
 
 def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -35,13 +35,15 @@ class Corpus:
 
     Args:
         root: the folder that holds ``index.json``; a local path or any fsspec URL.
+        check: whether to compare the size of every local shard with the index, one ``stat`` each. Of many processes
+            that read the same folder one is enough.
 
     Raises:
         FileNotFoundError: no such folder, or it holds no ``index.json``.
         ValueError: the index is malformed, lists no document, or a local shard has not the size that it states.
     """
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, check: bool = True) -> None:
         self.root = str(root).rstrip("/")
         self.remote = is_remote(self.root)
         self.shards, raw = read_index(self.root)
@@ -49,7 +51,7 @@ class Corpus:
         self.counts = np.array([shard.documents for shard in self.shards], dtype=np.int64)
         self.starts = [0, *itertools.accumulate(self.counts.tolist())]
         self._files: OrderedDict[int, tuple[Any, np.ndarray]] = OrderedDict()
-        if not self.remote:
+        if check and not self.remote:
             self._check_sizes()
 
     def __len__(self) -> int:
@@ -110,9 +112,11 @@ class Corpus:
     def _check_sizes(self) -> None:
         for shard in self.shards:
             path = os.path.join(self.root, shard.name)
-            if not os.path.exists(path):
-                raise FileNotFoundError(f"{path} is listed in {INDEX_NAME} but missing")
-            if (size := os.path.getsize(path)) != shard.bytes:
+            try:
+                size = os.stat(path).st_size
+            except FileNotFoundError as error:
+                raise FileNotFoundError(f"{path} is listed in {INDEX_NAME} but missing") from error
+            if size != shard.bytes:
                 raise ValueError(f"{path} has {size} bytes, {INDEX_NAME} says {shard.bytes}: truncated or replaced")
 
 

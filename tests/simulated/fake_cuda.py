@@ -70,21 +70,31 @@ class Attention(torch.autograd.Function):
         return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
 
 
+def _softmax_outputs(logits: torch.Tensor, labels: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """What the one compiled pass over the logits leaves, without what its single operations would."""
+    return logits.new_empty(len(logits)), logits.new_empty(len(logits), 1), logits.new_empty(logits.shape, dtype=dtype)
+
+
 @contextlib.contextmanager
 def fake_cuda() -> Iterator[FakeTensorMode]:
     """Inside of the mode that this returns tensors may be on ``cuda``.
 
-    What would be compiled runs as it is written, flex attention as ``Attention``.
+    What would be compiled runs as it is written, except for the pass over the logits. sdpa, which finds no device and
+    would take its slow path, and flex attention run as ``Attention``.
     """
     _let_autograd_run()
 
     def written(function: Any, dynamic: bool | None = None) -> Any:
-        flex = function.__name__ == "flex_attention"
-        return (lambda query, key, value, **_: Attention.apply(query, key, value)) if flex else function
+        kernels = {"flex_attention": flash, "_softmax_gradient": _softmax_outputs}
+        return kernels.get(function.__name__, function)
+
+    def flash(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> Any:
+        return Attention.apply(query, key, value)
 
     patch, by_channel = pytest.MonkeyPatch(), kosmos.image_processing_kosmos.by_channel
     for module in (kosmos.attention, kosmos.loss, kosmos.positions):
         patch.setattr(module, "compiled", written)
+    patch.setattr(torch.nn.functional, "scaled_dot_product_attention", flash)
     by_channel.cache_clear()
     try:
         yield FakeTensorMode(allow_non_fake_inputs=True)

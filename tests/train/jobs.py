@@ -48,6 +48,15 @@ def make_engine(values: dict[str, Any], checkpoint: Path | None = None) -> Any:
     return Engine(build_model(config, processor, checkpoint), processor, config, world, ["text", "pairs"])
 
 
+def save(folder: Path, step: int, engine: Any, processor: Any, state: dict[str, Any], keep: int) -> Path | None:
+    """Write a checkpoint and wait for it."""
+    from kosmos_train.saving import Saver
+
+    saver = Saver(engine.world, folder, keep)
+    saver.start(step, engine, processor, state)
+    return saver.finish()
+
+
 def build_processor_of(engine: Any) -> Any:
     """The processor that belongs to an engine."""
     from kosmos_train.build import build_processor

@@ -36,7 +36,7 @@ def train_a_little(
         batch = jobs.step_batch(step, processor, made.world.rank, made.world.size)
         result = made.step(batch, step, jobs.rate_of(step), {})
         losses.append([result.loss, result.grad_norm])
-    checkpoint.save(Path(folder), first + 1, made, processor, {"frozen": {}}, keep=2)
+    jobs.save(Path(folder), first + 1, made, processor, {"frozen": {}}, keep=2)
     made.close()
     return losses
 
@@ -99,7 +99,7 @@ def rewind_in_place(values: dict[str, Any], folder: str) -> list[list[bool]]:
 
         step(1)
         where = Path(folder) / str(index)
-        checkpoint.save(where, 1, engine, processor, {"frozen": {}}, keep=1)
+        jobs.save(where, 1, engine, processor, {"frozen": {}}, keep=1)
         first = [step(2), step(3)]
         latest = where / "step-000001"
         engine.restore(latest, checkpoint.read_state(latest))
@@ -125,7 +125,7 @@ def test_opens_with_transformers(values: dict[str, Any], tmp_path: Path) -> None
     engine = jobs.make_engine(values)
     processor = jobs.build_processor_of(engine)
     engine.step(jobs.step_batch(1, processor, 0, 1), 1, 1e-2, {})
-    path = checkpoint.save(tmp_path, 1, engine, processor, {"frozen": {}}, keep=1)
+    path = jobs.save(tmp_path, 1, engine, processor, {"frozen": {}}, keep=1)
     model = AutoModelForImageTextToText.from_pretrained(path)
     for name, value in engine.model.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], value, rtol=0, atol=0)
@@ -140,7 +140,7 @@ def saved(values: dict[str, Any], tmp_path: Path) -> tuple[Any, Any, Path]:
     """An engine, its processor, and a folder with the checkpoint of step 1."""
     engine = jobs.make_engine(values)
     processor = jobs.build_processor_of(engine)
-    checkpoint.save(tmp_path, 1, engine, processor, {"frozen": {}}, keep=3)
+    jobs.save(tmp_path, 1, engine, processor, {"frozen": {}}, keep=3)
     yield engine, processor, tmp_path
     engine.close()
 
@@ -170,7 +170,7 @@ def test_keeps_the_newest_and_cleans_up(saved: tuple[Any, Any, Path]) -> None:
     engine, processor, folder = saved
     (folder / ".step-000099.partial").mkdir()  # left by a kill
     for step in (2, 1_000_000, 1_000_001):
-        checkpoint.save(folder, step, engine, processor, {"frozen": {}}, keep=2)
+        jobs.save(folder, step, engine, processor, {"frozen": {}}, keep=2)
     assert sorted(path.name for path in folder.iterdir()) == ["latest", "step-1000000", "step-1000001"]
     assert (folder / "latest").read_text() == "step-1000001\n"
     assert checkpoint.find_latest(folder) == folder / "step-1000001"
@@ -188,9 +188,9 @@ def test_full_disk_leaves_the_last_one(saved: tuple[Any, Any, Path], monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(type(engine.model), "save_pretrained", fill)
         with pytest.raises(OSError, match=r"No space left on device; the last whole one is .*step-000001"):
-            checkpoint.save(folder, 2, engine, processor, {"frozen": {}}, keep=3)
+            jobs.save(folder, 2, engine, processor, {"frozen": {}}, keep=3)
     assert sorted(path.name for path in folder.iterdir()) == ["latest", "step-000001"]
-    checkpoint.save(folder, 2, engine, processor, {"frozen": {}}, keep=3)
+    jobs.save(folder, 2, engine, processor, {"frozen": {}}, keep=3)
     assert checkpoint.find_latest(folder) == folder / "step-000002"
 
 

@@ -59,7 +59,7 @@ def build_config(config: ModelConfig, processor: Any) -> Any:
     """
     from kosmos.configuration_kosmos import KosmosConfig
 
-    values = _described(config)
+    values = described_by(config)
     if config.checkpoint is None:
         _fit_processor(values, processor)
     made = KosmosConfig.from_dict(values)
@@ -89,7 +89,7 @@ def build_config(config: ModelConfig, processor: Any) -> Any:
     return made
 
 
-def _described(config: ModelConfig) -> dict[str, Any]:
+def described_by(config: ModelConfig) -> dict[str, Any]:
     """What the settings alone say of the model, as the fields of a KosmosConfig."""
     from kosmos.configuration_kosmos import KosmosConfig, KosmosSpanEncoderConfig, KosmosVisionConfig
 
@@ -142,7 +142,7 @@ def _processor_of_decoder(config: TrainConfig) -> Any:
 
     decoder = config.model.decoder
     assert decoder is not None
-    described: Any = KosmosConfig.from_dict(_described(config.model))
+    described: Any = KosmosConfig.from_dict(described_by(config.model))
     sources = [*config.data.sources, *(config.eval.data.sources if config.eval.data else [])]
     objectives = [source.objective for source in sources]
     entities = (

@@ -19,6 +19,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from kosmos.gpu import lacking, versions
+
 T = TypeVar("T")
 Name = TypeVar("Name")
 
@@ -119,6 +121,29 @@ def start(timeout_minutes: float = 30.0) -> World:
         timeout=timedelta(minutes=timeout_minutes),
     )
     return World(dist.get_rank(), dist.get_world_size(), local_rank, device)
+
+
+def check_machines(world: World, precision: str) -> None:
+    """Refuse machines that would end the run later, in its first kernel or collective; all ranks hear of each.
+
+    Raises:
+        ValueError: what a GPU lacks, or ranks with different versions of torch or NCCL.
+    """
+
+    def look() -> None:
+        if found := lacking(world.device, precision):
+            raise ValueError(f"{socket.gethostname()}: {'; '.join(found)}")
+
+    world.attempt("looking at its GPU", look)
+    ranks = world.gather((socket.gethostname(), versions(world.device)))
+    for rank, (host, found) in enumerate(ranks):
+        if found != ranks[0][1]:
+            differ = ", ".join(
+                f"{name} {found.get(name, 'none')} instead of {version}"
+                for name, version in ranks[0][1].items()
+                if found.get(name, "none") != version
+            )
+            raise ValueError(f"rank {rank} on {host} has {differ}, which rank 0 has: install the same everywhere")
 
 
 def allow_tf32(device: torch.device, precision: str) -> str | None:

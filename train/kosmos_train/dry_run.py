@@ -12,17 +12,20 @@ from typing import Any
 
 import torch
 
-from kosmos.cost import PEAKS, Cost, device_peak, memory, model_cost
+from kosmos.cost import PEAKS, Cost, device_peak, encoded_bytes, model_cost
 from kosmos.loading import encoder_folder
 from kosmos.modalities import MODALITIES
 from kosmos.tuning import attach
 from kosmos_data import DataConfig
+from kosmos_data.loader import rows_by_worker
 
 from .build import build_config, build_processor
 from .config import TrainConfig
 from .corpora import describe
+from .engine import dtype_of
 from .optim import freeze, parameter_groups
 from .samples import encode_prompts
+from .simulate import describe_worlds, memory_of
 from .trackers import require
 
 PROBE_BATCHES = 2
@@ -64,31 +67,23 @@ def plan(config: TrainConfig, gpus: int) -> Plan:
     if config.tuning is not None:
         with torch.device("meta"):
             attach(model, config.tuning)
-    freeze(model, config.model.freeze)
+    freeze(model.to(dtype_of(config.engine)), config.model.freeze)
     parameter_groups(model, config.optim)
     cost = model_cost(model, config.data.row_tokens)
     tokens = sum(batch.stats["tokens"] for batch in batches) / len(batches)
     images = sum(batch.stats["images"] for batch in batches) / len(batches)
     micro_batches = [micro for batch in batches for micro in batch.micro_batches]
     units = {name: sum(map(kind.count, micro_batches)) / len(batches) for name, kind in MODALITIES.items()}
+    each = {name: count / len(micro_batches) * len(batches) for name, count in units.items()}
+    supervised = sum(batch.stats["supervised"] for batch in batches) / len(batches)
     return Plan(
         cost=cost,
         tokens_per_step=tokens,
         images_per_step=images,
         packed=tokens / (config.data.rows_per_step * config.data.row_tokens),
         micro_batches=config.micro_batches(gpus),
-        memory=memory(
-            cost,
-            model.config,
-            config.data.rows_per_micro_batch,
-            config.data.row_tokens,
-            checkpointing=config.model.activation_checkpointing,
-            zero_stage=config.engine.zero_stage,
-            gpus=gpus,
-            precision=config.engine.precision,
-            offload=config.engine.offload_optimizer,
-        ),
-        flops_per_step=cost.flops(tokens, units),
+        memory=memory_of(config, model, cost, gpus, encoded_bytes(model.model, each)),
+        flops_per_step=cost.flops(tokens, units, supervised),
     )
 
 
@@ -139,8 +134,10 @@ def _schedule(config: TrainConfig, found: Plan, gpus: int, done: int, utilisatio
     peak, whose = (PEAKS["H100"], "an H100's") if own_peak is None else (own_peak, "this GPU's")
     seconds, left = found.flops_per_step / (gpus * peak * utilisation), max(0, config.steps - done)
     return {
+        **({"may run on": f"{describe_worlds(config, gpus)} GPUs"} if gpus > 1 else {}),
         "a step": f"{data.rows_per_step} rows of {data.row_tokens} = {found.tokens_per_step:,.0f} tokens, "
         f"{found.images_per_step:,.0f} images; {found.micro_batches} micro-batches of {data.rows_per_micro_batch} rows",
+        **_workers(config, gpus),
         "packing": f"{100 * found.packed:.1f} % of the positions are tokens",
         "FLOPs": ", ".join(f"{count:.3g} a {unit}" for unit, count in flops.items()),
         "the run": f"{config.steps:,} steps, {config.steps * found.tokens_per_step / 1e9:.3g} B tokens",
@@ -148,6 +145,16 @@ def _schedule(config: TrainConfig, found: Plan, gpus: int, done: int, utilisatio
         f"{seconds * left / 86400:.3g} days",
         "at": f"{seconds:.3g} s a step, {100 * utilisation:.0f} % of {whose} {peak / 1e12:.0f} TFLOP/s",
     }
+
+
+def _workers(config: TrainConfig, gpus: int) -> dict[str, str]:
+    """What to say of loader workers that have unequal shares: the one with most rows sets the pace."""
+    shares = rows_by_worker(config.data, gpus)
+    if not shares or min(shares) == max(shares):
+        return {}
+    even = max(count for count in range(1, len(shares) + 1) if sum(shares) % count == 0)
+    shown = ", ".join(map(str, shares))
+    return {"loader": f"rows of a step by worker of a rank: {shown}; data.workers={even} would share evenly"}
 
 
 def _probe(config: DataConfig, processor: Any) -> list[Any]:

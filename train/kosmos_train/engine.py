@@ -225,7 +225,7 @@ class Engine:
             with deepspeed.zero.GatheredParameters(value, enabled=hasattr(value, "ds_id")):
                 if wanted:
                     if id(value) not in copies:
-                        copies[id(value)] = value.detach().cpu().clone()
+                        copies[id(value)] = value.detach().to("cpu", copy=True)
                     weights[name] = copies[id(value)]
         return weights
 

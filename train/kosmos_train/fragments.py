@@ -103,7 +103,7 @@ def local_tensors(engine: Any) -> dict[str, torch.Tensor]:
     if engine.zero_optimization_stage() == 0 and torch.distributed.get_rank() > 0:
         return {}
     return {
-        f"{fragment.name}|{kind}|{fragment.start}": fragment.view(kind, engine.basic_optimizer).cpu().clone()
+        f"{fragment.name}|{kind}|{fragment.start}": fragment.view(kind, engine.basic_optimizer).to("cpu", copy=True)
         for fragment in fragments(engine)
         for kind in fragment.kinds(engine.basic_optimizer)
     }

@@ -6,6 +6,7 @@ run early (started again it resumes) and 2 that settings or data are wrong (star
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -18,6 +19,8 @@ from .pretrain import INTERRUPTED
 
 def main(argv: Sequence[str]) -> int:
     """Run torchrun; return 0, the exit code of the rank that failed first, or 75 after a signal."""
+    # Every micro-batch has another number of pictures: without this the GPU's memory falls into pieces.
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     try:
         torchrun.main(list(argv))
     except ChildFailedError as error:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from .log import RunLog
 from .optim import learning_rate
 from .run_dir import RunDir
 from .samples import Sampler
+from .saving import Saver
 from .upload import open_uploader
 
 MAX_REWINDS = 3  # without a new checkpoint in between
@@ -53,6 +53,8 @@ class Loop:
         self.loader_state: Any = None
         self.ahead: Any = None
         self.saved_step = self.step if "adam_step" in state else -1
+        self.saver = Saver(engine.world, run.checkpoints, config.checkpoint.keep)
+        self._halted = 0.0  # seconds that training stood still for the checkpoint under way
         self.uploader = open_uploader(config.checkpoint.upload, engine.world)
         self.rewinds = 0
         self._rewound_from: int | None = None
@@ -90,8 +92,10 @@ class Loop:
         batches = self._batches()
         with self.interrupt, self.watchdog:
             while self.step < self.config.steps:
-                interrupted = self._one_step(batches)
+                interrupted, written = self._one_step(batches)
                 self.watchdog.beat()
+                if written:
+                    self._finish_checkpoint()
                 self._between_steps(interrupted)
                 self.watchdog.beat()
                 if interrupted and self.step < self.config.steps:
@@ -110,7 +114,8 @@ class Loop:
         return self.ahead
 
     def close(self) -> None:
-        """Close files, loader workers and DeepSpeed."""
+        """Close files, loader workers and DeepSpeed; a checkpoint that is being written comes first."""
+        self.saver.close()
         if self.log is not None:
             self.log.close()
         if self.ahead is not None:
@@ -120,8 +125,8 @@ class Loop:
         if self.uploader is not None:
             self.uploader.close()
 
-    def _one_step(self, batches: Iterator[Any]) -> bool:
-        """Read a batch and make the update; True if a rank has received a signal."""
+    def _one_step(self, batches: Iterator[Any]) -> tuple[bool, bool]:
+        """Read a batch and make the update; whether a rank has received a signal, and a checkpoint can be finished."""
         began = time.perf_counter()
         batch: Any = None
         error: Exception | None = None
@@ -137,10 +142,10 @@ class Loop:
         reasons = self._bad_samples(batch, result)
         if self.log is not None:
             seconds = time.perf_counter() - began
-            waited = result.votes["waited"] / self.engine.world.size
+            waited = max(result.votes[f"waited{rank}"] for rank in range(self.engine.world.size))
             measures = self._measures(result, batch.step, seconds)
             self.log.step(self.step, result, rate, seconds, waited, **measures, **reasons)
-        return result.votes["interrupted"] > 0
+        return result.votes["interrupted"] > 0, self.saver.due(result.votes["written"])
 
     def _votes(self, batch: Any, waited: float) -> dict[str, float]:
         """What this rank alone knows of the step."""
@@ -148,7 +153,9 @@ class Loop:
         stats = nothing if batch is None else batch.stats
         return {
             "interrupted": float(self.interrupt.received is not None),
-            "waited": waited,
+            "written": self.saver.vote(),
+            # a place for each rank: the sum over ranks is what each of them waited, and the slowest decides
+            **{f"waited{rank}": waited * (rank == self.engine.world.rank) for rank in range(self.engine.world.size)},
             "positions": float(stats["positions"]),
             "bad_samples": float(sum(stats["skipped"].values())),
             "fallbacks": float(stats["fallbacks"]),
@@ -176,7 +183,7 @@ class Loop:
         if result.votes["fallbacks"]:  # too short for their objective: they stayed plain causal text
             measures["fallbacks"] = int(result.votes["fallbacks"])
         if self.cost is not None and (peak := device_peak()):
-            flops = self.cost.flops(result.tokens, result.encoded)
+            flops = self.cost.flops(result.tokens, result.encoded, result.supervised)
             measures["mfu"] = round(flops / (seconds * self.engine.world.size * peak), 4)
         if self.engine.world.device.type == "cuda":
             measures["memory_gb"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
@@ -191,6 +198,8 @@ class Loop:
         due = self._due(self.config.checkpoint.every) and not self.engine.guard.skipped_in_row  # never amid trouble
         if interrupted or last or due:
             self.save()
+            if interrupted or last:
+                self._finish_checkpoint()
         elif self.engine.guard.exhausted:
             self._trouble()
 
@@ -220,10 +229,11 @@ class Loop:
         self._say("  [cyan]held-out[/cyan] " + "  ".join(f"{name} {loss:.4g}" for name, loss in losses.items()))
         return losses
 
-    def save(self) -> Path | None:
-        """Write a checkpoint of this step, unless there is one."""
+    def save(self) -> None:
+        """Begin to write a checkpoint of this step, unless there is one; the one before is finished first."""
         if self.saved_step == self.step:
-            return None
+            return
+        self._finish_checkpoint()
         from kosmos_data import merge_states
 
         if self.uploader is not None and (problem := self.uploader.finish()):
@@ -235,17 +245,24 @@ class Loop:
             "frozen": self.frozen,
         }
         began = time.perf_counter()
-        folder = self.run_dir.checkpoints
-        path = checkpoint.save(folder, self.step, self.engine, self.processor, state, self.config.checkpoint.keep)
+        self.saver.start(self.step, self.engine, self.processor, state)
+        self._halted = time.perf_counter() - began
         self.saved_step = self.step
         self.rewinds = 0
+
+    def _finish_checkpoint(self) -> None:
+        """Give the checkpoint that is being written its name, if there is one, and begin to upload it."""
+        began = time.perf_counter()
+        if (path := self.saver.finish()) is None:
+            return
         if self.uploader is not None:
             self.uploader.start(path)
-        self._say(f"  [dim]checkpoint {escape(str(path))} in {time.perf_counter() - began:.1f}s[/dim]")
-        return path
+        halted, seconds = self._halted + time.perf_counter() - began, self.saver.seconds
+        self._say(f"  [dim]checkpoint {escape(str(path))} in {seconds:.1f}s; training stood for {halted:.1f}s[/dim]")
 
     def _trouble(self) -> None:
         """Too many skipped updates in a row: rewind to the last checkpoint, behind the bad batches, or stop."""
+        self._finish_checkpoint()
         latest = checkpoint.find_latest(self.run_dir.checkpoints)
         count = self.engine.guard.skipped_in_row
         if self.config.guard.on_trouble == "stop" or latest is None or self.rewinds >= MAX_REWINDS:

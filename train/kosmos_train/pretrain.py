@@ -44,12 +44,13 @@ def train(config: Any, run_dir: str | Path, resume: bool = False) -> Outcome:
         OSError: the run directory cannot be written.
     """
     from .checkpoint import find_latest
-    from .distributed import start
+    from .distributed import check_machines, start
     from .run_dir import RunDir, default_threads
 
     default_threads()
     world = start(config.engine.timeout_minutes)
     config.check(world.size)
+    check_machines(world, config.engine.precision)
     run = RunDir(run_dir)
     run.open(config, resume, world)
     loop = _assemble(config, run, resume, world)
