@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import copy
 import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .loading import find_model, load
 from .pictures import as_data_uri, open_picture
-from .segments import TooLong
+from .segments import Entity, TooLong
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,6 +36,7 @@ class Conversation:
         model: a Kosmos model, or the path of a checkpoint or run directory.
         processor: its processor; read from the same path if ``model`` is one.
         system: text in front of the conversation.
+        persona: who answers, ``{"president": "Abraham Lincoln"}``, for a model that was trained with personas.
         max_new_tokens: longest answer, in tokens; 64, unless ``generation`` says how long it may be.
         adapter: one or several tunings of the model (``kosmos.tuning``); the first answers until :meth:`use`.
         **generation: anything ``generate()`` takes, e.g. ``do_sample=True, temperature=0.7``; greedy by default. Beams
@@ -56,6 +57,7 @@ class Conversation:
         system: str | None = None,
         max_new_tokens: int | None = None,
         adapter: Sequence[str | Path] | str | Path = (),
+        persona: Mapping[str, str | list[str]] | None = None,
         **generation: Any,
     ) -> None:
         self.checkpoint: Path | None = None
@@ -75,6 +77,7 @@ class Conversation:
         self.model = model
         self.processor = processor
         self.system = system
+        self.persona = [] if persona is None else self._read_persona(persona)
         self.generation = self._defaults(max_new_tokens, generation)
         self.messages: list[dict[str, Any]] = []
         self.forgotten = 0
@@ -103,7 +106,9 @@ class Conversation:
 
     def reset(self) -> None:
         """Forget all turns and images."""
-        self.messages = [{"role": "system", "content": self.system}] if self.system else []
+        text = [{"type": "text", "text": self.system}] if self.system else []
+        content = [*self.persona, *text] if self.persona else self.system
+        self.messages = [{"role": "system", "content": content}] if content else []
         self.forgotten = 0
 
     def ask(
@@ -249,6 +254,19 @@ class Conversation:
         text = page if path.suffix == ".html" else json.dumps(self.export(), ensure_ascii=False, indent=1)
         path.write_text(text, encoding="utf-8", errors="replace")  # what a terminal hands on may be half a character
 
+    def _read_persona(self, persona: Mapping[str, str | list[str]]) -> list[Part]:
+        """The parts of a message that say who answers; ValueError where this model cannot read them."""
+        parts = self.processor.persona_message(persona)
+        lacks = {"entity": self.model.config.entity_config, "span": self.model.config.span_encoder_config}
+        if any(lacks[part["type"]] is None for part in parts):
+            raise ValueError(
+                "a persona was given, but this model was not trained with personas; write it as system text"
+            )
+        for part in parts:
+            if part["type"] == "entity":
+                self.processor.entity_row(Entity(part["entity"]))
+        return parts
+
     def _refuse_blind(self) -> None:
         if self.model.config.vision_config is None:
             raise ValueError("a picture was given, but this model has no vision encoder; ask without pictures")
@@ -259,10 +277,11 @@ class Conversation:
             try:
                 return self._inputs([*self.messages, asked])
             except TooLong:
-                turns = self.messages[1:] if self.system else self.messages
+                head = 1 if self.system or self.persona else 0
+                turns = self.messages[head:]
                 if not forget or not turns:
                     raise
-                self.messages = [*(self.messages[:1] if self.system else []), *turns[2:]]
+                self.messages = [*self.messages[:head], *turns[2:]]
                 self.forgotten += 1
 
     def _inputs(self, messages: list[dict[str, Any]]) -> dict[str, Any]:
@@ -299,6 +318,8 @@ def _exported(part: Part) -> Part:
 
 
 def _html_part(part: Part) -> str:
+    if part["type"] == "entity":
+        return html.escape(str(Entity(part["entity"])))
     if part["type"] != "image":
         return html.escape(part["text"])
     return f'<img style="min-width:96px" src="{as_data_uri(part["image"], largest=256)}"><br>'

@@ -21,7 +21,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from .entities import Rows, parse_entity, spell_entity
 from .image_processing_kosmos import KosmosImageProcessor
 from .modalities import MODALITIES, Modality, stack_inputs
-from .segments import Encoded, Entity, Image, Placed, Segment, Span, Text, Token, TooLong, modality_name
+from .segments import Encoded, Entity, Image, Persona, Placed, Segment, Span, Text, Token, TooLong, modality_name
 from .tokenization_kosmos import (
     BOS,
     ENTITY_BEGIN,
@@ -123,6 +123,7 @@ class KosmosProcessor(ProcessorMixin):
         example_questions: questions of the kind that the model was trained on; a chat greets with them.
         entities: the kinds of entities, of each how many ids there are or their names in order. A prompt writes one as
             ``<entity>user: 7</entity>``, a message as a part ``{"type": "entity", "entity": {"user": 7}}``.
+        personas: how a persona is read: as ``entities``, its keys are kinds, or as a ``span`` of the text encoder.
 
     A tokenizer that was taken over from a language model (docking.py) has other names for ``<s>`` and ``</s>``, which
     are found by either. Where it does not put a space in front of a text itself, as KOSMOS's does, ``encode_text``
@@ -145,6 +146,7 @@ class KosmosProcessor(ProcessorMixin):
         answer_ends: Sequence[str] | None = None,
         example_questions: Sequence[str] | None = None,
         entities: Mapping[str, int | Sequence[str]] | None = None,
+        personas: str = "entities",
         **kwargs: Any,
     ) -> None:
         if turn_end not in CHAT_TEMPLATES:
@@ -162,6 +164,9 @@ class KosmosProcessor(ProcessorMixin):
         self.example_questions = list(example_questions or [])
         self.entities = None if entities is None else dict(entities)
         self._rows = Rows(entities or {})
+        if personas not in ("entities", "span"):
+            raise ValueError(f"personas={personas!r}: a persona is read as entities or as a span")
+        self.personas = personas
         self.image_token = IMAGE_BEGIN
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_BEGIN)
         self.image_slot_id: int = tokenizer.convert_tokens_to_ids(IMAGE_SLOT)
@@ -191,15 +196,43 @@ class KosmosProcessor(ProcessorMixin):
                 encoded.ids.append(self.token_id(segment.text))
             elif isinstance(segment, list):
                 encoded.ids += segment
+            elif isinstance(segment, Persona):
+                for part in self.persona_parts(segment):
+                    self._read(part, encoded, skip_empty)
             else:
-                modality = MODALITIES[modality_name(segment)]
-                payload = modality.payload(self, segment)
-                if payload is not None:
-                    self.place(modality, payload, encoded)
-                elif not skip_empty:
-                    raise ValueError(f"{segment} is empty: the encoder of {modality.name}s needs at least one token")
+                self._read(segment, encoded, skip_empty)
             encoded.edges.append(len(encoded.ids))
         return encoded
+
+    def _read(self, segment: Any, encoded: Encoded, skip_empty: bool) -> None:
+        """Append the places of a segment that an encoder reads."""
+        modality = MODALITIES[modality_name(segment)]
+        payload = modality.payload(self, segment)
+        if payload is not None:
+            self.place(modality, payload, encoded)
+        elif not skip_empty:
+            raise ValueError(f"{segment} is empty: the encoder of {modality.name}s needs at least one token")
+
+    def persona_parts(self, persona: Persona) -> list[Entity] | list[Span]:
+        """What encoders read of a persona: entities in the order of its keys, or one span with all of it."""
+        if self.personas == "entities":
+            return [Entity({key: text}) for key, text in persona.pairs()]
+        return [Span(" ".join(f"{key}: {text.strip().rstrip('.')}." for key, text in persona.pairs()))]
+
+    def persona_message(self, values: Mapping[str, str | list[str]]) -> list[dict[str, Any]]:
+        """A persona as parts of a message, with which a chat begins.
+
+        Raises:
+            ValueError: it is no persona.
+        """
+        try:
+            parts = self.persona_parts(Persona(dict(values)))
+        except (TypeError, ValueError) as error:
+            raise ValueError(str(error)) from error
+        return [
+            {"type": "entity", "entity": part.ids} if isinstance(part, Entity) else {"type": "span", "text": part.text}
+            for part in parts
+        ]
 
     def place(self, modality: Modality, payload: Any, encoded: Encoded) -> None:
         """Append the placeholders of what the modality's encoder reads, with the marks around them, to ``encoded``."""

@@ -68,7 +68,39 @@ class Entity:
         return f"{kind} {identity}" + ("" if self.rating is None else f", rating {self.rating:g}")
 
 
-Segment: TypeAlias = Text | Token | Image | Span | Entity
+@dataclass(frozen=True, slots=True)
+class Persona:
+    """Who speaks: any keys, each with a text or several, ``Persona({"president": "Abraham Lincoln"})``.
+
+    The processor reads it as entities, one for each text, or as a text span (``personas``).
+    """
+
+    values: dict[str, str | list[str]]
+
+    def __post_init__(self) -> None:
+        fits = isinstance(self.values, dict) and bool(self.values)
+        for key, value in self.values.items() if fits else ():
+            texts = value if isinstance(value, list) else [value]
+            fits = isinstance(key, str) and bool(key) and ":" not in key and bool(texts)
+            fits = fits and all(isinstance(text, str) and bool(text.strip()) for text in texts)
+            if not fits:
+                break
+        if not fits:
+            raise TypeError(f"a persona has keys with texts, {{'city': 'Rome'}}, got {str(self.values)[:80]}")
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Each key with each of its texts, in order."""
+        return [
+            (key, text)
+            for key, value in self.values.items()
+            for text in (value if isinstance(value, list) else [value])
+        ]
+
+    def __str__(self) -> str:
+        return "persona " + "; ".join(f"{key}: {text}" for key, text in self.pairs())
+
+
+Segment: TypeAlias = Text | Token | Image | Span | Entity | Persona
 SEGMENTS: dict[str, type] = {"image": Image, "span": Span, "entity": Entity}
 """The segments that an encoder reads, by the name of their modality, which is also their key in a document's JSON.
 

@@ -17,6 +17,7 @@ _HOME = {
     "Example": "example",
     "Image": "document",
     "Loader": "loader",
+    "Persona": "document",
     "ShardWriter": "shards",
     "SourceConfig": "config",
     "Span": "document",

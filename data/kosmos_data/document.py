@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from kosmos.segments import SEGMENTS, Image, Segment, Text, modality_name
+from kosmos.segments import SEGMENTS, Image, Persona, Segment, Text, modality_name
 from kosmos.segments import Entity as Entity
 from kosmos.segments import Span as Span
 
@@ -90,7 +90,7 @@ def to_files(document: Document) -> dict[str, bytes]:
         elif isinstance(segment, Text):
             segments.append({"text": segment.text} | ({} if segment.supervised else {"supervised": False}))
         else:
-            segments.append(_entry(segment))
+            segments.append({"persona": segment.values} if isinstance(segment, Persona) else _entry(segment))
     body: dict[str, Any] = {"segments": segments} | ({"meta": dict(document.meta)} if document.meta else {})
     files["json"] = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
     return files
@@ -148,6 +148,8 @@ def _segment(entry: Mapping[str, Any], files: Mapping[str, bytes]) -> Segment:
             if name.lower() not in files:
                 raise BadSample(errors.IMAGE_MISSING, f"no file {name!r} beside the json")
             return Image(files[name.lower()])
+        case {"persona": values}:
+            return Persona(values)
     for name, kind in SEGMENTS.items():
         if name in entry and kind is not Image:
             content = entry[name]
@@ -172,7 +174,7 @@ def _fault(segment: Any) -> str | None:
             return f"an Image holds the bytes of a picture file, here a {type(data).__name__}; Path(name).read_bytes()"
         case Text(text=text):
             return f"a Text holds a str, here a {type(text).__name__}"
-    if type(segment) in SEGMENTS.values():
+    if type(segment) in (Persona, *SEGMENTS.values()):
         return None
     kinds = ", ".join(kind.__name__ for kind in (Text, *SEGMENTS.values()))
     return f"a {type(segment).__name__}, where one of {kinds} is expected"

@@ -15,7 +15,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from . import objectives, objectives_view
-from .document import Document, Entity, Image, Span, Text
+from .document import Document, Entity, Image, Persona, Span, Text
 from .errors import BadSample
 from .example import Example
 from .images import open_image
@@ -58,8 +58,8 @@ def kind_of(document: Document) -> str:
     """``text``, ``pair`` (image and text), ``one image, several texts``, ``interleaved``, ``with text spans`` …"""
     if any(isinstance(segment, Span) for segment in document.segments):
         return "with text spans"
-    if any(isinstance(segment, Entity) for segment in document.segments):
-        return "with entities"
+    if any(isinstance(segment, Entity | Persona) for segment in document.segments):
+        return "with entities" if not any(isinstance(one, Persona) for one in document.segments) else "with a persona"
     images = len(document.images)
     if images == 1:
         return "pair" if len(document.segments) <= 2 else "one image, several texts"

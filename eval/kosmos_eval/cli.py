@@ -1,7 +1,7 @@
 """``kosmos eval``: evaluate a checkpoint, score prediction files, compare and report results.
 
 The first word decides: ``score``, ``report``, ``gallery``, ``compare``, ``contamination``, ``explanations``,
-``tasks``, ``make``; anything else is the checkpoint to evaluate.
+``personas``, ``tasks``, ``make``; anything else is the checkpoint to evaluate.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ other uses, each with its own --help:
   kosmos eval compare SAMPLES_A SAMPLES_B                        paired difference of two models
   kosmos eval contamination --task T --data DIR --shards CORPUS  are test items in the training data?
   kosmos eval explanations RUN REVIEWS --swap user               ratings and explanations from ids (PETER)
+  kosmos eval personas RUN CORPUS                                held-out texts under the right, a wrong, no persona
 """
 
 
@@ -41,6 +42,7 @@ def main(argv: Sequence[str]) -> int:
         "make": _make,
         "contamination": _contamination,
         "explanations": _explanations,
+        "personas": _personas,
     }
     if argv and argv[0] in verbs:
         return verbs[argv[0]](argv[1:])
@@ -263,6 +265,25 @@ def _explanations(argv: Sequence[str]) -> int:
         ]  # fmt: skip
         out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return _print_json(report(found))
+
+
+def _personas(argv: Sequence[str]) -> int:
+    import yaml
+
+    from .personas import judge
+
+    parser = argparse.ArgumentParser(
+        prog="kosmos eval personas",
+        description="How likely held-out texts are under their own, another's and an unknown persona; prints JSON.",
+    )
+    add = parser.add_argument
+    add("checkpoint", type=Path, help="a checkpoint folder or a run directory, trained with personas")
+    add("shards", type=Path, help="corpus of documents with a persona, e.g. corpora/speakers/test")
+    add("--objective", default="causal", help="which tokens count, e.g. '{name: causal, loss: supervised}' (causal)")
+    add("--limit", metavar="N", type=int, help="so many documents, always the same ones (all)")
+    add("--seed", metavar="N", type=int, default=0, help="of what is drawn (0)")
+    options = vars(parser.parse_args(argv))
+    return _print_json(judge(objective=yaml.safe_load(options.pop("objective")), **options))
 
 
 def _print_json(value: object) -> int:

@@ -52,6 +52,8 @@ class TokenizerConfig:
     """Special tokens appended last."""
     objectives: list[str] = field(default_factory=list)
     """Objectives of the runs to come (``ul2``, ``glm`` …): their special tokens are appended as well."""
+    personas: str = "entities"
+    """How personas are read: as ``entities``, or as a ``span`` of the text encoder."""
     span_tokenizer: str | None = None
     """Folder (or ``package:NAME/FOLDER``) with the tokenizer of the text encoder (BERT …); None: it shares this one."""
 
@@ -64,7 +66,7 @@ def make_processor(config: TokenizerConfig, folder: str | Path, progress: Progre
         ValueError: the corpora hold no text, an unknown objective, or no tokenizer in ``span_tokenizer``.
     """
     extra = [token for token in special_tokens(config.objectives) if token not in config.extra_tokens]
-    entities = read_kinds(config.shards)
+    entities = read_kinds(config.shards) if config.personas == "entities" else None
     extra += [token for token in ENTITY_TOKENS if entities and token not in config.extra_tokens]
     span_tokenizer = load_span_tokenizer(config.span_tokenizer) if config.span_tokenizer else None
     tokenizer = train_tokenizer(texts(config, progress), config.vocab_size, config.extra_tokens + extra)
@@ -77,6 +79,7 @@ def make_processor(config: TokenizerConfig, folder: str | Path, progress: Progre
         span_tokenizer=span_tokenizer,
         num_span_tokens=config.num_span_tokens,
         entities=entities,
+        personas=config.personas,
     )
     processor.save_pretrained(folder)
     return processor

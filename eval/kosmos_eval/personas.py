@@ -1,0 +1,125 @@
+"""``kosmos eval personas CHECKPOINT CORPUS``: does a model write for whom it is told to, or only as everybody?
+
+Held-out texts are judged under their own persona, under another document's, and under one that nobody knows. If the
+persona says anything, the texts are likelier under the right one.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kosmos.loading import load
+from kosmos.modalities import stack_inputs
+from kosmos_data import objectives
+from kosmos_data.document import Document, Persona
+from kosmos_data.example import Example
+from kosmos_data.reader import Corpus
+
+from .metrics import MetricScore
+from .statistics import compare, interval
+
+NOBODY = "\N{REPLACEMENT CHARACTER} nobody"
+"""A name that no persona has."""
+
+
+def judge(
+    checkpoint: str | Path,
+    shards: str | Path,
+    objective: str | dict[str, Any] = "causal",
+    limit: int | None = None,
+    batch: int = 32,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Return the mean NLL of a token (nats) under each persona, and the paired differences with 95 % intervals.
+
+    Texts of one speech or dialogue are not independent, so the intervals draw whole ones (``meta.speech``).
+
+    Args:
+        checkpoint: folder of a checkpoint or of a run.
+        shards: documents with a persona.
+        objective: tells which tokens count; ``{name: causal, loss: supervised}`` for dialogues.
+        limit: so many documents, always the same ones; None: all.
+        batch: documents at a time.
+        seed: of what is drawn.
+
+    Raises:
+        ValueError: a document without a persona, or personas that are all the same.
+    """
+    model, processor = load(checkpoint)
+    make, draw = objectives.from_settings(objective, processor), random.Random(seed)
+    corpus = Corpus(shards)
+    chosen = sorted(draw.sample(range(len(corpus)), min(limit or len(corpus), len(corpus))))
+    documents = [corpus[index] for index in chosen]
+    scores = {}
+    for name, given in {"right": documents, "wrong": others(documents, draw), "unknown": unknown(documents)}.items():
+        examples = [make(document, 0) for document in given]
+        sums = [row for at in range(0, len(examples), batch) for row in _likelihoods(model, examples[at : at + batch])]
+        scores[name] = MetricScore("nll", np.array(sums), lambda totals: totals[..., 0] / totals[..., 1])
+    groups = [str(document.meta.get("speech", document.key)) for document in documents]
+    report: dict[str, Any] = {"documents": len(documents), "groups": len(set(groups))}
+    for name, score in scores.items():
+        low, high = interval(score, groups, seed)
+        report[name] = {"nll": score.value, "low": low, "high": high}
+    for name in ("wrong", "unknown"):
+        report[f"{name} - right"] = compare(scores["right"], scores[name], groups, seed).to_dict()
+    return report
+
+
+def others(documents: Sequence[Document], draw: random.Random) -> list[Document]:
+    """The documents, each with a persona that another of them has and that differs in its first key."""
+    personas = list({str(_persona(document)): _persona(document) for document in documents}.values())
+    found = []
+    for document in documents:
+        own = _persona(document).pairs()[0]
+        differing = [one for one in personas if one.pairs()[0] != own]
+        if not differing:
+            raise ValueError(f"{document.key}: every persona has {own[0]}: {own[1]}, so there is no wrong one")
+        found.append(_with(document, draw.choice(differing)))
+    return found
+
+
+def unknown(documents: Sequence[Document]) -> list[Document]:
+    """The documents with personas of the same keys that nobody has."""
+    return [_with(document, Persona(dict.fromkeys(_persona(document).values, NOBODY))) for document in documents]
+
+
+def _persona(document: Document) -> Persona:
+    found = next((segment for segment in document.segments if isinstance(segment, Persona)), None)
+    if found is None:
+        raise ValueError(f"{document.key} has no persona")
+    return found
+
+
+def _with(document: Document, persona: Persona) -> Document:
+    first = document.segments.index(_persona(document))
+    return replace(document, segments=[*document.segments[:first], persona, *document.segments[first + 1 :]])
+
+
+@torch.no_grad()
+def _likelihoods(model: Any, examples: Sequence[Example]) -> np.ndarray:
+    """Sum of the NLL and of the weights of each example, (N, 2)."""
+    width = max(len(example) for example in examples)
+
+    def column(name: str, filler: float, dtype: torch.dtype) -> torch.Tensor:
+        rows = [torch.as_tensor(np.asarray(getattr(example, name))).to(dtype) for example in examples]
+        return torch.stack([torch.nn.functional.pad(row, (0, width - len(row)), value=filler) for row in rows])
+
+    weight = column("weight", 0.0, torch.float32)
+    inputs = {
+        "input_ids": column("token", 0, torch.long),
+        "shift_labels": column("label", -100, torch.long),
+        "loss_weight": weight,
+        "document_ids": column("document", -1, torch.long),
+        **stack_inputs(placed for example in examples for placed in example.placed),
+    }
+    if any((example.block >= 0).any() for example in examples):
+        inputs["block_ids"] = column("block", -1, torch.long)
+    losses = model(**{name: tensor.to(model.device) for name, tensor in inputs.items()}).token_loss.cpu()
+    return torch.stack([(losses * weight).sum(1), weight.sum(1)], dim=1).double().numpy()
