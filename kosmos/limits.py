@@ -31,7 +31,12 @@ SIZES: dict[str, tuple[int, int]] = {
     "depth": (1, 1000),
     "num_image_tokens": (1, 1 << 14),
     "num_span_tokens": (1, 1 << 14),
+    "num_frames": (1, 1 << 12),
+    "input_shape": (1, 1 << 23),
     "train_last_blocks": (0, 1000),
+    "cross_attention_every": (1, 1000),
+    "cross_attention_heads": (1, 1 << 12),
+    "cross_attention_head_dim": (1, 1 << 14),
 }
 """Smallest and largest value of each size in a configuration; what published models have, with room to grow."""
 
@@ -41,8 +46,9 @@ MOST_ENTITIES = 1 << 27
 # Sizes by the names that open_clip, timm and transformers give them inside a model_config.
 _ENCODER_SIZES = {
     **SIZES,
-    **dict.fromkeys(("layers", "depth", "depths"), (1, 1000)),
-    **dict.fromkeys(("width", "embed_dim", "dims", "head_width", "projection_dim"), (1, 1 << 17)),
+    **dict.fromkeys(("layers", "depth", "depths", "encoder_layers", "decoder_layers"), (1, 1000)),
+    **dict.fromkeys(("width", "embed_dim", "dims", "head_width", "projection_dim", "d_model"), (1, 1 << 17)),
+    **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim", "num_mel_bins", "max_source_positions"), (1, 1 << 20)),
     **dict.fromkeys(("patch_size", "img_size"), (1, 1 << 13)),
     "type_vocab_size": (1, 1 << 16),
 }

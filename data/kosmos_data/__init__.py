@@ -9,6 +9,7 @@ import importlib
 from typing import Any
 
 _HOME = {
+    "Audio": "document",
     "BadSample": "errors",
     "Corpus": "reader",
     "DataConfig": "config",
@@ -23,6 +24,7 @@ _HOME = {
     "Span": "document",
     "StepBatch": "batch",
     "Text": "document",
+    "Video": "document",
     "build_loader": "loader",
     "merge_states": "loader",
     "write_shards": "shards",

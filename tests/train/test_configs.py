@@ -79,6 +79,11 @@ def test_every_config_dry_runs(
             processor = load_processor(values["processor"])
             processor.num_image_tokens = 197
             processor.save_pretrained(tmp_path)
+        if config.model.overrides.get("coupling") == "cross_attention":  # an image takes one place
+            config.processor = str(tmp_path)
+            processor = load_processor(values["processor"])
+            processor.num_image_tokens = 1
+            processor.save_pretrained(tmp_path)
     else:
         config.model.checkpoint = trained
         if "semi_causal" in path.read_text():

@@ -27,8 +27,8 @@ Spoken = list[tuple[str, str]]
 def convai2(source: Path, images: Path, tally: Tally) -> Iterator[Document]:
     """ParlAI's files (``train_self_original.txt``): numbered lines, each dialogue from 1.
 
-    ``1 your persona: i like to ski.``, ``5 hi!\\thello , how are you ?\\t\\tcandidates|…``; what is said and answered is
-    between the first two tabs.
+    ``1 your persona: i like to ski.``, then ``5 hi!\\thello , how are you ?\\t\\tcandidates|…``: what is said stands
+    before the first tab, what is answered behind it.
     """
     for path in files(source, "*.txt"):
         for number, lines in enumerate(_dialogues(path, tally)):
@@ -38,9 +38,10 @@ def convai2(source: Path, images: Path, tally: Tally) -> Iterator[Document]:
 
 
 def personachat(source: Path, images: Path, tally: Tally) -> Iterator[Document]:
-    """``personachat_self_original.json``: ``{"train": [{"personality": […], "utterances": [{"history": […], "candidates": […]}]}]}``.
+    """``personachat_self_original.json``, as the transfer-learning-conv-ai project published it.
 
-    The last candidate is what was answered. The training split only.
+    ``{"train": [{"personality": […], "utterances": [{"history": […], "candidates": […]}]}]}``; the last candidate is
+    what was answered. Of the splits only ``train`` is read.
     """
     body = read_json(source)
     dialogues = body.get("train") if isinstance(body, dict) else body

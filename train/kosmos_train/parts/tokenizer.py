@@ -16,7 +16,7 @@ from rich.progress import Progress
 
 from kosmos.image_processing_kosmos import KosmosImageProcessor
 from kosmos.loading import encoder_folder
-from kosmos.processing_kosmos import KosmosProcessor
+from kosmos.processing_kosmos import KosmosProcessor, make_reader, marks_of
 from kosmos.tokenization_kosmos import ENTITY_TOKENS, encode_text, train_tokenizer
 from kosmos_data.document import Span, Text
 from kosmos_data.entity_names import read_kinds
@@ -54,8 +54,13 @@ class TokenizerConfig:
     """Objectives of the runs to come (``ul2``, ``glm`` …): their special tokens are appended as well."""
     personas: str = "entities"
     """How personas are read: as ``entities``, or as a ``span`` of the text encoder."""
+    grounding: bool = False
+    """Add KOSMOS-2's tokens for phrases and boxes, which documents with ``boxes`` need."""
     span_tokenizer: str | None = None
     """Folder (or ``package:NAME/FOLDER``) with the tokenizer of the text encoder (BERT …); None: it shares this one."""
+    readers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """How further modalities are read, ``audio: {encoder: FOLDER, num_tokens: 32}``: the fields of its reader, and the
+    published folder of its encoder, whose feature extractor is taken. Their marks are appended as special tokens."""
 
 
 def make_processor(config: TokenizerConfig, folder: str | Path, progress: Progress | None = None) -> KosmosProcessor:
@@ -65,11 +70,14 @@ def make_processor(config: TokenizerConfig, folder: str | Path, progress: Progre
         FileNotFoundError: a corpus is missing.
         ValueError: the corpora hold no text, an unknown objective, or no tokenizer in ``span_tokenizer``.
     """
-    extra = [token for token in special_tokens(config.objectives) if token not in config.extra_tokens]
+    readers = {name: make_reader(name, given) for name, given in config.readers.items()}
     entities = read_kinds(config.shards) if config.personas == "entities" else None
-    extra += [token for token in ENTITY_TOKENS if entities and token not in config.extra_tokens]
+    extra = [*special_tokens(config.objectives), *(ENTITY_TOKENS if entities else ()), *marks_of(readers)]
+    extra = [token for token in extra if token not in config.extra_tokens]
     span_tokenizer = load_span_tokenizer(config.span_tokenizer) if config.span_tokenizer else None
-    tokenizer = train_tokenizer(texts(config, progress), config.vocab_size, config.extra_tokens + extra)
+    tokenizer = train_tokenizer(
+        texts(config, progress), config.vocab_size, config.extra_tokens + extra, config.grounding
+    )
     image_processor = KosmosImageProcessor(image_size=config.image_size, crop=config.crop)
     processor = KosmosProcessor(
         image_processor,
@@ -80,6 +88,7 @@ def make_processor(config: TokenizerConfig, folder: str | Path, progress: Progre
         num_span_tokens=config.num_span_tokens,
         entities=entities,
         personas=config.personas,
+        readers=readers,
     )
     processor.save_pretrained(folder)
     return processor
@@ -93,8 +102,9 @@ def load_span_tokenizer(folder: str) -> Any:
     """
     from transformers import AutoTokenizer
 
+    found = encoder_folder(folder)
     try:
-        return AutoTokenizer.from_pretrained(encoder_folder(folder), local_files_only=True)
+        return AutoTokenizer.from_pretrained(found, local_files_only=True)
     except (OSError, ValueError) as error:
         raise ValueError(f"span_tokenizer={folder}: no tokenizer here (tokenizer.json or vocab.txt)") from error
 
