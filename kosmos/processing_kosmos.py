@@ -162,7 +162,8 @@ class KosmosProcessor(ProcessorMixin):
     does.
 
     Raises:
-        ValueError: ``num_span_tokens`` below 1, or a reader of an unknown modality or with unknown fields.
+        ValueError: ``num_span_tokens`` below 1, another value of ``personas``, or a reader of an unknown modality or
+            with unknown fields.
     """
 
     def __init__(
@@ -254,7 +255,7 @@ class KosmosProcessor(ProcessorMixin):
         """What encoders read of a persona: entities in the order of its keys, or one span with all of it."""
         if self.personas == "entities":
             return [Entity({key: text}) for key, text in persona.pairs()]
-        return [Span(" ".join(f"{key}: {text.strip().rstrip('.')}." for key, text in persona.pairs()))]
+        return [Span(persona.as_text())]
 
     def persona_message(self, values: Mapping[str, str | list[str]]) -> list[dict[str, Any]]:
         """A persona as parts of a message, with which a chat begins.

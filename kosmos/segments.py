@@ -179,6 +179,10 @@ class Persona:
             for text in (value if isinstance(value, list) else [value])
         ]
 
+    def as_text(self) -> str:
+        """Write all of it as sentences, ``city: Rome. name: Ada.``, for the text encoder."""
+        return " ".join(f"{key}: {text.strip().rstrip('.')}." for key, text in self.pairs())
+
     def __str__(self) -> str:
         return "persona " + "; ".join(f"{key}: {text}" for key, text in self.pairs())
 

@@ -172,6 +172,7 @@ def _segment(entry: Mapping[str, Any], files: Mapping[str, bytes]) -> Segment:
         case {"text": str(text), **rest}:
             return Text(_encodable(text), bool(rest.get("supervised", True)), _phrases(text, rest.get("boxes")))
         case {"persona": values}:
+            _encodable(json.dumps(values, ensure_ascii=False))
             return Persona(values)
     for name, kind in SEGMENTS.items():
         if name in entry:
@@ -183,7 +184,7 @@ def _segment(entry: Mapping[str, Any], files: Mapping[str, bytes]) -> Segment:
                 elif isinstance(value, str):
                     content[each] = _encodable(value)
             return kind(**content)
-    raise ValueError(f"a segment has one of the keys text, {', '.join(SEGMENTS)}; got {str(entry)[:80]}")
+    raise ValueError(f"a segment has one of the keys text, persona, {', '.join(SEGMENTS)}; got {str(entry)[:80]}")
 
 
 def _file(name: Any, kind: str, files: Mapping[str, bytes]) -> bytes:
@@ -221,7 +222,7 @@ def _fault(segment: Any) -> str | None:
             what = "an Image holds the bytes of a picture file"
         wrong = (type(data).__name__ for data in given.values() if not isinstance(data, bytes))
         return next((f"{what}, here a {name}; Path(name).read_bytes()" for name in wrong), None)
-    kinds = ", ".join(kind.__name__ for kind in (Text, *SEGMENTS.values()))
+    kinds = ", ".join(kind.__name__ for kind in (Text, Persona, *SEGMENTS.values()))
     return f"a {type(segment).__name__}, where one of {kinds} is expected"
 
 

@@ -309,12 +309,15 @@ def _personas(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="kosmos eval personas",
         description="How likely held-out texts are under their own, another's and an unknown persona; prints JSON.",
+        epilog="With --train the model also writes for both, and words of real texts tell who is written for.",
     )
     add = parser.add_argument
     add("checkpoint", type=Path, help="a checkpoint folder or a run directory, trained with personas")
     add("shards", type=Path, help="corpus of documents with a persona, e.g. corpora/speakers/test")
     add("--objective", default="causal", help="which tokens count, e.g. '{name: causal, loss: supervised}' (causal)")
     add("--limit", metavar="N", type=int, help="so many documents, always the same ones (all)")
+    add("--train", metavar="CORPUS", type=Path, help="also write; a classifier of words learns from these real texts")
+    add("--write", metavar="N", type=int, default=200, help="texts that are written for each persona (200)")
     add("--seed", metavar="N", type=int, default=0, help="of what is drawn (0)")
     options = vars(parser.parse_args(argv))
     return _print_json(judge(objective=yaml.safe_load(options.pop("objective")), **options))

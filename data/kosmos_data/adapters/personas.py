@@ -64,6 +64,8 @@ def jsonl(source: Path, images: Path, tally: Tally) -> Iterator[Document]:
     """
 
     def document(key: str, record: dict[str, Any]) -> Iterator[Document]:
+        if not {"persona", "turns"} <= set(record):
+            raise BadSample(errors.FIELDS, f"{key}: a line has persona and turns; plain texts: kosmos data import text")
         turns = record["turns"]
         if not isinstance(turns, list) or not all(isinstance(one, str) for one in turns):
             raise BadSample(errors.FIELDS, f"{key}: turns are a list of texts")
