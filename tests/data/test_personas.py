@@ -150,7 +150,7 @@ def test_every_objective_reads_a_persona(processor) -> None:
     from kosmos import KosmosProcessor
     from kosmos.tokenization_kosmos import ENTITY_TOKENS, train_tokenizer
 
-    tokenizer = train_tokenizer(["the red circle is a red thing and a square"] * 5, 80, extra_tokens=ENTITY_TOKENS)
+    tokenizer = train_tokenizer(["the red circle is a red thing and a square"] * 5, 120, extra_tokens=ENTITY_TOKENS)
     document = Document("a", [Persona({"name": "Ada", "likes": ["tea", "?"]}), Text("the red circle is a red thing")])
     kinds = {"name": ["Bo", "Ada"], "likes": ["tea"]}
     by_id = KosmosProcessor(processor.image_processor, tokenizer, 4, entities=kinds)

@@ -33,7 +33,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(3)
     ]
     write_shards(root / "said", documents)
-    tokenizer = train_tokenizer([*SAID.values()] * 3, 80, extra_tokens=ENTITY_TOKENS)
+    tokenizer = train_tokenizer([*SAID.values()] * 5, 120, extra_tokens=ENTITY_TOKENS)
     processor = KosmosProcessor(KosmosImageProcessor(image_size=32), tokenizer, 1, entities=read_kinds([root / "said"]))
     text = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
     torch.manual_seed(0)

@@ -24,7 +24,7 @@ def checkpoint(config_factory, tmp_path_factory: pytest.TempPathFactory) -> Path
     """A model of random weights that reads personas by ids, with its processor."""
     folder = tmp_path_factory.mktemp("persona")
     texts = ["Question: what is the best thing? Answer: the red tea is a good thing and not dear"]
-    tokenizer = train_tokenizer(texts * 5, 90, extra_tokens=ENTITY_TOKENS)
+    tokenizer = train_tokenizer(texts * 5, 120, extra_tokens=ENTITY_TOKENS)
     processor = KosmosProcessor(KosmosImageProcessor(image_size=32), tokenizer, 8, max_length=128, entities=KINDS)
     torch.manual_seed(0)
     config = config_factory(
