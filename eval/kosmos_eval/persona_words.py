@@ -98,7 +98,7 @@ def tell_apart(
     """
     judge = WordClassifier((class_of(document), text_of(document)) for document in train)
     pairs = [(class_of(one), class_of(other)) for one, other in zip(right, wrong, strict=True)]
-    for name in {name for pair in pairs for name in pair}:
+    for name in sorted({name for pair in pairs for name in pair}):
         if name not in judge:
             raise ValueError(f"the texts of --train have no persona {name!r}; give the corpus that trained the model")
     texts = {"real": [text_of(document) for document in right]}

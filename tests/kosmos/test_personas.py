@@ -34,6 +34,7 @@ def checkpoint(config_factory, tmp_path_factory: pytest.TempPathFactory) -> Path
         entity_config={"kinds": processor.entity_kinds(), "hidden_size": 16},
         entity_token_id=processor.token_id("<entity_slot>"),
     )
+    config.image_token_id = processor.image_slot_id
     processor.save_pretrained(folder)
     KosmosForConditionalGeneration(config).save_pretrained(folder)
     return folder
