@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ def main(argv: Sequence[str]) -> int:
         "--grounding", action="store_true", help="answers say where in the picture things are, for a KOSMOS-2 model"
     )
     parser.add_argument("--system", help="text in front of the conversation")
+    parser.add_argument("--persona", metavar="FILE", help='JSON that says who answers, {"city": "Rome", …}')
     parser.add_argument("--max-new-tokens", type=int, default=64, help="longest answer in tokens (64)")
     parser.add_argument("--temperature", type=float, default=0.0, help="sample with this temperature; 0: greedy")
     parser.add_argument("--web", action="store_true", help="chat on a page in the browser")
@@ -62,15 +64,10 @@ def main(argv: Sequence[str]) -> int:
     sampling = {"do_sample": True, "temperature": arguments.temperature} if arguments.temperature > 0 else {}
     if arguments.beside and not arguments.web:
         raise ValueError("--beside shows two checkpoints on a page: add --web")
+    persona = None if arguments.persona is None else read_persona(Path(arguments.persona).expanduser())
+    shared = {name: getattr(arguments, name) for name in ("system", "max_new_tokens", "grounding")}
     chats = [
-        Conversation(
-            path,
-            system=arguments.system,
-            max_new_tokens=arguments.max_new_tokens,
-            adapter=adapters,
-            grounding=arguments.grounding,
-            **sampling,
-        )
+        Conversation(path, adapter=adapters, persona=persona, **shared, **sampling)
         for path, adapters in ((arguments.checkpoint, arguments.adapter), (arguments.beside, ()))
         if path is not None
     ]
@@ -84,3 +81,21 @@ def main(argv: Sequence[str]) -> int:
         print_answer(chat, arguments.ask, images)
         return 0
     return Terminal(chat, images).run()
+
+
+def read_persona(path: Path) -> dict[str, Any]:
+    """The persona that a JSON file holds.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds no JSON object.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f'{path}: no such file; it holds a persona as JSON, {{"city": "Rome"}}')
+    try:
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: a persona is an object of keys and texts, not a {type(found).__name__}")
+    return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import copy
 import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -41,6 +41,7 @@ class Conversation:
         model: a Kosmos model, or the path of a checkpoint or run directory.
         processor: its processor; read from the same path if ``model`` is one.
         system: text in front of the conversation.
+        persona: who answers, ``{"president": "Abraham Lincoln"}``, for a model that was trained with personas.
         max_new_tokens: longest answer, in tokens; 64, unless ``generation`` says how long it may be.
         grounding: let answers have phrases with boxes (KOSMOS-2): ``<grounding>`` begins each answer.
         adapter: one or several tunings of the model (``kosmos.tuning``); the first answers until :meth:`use`.
@@ -62,6 +63,7 @@ class Conversation:
         system: str | None = None,
         max_new_tokens: int | None = None,
         adapter: Sequence[str | Path] | str | Path = (),
+        persona: Mapping[str, str | list[str]] | None = None,
         grounding: bool = False,
         **generation: Any,
     ) -> None:
@@ -82,6 +84,7 @@ class Conversation:
         self.model = model
         self.processor = processor
         self.system = system
+        self.persona = [] if persona is None else self._read_persona(persona)
         self._may_point = bool(processor.grounding_ids)
         if grounding and not self._may_point:
             raise ValueError("grounding: this model's tokenizer has no tokens for phrases and boxes")
@@ -114,7 +117,9 @@ class Conversation:
 
     def reset(self) -> None:
         """Forget all turns and images."""
-        self.messages = [{"role": "system", "content": self.system}] if self.system else []
+        text = [{"type": "text", "text": self.system}] if self.system else []
+        content = [*self.persona, *text] if self.persona else self.system
+        self.messages = [{"role": "system", "content": content}] if content else []
         self.forgotten = 0
 
     def ask(
@@ -273,6 +278,19 @@ class Conversation:
         text = page if path.suffix == ".html" else json.dumps(self.export(), ensure_ascii=False, indent=1)
         path.write_text(text, encoding="utf-8", errors="replace")  # what a terminal hands on may be half a character
 
+    def _read_persona(self, persona: Mapping[str, str | list[str]]) -> list[Part]:
+        """The parts of a message that say who answers; ValueError where this model cannot read them."""
+        parts = self.processor.persona_message(persona)
+        lacks = {"entity": self.model.config.entity_config, "span": self.model.config.span_encoder_config}
+        if any(lacks[part["type"]] is None for part in parts):
+            raise ValueError(
+                "a persona was given, but this model was not trained with personas; write it as system text"
+            )
+        for part in parts:
+            if part["type"] == "entity":
+                self.processor.entity_row(part["entity"])
+        return parts
+
     def _part(self, given: Any) -> Part:
         """A part of a message of what a person gave: a picture, or a segment; its file is read now and here."""
         if not isinstance(given, tuple(SEGMENTS.values())):
@@ -305,10 +323,11 @@ class Conversation:
             try:
                 return self._inputs([*self.messages, asked])
             except TooLong:
-                turns = self.messages[1:] if self.system else self.messages
+                head = 1 if self.system or self.persona else 0
+                turns = self.messages[head:]
                 if not forget or not turns:
                     raise
-                self.messages = [*(self.messages[:1] if self.system else []), *turns[2:]]
+                self.messages = [*self.messages[:head], *turns[2:]]
                 self.forgotten += 1
 
     def _inputs(self, messages: list[dict[str, Any]]) -> dict[str, Any]:
@@ -387,9 +406,10 @@ def _plain(segment: Any) -> dict[str, Any]:
 
 
 def _played(kind: str, segment: Any) -> str:
-    """HTML that plays the files of a segment."""
+    """HTML that plays the files of a segment, or says what it is where it has none."""
     files = [getattr(segment, name) for name in getattr(segment, "files", ())]
-    return "".join(f'<{kind} controls src="{_address(data)}"></{kind}><br>' for data in files) or html.escape(kind)
+    players = "".join(f'<{kind} controls src="{_address(data)}"></{kind}><br>' for data in files)
+    return players or html.escape(str(segment))
 
 
 def _address(data: bytes) -> str:

@@ -42,6 +42,7 @@ from .segments import (
     Encoded,
     Entity,
     Image,
+    Persona,
     Placed,
     Segment,
     Span,
@@ -152,6 +153,7 @@ class KosmosProcessor(ProcessorMixin):
         example_questions: questions of the kind that the model was trained on; a chat greets with them.
         entities: the kinds of entities, of each how many ids there are or their names in order. A prompt writes one as
             ``<entity>user: 7</entity>``, a message as a part ``{"type": "entity", "entity": {"user": 7}}``.
+        personas: how a persona is read: as ``entities``, its keys are kinds, or as a ``span`` of the text encoder.
         readers: how segments of further modalities are read, by name: ``{"audio": AudioReader(num_tokens=64)}``, or
             its fields as a mapping. The tokenizer has their marks (``<audio>``, ``<audio_slot>``, ``</audio>``).
 
@@ -160,7 +162,8 @@ class KosmosProcessor(ProcessorMixin):
     does.
 
     Raises:
-        ValueError: ``num_span_tokens`` below 1, or a reader of an unknown modality or with unknown fields.
+        ValueError: ``num_span_tokens`` below 1, another value of ``personas``, or a reader of an unknown modality or
+            with unknown fields.
     """
 
     def __init__(
@@ -176,6 +179,7 @@ class KosmosProcessor(ProcessorMixin):
         answer_ends: Sequence[str] | None = None,
         example_questions: Sequence[str] | None = None,
         entities: Mapping[str, int | Sequence[str]] | None = None,
+        personas: str = "entities",
         readers: Mapping[str, Reader | Mapping[str, Any]] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -194,6 +198,9 @@ class KosmosProcessor(ProcessorMixin):
         self.example_questions = list(example_questions or [])
         self.entities = None if entities is None else dict(entities)
         self._rows = Rows(entities or {})
+        if personas not in ("entities", "span"):
+            raise ValueError(f"personas={personas!r}: a persona is read as entities or as a span")
+        self.personas = personas
         self.readers = {name: make_reader(name, given) for name, given in (readers or {}).items()}
         self.image_token = IMAGE_BEGIN
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_BEGIN)
@@ -227,15 +234,43 @@ class KosmosProcessor(ProcessorMixin):
                 encoded.ids.append(self.token_id(segment.text))
             elif isinstance(segment, list):
                 encoded.ids += segment
+            elif isinstance(segment, Persona):
+                for part in self.persona_parts(segment):
+                    self._read(part, encoded, skip_empty)
             else:
-                modality = MODALITIES[modality_name(segment)]
-                payload = modality.payload(self, segment)
-                if payload is not None:
-                    self.place(modality, payload, encoded)
-                elif not skip_empty:
-                    raise ValueError(f"{segment} is empty: the encoder of {modality.name}s needs at least one token")
+                self._read(segment, encoded, skip_empty)
             encoded.edges.append(len(encoded.ids))
         return encoded
+
+    def _read(self, segment: Any, encoded: Encoded, skip_empty: bool) -> None:
+        """Append the places of a segment that an encoder reads."""
+        modality = MODALITIES[modality_name(segment)]
+        payload = modality.payload(self, segment)
+        if payload is not None:
+            self.place(modality, payload, encoded)
+        elif not skip_empty:
+            raise ValueError(f"{segment} is empty: the encoder of {modality.name}s needs at least one token")
+
+    def persona_parts(self, persona: Persona) -> list[Entity] | list[Span]:
+        """What encoders read of a persona: entities in the order of its keys, or one span with all of it."""
+        if self.personas == "entities":
+            return [Entity({key: text}) for key, text in persona.pairs()]
+        return [Span(persona.as_text())]
+
+    def persona_message(self, values: Mapping[str, str | list[str]]) -> list[dict[str, Any]]:
+        """A persona as parts of a message, with which a chat begins.
+
+        Raises:
+            ValueError: it is no persona.
+        """
+        try:
+            parts = self.persona_parts(Persona(dict(values)))
+        except (TypeError, ValueError) as error:
+            raise ValueError(str(error)) from error
+        return [
+            {"type": "entity", "entity": part} if isinstance(part, Entity) else {"type": "span", "text": part.text}
+            for part in parts
+        ]
 
     def _write_grounded(self, segment: Text, encoded: Encoded) -> None:
         """Append a text with its phrases and boxes, as KOSMOS-2 writes them, to ``encoded``."""

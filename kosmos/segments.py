@@ -152,6 +152,42 @@ class Entity:
 
 
 @dataclass(frozen=True, slots=True)
+class Persona:
+    """Who speaks: any keys, each with a text or several, ``Persona({"president": "Abraham Lincoln"})``.
+
+    The processor reads it as entities, one for each text, or as a text span (``personas``).
+    """
+
+    values: dict[str, str | list[str]]
+
+    def __post_init__(self) -> None:
+        fits = isinstance(self.values, dict) and bool(self.values)
+        for key, value in self.values.items() if fits else ():
+            texts = value if isinstance(value, list) else [value]
+            fits = isinstance(key, str) and bool(key) and ":" not in key and bool(texts)
+            fits = fits and all(isinstance(text, str) and bool(text.strip()) for text in texts)
+            if not fits:
+                break
+        if not fits:
+            raise TypeError(f"a persona has keys with texts, {{'city': 'Rome'}}, got {str(self.values)[:80]}")
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Each key with each of its texts, in order."""
+        return [
+            (key, text)
+            for key, value in self.values.items()
+            for text in (value if isinstance(value, list) else [value])
+        ]
+
+    def as_text(self) -> str:
+        """Write all of it as sentences, ``city: Rome. name: Ada.``, for the text encoder."""
+        return " ".join(f"{key}: {text.strip().rstrip('.')}." for key, text in self.pairs())
+
+    def __str__(self) -> str:
+        return "persona " + "; ".join(f"{key}: {text}" for key, text in self.pairs())
+
+
+@dataclass(frozen=True, slots=True)
 class Audio:
     """A sound: the bytes of its file (Ogg, WAV, FLAC, MP3 …), or where it lies."""
 
@@ -167,7 +203,7 @@ class Video:
     data: Any
 
 
-Segment: TypeAlias = Text | Token | Image | Span | Entity | Audio | Video
+Segment: TypeAlias = Text | Token | Image | Span | Entity | Audio | Video | Persona
 SEGMENTS: dict[str, type] = {"image": Image, "span": Span, "entity": Entity, "audio": Audio, "video": Video}
 """The segments that an encoder reads, by the name of their modality, which is also their key in a document's JSON.
 

@@ -18,6 +18,7 @@ _HOME = {
     "Example": "example",
     "Image": "document",
     "Loader": "loader",
+    "Persona": "document",
     "ShardWriter": "shards",
     "SourceConfig": "config",
     "Span": "document",

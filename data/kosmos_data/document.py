@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from kosmos.segments import SEGMENTS, Image, Phrase, Segment, Text, modality_name
+from kosmos.segments import SEGMENTS, Image, Persona, Phrase, Segment, Text, modality_name
 from kosmos.segments import Audio as Audio
 from kosmos.segments import Entity as Entity
 from kosmos.segments import Span as Span
@@ -92,7 +92,7 @@ def to_files(document: Document) -> dict[str, bytes]:
             boxes = {} if segment.boxes is None else {"boxes": [phrase.as_json() for phrase in segment.boxes]}
             segments.append({"text": segment.text} | ({} if segment.supervised else {"supervised": False}) | boxes)
         else:
-            segments.append(_entry(segment, files))
+            segments.append({"persona": segment.values} if isinstance(segment, Persona) else _entry(segment, files))
     body: dict[str, Any] = {"segments": segments} | ({"meta": dict(document.meta)} if document.meta else {})
     files["json"] = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
     return files
@@ -171,6 +171,9 @@ def _segment(entry: Mapping[str, Any], files: Mapping[str, bytes]) -> Segment:
     match entry:
         case {"text": str(text), **rest}:
             return Text(_encodable(text), bool(rest.get("supervised", True)), _phrases(text, rest.get("boxes")))
+        case {"persona": values}:
+            _encodable(json.dumps(values, ensure_ascii=False))
+            return Persona(values)
     for name, kind in SEGMENTS.items():
         if name in entry:
             first, *others = fields(kind)
@@ -181,7 +184,7 @@ def _segment(entry: Mapping[str, Any], files: Mapping[str, bytes]) -> Segment:
                 elif isinstance(value, str):
                     content[each] = _encodable(value)
             return kind(**content)
-    raise ValueError(f"a segment has one of the keys text, {', '.join(SEGMENTS)}; got {str(entry)[:80]}")
+    raise ValueError(f"a segment has one of the keys text, persona, {', '.join(SEGMENTS)}; got {str(entry)[:80]}")
 
 
 def _file(name: Any, kind: str, files: Mapping[str, bytes]) -> bytes:
@@ -210,6 +213,8 @@ def _fault(segment: Any) -> str | None:
             return None
         case Text(text=text):
             return f"a Text holds a str, here a {type(text).__name__}"
+    if isinstance(segment, Persona):
+        return None
     if type(segment) in SEGMENTS.values():
         given = {name: getattr(segment, name) for name in files_of(type(segment))}
         what = f"an {modality_name(segment).capitalize()} holds the bytes of a file" if given else ""
@@ -217,7 +222,7 @@ def _fault(segment: Any) -> str | None:
             what = "an Image holds the bytes of a picture file"
         wrong = (type(data).__name__ for data in given.values() if not isinstance(data, bytes))
         return next((f"{what}, here a {name}; Path(name).read_bytes()" for name in wrong), None)
-    kinds = ", ".join(kind.__name__ for kind in (Text, *SEGMENTS.values()))
+    kinds = ", ".join(kind.__name__ for kind in (Text, Persona, *SEGMENTS.values()))
     return f"a {type(segment).__name__}, where one of {kinds} is expected"
 
 

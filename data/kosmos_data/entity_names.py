@@ -1,4 +1,4 @@
-"""``entities.json`` beside a corpus: the kinds of its entities, and their names or how many numbers there are.
+"""``entities.json`` beside a corpus: the kinds of its entities and personas, their names or how many numbers there are.
 
 ::
 
@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 from kosmos.atomic import write_atomically
 
-from .document import Document, Entity
+from .document import Document, Entity, Persona
 
 FILE = "entities.json"
 Kinds: TypeAlias = dict[str, "int | list[str]"]
@@ -33,13 +33,12 @@ class EntityNames:
     def add(self, document: Document) -> None:
         """Take in the entities of a document."""
         for segment in document.segments:
-            if not isinstance(segment, Entity):
-                continue
-            ((kind, identity),) = segment.ids.items()
-            if isinstance(identity, str):
-                self.names.setdefault(kind, {})[identity] = None
-            else:
-                self.sizes[kind] = max(self.sizes.get(kind, 0), identity + 1)
+            ids = segment.pairs() if isinstance(segment, Persona) else ()
+            for kind, identity in segment.ids.items() if isinstance(segment, Entity) else ids:
+                if isinstance(identity, str):
+                    self.names.setdefault(kind, {})[identity] = None
+                else:
+                    self.sizes[kind] = max(self.sizes.get(kind, 0), identity + 1)
 
     def kinds(self) -> Kinds:
         """What was found, as ``entities`` of a processor.

@@ -18,7 +18,7 @@ from kosmos.media import describe
 from kosmos.segments import modality_name
 
 from . import objectives, objectives_view
-from .document import Document, Image, Text, files_of
+from .document import Document, Image, Persona, Text, files_of
 from .errors import BadSample
 from .example import Example
 from .images import open_image
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from kosmos.processing_kosmos import KosmosProcessor
 
 _LONGEST_TEXT = 600
+_MANY = {"span": "text spans", "entity": "entities"}
+"""What several segments of a modality are called, where that is not its name."""
 
 
 def corpora_below(path: str) -> list[Corpus]:
@@ -60,11 +62,13 @@ def kinds(corpus: Corpus, look_at: int = 200) -> Iterator[tuple[str, Document]]:
 def kind_of(document: Document) -> str:
     """``text``, ``pair`` (an image with a text), ``one image, several texts``, ``interleaved``, ``with text spans``.
 
-    Of what further encoders read its name: ``with audio``.
+    Of a persona, and of what further encoders read, its name: ``with audio``.
     """
+    if any(isinstance(segment, Persona) for segment in document.segments):
+        return "with a persona"
     kinds = [modality_name(segment) for segment in document.segments if not isinstance(segment, (Text, Image))]
     if kinds:
-        return "with text spans" if kinds[0] == "span" else f"with {kinds[0]}"
+        return f"with {_MANY.get(kinds[0], kinds[0])}"
     images = len(document.images)
     if images == 1:
         return "pair" if len(document.segments) <= 2 else "one image, several texts"

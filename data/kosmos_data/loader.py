@@ -95,6 +95,7 @@ def identity(config: DataConfig, sources: Sequence[Source], processor: KosmosPro
         "image_tokens": processor.num_image_tokens,
         **({} if processor.num_span_tokens is None else {"span_tokens": processor.num_span_tokens}),
         **({} if processor.entities is None else {"entities": _hash(processor.entities)}),
+        **({} if processor.personas == "entities" else {"personas": processor.personas}),
     }
 
 

@@ -1,7 +1,7 @@
 """``kosmos eval``: evaluate a checkpoint, score prediction files, compare and report results.
 
 The first word decides: ``score``, ``report``, ``gallery``, ``compare``, ``contamination``, ``explanations``,
-``tasks``, ``make``, ``lm-eval``; anything else is the checkpoint to evaluate.
+``personas``, ``tasks``, ``make``, ``lm-eval``; anything else is the checkpoint to evaluate.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ other uses, each with its own --help:
   kosmos eval compare        paired difference of two models
   kosmos eval contamination  are test items in the training data?
   kosmos eval explanations   ratings and explanations from ids (PETER)
+  kosmos eval personas       texts under the right, a wrong and no persona
   kosmos eval lm-eval        the text tasks of lm-eval
 """
 
@@ -317,6 +318,28 @@ def _explanations(argv: Sequence[str]) -> int:
     return _print_json(report(found))
 
 
+def _personas(argv: Sequence[str]) -> int:
+    import yaml
+
+    from .personas import judge
+
+    parser = argparse.ArgumentParser(
+        prog="kosmos eval personas",
+        description="How likely held-out texts are under their own, another's and an unknown persona; prints JSON.",
+        epilog="With --train the model also writes for both, and words of real texts tell who is written for.",
+    )
+    add = parser.add_argument
+    add("checkpoint", type=Path, help="a checkpoint folder or a run directory, trained with personas")
+    add("shards", type=Path, help="corpus of documents with a persona, e.g. corpora/speakers/test")
+    add("--objective", default="causal", help="which tokens count, e.g. '{name: causal, loss: supervised}' (causal)")
+    add("--limit", metavar="N", type=int, help="so many documents, always the same ones (all)")
+    add("--train", metavar="CORPUS", type=Path, help="also write; a classifier of words learns from these real texts")
+    add("--write", metavar="N", type=int, default=200, help="texts that are written for each persona (200)")
+    add("--seed", metavar="N", type=int, default=0, help="of what is drawn (0)")
+    options = vars(parser.parse_args(argv))
+    return _print_json(judge(objective=yaml.safe_load(options.pop("objective")), **options))
+
+
 def _print_json(value: object) -> int:
     json.dump(value, sys.stdout, indent=2)
     sys.stdout.write("\n")
@@ -343,5 +366,6 @@ USES: dict[str, Callable[[Sequence[str]], int]] = {
     "make": _make,
     "contamination": _contamination,
     "explanations": _explanations,
+    "personas": _personas,
     "lm-eval": _lm_eval,
 }

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from kosmos.segments import Audio, Video, modality_name
 from kosmos_data import BadSample, Corpus
-from kosmos_data.document import Document, Entity, Image, Text, file_suffix
+from kosmos_data.document import Document, Entity, Image, Persona, Text, file_suffix
 
 from .items import Item
 
@@ -77,8 +77,9 @@ def turns(document: Document) -> Iterator[Turn]:
             question, answer = "", ""
         if isinstance(segment, Image):
             images, after_text = [*([] if after_text else images), _file(segment)], False
-        elif isinstance(segment, (Entity, Audio, Video)):
-            what = f"the entity {segment}" if isinstance(segment, Entity) else f"{modality_name(segment)}"
+        elif isinstance(segment, (Entity, Persona, Audio, Video)):
+            named = {Entity: f"the entity {segment}", Persona: f"the {segment}"}
+            what = named.get(type(segment)) or modality_name(segment)
             raise ValueError(f"{document.key} has {what}, which a task cannot ask about")
         else:
             question, after_text = question + segment.text, True

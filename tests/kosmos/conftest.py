@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from kosmos import KosmosConfig, KosmosForConditionalGeneration
+from kosmos import KosmosConfig, KosmosForConditionalGeneration, KosmosProcessor
 
 CLIP = {
     "embed_dim": 32,
@@ -71,6 +73,44 @@ def build() -> Callable[..., KosmosForConditionalGeneration]:
         return model
 
     return build
+
+
+@pytest.fixture(scope="session")
+def speaker(processor: KosmosProcessor) -> Callable[..., KosmosForConditionalGeneration]:
+    """Return models that can be talked to: they fit the shared processor's vocabulary, pictures and marks."""
+    begin, slot, *_, end = processor.image_token_ids()
+
+    def make(seed: int = 0, **options: Any) -> KosmosForConditionalGeneration:
+        settings = make_config(text={"vocab_size": len(processor.tokenizer)}, **options)
+        settings.image_token_id, settings.boi_token_id, settings.eoi_token_id = slot, begin, end
+        settings.num_image_tokens = settings.connector_config.num_queries = processor.num_image_tokens
+        torch.manual_seed(seed)
+        return KosmosForConditionalGeneration(settings).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def first_speaker(speaker: Callable[..., KosmosForConditionalGeneration]) -> KosmosForConditionalGeneration:
+    """The model of all tests that talk to one; ``model`` is a copy."""
+    return speaker()
+
+
+@pytest.fixture
+def model(first_speaker: KosmosForConditionalGeneration) -> KosmosForConditionalGeneration:
+    """A model to talk to, which a test may change."""
+    return copy.deepcopy(first_speaker)
+
+
+@pytest.fixture(scope="session")
+def speaker_folder(
+    first_speaker: KosmosForConditionalGeneration, processor: KosmosProcessor, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Its checkpoint, only to be read."""
+    folder = tmp_path_factory.mktemp("speaker") / "checkpoint"
+    first_speaker.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture

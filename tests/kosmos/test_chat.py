@@ -19,7 +19,7 @@ from transformers import GenerationConfig, TemperatureLogitsWarper
 from transformers.generation import LogitsProcessorList, MaxLengthCriteria, StoppingCriteriaList
 
 import kosmos
-from kosmos import Conversation, KosmosForConditionalGeneration, KosmosProcessor
+from kosmos import Conversation, KosmosForConditionalGeneration
 from kosmos.chat import main
 from kosmos.pictures import open_picture
 from kosmos.segments import TooLong
@@ -29,20 +29,10 @@ BLUE = Image.new("RGB", (40, 40), "blue")
 
 
 @pytest.fixture
-def model(config, processor: KosmosProcessor) -> KosmosForConditionalGeneration:
-    begin, slot, *_, end = processor.image_token_ids()
-    settings = config(text={"vocab_size": len(processor.tokenizer)})
-    settings.image_token_id, settings.boi_token_id, settings.eoi_token_id = slot, begin, end
-    settings.num_image_tokens = settings.connector_config.num_queries = processor.num_image_tokens
-    torch.manual_seed(0)
-    return KosmosForConditionalGeneration(settings).eval()
-
-
-@pytest.fixture
-def checkpoint(model, processor, tmp_path: Path) -> Path:
+def checkpoint(speaker_folder: Path, tmp_path: Path) -> Path:
+    """A run directory that a test may change."""
     folder = tmp_path / "run" / "checkpoints" / "step-000001"
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    shutil.copytree(speaker_folder, folder)
     (folder.parent / "latest").write_text("step-000001")
     return tmp_path / "run"
 

@@ -27,13 +27,8 @@ class Logits(nn.Module):
 
 
 @pytest.fixture(params=["xpos", "rope", "sinusoidal"])
-def model(request, config, processor) -> KosmosForConditionalGeneration:
-    begin, slot, *_, end = processor.image_token_ids()
-    settings = config(position=request.param, text={"vocab_size": len(processor.tokenizer)})
-    settings.image_token_id, settings.boi_token_id, settings.eoi_token_id = slot, begin, end
-    settings.num_image_tokens = settings.connector_config.num_queries = processor.num_image_tokens
-    torch.manual_seed(0)
-    return KosmosForConditionalGeneration(settings).eval()
+def model(request, speaker) -> KosmosForConditionalGeneration:
+    return speaker(position=request.param)
 
 
 def inputs(processor, question: str) -> tuple[Tensor, Tensor]:

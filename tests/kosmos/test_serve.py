@@ -6,6 +6,7 @@ import base64
 import http.server
 import ipaddress
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -17,10 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
-from kosmos import Conversation, KosmosForConditionalGeneration
+from kosmos import Conversation
 from kosmos.admission import Admission
 from kosmos.pictures import as_data_uri
 from kosmos.serve import main
@@ -35,15 +35,10 @@ QUESTION = "what is it?"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, processor, config_factory) -> Path:
-    begin, slot, *_, end = processor.image_token_ids()
-    settings = config_factory(text={"vocab_size": len(processor.tokenizer)})
-    settings.image_token_id, settings.boi_token_id, settings.eoi_token_id = slot, begin, end
-    settings.num_image_tokens = settings.connector_config.num_queries = processor.num_image_tokens
-    torch.manual_seed(0)
+def folder(tmp_path_factory: pytest.TempPathFactory, speaker_folder: Path) -> Path:
+    """A checkpoint with pictures beside it."""
     path = tmp_path_factory.mktemp("serve") / "checkpoint"
-    KosmosForConditionalGeneration(settings).save_pretrained(path)
-    processor.save_pretrained(path)
+    shutil.copytree(speaker_folder, path)
     RED.save(path.parent / "red.png")
     (path.parent / "pictures").mkdir()
     BLUE.save(path.parent / "pictures" / "blue.png")

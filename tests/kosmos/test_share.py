@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from kosmos import KosmosForConditionalGeneration, load
+from kosmos import load
 from kosmos.share import main
 
 
 @pytest.fixture
-def run(config, processor, tmp_path: Path) -> Path:
+def run(speaker_folder: Path, tmp_path: Path) -> Path:
     """A run directory with a checkpoint, settings, and scores."""
-    begin, slot, *_, end = processor.image_token_ids()
-    settings = config(text={"vocab_size": len(processor.tokenizer)})
-    settings.image_token_id, settings.boi_token_id, settings.eoi_token_id = slot, begin, end
-    settings.num_image_tokens = settings.connector_config.num_queries = processor.num_image_tokens
-    torch.manual_seed(0)
     folder = tmp_path / "run"
     checkpoint = folder / "checkpoints" / "step-000200"
-    KosmosForConditionalGeneration(settings).save_pretrained(checkpoint)
-    processor.save_pretrained(checkpoint)
+    shutil.copytree(speaker_folder, checkpoint)
     (checkpoint.parent / "latest").write_text("step-000200\n")
     sources = [{"name": "q|a", "weight": 0.7, "objective": {"name": "causal"}}]
     values = {"steps": 200, "model": {"checkpoint": "runs/base"}, "data": {"sources": sources, "row_tokens": 512}}

@@ -20,21 +20,11 @@ import pytest
 import torch
 from PIL import Image
 
-from kosmos import Conversation, KosmosForConditionalGeneration, KosmosProcessor
+from kosmos import Conversation
 from kosmos.chat import main
 from kosmos.terminal import Terminal, completions, paths_in, printable, stoppable, until_heard
 
 RED = Image.new("RGB", (40, 30), "red")
-
-
-@pytest.fixture
-def model(config, processor: KosmosProcessor) -> KosmosForConditionalGeneration:
-    begin, slot, *_, end = processor.image_token_ids()
-    settings = config(text={"vocab_size": len(processor.tokenizer)})
-    settings.image_token_id, settings.boi_token_id, settings.eoi_token_id = slot, begin, end
-    settings.num_image_tokens = settings.connector_config.num_queries = processor.num_image_tokens
-    torch.manual_seed(0)
-    return KosmosForConditionalGeneration(settings).eval()
 
 
 @pytest.fixture

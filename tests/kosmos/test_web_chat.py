@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
-from kosmos import Conversation, KosmosForConditionalGeneration
+from kosmos import Conversation
 
 pytest.importorskip("gradio")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -25,17 +24,12 @@ QUESTION = "what is <image> & <b>it</b>?"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, processor, config_factory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, processor, speaker) -> Path:
     """Two checkpoints, the second with other weights, and two pictures."""
-    begin, slot, *_, end = processor.image_token_ids()
     path = tmp_path_factory.mktemp("web")
     processor.example_questions = ["what is the red thing?"]
     for seed, name in enumerate(("one", "two")):
-        settings = config_factory(text={"vocab_size": len(processor.tokenizer)})
-        settings.image_token_id, settings.boi_token_id, settings.eoi_token_id = slot, begin, end
-        settings.num_image_tokens = settings.connector_config.num_queries = processor.num_image_tokens
-        torch.manual_seed(seed)
-        KosmosForConditionalGeneration(settings).save_pretrained(path / name)
+        speaker(seed).save_pretrained(path / name)
         processor.save_pretrained(path / name)
     processor.example_questions = []
     for colour in ("red", "blue"):

@@ -287,9 +287,9 @@ def test_a_part_learns_at_its_own_rate(values: dict[str, Any], stage: int) -> No
 
 
 def test_a_rate_of_no_part_is_refused(values: dict[str, Any]) -> None:
-    """The message has the parts that there are."""
-    for rates in ({"visoin": 0.1}, {"vision": -1.0}):
-        with pytest.raises(ValueError, match="parts are decoder, embeddings, vision, connector"):
+    """The message has the parts of this model: one without audio cannot have a rate for it."""
+    for rates in ({"visoin": 0.1}, {"vision": -1.0}, {"audio": 0.1}, {"spans": 0.1}):
+        with pytest.raises(ValueError, match="this model's parts are decoder, embeddings, vision, connector,"):
             jobs.make_engine(values | {"optim": {"part_lr": rates}})
 
 

@@ -167,6 +167,7 @@ def _processor_of_decoder(config: TrainConfig) -> Any:
         entities=entities,
         max_length=getattr(described.text_config, "max_position_embeddings", None),
         num_span_tokens=described.num_span_tokens if described.span_encoder_config is not None else None,
+        personas="span" if entities is None and described.span_encoder_config is not None else "entities",
         readers=readers,
         **pictures,
     )

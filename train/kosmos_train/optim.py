@@ -166,11 +166,16 @@ def parameter_groups(model: torch.nn.Module, config: OptimConfig) -> list[dict[s
     KOSMOS code does (fairseq's Adam decays everything). Frozen parameters are in no group.
 
     Raises:
-        ValueError: no parameter is left to train, or ``part_lr`` names no part or a negative rate.
+        ValueError: no parameter is left to train, or ``part_lr`` names a part that the model does not have, or has a
+            negative rate. A part that is frozen may be named: the same settings serve where it learns.
     """
+    there = {part_of(name) for name, _ in model.named_parameters()}
+    parts = [part for part in part_names() if part in there]
     for part, share in config.part_lr.items():
-        if part not in part_names() or share < 0:
-            raise ValueError(f"optim.part_lr: {part}={share}; parts are {', '.join(part_names())}, shares 0 or more")
+        if part not in parts or share < 0:
+            raise ValueError(
+                f"optim.part_lr: {part}={share}; this model's parts are {', '.join(parts)}, shares 0 or more"
+            )
     groups: dict[tuple[float, float, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

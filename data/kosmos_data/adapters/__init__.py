@@ -45,6 +45,9 @@ FORMATS = {
     "mmc4": "interleaved:mmc4",
     "text": "text:text",
     "reviews": "reviews:reviews",
+    "convai2": "personas:convai2",
+    "personachat": "personas:personachat",
+    "jsonl": "personas:jsonl",
 }
 """Format name → ``module:function`` in this folder."""
 

@@ -18,7 +18,7 @@ from kosmos.image_processing_kosmos import KosmosImageProcessor
 from kosmos.loading import encoder_folder
 from kosmos.processing_kosmos import KosmosProcessor, make_reader, marks_of
 from kosmos.tokenization_kosmos import ENTITY_TOKENS, encode_text, train_tokenizer
-from kosmos_data.document import Span, Text
+from kosmos_data.document import Persona, Span, Text
 from kosmos_data.entity_names import read_kinds
 from kosmos_data.errors import BadSample
 from kosmos_data.objectives import special_tokens
@@ -52,6 +52,9 @@ class TokenizerConfig:
     """Special tokens appended last."""
     objectives: list[str] = field(default_factory=list)
     """Objectives of the runs to come (``ul2``, ``glm`` …): their special tokens are appended as well."""
+    personas: str = "entities"
+    """How personas are read: as ``entities``, each text an id of the kind that its key names; or as one ``span`` of the
+    text encoder, which also reads what training has not seen. Then no ids are taken from the corpora."""
     grounding: bool = False
     """Add KOSMOS-2's tokens for phrases and boxes, which documents with ``boxes`` need."""
     span_tokenizer: str | None = None
@@ -69,7 +72,7 @@ def make_processor(config: TokenizerConfig, folder: str | Path, progress: Progre
         ValueError: the corpora hold no text, an unknown objective, or no tokenizer in ``span_tokenizer``.
     """
     readers = {name: make_reader(name, given) for name, given in config.readers.items()}
-    entities = read_kinds(config.shards)
+    entities = read_kinds(config.shards) if config.personas == "entities" else None
     extra = [*special_tokens(config.objectives), *(ENTITY_TOKENS if entities else ()), *marks_of(readers)]
     extra = [token for token in extra if token not in config.extra_tokens]
     span_tokenizer = load_span_tokenizer(config.span_tokenizer) if config.span_tokenizer else None
@@ -85,6 +88,7 @@ def make_processor(config: TokenizerConfig, folder: str | Path, progress: Progre
         span_tokenizer=span_tokenizer,
         num_span_tokens=config.num_span_tokens,
         entities=entities,
+        personas=config.personas,
         readers=readers,
     )
     processor.save_pretrained(folder)
@@ -123,6 +127,8 @@ def texts(config: TokenizerConfig, progress: Progress | None = None) -> Iterator
                 left_out[error.reason] += 1
                 continue
             yield from (segment.text for segment in segments if isinstance(segment, (Text, Span)))
+            if config.personas == "span":
+                yield from (segment.as_text() for segment in segments if isinstance(segment, Persona))
         warn_left_out(root, left_out)
 
 

@@ -1,0 +1,104 @@
+"""A chat for somebody in particular: what the model reads is what a document of the training has."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from kosmos import Conversation, KosmosForConditionalGeneration, KosmosImageProcessor, KosmosProcessor, train_tokenizer
+from kosmos.chat import main
+from kosmos.segments import Persona, Text
+from kosmos.tokenization_kosmos import ENTITY_TOKENS
+from kosmos_data import Document, objectives
+from kosmos_data.turns import turn
+
+ADA = {"name": "Ada", "likes": ["tea", "maths"]}
+KINDS = {"name": ["Bo", "Ada"], "likes": ["tea", "maths"]}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(config_factory, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of random weights that reads personas by ids, with its processor."""
+    folder = tmp_path_factory.mktemp("persona")
+    texts = ["Question: what is the best thing? Answer: the red tea is a good thing and not dear"]
+    tokenizer = train_tokenizer(texts * 5, 120, extra_tokens=ENTITY_TOKENS)
+    processor = KosmosProcessor(KosmosImageProcessor(image_size=32), tokenizer, 8, max_length=128, entities=KINDS)
+    torch.manual_seed(0)
+    config = config_factory(
+        "rope",
+        images=False,
+        text={"vocab_size": len(tokenizer)},
+        entity_config={"kinds": processor.entity_kinds(), "hidden_size": 16},
+        entity_token_id=processor.token_id("<entity_slot>"),
+    )
+    config.image_token_id = processor.image_slot_id
+    processor.save_pretrained(folder)
+    KosmosForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_chat_reads_what_training_has(checkpoint: Path) -> None:
+    """The prompt of a chat with a persona is the beginning of the document that ``data import`` makes of a dialogue."""
+    chat = Conversation(checkpoint, persona=ADA, max_new_tokens=2)
+    processor = chat.processor
+    segments = [Persona(ADA), Text("\n", supervised=False), *turn("what is the thing?", "tea", last=True)]
+    example = objectives.get("causal", processor)(Document("a", segments), 0)
+    asked = {"role": "user", "content": chat.question("what is the thing?")}
+    inputs = chat._inputs([*chat.messages, asked])
+    length = inputs["input_ids"].shape[1]
+    assert inputs["input_ids"][0].tolist() == example.token[:length].tolist()
+    assert inputs["entity_ids"].tolist() == [int(one.payload) for one in example.placed] == [4, 0, 1]
+    chat.ask("what is the thing?")
+    assert [message["role"] for message in chat.messages] == ["system", "user", "assistant"]
+    assert "name Ada" in chat._repr_html_()
+    assert json.loads(json.dumps(chat.export()))["messages"][0]["content"][0]["type"] == "entity"
+    for number in range(12):
+        chat.ask(f"what is the thing {number}?", forget=True)
+    assert chat.forgotten > 0
+    assert chat.messages[0]["role"] == "system"  # who answers is not forgotten
+    chat.reset()
+    assert chat.messages[0]["role"] == "system"
+
+
+def test_another_persona_is_another_input(checkpoint: Path) -> None:
+    """The features of the ids reach the logits; a name that nobody knows is the unknown of its key."""
+    model = KosmosForConditionalGeneration.from_pretrained(checkpoint).eval()
+    processor = KosmosProcessor.from_pretrained(checkpoint)
+    logits, rows = [], []
+    for persona in (ADA, {"name": "Bo"}, {"name": "Eve"}):
+        chat = Conversation(model, processor, persona=persona)
+        inputs = chat._inputs([*chat.messages, {"role": "user", "content": "what?"}])
+        rows.append(inputs["entity_ids"].tolist())
+        with torch.no_grad():
+            logits.append(model(**inputs).logits[0, -1])
+    assert rows == [[4, 0, 1], [3], [5]]
+    assert (logits[1] - logits[2]).abs().max() > 1e-3
+
+
+def test_the_command(checkpoint: Path, speaker_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """``--persona FILE`` answers; what is no persona, or of no use to the model, is one clear line."""
+    from kosmos.cli import main as kosmos
+
+    file = tmp_path / "ada.json"
+    file.write_text(json.dumps(ADA))
+    words = ["--persona", str(file), "--ask", "what is it?", "--max-new-tokens", "2"]
+    assert main([str(checkpoint), *words]) == 0
+    capsys.readouterr()
+
+    def refused(content: str | None, folder: Path = checkpoint) -> str:
+        file.unlink() if content is None else file.write_text(content)
+        assert kosmos(["chat", str(folder), *words]) == 2
+        said = capsys.readouterr().err
+        assert len(said.strip().splitlines()) == 1, said
+        return said
+
+    assert "was not trained with personas; write it as system text" in refused(json.dumps(ADA), speaker_folder)
+    assert "knows no entities of the kind 'city'" in refused('{"city": "Rome"}')
+    assert "not valid JSON" in refused("{")
+    assert "an object of keys and texts, not a list" in refused("[]")
+    for wrong in ("{}", '{"name": 7}', '{"name": [""]}'):
+        assert "a persona has keys with texts, {'city': 'Rome'}" in refused(wrong)
+    assert "no such file; it holds a persona as JSON" in refused(None)
