@@ -180,7 +180,7 @@ class KosmosVisionConfig(PreTrainedConfig):
 # Kinds of connectors that make num_queries features, however many they read.
 QUERYING = ("xconnector", "resampler")
 # Modalities beside images and text spans.
-FURTHER = ("audio", "video")
+FURTHER = ("audio", "video", "fused")
 # Parts that every model has.
 REQUIRED = ("text_config", "connector_config")
 VIT_L_14 = {"image_size": 224, "layers": 24, "width": 1024, "patch_size": 14}
@@ -271,6 +271,58 @@ class KosmosAudioConfig(PreTrainedConfig):
         )
 
 
+@checked
+class KosmosFusedConfig(PreTrainedConfig):
+    """The encoder that reads an image and a text together: a multiway transformer (BEiT-3, VLMo), see fused.py.
+
+    The sizes are those of BEiT-3 base by default.
+
+    Attributes:
+        image_size, patch_size: pixels a side of the image and of a patch.
+        max_source_positions: rows of the text's table of positions, of which fairseq leaves the first two empty.
+        share_attention: one set of attention projections for image and text (VLMo, BEiT-3's figure) instead of two
+            (BEiT-3's released code).
+        train_last_blocks: how many of the last blocks learn; the rest is frozen.
+    """
+
+    model_type = "kosmos_fused"
+    base_config_key = "fused_config"
+
+    vocab_size: int = 64010
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    image_size: int = 224
+    patch_size: int = 16
+    max_source_positions: int = 1024
+    layer_norm_eps: float = 1e-5
+    share_attention: bool = False
+    train_last_blocks: int = 0
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of an image."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def max_text_length(self) -> int:
+        """Most tokens of a text."""
+        return self.max_source_positions - 2
+
+    def validate_architecture(self) -> None:
+        """Part of ``@strict`` validation: refuse sizes that do not fit together."""
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
+        if self.image_size < self.patch_size or self.max_source_positions < 3:
+            raise ValueError(
+                f"image_size {self.image_size} holds no patch of {self.patch_size}, or max_source_positions "
+                f"{self.max_source_positions} no token (2 of them are empty)"
+            )
+
+
 def text_config(fields: dict[str, Any]) -> PreTrainedConfig:
     """Return the decoder's config: ours, or that of the language model of transformers which ``model_type`` names.
 
@@ -296,7 +348,8 @@ class KosmosConfig(PreTrainedConfig):
 
     Each further modality has a config of its encoder, one of its connector (which has queries), and a placeholder:
     ``audio_config``, ``audio_connector_config`` and ``audio_token_id`` for sounds. The frames of a video go through the
-    vision tower, so videos have ``video_connector_config`` and ``video_token_id`` only.
+    vision tower, so videos have ``video_connector_config`` and ``video_token_id`` only. ``fused_config`` reads an image
+    with a text.
 
     Attributes:
         text_config: the decoder, ours by default; with the ``model_type`` of a causal language model of transformers
@@ -320,6 +373,8 @@ class KosmosConfig(PreTrainedConfig):
         "audio_config": KosmosAudioConfig,
         "audio_connector_config": KosmosConnectorConfig,
         "video_connector_config": KosmosConnectorConfig,
+        "fused_config": KosmosFusedConfig,
+        "fused_connector_config": KosmosConnectorConfig,
     }
 
     text_config: dict | PreTrainedConfig | None = None
@@ -332,6 +387,9 @@ class KosmosConfig(PreTrainedConfig):
     audio_token_id: int | None = None
     video_connector_config: dict | PreTrainedConfig | None = None
     video_token_id: int | None = None
+    fused_config: dict | PreTrainedConfig | None = None
+    fused_connector_config: dict | PreTrainedConfig | None = None
+    fused_token_id: int | None = None
     image_token_id: int | None = 64007
     boi_token_id: int | None = 64003
     eoi_token_id: int | None = 64004
@@ -343,8 +401,9 @@ class KosmosConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if self.span_encoder_config is not None and self.span_connector_config is None:
             self.span_connector_config = {"kind": "linear"}
-        if self.audio_config is not None and self.audio_connector_config is None:
-            self.audio_connector_config = {}
+        for name in ("audio", "fused"):
+            if getattr(self, f"{name}_config") is not None and getattr(self, f"{name}_connector_config") is None:
+                setattr(self, f"{name}_connector_config", {})
         for name, part in self.sub_configs.items():
             given = getattr(self, name)
             if isinstance(given, dict) or (given is None and name in REQUIRED):

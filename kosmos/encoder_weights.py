@@ -17,7 +17,7 @@ from .encoders import Encoder
 log = logging.getLogger("kosmos")
 PREFIXES = (
     *("", "visual.", "vision_model.", "vision_model.model.", "bert.", "roberta.", "model.", "module.visual."),
-    *("encoder.", "model.encoder.", "audio_spectrogram_transformer.", "wav2vec2.", "hubert."),
+    *("encoder.", "model.encoder.", "audio_spectrogram_transformer.", "wav2vec2.", "hubert.", "beit3."),
 )
 WEIGHT_FILES = (
     "model.safetensors",

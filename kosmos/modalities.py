@@ -25,6 +25,7 @@ from torch import Tensor
 
 from .audio import AUDIO
 from .encoders import SpanEncoder, build_vision_tower
+from .fused import FUSED
 from .modality import Inputs, Modality
 from .segments import Placed, TooLong
 from .tokenization_kosmos import IMAGE_BEGIN, IMAGE_END, IMAGE_SLOT, SPAN_SLOT
@@ -142,7 +143,7 @@ SPAN = Modality(
     unit="span token",
     units=_span_tokens,
 )
-MODALITIES: dict[str, Modality] = {modality.name: modality for modality in (IMAGE, SPAN, AUDIO, VIDEO)}
+MODALITIES: dict[str, Modality] = {modality.name: modality for modality in (IMAGE, SPAN, AUDIO, VIDEO, FUSED)}
 
 
 def input_names() -> set[str]:

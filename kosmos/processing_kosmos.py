@@ -582,7 +582,12 @@ def _segment(kind: str, part: Mapping[str, Any]) -> Any:
     content = next((part[key] for key in (kind, "path", "url") if part.get(key) is not None), None)
     if content is None:
         raise ValueError(f"a part of the type {kind!r} has no {kind!r}: {str(part)[:80]}")
-    return content if isinstance(content, SEGMENTS[kind]) else SEGMENTS[kind](content)
+    if isinstance(content, SEGMENTS[kind]):
+        return content
+    others = [each.name for each in fields(SEGMENTS[kind])[1:]]
+    if missing := [name for name in others if name not in part]:
+        raise ValueError(f"a part of the type {kind!r} has no {missing[0]!r}: {str(part)[:80]}")
+    return SEGMENTS[kind](content, *(part[name] for name in others))
 
 
 def puts_space(tokenizer: PreTrainedTokenizerFast) -> bool:

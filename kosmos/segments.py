@@ -60,8 +60,26 @@ class Video:
     data: Any
 
 
-Segment: TypeAlias = Text | Token | Image | Span | Audio | Video
-SEGMENTS: dict[str, type] = {"image": Image, "span": Span, "audio": Audio, "video": Video}
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """An image and a text that one encoder reads together (MetaLM's vision-language encoder, BEiT-3)."""
+
+    files: ClassVar[tuple[str, ...]] = ("data",)
+    data: Any
+    words: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.words, str):
+            raise TypeError(f"the words beside an image are text, got {str(self.words)[:80]}")
+
+    @property
+    def text(self) -> str:
+        """What vocabularies are made of and people look at."""
+        return self.words
+
+
+Segment: TypeAlias = Text | Token | Image | Span | Audio | Video | Fused
+SEGMENTS: dict[str, type] = {"image": Image, "span": Span, "audio": Audio, "video": Video, "fused": Fused}
 """The segments that an encoder reads, by the name of their modality, which is also their key in a document's JSON.
 
 Each is a dataclass, of whose first field this is the key; others stand beside it by their own names. Fields that

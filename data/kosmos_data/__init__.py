@@ -15,6 +15,7 @@ _HOME = {
     "DataConfig": "config",
     "Document": "document",
     "Example": "example",
+    "Fused": "document",
     "Image": "document",
     "Loader": "loader",
     "ShardWriter": "shards",

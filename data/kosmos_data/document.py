@@ -17,6 +17,7 @@ from typing import Any
 
 from kosmos.segments import SEGMENTS, Image, Segment, Text, modality_name
 from kosmos.segments import Audio as Audio
+from kosmos.segments import Fused as Fused
 from kosmos.segments import Span as Span
 from kosmos.segments import Video as Video
 

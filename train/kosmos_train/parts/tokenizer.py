@@ -18,7 +18,7 @@ from kosmos.image_processing_kosmos import KosmosImageProcessor
 from kosmos.loading import encoder_folder
 from kosmos.processing_kosmos import KosmosProcessor, make_reader, marks_of
 from kosmos.tokenization_kosmos import encode_text, train_tokenizer
-from kosmos_data.document import Span, Text
+from kosmos_data.document import Fused, Span, Text
 from kosmos_data.errors import BadSample
 from kosmos_data.objectives import special_tokens
 from kosmos_data.reader import Corpus
@@ -114,7 +114,7 @@ def texts(config: TokenizerConfig, progress: Progress | None = None) -> Iterator
             except BadSample as error:
                 left_out[error.reason] += 1
                 continue
-            yield from (segment.text for segment in segments if isinstance(segment, (Text, Span)))
+            yield from (segment.text for segment in segments if isinstance(segment, (Text, Span, Fused)))
         warn_left_out(root, left_out)
 
 
