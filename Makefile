@@ -5,22 +5,35 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help install demo test test-versions lint bench notebook image clean
+.PHONY: help install demo test test-versions lint bench docs notebook image clean
 
 help:  ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
-# The stamp is newer than what it depends on when the environment is up to date.
+# A half-made .venv has a python and no pip: making it again completes it, and leaves what is in it.
+define environment
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Kosmos needs Python 3.11 or newer, this is " + sys.version)'
+@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -c 'import ensurepip, venv' 2> /dev/null \
+  || { echo "This Python makes no virtual environments. Install its venv (Debian, Ubuntu: apt install python3-venv), then make again."; exit 1; }
+@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
+endef
+
+# The stamps are newer than what they depend on when the environment is up to date.
 $(VENV)/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Kosmos needs Python 3.11 or newer, this is " + sys.version)'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
+	$(environment)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+# The demo needs a part of that; where everything is installed, that is what it uses.
+$(VENV)/.installed-demo: pyproject.toml constraints.txt
+	$(environment)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo]"
 	touch $@
 
 install: $(VENV)/.installed  ## create .venv and install everything
 
-demo: install  ## the whole at toy size, from corpora to a chat; about ten minutes on two cores
+demo: $(if $(wildcard $(VENV)/.installed),install,$(VENV)/.installed-demo)  ## the whole at toy size, from corpora to a chat; about ten minutes on two cores
 	$(BIN)/kosmos demo
 
 test: install  ## the whole test suite, two tests at a time
@@ -54,6 +67,10 @@ bench: install  ## speed against peers, ratios from one process each; the loader
 	if test -d corpora/docs/warc; then run extraction.py corpora/docs/warc/*.warc.gz; \
 	else echo "== extraction: left out, it takes the pages of a recipe (kosmos data make docs --out corpora/docs)"; fi; \
 	if command -v nvidia-smi > /dev/null; then run model_gpu.py; run train_gpu.py; fi
+
+docs: install  ## the documentation site, in build/site
+	$(BIN)/python docs/build.py
+	@echo "build/site: $(BIN)/python -m http.server --directory build/site"
 
 notebook: install  ## open the chat notebook (train the demo first)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[notebook]"

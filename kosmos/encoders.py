@@ -229,8 +229,29 @@ class SpanEncoder(Encoder):
         self.freeze(config.train_last_blocks)
         self.eval()
 
-    def forward(self, input_ids_SL: Tensor, attention_mask_SL: Tensor | None = None) -> Tensor:
+    def forward(
+        self, input_ids_SL: Tensor, attention_mask_SL: Tensor | None = None, valid_N: Tensor | None = None
+    ) -> Tensor:
         """Return the features of all spans' tokens end to end, (N, C); each span's first token is its BOS, dropped.
+
+        Args:
+            valid_N: flat indices of the valid tokens in the spans without their BOS, (S, L - 1) laid end to end, of
+                inputs that were checked; found and checked here if they are not given.
+
+        Raises:
+            ValueError: an id outside the encoder's vocabulary, or a span longer than its positions.
+        """
+        if valid_N is None:
+            self.check(input_ids_SL)
+        with self.gradients():
+            states = self.encoder(input_ids=input_ids_SL, attention_mask=attention_mask_SL).last_hidden_state
+        read = states[:, 1:]
+        if attention_mask_SL is None:
+            return read.flatten(0, 1)
+        return read[attention_mask_SL[:, 1:].bool()] if valid_N is None else read.flatten(0, 1).index_select(0, valid_N)
+
+    def check(self, input_ids_SL: Tensor) -> None:
+        """Refuse spans that the encoder does not read.
 
         Raises:
             ValueError: an id outside the encoder's vocabulary, or a span longer than its positions.
@@ -241,10 +262,6 @@ class SpanEncoder(Encoder):
             raise ValueError(f"span_input_ids are {input_ids_SL.shape[1]} long, but the span encoder reads {limit}")
         if input_ids_SL.numel() and not input_ids_SL.is_meta and (largest := int(input_ids_SL.max())) >= vocabulary:
             raise ValueError(f"span_input_ids hold id {largest}, but the span encoder's vocabulary is {vocabulary}")
-        with self.gradients():
-            states = self.encoder(input_ids=input_ids_SL, attention_mask=attention_mask_SL).last_hidden_state
-        read = states[:, 1:]
-        return read.flatten(0, 1) if attention_mask_SL is None else read[attention_mask_SL[:, 1:].bool()]
 
 
 def from_description(model_config: dict[str, Any] | None, where: str, example: str) -> nn.Module:

@@ -25,10 +25,11 @@ from torch import Tensor
 
 from .audio import AUDIO
 from .encoders import SpanEncoder, build_vision_tower
+from .entities import EntityEncoder, stack_entities
 from .fused import FUSED
 from .modality import Inputs, Modality
 from .segments import Placed, TooLong
-from .tokenization_kosmos import IMAGE_BEGIN, IMAGE_END, IMAGE_SLOT, SPAN_SLOT
+from .tokenization_kosmos import ENTITY_SLOT, IMAGE_BEGIN, IMAGE_END, IMAGE_SLOT, SPAN_SLOT
 from .video import VIDEO
 
 TYPICAL_SPAN = 64
@@ -68,18 +69,30 @@ def _stack_spans(spans: Sequence[np.ndarray]) -> dict[str, Tensor]:
     return {"span_input_ids": pad(rows, batch_first=True), "span_attention_mask": pad(masks, batch_first=True)}
 
 
-def _read_spans(model: Any, span_input_ids: Tensor, span_attention_mask: Tensor | None = None) -> Tensor:
-    """Spans (S, L) to (N, D), one feature for every valid token after the first, or to (S, Q, D) of Q queries."""
-    features_NC = model.span_encoder(span_input_ids, span_attention_mask).to(model.dtype)
+def _read_spans(
+    model: Any, span_input_ids: Tensor, span_attention_mask: Tensor | None = None, valid: Tensor | None = None
+) -> Tensor:
+    """Spans (S, L) to (N, D), one feature for every valid token after the first, or to (S, Q, D) of Q queries.
+
+    ``valid``: see ``SpanEncoder.forward``.
+    """
+    features_NC = model.span_encoder(span_input_ids, span_attention_mask, valid).to(model.dtype)
     if model.config.num_span_tokens is None:
         return model.span_connector(features_NC)
     if span_attention_mask is None:
         return model.span_connector(features_NC.unflatten(0, (len(span_input_ids), -1)))
     # queries attend to one span each, so the tokens that stand end to end go back into rows
     valid_SL = span_attention_mask[:, 1:].bool()
-    features_SLC = features_NC.new_zeros(*valid_SL.shape, features_NC.shape[-1])
-    features_SLC[valid_SL] = features_NC
-    return model.span_connector(features_SLC, valid_SL)
+    valid = valid_SL.flatten().nonzero().squeeze(1) if valid is None else valid
+    features_SLC = features_NC.new_zeros(valid_SL.numel(), features_NC.shape[-1]).index_copy(0, valid, features_NC)
+    return model.span_connector(features_SLC.view(*valid_SL.shape, -1), valid_SL)
+
+
+def _valid_span_tokens(encoder: Any, inputs: Inputs) -> dict[str, Tensor]:
+    """Find the valid tokens behind each span's BOS, as ``read`` takes them."""
+    encoder.check(inputs["span_input_ids"])
+    mask_SL = inputs.get("span_attention_mask")
+    return {} if mask_SL is None else {"valid": mask_SL[:, 1:].flatten().nonzero().squeeze(1)}
 
 
 def _span_places(config: Any, inputs: Inputs) -> list[int]:
@@ -142,8 +155,27 @@ SPAN = Modality(
     typical=_typical_span,
     unit="span token",
     units=_span_tokens,
+    index=_valid_span_tokens,
 )
-MODALITIES: dict[str, Modality] = {modality.name: modality for modality in (IMAGE, SPAN, AUDIO, VIDEO, FUSED)}
+ENTITY = Modality(
+    name="entity",
+    inputs=("entity_ids", "entity_ratings", "entity_words", "entity_word_weight"),
+    config="entity_config",
+    connector_config="entity_connector_config",
+    token="entity_token_id",
+    encoder="entity_encoder",
+    connector="entity_connector",
+    parts=("entities", "entities"),
+    marks=("", ENTITY_SLOT, ""),
+    payload=lambda processor, entity: processor.entity_row(entity),
+    stack=stack_entities,
+    build=EntityEncoder,
+    read=lambda model, entity_ids, **targets: model.entity_connector(model.entity_encoder(entity_ids).to(model.dtype)),
+    places=lambda config, inputs: [1] * len(inputs["entity_ids"]),
+    smallest=lambda config, device: {"entity_ids": torch.zeros(1, dtype=torch.long, device=device)},
+    units=lambda inputs: len(inputs["entity_ids"]),
+)
+MODALITIES: dict[str, Modality] = {modality.name: modality for modality in (IMAGE, SPAN, ENTITY, AUDIO, VIDEO, FUSED)}
 
 
 def input_names() -> set[str]:

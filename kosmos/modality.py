@@ -55,6 +55,8 @@ class Modality:
         units: counts what the cost of inputs is counted in: images, tokens of spans.
         typical: makes an input of the size for which the cost of a unit is told (kosmos/cost.py); None: ``smallest``.
         unit: what a unit is called; None: ``name``.
+        index: finds in inputs on the CPU, by the encoder, what ``read`` would have to ask a device for, as further
+            arguments of it; None: nothing. ValueError for inputs that the encoder would refuse.
         reader: class of the processor's settings for this modality, see ``Reader``; None: it has none.
     """
 
@@ -76,6 +78,7 @@ class Modality:
     units: Callable[[Inputs], int]
     typical: Callable[[Any, torch.device], dict[str, Tensor]] | None = None
     unit: str | None = None
+    index: Callable[[Any, Inputs], dict[str, Tensor]] | None = None
     reader: type[Reader] | None = None
 
     @property

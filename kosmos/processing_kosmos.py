@@ -10,24 +10,54 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 from transformers.image_utils import ImageInput, make_flat_list_of_images
 from transformers.processing_utils import BatchFeature, MultiModalData, ProcessorMixin
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from .entities import Rows, parse_entity, spell_entity
+from .grounding import BEGIN as GROUNDING
+from .grounding import (
+    NEXT_OBJECT,
+    OBJECT,
+    OBJECT_END,
+    PHRASE,
+    PHRASE_END,
+    TOKENS,
+    Grounded,
+    read_grounded,
+    to_bins,
+)
 from .image_processing_kosmos import KosmosImageProcessor
 from .loading import encoder_folder
 from .modalities import MODALITIES, Modality, normalize_pixels, stack_inputs
 from .modality import Reader
-from .segments import SEGMENTS, Encoded, Image, Placed, Segment, Span, Text, Token, TooLong, modality_name
+from .segments import (
+    SEGMENTS,
+    Encoded,
+    Entity,
+    Image,
+    Placed,
+    Segment,
+    Span,
+    Text,
+    Token,
+    TooLong,
+    modality_name,
+)
 from .tokenization_kosmos import (
     BOS,
+    ENTITY_BEGIN,
+    ENTITY_END,
     EOS,
     ESCAPE,
     IMAGE_BEGIN,
+    IMAGE_END,
     IMAGE_SLOT,
     LINE_END,
     SPAN_BEGIN,
@@ -43,7 +73,7 @@ ROLES = ("system", "developer", "user", "assistant")
 
 # Question and answer as KOSMOS-1 evaluates them (section 4, "Question: {question} Answer: {answer}"): one turn a line,
 # or each answer up to its </s>, so that it may have several lines. A turn's only picture stands before its question,
-# several stand where the question has them: so are conversations written (kosmos_data/adapters/questions.py).
+# several stand where the question has them: so are conversations written (kosmos_data/turns.py).
 _TURN = """\
 {{- bos_token -}}
 {%- for message in messages -%}
@@ -120,6 +150,8 @@ class KosmosProcessor(ProcessorMixin):
             connector without queries: one for each token.
         answer_ends: the tokens that end an answer with or without its line's end; ``</s>`` by default.
         example_questions: questions of the kind that the model was trained on; a chat greets with them.
+        entities: the kinds of entities, of each how many ids there are or their names in order. A prompt writes one as
+            ``<entity>user: 7</entity>``, a message as a part ``{"type": "entity", "entity": {"user": 7}}``.
         readers: how segments of further modalities are read, by name: ``{"audio": AudioReader(num_tokens=64)}``, or
             its fields as a mapping. The tokenizer has their marks (``<audio>``, ``<audio_slot>``, ``</audio>``).
 
@@ -143,6 +175,7 @@ class KosmosProcessor(ProcessorMixin):
         turn_end: str = "line",
         answer_ends: Sequence[str] | None = None,
         example_questions: Sequence[str] | None = None,
+        entities: Mapping[str, int | Sequence[str]] | None = None,
         readers: Mapping[str, Reader | Mapping[str, Any]] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -159,6 +192,8 @@ class KosmosProcessor(ProcessorMixin):
         self.answer_ends = None if answer_ends is None else list(answer_ends)
         self._space = "" if puts_space(tokenizer) else " "
         self.example_questions = list(example_questions or [])
+        self.entities = None if entities is None else dict(entities)
+        self._rows = Rows(entities or {})
         self.readers = {name: make_reader(name, given) for name, given in (readers or {}).items()}
         self.image_token = IMAGE_BEGIN
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_BEGIN)
@@ -179,11 +214,14 @@ class KosmosProcessor(ProcessorMixin):
 
         Raises:
             TooLong: a ValueError; a span is longer than its encoder reads.
-            ValueError: a special token that the tokenizer does not have, or a segment without anything to read.
+            ValueError: a special token that the tokenizer does not have (all of a grounded text are needed), or a
+                segment without anything to read.
         """
         encoded = Encoded()
         for segment in segments:
-            if isinstance(segment, Text):
+            if isinstance(segment, Text) and segment.boxes is not None:
+                self._write_grounded(segment, encoded)
+            elif isinstance(segment, Text):
                 encoded.ids += self.encode_text(segment.text)
             elif isinstance(segment, Token):
                 encoded.ids.append(self.token_id(segment.text))
@@ -198,6 +236,63 @@ class KosmosProcessor(ProcessorMixin):
                     raise ValueError(f"{segment} is empty: the encoder of {modality.name}s needs at least one token")
             encoded.edges.append(len(encoded.ids))
         return encoded
+
+    def _write_grounded(self, segment: Text, encoded: Encoded) -> None:
+        """Append a text with its phrases and boxes, as KOSMOS-2 writes them, to ``encoded``."""
+        assert segment.boxes is not None
+        known, text, at = self.grounding_ids, segment.text, 0
+        if not known:
+            raise ValueError(
+                "the text has boxes, but the tokenizer no tokens for them; make it with grounding: true "
+                "(kosmos tokenizer, or model.decoder), or leave boxes out of the document"
+            )
+        encoded.ids.append(known[GROUNDING])
+        for phrase in segment.boxes:
+            encoded.ids += self._part(text, at, phrase.begin)
+            start, at = len(encoded.ids), phrase.end
+            encoded.ids += [known[PHRASE], *self._part(text, phrase.begin, at), known[PHRASE_END]]
+            mark = OBJECT
+            for box in phrase.boxes:
+                encoded.ids += [known[mark], *(known[f"<patch_index_{index:04d}>"] for index in to_bins(box))]
+                mark = NEXT_OBJECT
+            if phrase.boxes:
+                encoded.ids.append(known[OBJECT_END])
+                encoded.whole.append((start, len(encoded.ids)))
+        encoded.ids += self._part(text, at, len(text))
+
+    def _part(self, text: str, begin: int, stop: int) -> list[int]:
+        """Ids of ``text[begin:stop]`` such that all parts together spell the text; a space goes with what follows it.
+
+        A part that begins within a word, as the full stop behind a phrase, gets no space in front.
+        """
+        if self._space:
+            begin = len(text[:begin].rstrip(" "))
+        if begin == 0:
+            return self.encode_text(text[:stop])
+        within_word = not text[begin - 1].isspace() and not text[begin : begin + 1].isspace()
+        return (
+            self.continue_text(text[begin:stop]) if within_word or self._space else self.encode_text(text[begin:stop])
+        )
+
+    @cached_property
+    def grounding_ids(self) -> dict[str, int]:
+        """The ids of the tokens for phrases and boxes by their names; empty where the tokenizer has not all of them."""
+        known = self.tokenizer.get_added_vocab()
+        return {token: known[token] for token in TOKENS} if all(token in known for token in TOKENS) else {}
+
+    def post_process_generation(self, text: str, cleanup_and_extract: bool = True) -> str | tuple[str, list[Grounded]]:
+        """Take phrases and boxes out of a generated text, as transformers' ``Kosmos2Processor`` does.
+
+        Args:
+            text: decoded with its special tokens; what stands before the last ``</image>`` is left out.
+            cleanup_and_extract: False: return the text with its tokens.
+
+        Returns:
+            The text without tokens, and of each phrase: itself, (begin, end) in that text, and its boxes (x1, y1, x2,
+            y2) in shares of what the model saw.
+        """
+        caption = text.rsplit(IMAGE_END, 1)[-1]
+        return read_grounded(caption) if cleanup_and_extract else caption
 
     def place(self, modality: Modality, payload: Any, encoded: Encoded) -> None:
         """Append the placeholders of what the modality's encoder reads, with the marks around them, to ``encoded``."""
@@ -242,6 +337,15 @@ class KosmosProcessor(ProcessorMixin):
             text = text if not text or text[0].isspace() else self._space + text
         return encode_text(self.tokenizer, text)
 
+    def continue_text(self, text: str) -> list[int]:
+        """Ids of text whose beginning belongs to the word before it: no space is put in front of its first letters."""
+        if self._space:  # this tokenizer puts none
+            return encode_text(self.tokenizer, text.rstrip(" "))
+        space = next((at for at, letter in enumerate(text) if letter.isspace()), len(text))
+        backend = self.tokenizer.backend_tokenizer
+        head = backend.normalizer.normalize_str(text[:space])
+        return [token.id for token in backend.model.tokenize(head)] + self.encode_text(text[space:])
+
     def opening(self) -> str:
         """What a prompt must begin with to begin as a document does: BOS, where the tokenizer does not write it."""
         begins = self.tokenizer("red")["input_ids"][:1] == [self.tokenizer.bos_token_id]
@@ -269,6 +373,19 @@ class KosmosProcessor(ProcessorMixin):
         """Most tokens of a span that the text encoder reads, its begin token included; None: not known."""
         limit = getattr(self.span_tokenizer, "model_max_length", None)
         return limit if limit is not None and limit < 1_000_000 else None
+
+    def entity_row(self, entity: Entity) -> np.ndarray:
+        """The row () of an entity in the tables of a model; that of the unknown for an id that is not known.
+
+        Raises:
+            ValueError: there is no such kind.
+        """
+        ((kind, identity),) = entity.ids.items()
+        return np.array(self._rows(kind, identity))
+
+    def entity_kinds(self) -> dict[str, int] | None:
+        """How many ids each kind has, as ``entity_config.kinds`` of a model; None: this processor has no entities."""
+        return None if self.entities is None else dict(self._rows.sizes)
 
     def image_token_ids(self) -> list[int]:
         """The ids of one image's place in a document: ``<image>``, Q slots, ``</image>``."""
@@ -335,7 +452,8 @@ class KosmosProcessor(ProcessorMixin):
 
         Returns:
             ``input_ids`` and ``attention_mask`` (B, T), with images ``pixel_values`` (I, 3, S, S), with spans
-            ``span_input_ids`` and ``span_attention_mask`` (S, L), row by row; so are the inputs of further modalities.
+            ``span_input_ids`` and ``span_attention_mask`` (S, L), with entities ``entity_ids`` (I,), row by row; so are
+            the inputs of further modalities.
 
         Raises:
             ValueError: the number of pictures differs from the number of ``<image>``, or that of sounds from the number
@@ -348,7 +466,7 @@ class KosmosProcessor(ProcessorMixin):
         given |= {name: _listed(kwargs.pop(name)) for name in _further() if kwargs.get(name) is not None}
         if text is not None:
             prompts = [text] if isinstance(text, str) else list(text)
-            prompts = [self._take_spans(prompt, placed) for prompt in prompts]
+            prompts = [self._take_entities(self._take_spans(prompt, placed), placed) for prompt in prompts]
             known = self.tokenizer.get_added_vocab()
             for name, modality in _further().items():
                 if name in given or modality.mark in known:  # elsewhere a spelled mark is text
@@ -400,13 +518,21 @@ class KosmosProcessor(ProcessorMixin):
         if kind == "image_url" and part.get("image_url"):
             given = part["image_url"]
             kind, part = "image", {"type": "image", "url": given["url"] if isinstance(given, dict) else given}
-        known = ("text",) if role == "assistant" else ("text", *MODALITIES)
+        unread = set(_further()) - set(self.readers)
+        known = ("text", *(() if role == "assistant" else (name for name in MODALITIES if name not in unread)))
         if not isinstance(part, dict) or kind not in known:
             raise ValueError(f"a part of the type {kind!r} in a message of the {role}; it may hold {', '.join(known)}")
         if kind in ("text", "span"):
             if not isinstance(part.get("text"), str):
                 raise ValueError(f"a part of the type {kind!r} has no text: {str(part)[:80]}")
             return {**part, "text": escape(self.tokenizer, part["text"])}
+        if kind == "entity":  # as text between its marks, which a template writes as it is
+            try:
+                given = part.get("entity")
+                spelled = spell_entity((given if isinstance(given, Entity) else Entity(given)).ids)
+            except TypeError as error:
+                raise ValueError(f"a part of the type 'entity': {error}") from error
+            return {**part, "text": f"{ENTITY_BEGIN}{escape(self.tokenizer, spelled)}{ENTITY_END}"}
         if kind in _further():  # the mark stands where it is, in any chat template
             taken.setdefault(kind, []).append(_segment(kind, part))
             return {"type": "text", "text": MODALITIES[kind].mark}
@@ -431,6 +557,17 @@ class KosmosProcessor(ProcessorMixin):
             pieces[at] = self._spell(encoded)
         return "".join(pieces)
 
+    def _take_entities(self, prompt: str, placed: list[Placed]) -> str:
+        """The prompt with slots in the place of its entities, which are appended to ``placed``."""
+        if self.entities is None or ENTITY_BEGIN not in prompt:
+            return prompt
+        pieces = re.split(f"{ENTITY_BEGIN}(.*?){ENTITY_END}", prompt, flags=re.DOTALL)
+        for at in range(1, len(pieces), 2):
+            encoded = self.encode([Entity(parse_entity(pieces[at].replace(ESCAPE, "")))])
+            placed += encoded.placed
+            pieces[at] = self._spell(encoded)
+        return "".join(pieces)
+
     def _take_given(
         self, prompts: list[str], modality: Modality, given: Sequence[Any], placed: list[Placed]
     ) -> list[str]:
@@ -445,7 +582,7 @@ class KosmosProcessor(ProcessorMixin):
 
         def spelled(_: re.Match) -> str:
             content = next(waiting)
-            kind = SEGMENTS[modality.name]
+            kind: Any = SEGMENTS[modality.name]
             encoded = self.encode([content if isinstance(content, kind) else kind(content)])
             placed.extend(encoded.placed)
             return self._spell(encoded)

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import mimetypes
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -161,7 +164,9 @@ class Terminal:
         forgotten = self.chat.forgotten
         pieces = self.chat.stream_parts(parts, forget=True)
         try:
-            print_pieces(pieces)
+            with stoppable() as heard:
+                print_pieces(until_heard(heard, pieces))
+            print_boxes(self.chat)
         finally:
             if dropped := self.chat.forgotten - forgotten:
                 turns = f"the {dropped} oldest turns were" if dropped > 1 else "the oldest turn was"
@@ -186,10 +191,42 @@ class Terminal:
         return "\001\033[1m\002you:\001\033[0m\002 "
 
 
+@contextmanager
+def stoppable() -> Iterator[threading.Event]:
+    """Let Ctrl-C raise KeyboardInterrupt and be remembered in the event that this returns.
+
+    Where it falls into a finaliser, or into code that goes on after every exception, Python drops it, and the answer
+    would be written to its end.
+    """
+    heard = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # only that one hears signals
+        yield heard
+        return
+
+    def hear(number: int, frame: Any) -> None:
+        heard.set()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, hear)
+    try:
+        yield heard
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def until_heard(heard: threading.Event, pieces: Iterator[str]) -> Iterator[str]:
+    """Yield the pieces of an answer; KeyboardInterrupt behind the one during which Ctrl-C was heard."""
+    for piece in pieces:
+        yield piece
+        if heard.is_set():
+            raise KeyboardInterrupt
+
+
 def print_answer(chat: Conversation, question: str, pictures: list[Any]) -> None:
     """Print the answer to one question."""
     _accept_any_text()
     print_pieces(chat.stream(printable(question), pictures))
+    print_boxes(chat)
 
 
 def print_pieces(pieces: Iterator[str]) -> None:
@@ -197,6 +234,15 @@ def print_pieces(pieces: Iterator[str]) -> None:
     for piece in pieces:
         print(printable(piece), end="", flush=True)
     print()
+
+
+def print_boxes(chat: Conversation) -> None:
+    """Print what the last answer points at: phrase, then left, top, right and bottom edge of each box, from 0 to 1."""
+    for part in chat.messages[-1]["content"] if chat.messages else ():
+        for entry in part.get("boxes", ()) if isinstance(part, dict) else ():
+            begin, end = entry["phrase"]
+            boxes = "; ".join(" ".join(f"{edge:.2f}" for edge in box) for box in entry["boxes"])
+            print(f"  {printable(part['text'][begin:end])}: {boxes}")
 
 
 def printable(text: str) -> str:

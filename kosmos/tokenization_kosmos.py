@@ -26,15 +26,16 @@ from typing import IO
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from .grounding import TOKENS as GROUNDING_TOKENS
+
 BOS, PAD, EOS, UNK = "<s>", "<pad>", "</s>", "<unk>"
 MASK, DOCUMENT_END, IMAGE_BEGIN, IMAGE_END = "<mask>", "</doc>", "<image>", "</image>"
 CHUNK_END, LINE_END = "</chunk>", "</line>"
 IMAGE_SLOT, SPAN_BEGIN, SPAN_END, SPAN_SLOT = "<image_slot>", "<span>", "</span>", "<span_slot>"
 KOSMOS1_TOKENS = (MASK, DOCUMENT_END, IMAGE_BEGIN, IMAGE_END, CHUNK_END, LINE_END)
-GROUNDING_TOKENS = (
-    *("<phrase>", "</phrase>", "<object>", "</object>", "</delimiter_of_multi_objects/>", "<grounding>"),
-    *(f"<patch_index_{index:04d}>" for index in range(1024)),
-)
+ENTITY_BEGIN, ENTITY_END, ENTITY_SLOT = "<entity>", "</entity>", "<entity_slot>"
+ENTITY_TOKENS = (ENTITY_BEGIN, ENTITY_END, ENTITY_SLOT)
+"""Appended only where a processor has entities, so that the ids of others stay what they are."""
 OWN_TOKENS = (IMAGE_SLOT, SPAN_BEGIN, SPAN_END, SPAN_SLOT)
 
 # A noncharacter, which Unicode keeps out of texts. Behind each letter of a spelled token it makes text of it.

@@ -14,6 +14,7 @@ _HOME = {
     "Corpus": "reader",
     "DataConfig": "config",
     "Document": "document",
+    "Entity": "document",
     "Example": "example",
     "Fused": "document",
     "Image": "document",

@@ -15,8 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from kosmos.segments import SEGMENTS, Image, Segment, Text, modality_name
+from kosmos.segments import SEGMENTS, Image, Phrase, Segment, Text, modality_name
 from kosmos.segments import Audio as Audio
+from kosmos.segments import Entity as Entity
 from kosmos.segments import Fused as Fused
 from kosmos.segments import Span as Span
 from kosmos.segments import Video as Video
@@ -89,7 +90,8 @@ def to_files(document: Document) -> dict[str, bytes]:
         if fault := _fault(segment):
             raise ValueError(f"document {document.key!r}, segment {number}: {fault}")
         if isinstance(segment, Text):
-            segments.append({"text": segment.text} | ({} if segment.supervised else {"supervised": False}))
+            boxes = {} if segment.boxes is None else {"boxes": [phrase.as_json() for phrase in segment.boxes]}
+            segments.append({"text": segment.text} | ({} if segment.supervised else {"supervised": False}) | boxes)
         else:
             segments.append(_entry(segment, files))
     body: dict[str, Any] = {"segments": segments} | ({"meta": dict(document.meta)} if document.meta else {})
@@ -124,7 +126,8 @@ def from_files(key: str, files: Mapping[str, bytes]) -> Document:
     webdatasets have it (``KEY.jpg KEY.txt KEY.json``), and is read as it is. Extensions are in lower case.
 
     Raises:
-        BadSample: no or malformed JSON, an unknown kind of segment, or a file of one that the tar does not hold.
+        BadSample: no or malformed JSON, an unknown kind of segment, a file of one that the tar does not hold, or boxes
+            that are not of an image or phrases that are not of the text.
     """
     if "json" not in files and "txt" not in files:
         raise BadSample(errors.NO_TEXT, f"{key} has {', '.join(sorted(files)) or 'no file'}")
@@ -168,7 +171,7 @@ def file_suffix(data: bytes) -> str:
 def _segment(entry: Mapping[str, Any], files: Mapping[str, bytes]) -> Segment:
     match entry:
         case {"text": str(text), **rest}:
-            return Text(_encodable(text), supervised=bool(rest.get("supervised", True)))
+            return Text(_encodable(text), bool(rest.get("supervised", True)), _phrases(text, rest.get("boxes")))
     for name, kind in SEGMENTS.items():
         if name in entry:
             first, *others = fields(kind)
@@ -189,6 +192,16 @@ def _file(name: Any, kind: str, files: Mapping[str, bytes]) -> bytes:
         reason = errors.IMAGE_MISSING if kind == "image" else errors.FILE_MISSING
         raise BadSample(reason, f"no file {name!r} beside the json")
     return files[name.lower()]
+
+
+def _phrases(text: str, entries: Any) -> tuple[Phrase, ...] | None:
+    """The ``boxes`` of a text segment: ``[{"phrase": [12, 21], "boxes": [[x1, y1, x2, y2], …]}, …]``."""
+    if entries is None:
+        return None
+    try:
+        return Text(text, boxes=tuple(Phrase.from_json(entry) for entry in entries)).boxes
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadSample(errors.BOXES, str(error)) from error
 
 
 def _fault(segment: Any) -> str | None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from kosmos.extras import install
+
 
 @contextmanager
-def hint(package: str = "kosmos-metalm[web]") -> Iterator[None]:
+def hint(package: str | None = None) -> Iterator[None]:
     """Around an import: a missing package becomes an error that names the command which installs it.
 
     Args:
-        package: what to install; the extra of the web path unless it is said.
+        package: what to install; None: the extra ``web``.
 
     Raises:
         ModuleNotFoundError: with that command.
@@ -19,5 +21,6 @@ def hint(package: str = "kosmos-metalm[web]") -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        message = f'{error.name} is not installed; run: pip install "{package}"'
+        command = f'pip install "{package}"' if package else install("web")
+        message = f"{error.name} is not installed; run: {command}"
         raise ModuleNotFoundError(message, name=error.name) from error

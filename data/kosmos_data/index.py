@@ -18,6 +18,8 @@ import numpy as np
 
 from kosmos.atomic import write_atomically
 
+from .document import PICTURES
+
 INDEX_NAME = "index.json"
 INDEX_VERSION = 1
 _RETRY_SECONDS = (0.5, 2.0, 8.0)
@@ -37,6 +39,22 @@ class ShardInfo:
     characters: int
 
 
+def _instead(root: str) -> str:
+    """What a folder without an index holds, and what is done with it."""
+    if is_remote(root):
+        return ""
+    inside = sorted(Path(root).iterdir())
+    if corpora := [path for path in inside if (path / INDEX_NAME).is_file()]:
+        return f", but its folders do: name one or several of them, e.g. {corpora[0]}"
+    if any(path.suffix.lower() == ".tar" for path in inside):
+        return f"; for tars of other origin run: kosmos data index {root}"
+    if picture := next((path for path in Path(root).rglob("*") if path.suffix.lower()[1:] in PICTURES), None):
+        return f", but pictures ({picture.name}): run: kosmos data import folder {root} --out FOLDER"
+    if not inside:
+        return "; it is empty: kosmos data import fills a new one, kosmos data index takes tars that lie there"
+    return f", nor tars or pictures, but {inside[0].name}"
+
+
 def read_index(root: str) -> tuple[list[ShardInfo], bytes]:
     """The shards of the corpus at ``root`` and the raw bytes of its ``index.json``.
 
@@ -50,8 +68,7 @@ def read_index(root: str) -> tuple[list[ShardInfo], bytes]:
     try:
         raw = read_bytes(path)
     except FileNotFoundError:
-        hint = f"for tars of other origin run: kosmos data index {root}"
-        raise FileNotFoundError(f"{root} holds no {INDEX_NAME}; {hint}") from None
+        raise FileNotFoundError(f"{root} holds no {INDEX_NAME}{_instead(root)}") from None
     try:
         body = json.loads(raw)
         if body["version"] != INDEX_VERSION:

@@ -88,6 +88,11 @@ def show_document(console: Console, title: str, document: Document) -> None:
         text = text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + " …"
         style = "magenta" if not isinstance(segment, Text) else "white" if segment.supervised else "dim"
         lines.append(f"[{style}]{escape(text)}[/{style}]")
+        if not isinstance(segment, Text):
+            continue
+        for phrase in segment.boxes or ():
+            boxes = ", ".join(" ".join(f"{edge:.3g}" for edge in box) for box in phrase.boxes) or "no box"
+            lines.append(f"[cyan]  ▢ {escape(segment.text[phrase.begin : phrase.end])}: {boxes}[/cyan]")
     console.print(Panel("\n".join(lines), title=escape(title), title_align="left"))
 
 

@@ -1,7 +1,7 @@
 """``kosmos eval``: evaluate a checkpoint, score prediction files, compare and report results.
 
-The first word decides: ``score``, ``report``, ``gallery``, ``compare``, ``contamination``, ``tasks``, ``make``;
-anything else is the checkpoint to evaluate.
+The first word decides: ``score``, ``report``, ``gallery``, ``compare``, ``contamination``, ``explanations``,
+``tasks``, ``make``, ``lm-eval``; anything else is the checkpoint to evaluate.
 """
 
 from __future__ import annotations
@@ -15,34 +15,29 @@ from pathlib import Path
 
 _EPILOG = """\
 examples:
-  kosmos eval runs/demo/tune --tasks easy_vqa --data corpora/starter/eval --shots 0,4 --context image+text,shuffled
-  kosmos eval CHECKPOINT --tasks vqa,caption --data MY_FOLDER --set dataset.images={split}/images/{image_id}.png
+  kosmos eval runs/demo/tune --tasks easy_vqa --data corpora/starter/eval \\
+    --shots 0,4 --context image+text,shuffled
+  kosmos eval CHECKPOINT --tasks vqa,caption --data MY_FOLDER \\
+    --set dataset.images={split}/images/{image_id}.png
 
 other uses, each with its own --help:
-  kosmos eval tasks                                              what can be evaluated
-  kosmos eval make NAME --out DIR                                make data of the KOSMOS-1 suite
-  kosmos eval score --predictions P.json --references R.json     score files, no model needed
-  kosmos eval report RESULTS [RESULTS ...] --out DIR             Markdown tables and plot
-  kosmos eval gallery SAMPLES --images DIR --out answers.png     a picture of questions and answers
-  kosmos eval compare SAMPLES_A SAMPLES_B                        paired difference of two models
-  kosmos eval contamination --task T --data DIR --shards CORPUS  are test items in the training data?
+  kosmos eval tasks          what can be evaluated
+  kosmos eval make           make data of the KOSMOS-1 suite
+  kosmos eval score          score prediction files, no model needed
+  kosmos eval report         Markdown tables and a plot of runs
+  kosmos eval gallery        a picture of questions and answers
+  kosmos eval compare        paired difference of two models
+  kosmos eval contamination  are test items in the training data?
+  kosmos eval explanations   ratings and explanations from ids (PETER)
+  kosmos eval lm-eval        the text tasks of lm-eval
 """
 
 
 def main(argv: Sequence[str]) -> int:
     """Run one of the uses; exit code 0."""
-    verbs: dict[str, Callable[[Sequence[str]], int]] = {
-        "score": _score,
-        "report": _report,
-        "gallery": _gallery,
-        "compare": _compare,
-        "tasks": _tasks,
-        "make": _make,
-        "contamination": _contamination,
-    }
-    if argv and argv[0] in verbs:
-        return verbs[argv[0]](argv[1:])
-    near = difflib.get_close_matches(argv[0], verbs, n=1) if argv and not Path(argv[0]).exists() else []
+    if argv and argv[0] in USES:
+        return USES[argv[0]](argv[1:])
+    near = difflib.get_close_matches(argv[0], USES, n=1) if argv and not Path(argv[0]).exists() else []
     if near and "--tasks" not in argv:
         raise ValueError(f"{argv[0]!r} is no checkpoint and no use of kosmos eval; did you mean {near[0]!r}?")
     return _evaluate(argv)
@@ -51,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
 def _evaluate(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="kosmos eval",
-        description="Evaluate a checkpoint, with or without demonstrations; writes results.json and every prompt.",
+        description="Evaluate a checkpoint, with or without demonstrations;\nwrites results.json and every prompt.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -131,7 +126,9 @@ def _report(argv: Sequence[str]) -> int:
     from .report import report
 
     parser = argparse.ArgumentParser(prog="kosmos eval report", description="Markdown tables and a plot of results.")
-    parser.add_argument("results", type=Path, nargs="+", help="results.json files or folders that hold one")
+    parser.add_argument(
+        "results", nargs="+", metavar="[NAME=]RUN", help="run folders, evaluations' folders or results.json files"
+    )
     parser.add_argument("--out", type=Path, default=Path("."), help="folder for report.md and shots.png (.)")
     options = parser.parse_args(argv)
     written = report(options.results, options.out)
@@ -147,38 +144,62 @@ def _gallery(argv: Sequence[str]) -> int:
         prog="kosmos eval gallery", description="A picture of what a model was asked and answered."
     )
     add = parser.add_argument
-    add("samples", type=Path, help="a sample log, e.g. runs/a/eval/samples/a/easy_vqa-0shot-image+text.jsonl")
+    add("samples", type=Path, metavar="RUN", help="run folder, or a sample log: RUN/eval/samples/MODEL/….jsonl")
     add("--images", metavar="DIR", type=Path, required=True, help="folder of the images, for example --data of the run")
     add("--out", metavar="FILE", type=Path, default=Path("answers.png"), help="PNG, PDF or SVG (answers.png)")
     add("--count", metavar="N", type=int, default=12, help="items at most, each with an image of its own (12)")
     add("--wrong", action="store_true", help="those with the lowest scores instead of a sample")
     add("--seed", metavar="N", type=int, default=0, help="of the sample (0)")
+    _add_which(parser)
     options = parser.parse_args(argv)
-    shown = gallery(options.samples, options.images, options.out, options.count, options.wrong, options.seed)
+    shown = gallery(**vars(options))
     sys.stderr.write(f"{options.out}: {len(shown)} items\n")
     return 0
 
 
 def _compare(argv: Sequence[str]) -> int:
-    from .compare import compare_samples
+    from .compare import compare_samples, differences, line
+    from .where import Named, find_log
 
     parser = argparse.ArgumentParser(
         prog="kosmos eval compare",
-        description="Paired bootstrap of two models on the same items, from their samples/*.jsonl; prints JSON.",
+        description="Paired bootstrap of two models on the same items: second − first, with its 95 % interval.",
     )
-    parser.add_argument(
-        "first", type=Path, help="samples of one model, e.g. runs/a/eval/samples/a/easy_vqa-0shot-image+text.jsonl"
-    )
-    parser.add_argument("second", type=Path, help="samples of the other")
-    parser.add_argument("--metric", help="any that the answers allow (the first of the task)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (0)")
+    add = parser.add_argument
+    add("first", metavar="[NAME=]RUN", help="run folder, or a sample log: RUN/eval/samples/MODEL/….jsonl")
+    add("second", metavar="[NAME=]RUN", help="the same of the other model")
+    _add_which(parser)
+    add("--metric", help="any that the answers allow (the first of the task)")
+    add("--seed", type=int, default=0, help="seed of the bootstrap (0)")
+    add("--json", action="store_true", help="print JSON")
     options = parser.parse_args(argv)
-    return _print_json(compare_samples(options.first, options.second, options.metric, options.seed).to_dict())
+    given = [Named.parse(options.first), Named.parse(options.second)]
+    logs = [find_log(one.path, options.task, options.shots, options.context) for one in given]
+    found = compare_samples(logs[0].path, logs[1].path, options.metric, options.seed)
+    unlike = differences(*logs)
+    if options.json:
+        return _print_json(found.to_dict() | {"differ": unlike})
+    names = [one.name or log.model for one, log in zip(given, logs, strict=True)]
+    if names[0] == names[1]:  # two runs of one name, or one model asked in two ways
+        names = [one.name or str(one.path) for one in given]
+    print(line(found, *names))
+    for text in unlike:
+        print(f"they were not asked alike: {text}")
+    return 0
+
+
+def _add_which(parser: argparse.ArgumentParser) -> None:
+    """Options that say which log of a folder is meant."""
+    parser.add_argument("--task", help="of a folder: the log of this task")
+    parser.add_argument("--shots", type=int, help="with so many demonstrations (0, if there is one)")
+    parser.add_argument("--context", help="with this context (image+text, if there is one)")
 
 
 def _tasks(argv: Sequence[str]) -> int:
     from rich.console import Console
     from rich.table import Table
+
+    from kosmos.tables import show
 
     from . import tasks
 
@@ -190,7 +211,7 @@ def _tasks(argv: Sequence[str]) -> int:
         task = tasks.load(name)
         table.add_row(name, task.description, task.metrics[0], task.decoding.method)
     console = Console()
-    console.print(table)
+    show(console, table)
     console.print(
         f"\nThe files, with their data and expected numbers: {tasks.known()['easy_vqa'].parent}", soft_wrap=True
     )
@@ -228,6 +249,57 @@ def _contamination(argv: Sequence[str]) -> int:
     return _print_json(check(options.task, options.data, options.shards).to_dict())
 
 
+def _lm_eval(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="kosmos eval lm-eval",
+        description="Evaluate a checkpoint on the text tasks of lm-eval; every other option is one of lm-eval run.",
+        epilog="example: kosmos eval lm-eval CHECKPOINT --tasks piqa,boolq --num_fewshot 0 --output_path out",
+    )
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint folder or a run directory")
+    options, others = parser.parse_known_args(argv)
+    from kosmos.loading import find_model
+
+    find_model(options.checkpoint)
+    from .adapters.lm_eval import main as harness
+
+    return harness(["run", "--model", "kosmos", "--model_args", f"pretrained={options.checkpoint}", *others])
+
+
+def _explanations(argv: Sequence[str]) -> int:
+    import yaml
+
+    from .explanations import explain, report
+
+    parser = argparse.ArgumentParser(
+        prog="kosmos eval explanations",
+        description="Ratings and explanations of held-out reviews, from the ids alone (PETER); prints JSON.",
+    )
+    add = parser.add_argument
+    add("checkpoint", type=Path, help="a checkpoint folder or a run directory of the objective peter")
+    add("reviews", type=Path, help="corpus of reviews, e.g. corpora/reviews/test")
+    add(
+        "--swap",
+        choices=["none", "user", "item", "both"],
+        default="none",
+        help="take these ids of other reviews (none)",
+    )
+    add("--objective", default="peter", help="its options in training, e.g. '{name: peter, features: true}' (peter)")
+    add("--limit", metavar="N", type=int, help="so many reviews, always the same ones (all)")
+    add("--out", metavar="FILE", type=Path, help="also write each review with what was said, JSON lines")
+    add("--seed", metavar="N", type=int, default=0, help="of what is drawn (0)")
+    options = vars(parser.parse_args(argv))
+    out, objective = options.pop("out"), yaml.safe_load(options.pop("objective"))
+    found = explain(options.pop("checkpoint"), options.pop("reviews"), objective=objective, **options)
+    if out is not None:
+        rows = [
+            {"key": one.document.key, "reference": one.reference, "text": one.text, "rating": one.rating,
+             "predicted": one.predicted}
+            for one in found
+        ]  # fmt: skip
+        out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return _print_json(report(found))
+
+
 def _print_json(value: object) -> int:
     json.dump(value, sys.stdout, indent=2)
     sys.stdout.write("\n")
@@ -243,3 +315,16 @@ def _numbers(text: str) -> list[int]:
         return [int(number) for number in _names(text)]
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 0,2,4,8") from error
+
+
+USES: dict[str, Callable[[Sequence[str]], int]] = {
+    "score": _score,
+    "report": _report,
+    "gallery": _gallery,
+    "compare": _compare,
+    "tasks": _tasks,
+    "make": _make,
+    "contamination": _contamination,
+    "explanations": _explanations,
+    "lm-eval": _lm_eval,
+}

@@ -8,6 +8,7 @@ from typing import Any
 from . import formats, metrics
 from .metrics import MetricScore
 from .statistics import Comparison, compare
+from .where import Log
 
 Records = dict[str, dict[str, Any]]
 
@@ -21,17 +22,38 @@ def compare_samples(first: str | Path, second: str | Path, metric: str | None = 
         metric: any that the logs allow; default the first of the task.
 
     Raises:
-        ValueError: the logs hold other items, or not what the metric needs.
+        ValueError: the logs hold other items, or the same with other answers, or not what the metric needs.
         FileNotFoundError: no such log.
     """
     one, two = read_samples(first), read_samples(second)
     if set(one) != set(two):
         only = sorted(set(one) ^ set(two))
         raise ValueError(f"{first} and {second} hold different items: {len(only)} are in one only (first: {only[0]})")
+    if other := [key for key, record in one.items() if record["answers"] != two[key]["answers"]]:
+        raise ValueError(f"{first} and {second} are of other data: item {other[0]} has other answers ({len(other)} do)")
     name = metric or next(iter(next(iter(one.values()))["metrics"]))
     scores = [_score(records, name) for records in (one, {key: two[key] for key in one})]
     clusters = ["|".join(image["sha256"] for image in record["images"]) or key for key, record in one.items()]
     return compare(scores[0], scores[1], clusters, seed)
+
+
+def differences(first: Log, second: Log) -> list[str]:
+    """What two logs, by their names, were not asked alike, e.g. ``shots 0 and 4``: no comparison may hide it."""
+    pairs = {key: (getattr(first, key), getattr(second, key)) for key in ("task", "shots", "context")}
+    return [f"{key} {one} and {two}" for key, (one, two) in pairs.items() if None not in (one, two) and one != two]
+
+
+def line(found: Comparison, first: str, second: str) -> str:
+    """The comparison as people read it: ``second − first = +0.050 [+0.021, +0.079]``."""
+    low, high = _signed(found.low), _signed(found.high)
+    return (
+        f"{second} − {first} = {_signed(found.difference)} [{low}, {high}]  "
+        f"{found.metric} {found.second:.3f} and {found.first:.3f}; {found.n} items of {found.clusters} images"
+    )
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")
 
 
 def _score(records: Records, metric: str) -> MetricScore:

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from kosmos.loading import find_model, load
+from kosmos.tables import show
 
 from . import results, tasks
 from .results import Row
@@ -128,7 +129,7 @@ def evaluate_checkpoint(
             results.write(fresh, out / "results.json")
         rows += fresh
     if rank.index == 0:
-        console.print(results.table(rows))
+        show(console, results.table(rows))
         where, answers = escape(str(out / "results.json")), escape(str(out / "samples"))
         console.print(f"{where}: {len(rows)} rows; every prompt and answer in {answers}")
     return rows

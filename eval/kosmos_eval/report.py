@@ -9,6 +9,7 @@ from typing import Any
 
 from . import results
 from .results import Row
+from .where import Named
 
 _COLUMNS = 3  # panels side by side
 _LINES = ("-", "--", "-.", ":")  # one for each context
@@ -17,6 +18,10 @@ _LABEL_HEIGHT = 0.04  # of the axis
 
 def report(paths: Sequence[str | Path], out: str | Path) -> Path:
     """Write ``report.md`` and ``shots.png`` from one or several result files; returns the Markdown file's path.
+
+    Args:
+        paths: files, run folders or evaluations' folders, each with or without ``NAME=``, the name of its model.
+        out: folder for both.
 
     Raises:
         FileNotFoundError, ValueError: a file is missing, is no result file, or holds no row; two files have other
@@ -34,16 +39,41 @@ def _collected(paths: Sequence[str | Path]) -> list[Row]:
     """The rows of all files; baselines, which are in each, once."""
     rows: dict[tuple[Any, ...], Row] = {}
     for path in paths:
-        for row in results.read(path):
+        for row in _named(Named.parse(path)):
             known = rows.setdefault((*results.key(row), row["value"] if results.is_baseline(row) else ""), row)
             if known["value"] != row["value"]:
                 raise ValueError(
                     f"{path}: a second result of model {row['model']!r} on {row['task']} with {row['shots']} shots, "
-                    f"context {row['context']}; give each model its own --name when it is evaluated"
+                    f"context {row['context']}; give each file a name: NAME={Named.parse(path).path}"
                 )
     if not rows:
         raise ValueError(f"{paths[0]}: no result rows")
-    return list(rows.values())
+    return _told_apart(list(rows.values()))
+
+
+def _named(given: Named) -> list[Row]:
+    """The rows of a file, its models called as it was said; several models keep their own names behind that."""
+    rows = results.read(given.path)
+    models = {row["model"] for row in rows if not results.is_baseline(row)}
+    if given.name is not None:
+        for row in rows:
+            if not results.is_baseline(row):
+                row["model"] = given.name if len(models) == 1 else f"{given.name} {row['model']}"
+    return rows
+
+
+def _told_apart(rows: list[Row]) -> list[Row]:
+    """Of a task that was evaluated on several data, each with the folder (or the fingerprint) in its title."""
+    data: dict[str, dict[str, str]] = {}
+    for row in rows:
+        if row.get("data"):
+            data.setdefault(row["task"], {})[row["data"]] = Path(row.get("folder", "")).name
+    for row in rows:
+        known = data.get(row["task"], {})
+        if len(known) > 1 and row.get("data"):
+            folder = known[row["data"]]
+            row["task"] += f" [{folder if list(known.values()).count(folder) == 1 else row['data']}]"
+    return rows
 
 
 def markdown(rows: Sequence[Row]) -> str:

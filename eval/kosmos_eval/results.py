@@ -22,10 +22,11 @@ from kosmos.doctor import commit
 from . import metrics, statistics
 from .items import Item
 from .tasks import Task
+from .where import find_results
 
 Row = dict[str, Any]
 _CONTRACT = ("task", "model", "shots", "context", "metric", "value", "low", "high", "n")
-_KEY = ("task", "model", "shots", "context", "metric", "split", "seed")
+_KEY = ("task", "model", "shots", "context", "metric", "split", "seed", "data")
 
 
 def make_rows(
@@ -103,21 +104,20 @@ def _provenance(task: Task) -> dict[str, Any]:
 
 def write(rows: Sequence[Row], path: Path) -> list[Row]:
     """Write ``results.json``; rows of the same run in the file are replaced, others kept. Returns what it now holds."""
-    merged = {key(row): row for row in (*read(path), *rows)} if path.is_file() else {key(row): row for row in rows}
+    fresh = {key(row) for row in rows} | {key(row | {"data": None}) for row in rows}  # older files name no data
+    kept = [row for row in read(path) if key(row) not in fresh] if path.is_file() else []
+    merged = {key(row): row for row in (*kept, *rows)}
     write_atomically(path, json.dumps(list(merged.values()), indent=1, ensure_ascii=False) + "\n")
     return list(merged.values())
 
 
 def read(path: str | Path) -> list[Row]:
-    """The rows of a ``results.json``.
+    """The rows of a ``results.json``, or of that of a run folder.
 
     Raises:
         FileNotFoundError, ValueError: no such file, or not a list of rows.
     """
-    path = Path(path)
-    path = path / "results.json" if path.is_dir() else path
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no results here")
+    path = find_results(Path(path))
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -34,6 +35,15 @@ class TaskData:
         self.task = _with_candidates(task, self.items)
         _check_answers(self.task, self.items)
         self._pool: DemonstrationPool | None = None
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """What a row says of its data: a fingerprint of the split's items, and the folder that they were read from."""
+        items = (
+            (item.id, sorted(item.fields.items()), item.answers, [path.name for path in item.images], item.candidates)
+            for item in self.items
+        )
+        return {"data": hashlib.sha256(repr(list(items)).encode()).hexdigest()[:12], "folder": str(self.folder)}
 
     @cached_property
     def train(self) -> list[Item]:

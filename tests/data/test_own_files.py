@@ -255,3 +255,23 @@ def test_no_character_ends_a_command_on_a_terminal_that_cannot_show_it(tmp_path:
     done = subprocess.run(command, env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     assert b"?quoted? ??" in done.stdout
+
+
+def test_a_folder_that_is_no_corpus_says_what_it_is(tmp_path: Path, make_png: Callable[..., bytes]) -> None:
+    """What to do next depends on what lies there."""
+
+    def refused(folder: str) -> str:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        with pytest.raises(FileNotFoundError, match=r"holds no index\.json") as error:
+            Corpus(tmp_path / folder)
+        return str(error.value)
+
+    assert "it is empty" in refused("empty")
+    (tmp_path / "photos" / "deep").mkdir(parents=True)
+    (tmp_path / "photos" / "deep" / "a.JPG").write_bytes(make_png(1))
+    assert f"kosmos data import folder {tmp_path / 'photos'} --out" in refused("photos")
+    (tmp_path / "tars").mkdir()
+    (tmp_path / "tars" / "0.tar").touch()
+    assert f"kosmos data index {tmp_path / 'tars'}" in refused("tars")
+    write_shards(tmp_path / "corpora" / "text", [Document("a", [Text("b")])])
+    assert f"e.g. {tmp_path / 'corpora' / 'text'}" in refused("corpora")

@@ -299,8 +299,8 @@ def test_lm_eval_command_on_a_local_task(checkpoint: Path, tmp_path: Path) -> No
         "output_type: multiple_choice\ntest_split: test\nfewshot_split: test\ndoc_to_choice: choices\n"
         "doc_to_text: 'Question: {{question}} Answer:'\ndoc_to_target: gold\nmetric_list:\n  - metric: acc\n"
     )
-    command = [sys.executable, "-m", "kosmos_eval.adapters.lm_eval", "run", "--model", "kosmos", "--device", "cpu"]
-    command += ["--model_args", f"pretrained={checkpoint}", "--include_path", str(tmp_path / "tasks"), "--tasks", "toy"]
+    command = [sys.executable, "-m", "kosmos", "eval", "lm-eval", str(checkpoint), "--device", "cpu"]
+    command += ["--include_path", str(tmp_path / "tasks"), "--tasks", "toy"]
     command += ["--num_fewshot", "1", "--output_path", str(tmp_path / "out")]
     offline = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=offline)

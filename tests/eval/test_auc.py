@@ -77,7 +77,7 @@ def test_hateful_memes(
         assert row["value"] == pytest.approx(expected, abs=1e-9)
         assert row["low"] <= row["value"] <= row["high"]
         assert row["baselines"] == {"majority answer": 0.5, "question only": 0.5, "chance": 0.5}
-    assert main(["eval", "compare", *map(str, files)]) == 0
+    assert main(["eval", "compare", *map(str, files), "--json"]) == 0
     difference = json.loads(capsys.readouterr().out)
     assert difference["metric"] == "roc_auc"
     values = [row["value"] for row in rows if row["model"] == "model" and row["metric"] == "roc_auc"]

@@ -33,13 +33,13 @@ def test_evaluate_report_and_compare(
 
     samples = tmp_path / "samples/toy"
     files = [str(samples / f"easy_vqa-{k}shot-image+text.jsonl") for k in (0, 2)]
-    assert main(["eval", "compare", *files]) == 0
+    assert main(["eval", "compare", *files, "--json"]) == 0
     difference = json.loads(capsys.readouterr().out)
     assert difference["n"] == 24
     assert difference["clusters"] == 12
     assert difference["low"] <= difference["difference"] <= difference["high"]
     captions = [str(samples / f"easy_vqa_caption-{k}shot-image+text.jsonl") for k in (0, 2)]
-    assert main(["eval", "compare", *captions, "--metric", "bleu_1"]) == 0
+    assert main(["eval", "compare", *captions, "--metric", "bleu_1", "--json"]) == 0
     difference = json.loads(capsys.readouterr().out)
     # of the corpus, as in results.json
     bleu = [row["value"] for row in rows if (row["model"], row["metric"]) == ("toy", "bleu_1")]

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import TypeVar
 
 from kosmos import settings
+from kosmos.keys import add_keys
 
 Settings = TypeVar("Settings")
 
 
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the YAML and the overrides."""
+def add_run_arguments(parser: argparse.ArgumentParser, settings: str) -> None:
+    """Declare the YAML, the overrides, and ``--keys`` of the settings class ``module:Class``."""
     parser.add_argument("config", help="YAML of the run, see train/configs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="run=DIR, and any field, e.g. steps=100")
+    add_keys(parser, settings)
 
 
 def parse_run_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, str | None]:
@@ -38,7 +40,7 @@ def parse_run_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) ->
 def parse_run(prog: str, description: str, kind: type[Settings], argv: Sequence[str]) -> tuple[Settings, str]:
     """Parse the words of a verb without options; return its settings, of class ``kind``, and the run directory."""
     parser = argparse.ArgumentParser(prog=prog, description=description)
-    add_run_arguments(parser)
+    add_run_arguments(parser, f"{kind.__module__}:{kind.__name__}")
     arguments, run = parse_run_arguments(parser, argv)
     return settings.load(kind, arguments.config, arguments.overrides), require_run(run)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,17 @@ import torch
 from kosmos.configuration_kosmos import FURTHER, QUERYING
 from kosmos.docking import find_language_model, read_config, take_processor, take_weights
 from kosmos.encoders import pixel_statistics
+from kosmos.hub import is_name
 from kosmos.image_processing_kosmos import KosmosImageProcessor
 from kosmos.limits import check_checkpoint
 from kosmos.loading import encoder_folder, find_checkpoint
 from kosmos.modalities import MODALITIES
 from kosmos.modeling_kosmos import image_tokens
 from kosmos.processing_kosmos import make_reader, marks_of
+from kosmos.tokenization_kosmos import ENTITY_SLOT, ENTITY_TOKENS, GROUNDING_TOKENS
+from kosmos.transformers_decoder import awaiting_weights
 from kosmos.tuning import attach
+from kosmos_data.entity_names import read_kinds
 from kosmos_data.objectives import special_tokens
 
 from .config import DecoderConfig, ModelConfig, TrainConfig
@@ -75,6 +80,12 @@ def build_config(config: ModelConfig, processor: Any) -> Any:
             f"{config.checkpoint}: num_span_tokens is {made.num_span_tokens} in the model, but "
             f"{processor.num_span_tokens} in the processor; take the processor of that checkpoint"
         )
+    entities: Any = made.entity_config
+    if entities is not None and entities.kinds != processor.entity_kinds():
+        raise ValueError(
+            f"the model has tables for {entities.kinds}, but the processor knows {processor.entity_kinds()}; "
+            "take the processor of the checkpoint, or a corpus with entities.json for kosmos tokenizer"
+        )
     return made
 
 
@@ -106,10 +117,17 @@ def _described(config: ModelConfig) -> dict[str, Any]:
     return values
 
 
-def decoder_folder(config: ModelConfig) -> str | None:
-    """Return where the language model lies that the decoder begins as; None: it begins otherwise."""
-    decoder = config.decoder
-    return None if decoder is None else str(find_language_model(decoder.pretrained, decoder.revision))
+def origins(config: ModelConfig) -> dict[str, str]:
+    """Return where the language model lies that the decoder begins as, and what else was named instead of given."""
+    found: dict[str, Path] = {}
+    if config.decoder is not None:
+        found["decoder"] = find_language_model(config.decoder.pretrained, config.decoder.revision)
+    for part in ("vision_weights", "span_weights"):
+        if (weights := getattr(config, part)) is not None and is_name(weights):
+            found[part] = encoder_folder(weights)
+    if config.checkpoint is not None and is_name(config.checkpoint):
+        found["checkpoint"] = find_checkpoint(config.checkpoint)
+    return {part: str(folder) for part, folder in found.items()}
 
 
 def decoder_fields(decoder: DecoderConfig) -> dict[str, Any]:
@@ -127,6 +145,9 @@ def _processor_of_decoder(config: TrainConfig) -> Any:
     described: Any = KosmosConfig.from_dict(_described(config.model))
     sources = [*config.data.sources, *(config.eval.data.sources if config.eval.data else [])]
     objectives = [source.objective for source in sources]
+    entities = (
+        read_kinds(source.shards for source in config.data.sources) if described.entity_config is not None else None
+    )
     readers = _readers(config.model, described)
     pictures: dict[str, Any] = {}
     if described.vision_config is not None:
@@ -137,7 +158,13 @@ def _processor_of_decoder(config: TrainConfig) -> Any:
         pictures = {"image_processor": KosmosImageProcessor(size, **normalised), "num_image_tokens": made}
     return take_processor(
         find_language_model(decoder.pretrained, decoder.revision),
-        extra_tokens=[*special_tokens(objectives), *marks_of(readers)],
+        extra_tokens=[
+            *special_tokens(objectives),
+            *(GROUNDING_TOKENS if decoder.grounding else ()),
+            *(ENTITY_TOKENS if entities else ()),
+            *marks_of(readers),
+        ],
+        entities=entities,
         max_length=getattr(described.text_config, "max_position_embeddings", None),
         num_span_tokens=described.num_span_tokens if described.span_encoder_config is not None else None,
         readers=readers,
@@ -174,7 +201,8 @@ def build_model(config: TrainConfig, processor: Any, resume_from: Path | None = 
         settings = build_config(config.model, processor) if resume_from is None else None
         model = KosmosForConditionalGeneration.from_pretrained(start, config=settings, dtype=torch.float32)
     else:
-        model = KosmosForConditionalGeneration(build_config(config.model, processor))
+        with awaiting_weights() if config.model.decoder is not None else nullcontext():
+            model = KosmosForConditionalGeneration(build_config(config.model, processor))
         if config.model.decoder is not None:
             take_weights(model, find_language_model(config.model.decoder.pretrained, config.model.decoder.revision))
         if config.model.tower_weights is not None:
@@ -194,9 +222,16 @@ def build_model(config: TrainConfig, processor: Any, resume_from: Path | None = 
     if config.model.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if config.model.compile:
-        for layer in model.model.decoder.layers:
-            layer.compile()
+        _compile(model.model)
     return model.to(dtype_of(config.engine))
+
+
+def _compile(model: Any) -> None:
+    """Compile the blocks of decoder and vision tower one by one; of the tower's the number of pictures changes."""
+    for layer in model.decoder.layers:
+        layer.compile()
+    for block in model.vision_tower.blocks() if model.vision_tower is not None else ():
+        block.compile(dynamic=True)
 
 
 def _vision_fields(folder: Path) -> dict[str, Any]:
@@ -232,7 +267,8 @@ def _fit_processor(values: dict[str, Any], processor: Any) -> None:
     values["text_config"]["vocab_size"] = _vocabulary(values["text_config"], tokenizer)
     values.update(image_token_id=slot, boi_token_id=begin, eoi_token_id=end)
     values["num_image_tokens"] = processor.num_image_tokens
-    if values.get("connector_config") and values["connector_config"].get("kind") in QUERYING:
+    in_rows = values.get("coupling", "input") == "input"
+    if in_rows and values.get("connector_config") and values["connector_config"].get("kind") in QUERYING:
         values["connector_config"]["num_queries"] = processor.num_image_tokens
     for name in FURTHER:
         modality = MODALITIES[name]
@@ -246,6 +282,9 @@ def _fit_processor(values: dict[str, Any], processor: Any) -> None:
         _fit_span_connector(values, processor)
         if processor.span_tokenizer is None:  # the encoder reads the decoder's tokens
             values["span_encoder_config"]["model_config"]["vocab_size"] = len(tokenizer)
+    if values.get("entity_config") and processor.entities is not None:
+        values["entity_config"]["kinds"] = processor.entity_kinds()
+        values["entity_token_id"] = processor.token_id(ENTITY_SLOT)
 
 
 def _vocabulary(text: dict[str, Any], tokenizer: Any) -> int:

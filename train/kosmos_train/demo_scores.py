@@ -70,6 +70,7 @@ def close(demo: Demo, rows: Sequence[Row], seconds: float) -> None:
         f"  kosmos eval {out}/tune --tasks easy_vqa --data {out}/corpus/eval --context image+text,text-only\n"
         f"  kosmos data inspect {out}/corpus/interleaved",
         markup=False,
+        soft_wrap=True,  # a terminal wraps what is shown, but copies a command as one line
     )
 
 

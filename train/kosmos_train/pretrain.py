@@ -65,7 +65,7 @@ def _assemble(config: Any, run: Any, resume: bool, world: Any) -> Any:
     from kosmos.cost import device_peak, model_cost
 
     from . import checkpoint
-    from .build import build_model, build_processor, decoder_folder
+    from .build import build_model, build_processor, origins
     from .corpora import describe, held_out_batches, open_loader
     from .engine import Engine
     from .loop import Loop
@@ -81,7 +81,7 @@ def _assemble(config: Any, run: Any, resume: bool, world: Any) -> Any:
     else:
         state["frozen"] = checkpoint.fingerprint(model)
     if world.is_main:
-        run.record_launch(state.get("step", 0), world, describe(config.data), decoder_folder(config.model))
+        run.record_launch(state.get("step", 0), world, describe(config.data), origins(config.model))
     engine = Engine(model, processor, config, world, [source.name for source in config.data.sources])
     if latest:
         engine.restore(latest, state)
@@ -134,7 +134,7 @@ def _command(verb: str, argv: Sequence[str]) -> int:
         "tune learns answers only, each with an end of its own, unless the YAML says otherwise.",
         epilog=f"example: kosmos {verb} train/configs/small.yaml run=runs/small optim.lr=1e-4 --resume",
     )
-    add_run_arguments(parser)
+    add_run_arguments(parser, "kosmos_train.config:TrainConfig")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of run=DIR, or start")
     parser.add_argument("--dry-run", action="store_true", help="check all, print size, memory and time; no training")
     parser.add_argument("--processes", type=int, default=1, help="start so many on this machine, as torchrun does (1)")

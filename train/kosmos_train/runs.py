@@ -178,6 +178,8 @@ def main(argv: Sequence[str]) -> int:
     from rich.console import Console
     from rich.markup import escape
 
+    from kosmos.tables import show
+
     parser = argparse.ArgumentParser(prog="kosmos runs", description="Compare training runs by their metrics.jsonl.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     draw = verbs.add_parser("plot", help="losses and task scores of one or more runs as a PNG")
@@ -185,8 +187,8 @@ def main(argv: Sequence[str]) -> int:
     draw.add_argument("--out", default="loss.png", help="PNG to write")
     draw.add_argument("--against", choices=("step", "tokens"), default="step", help="horizontal axis")
     draw.add_argument("--window", type=int, default=20, help="steps in the moving mean")
-    show = verbs.add_parser("list", help="one line a run")
-    show.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
+    lines = verbs.add_parser("list", help="one line a run")
+    lines.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
     scores = verbs.add_parser("scores", help="task scores measured during training, one line an evaluation")
     scores.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
     arguments = parser.parse_args(list(argv))
@@ -195,5 +197,5 @@ def main(argv: Sequence[str]) -> int:
         out = plot(arguments.runs, arguments.out, arguments.against, arguments.window)
         console.print(f"wrote {escape(str(out))}")
     else:
-        console.print((table if arguments.verb == "list" else score_table)(arguments.runs))
+        show(console, (table if arguments.verb == "list" else score_table)(arguments.runs))
     return 0

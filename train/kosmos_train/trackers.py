@@ -12,6 +12,8 @@ import os
 from pathlib import Path
 from typing import Any, Protocol
 
+from kosmos.extras import install
+
 
 class Tracker(Protocol):
     """An extra place for scalars."""
@@ -64,7 +66,7 @@ def require(name: str) -> None:
         ValueError: it is missing.
     """
     if importlib.util.find_spec(name) is None:
-        raise ValueError(f"log.tracking: {name} needs a package that is missing; pip install 'kosmos-metalm[tracking]'")
+        raise ValueError(f"log.tracking: {name} needs a package that is missing; {install('tracking')}")
 
 
 def open_tracker(name: str, folder: Path, run_name: str, start_step: int) -> Tracker:

@@ -71,6 +71,23 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
+def kind(name: str) -> type[Objective]:
+    """The class of the objective called ``name``; its fields are the options.
+
+    Raises:
+        ValueError: no such objective; the nearest known one is suggested.
+    """
+    if name not in names():
+        raise ValueError(f"no objective {name!r}; {suggest(name, names())}")
+    module = importlib.import_module(f".{name}", __name__)
+    (cls,) = (
+        found
+        for found in vars(module).values()
+        if isinstance(found, type) and found.__module__ == module.__name__ and issubclass(found, Objective)
+    )
+    return cls
+
+
 def get(name: str, tokenizer: KosmosProcessor | PreTrainedTokenizerFast, **options: Any) -> Objective:
     """The objective called ``name`` with its options.
 
@@ -80,15 +97,7 @@ def get(name: str, tokenizer: KosmosProcessor | PreTrainedTokenizerFast, **optio
     Raises:
         ValueError: no such objective, or an option that it does not have; the nearest known one is suggested.
     """
-    if name not in names():
-        raise ValueError(f"no objective {name!r}; {suggest(name, names())}")
-    module = importlib.import_module(f".{name}", __name__)
-    (cls,) = (
-        kind
-        for kind in vars(module).values()
-        if isinstance(kind, type) and kind.__module__ == module.__name__ and issubclass(kind, Objective)
-    )
-    made = settings.from_dict(cls, options, f"objective {name!r}: ")
+    made = settings.from_dict(kind(name), options, f"objective {name!r}: ")
     made.prepare(_processor(tokenizer))
     return made
 

@@ -1,9 +1,7 @@
 """Kosmos as a model of EleutherAI's lm-evaluation-harness, for the language tasks of KOSMOS-1 and MetaLM.
 
-lm-eval (0.4.13) looks for no plug-ins, so the name ``kosmos`` is known once this module is imported; its own command
-with that done first is
-
-    python -m kosmos_eval.adapters.lm_eval run --model kosmos --model_args pretrained=CHECKPOINT --tasks hellaswag …
+lm-eval (0.4.13) looks for no plug-ins, so the name ``kosmos`` is known once this module is imported;
+``kosmos eval lm-eval CHECKPOINT --tasks hellaswag …`` does that, and hands its options to lm-eval's own command.
 
 HellaSwag, PIQA, BoolQ, COPA, Winogrande, CB, StoryCloze need their data from the hub or local files
 (``--include_path``).
@@ -11,8 +9,11 @@ HellaSwag, PIQA, BoolQ, COPA, Winogrande, CB, StoryCloze need their data from th
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
@@ -54,7 +55,10 @@ def _prompt(context: str) -> Prompt:
     return Prompt((context,)) if context else Prompt(())
 
 
-if __name__ == "__main__":
+def main(words: Sequence[str]) -> int:
+    """lm-eval's own command line, which knows the model ``kosmos`` once this module is imported."""
     from lm_eval.__main__ import cli_evaluate
 
-    cli_evaluate()
+    with mock.patch.object(sys, "argv", ["lm-eval", *words]):
+        cli_evaluate()
+    return 0

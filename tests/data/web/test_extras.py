@@ -9,7 +9,7 @@ import sys
 def test_the_packages_are_asked_for_by_name_and_only_when_needed() -> None:
     program = (
         "import sys\n"
-        "import kosmos_data, kosmos_data.cli, kosmos_data.web, kosmos_data.web.page\n"
+        "import kosmos.extras, kosmos_data, kosmos_data.cli, kosmos_data.web, kosmos_data.web.page\n"
         "packages = ('fastwarc', 'selectolax', 'httpx', 'w3lib', 'datatrove')\n"
         "assert not any(name in sys.modules for name in packages)\n"
         "sys.modules.update(dict.fromkeys(packages))\n"
@@ -17,7 +17,7 @@ def test_the_packages_are_asked_for_by_name_and_only_when_needed() -> None:
         '            \'from kosmos_data.web.html.extract import extract; extract(b"<p>", "")\',\n'
         '            \'from kosmos_data.web.warc import *; WarcWriter("/dev/null").write("u", "t", b"")\'):\n'
         "    try: exec(use)\n"
-        "    except ModuleNotFoundError as error: assert 'pip install \"kosmos-metalm[web]\"' in str(error), error\n"
+        "    except ModuleNotFoundError as error: assert kosmos.extras.install('web') in str(error), error\n"
         "    else: raise AssertionError(use)\n"
     )
     done = subprocess.run(
@@ -45,4 +45,4 @@ for call in (lambda: Filters(TextRules(), ImageRules(), HeldOut(), {}),
         [sys.executable, "-c", program.replace("__file__", "sys.executable"), "/tmp"], capture_output=True, text=True
     )
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.count('run: pip install "kosmos-metalm[web]"') == 2
+    assert ran.stdout.count('run: pip install -e "') == ran.stdout.count('[web]"\n') == 2
