@@ -387,7 +387,10 @@ def _plain(segment: Any) -> dict[str, Any]:
 
 
 def _played(kind: str, segment: Any) -> str:
-    """HTML that plays the files of a segment."""
+    """HTML that plays the files of a segment, or shows a picture with its text."""
+    if kind == "fused":
+        picture = as_data_uri(open_picture(segment.data), largest=256)
+        return f'<img style="min-width:96px" src="{picture}"><br>{html.escape(segment.words)}<br>'
     files = [getattr(segment, name) for name in getattr(segment, "files", ())]
     return "".join(f'<{kind} controls src="{_address(data)}"></{kind}><br>' for data in files) or html.escape(kind)
 

@@ -2,192 +2,85 @@
 
 ::
 
-    image ── patches ──┐                        attention over both, norms and FFN of its own for either kind
-                       ├── class, P, L states ─────────────────────────────────────────────── connector ── places
-    text ─── tokens ───┘
+    image ── fused_pixels (S, 3, H, H) ──┐
+                                         ├── encoder (frozen), N states of both ── connector ── num_queries places
+    text ─── fused_input_ids (S, L) ─────┘
 
-A multiway transformer as in VLMo and BEiT-3 (arXiv 2208.10442, figure 2), with the parameter names of torchscale's
-``BEiT3``, so that its published weights load as they are. torchscale gives either kind its own projections in the
-attention too, against the paper's figure; ``share_attention`` has one set, as the figure and VLMo.
-
-Differs from torchscale: no dropout, and no mask token, as nothing is masked here; text and image come together always.
+The encoder is a multiway transformer with torchscale's BEiT-3 layout (multiway.py), or any model of transformers that
+reads both together (two_stream.py). The text is written by the span tokenizer of the processor, which is the encoder's
+own, with the marks that it puts around a text; without one by the decoder's tokenizer, between ``<s>`` and ``</s>``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from .configuration_kosmos import KosmosFusedConfig
 from .encoders import Encoder, check_pixels, keep_initialisation
+from .image_processing_kosmos import KosmosImageProcessor
 from .media import file_bytes
 from .modality import Inputs, Modality, Reader
+from .multiway import MultiwayTransformer
 from .pictures import open_picture
-from .segments import TooLong, Unreadable
+from .segments import BrokenPicture, TooLong
+from .two_stream import build_two_stream, read_streams
 
 TYPICAL_TEXT = 32
-FIRST_POSITION = 2  # fairseq counts from 2
-
-
-class Multiway(nn.Module):
-    """Two modules of a kind: ``A`` reads what comes of images, ``B`` of text."""
-
-    def __init__(self, make: Callable[[], nn.Module]) -> None:
-        super().__init__()
-        self.A, self.B = make(), make()
-
-    def forward(self, states_SNC: Tensor, split: int) -> Tensor:
-        """Map the first ``split`` states of each row by ``A``, the rest by ``B``."""
-        return torch.cat([self.A(states_SNC[:, :split]), self.B(states_SNC[:, split:])], dim=1)
-
-
-class Shared(nn.Module):
-    """One module for both kinds, as ``Multiway`` is called."""
-
-    def __init__(self, make: Callable[[], nn.Module]) -> None:
-        super().__init__()
-        self.both = make()
-
-    def forward(self, states_SNC: Tensor, split: int) -> Tensor:
-        """Map all states alike."""
-        return self.both(states_SNC)
-
-
-class FeedForward(nn.Module):
-    """torchscale's FFN: a norm between the layers (sub-LN)."""
-
-    def __init__(self, config: KosmosFusedConfig) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.ffn_layernorm = nn.LayerNorm(config.intermediate_size, eps=config.layer_norm_eps)
-
-    def forward(self, states: Tensor) -> Tensor:
-        """(…, C) to (…, C)."""
-        return self.fc2(self.ffn_layernorm(F.gelu(self.fc1(states))))
-
-
-class Attention(nn.Module):
-    """Attention of all states to all, with projections by kind or shared, and a norm before the last (sub-LN)."""
-
-    def __init__(self, config: KosmosFusedConfig) -> None:
-        super().__init__()
-        self.num_heads, width = config.num_attention_heads, config.hidden_size
-        kind = Shared if config.share_attention else Multiway
-        self.k_proj, self.v_proj, self.q_proj, self.out_proj = (
-            kind(lambda: nn.Linear(width, width)) for _ in range(4)
-        )  # fmt: skip
-        self.inner_attn_ln = kind(lambda: nn.LayerNorm(width, eps=config.layer_norm_eps))
-
-    def forward(self, states_SNC: Tensor, split: int, mask_S11N: Tensor | None) -> Tensor:
-        """(S, N, C) to (S, N, C); keys that the mask leaves out are not seen."""
-        query, key, value = (
-            projection(states_SNC, split).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_S11N)
-        return self.out_proj(self.inner_attn_ln(attended.transpose(1, 2).flatten(2), split), split)
-
-
-class Layer(nn.Module):
-    """A pre-norm block."""
-
-    def __init__(self, config: KosmosFusedConfig) -> None:
-        super().__init__()
-        self.self_attn = Attention(config)
-        self.self_attn_layer_norm = Multiway(lambda: nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps))
-        self.ffn = Multiway(lambda: FeedForward(config))
-        self.final_layer_norm = Multiway(lambda: nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps))
-
-    def forward(self, states_SNC: Tensor, split: int, mask_S11N: Tensor | None) -> Tensor:
-        """(S, N, C) to (S, N, C)."""
-        normed = self.self_attn_layer_norm(states_SNC, split)
-        states_SNC = states_SNC + self.self_attn(normed, split, mask_S11N)
-        return states_SNC + self.ffn(self.final_layer_norm(states_SNC, split), split)
-
-
-class Patches(nn.Module):
-    """Patches of an image behind a learned class token."""
-
-    def __init__(self, config: KosmosFusedConfig) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(3, config.hidden_size, config.patch_size, config.patch_size)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
-
-    def forward(self, pixels_S3HW: Tensor) -> Tensor:
-        """(S, 3, H, H) to (S, 1 + P, C)."""
-        patches = self.proj(pixels_S3HW).flatten(2).transpose(1, 2)
-        return torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1)
-
-
-class Blocks(nn.Module):
-    """Positions, blocks and the last norm."""
-
-    def __init__(self, config: KosmosFusedConfig) -> None:
-        super().__init__()
-        width = config.hidden_size
-        sizes = iter((config.num_patches + 1 + FIRST_POSITION, config.max_source_positions))
-        self.embed_positions = Multiway(lambda: nn.Embedding(next(sizes), width))
-        self.layers = nn.ModuleList([Layer(config) for _ in range(config.num_hidden_layers)])
-        self.layer_norm = Multiway(lambda: nn.LayerNorm(width, eps=config.layer_norm_eps))
-
-    def forward(self, states_SNC: Tensor, split: int, valid_SN: Tensor | None) -> Tensor:
-        """(S, N, C), of which the first ``split`` come of an image, to (S, N, C)."""
-        counts = (split, states_SNC.shape[1] - split)
-        places = (torch.arange(count, device=states_SNC.device) + FIRST_POSITION for count in counts)
-        tables = (self.embed_positions.A, self.embed_positions.B)
-        states_SNC = states_SNC + torch.cat([table(place) for table, place in zip(tables, places, strict=True)])
-        mask_S11N = None
-        if valid_SN is not None:
-            states_SNC, mask_S11N = states_SNC * valid_SN[..., None], valid_SN[:, None, None]
-        for layer in self.layers:
-            states_SNC = layer(states_SNC, split, mask_S11N)
-        return self.layer_norm(states_SNC, split)
-
-
-class MultiwayTransformer(nn.Module):
-    """BEiT-3's encoder, with torchscale's names."""
-
-    def __init__(self, config: KosmosFusedConfig) -> None:
-        super().__init__()
-        self.text_embed = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.vision_embed = Patches(config)
-        self.encoder = Blocks(config)
-
-    def forward(self, pixels_S3HW: Tensor, ids_SL: Tensor, valid_SL: Tensor | None = None) -> Tensor:
-        """Images (S, 3, H, H) and texts (S, L), of which ``valid_SL`` count, to states (S, 1 + P + L, C)."""
-        seen_SPC = self.vision_embed(pixels_S3HW)
-        states_SNC = torch.cat([seen_SPC, self.text_embed(ids_SL)], dim=1)
-        valid_SN = None if valid_SL is None else F.pad(valid_SL, (seen_SPC.shape[1], 0), value=True)
-        return self.encoder(states_SNC, seen_SPC.shape[1], valid_SN)
 
 
 class FusedEncoder(Encoder):
-    """The multiway transformer, frozen but for its last blocks."""
+    """The encoder of images with texts, frozen but for its last blocks."""
 
     def __init__(self, config: KosmosFusedConfig) -> None:
         super().__init__()
-        self.config, self.width = config, config.hidden_size
-        self.encoder = MultiwayTransformer(config)
-        keep_initialisation(self.encoder)
+        self.config: Any = config
+        self.encoder: Any
+        if config.model_config is None:
+            self.encoder, self.width = MultiwayTransformer(config), config.hidden_size
+            keep_initialisation(self.encoder)
+        else:
+            self.encoder, self.width = build_two_stream(config)
         self.freeze(config.train_last_blocks)
         self.eval()
 
-    def forward(self, pixels_S3HW: Tensor, ids_SL: Tensor, valid_SL: Tensor | None = None) -> Tensor:
-        """Return states (S, 1 + P + L, C) of normalised images (S, 3, H, H) and texts (S, L).
+    def forward(
+        self, pixels_S3HW: Tensor, ids_SL: Tensor, valid_SL: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return states (S, N, C) of normalised images (S, 3, H, H) and texts (S, L), and which of them count, (S, N).
+
+        Args:
+            pixels_S3HW, ids_SL: an image for each text.
+            valid_SL: which tokens count; None: all, and so do all states.
 
         Raises:
-            ValueError: pixels of another shape or not floating point, a text longer than the positions, an id outside
-                the vocabulary, or as many images as there are not texts.
+            ValueError: what ``check`` refuses.
+        """
+        self.check(pixels_S3HW, ids_SL)
+        pixels_S3HW = pixels_S3HW.to(next(self.encoder.parameters()).dtype)
+        with self.gradients():
+            if self.config.model_config is None:
+                return self.encoder(pixels_S3HW, ids_SL, valid_SL)
+            return read_streams(self.encoder, pixels_S3HW, ids_SL, valid_SL)
+
+    def check(self, pixels_S3HW: Tensor, ids_SL: Tensor) -> None:
+        """Refuse images and texts that the encoder does not read.
+
+        Raises:
+            ValueError: pixels of another shape or not floating point, as many images as there are not texts, a text
+                longer than the positions, or an id outside the vocabulary.
         """
         check_pixels(pixels_S3HW, self.config.image_size)
         if len(pixels_S3HW) != len(ids_SL):
-            raise ValueError(f"fused_pixel_values hold {len(pixels_S3HW)} images, fused_input_ids {len(ids_SL)} texts")
+            raise ValueError(f"fused_pixels hold {len(pixels_S3HW)} images, fused_input_ids {len(ids_SL)} texts")
         if ids_SL.shape[1] > self.config.max_text_length:
             raise ValueError(
                 f"fused_input_ids are {ids_SL.shape[1]} long, but the fused encoder reads {self.config.max_text_length}"
@@ -195,37 +88,92 @@ class FusedEncoder(Encoder):
         vocabulary = self.config.vocab_size
         if ids_SL.numel() and not ids_SL.is_meta and (largest := int(ids_SL.max())) >= vocabulary:
             raise ValueError(f"fused_input_ids hold id {largest}, but the fused encoder's vocabulary is {vocabulary}")
-        with self.gradients():
-            return self.encoder(pixels_S3HW.to(next(self.encoder.parameters()).dtype), ids_SL, valid_SL)
 
     def after_loading(self, missing: bool) -> None:
-        """Also give the encoder its own initial weights if the checkpoint had none."""
-        if missing:
+        """Also give our own encoder its initial weights if the checkpoint had none."""
+        if missing and self.config.model_config is None:
             with torch.device("cpu"):
                 self.encoder.load_state_dict(MultiwayTransformer(self.config).state_dict())
         super().after_loading(missing)
 
 
+@dataclass
+class FusedReader(Reader):
+    """How an image with a text is read.
+
+    Attributes:
+        image_size: side of the square picture, in pixels.
+        image_mean, image_std: its normalisation a channel; that of BEiT-3 and ViLT by default.
+        max_length: longest text, in tokens.
+    """
+
+    encoder: ClassVar[dict[str, str]] = {"image_size": "image_size"}
+
+    image_size: int = 224
+    image_mean: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
+    image_std: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
+    max_length: int = 64
+
+    @classmethod
+    def of(cls, folder: Path, **fields: Any) -> FusedReader:
+        """Return the settings with what a folder of transformers says of its encoder; a file of weights says nothing.
+
+        Raises:
+            ValueError: it is no encoder of images with texts.
+        """
+        found: dict[str, Any] = {}
+        if (described := folder / "config.json").is_file():
+            config = KosmosFusedConfig(model_config=json.loads(described.read_text(encoding="utf-8")))
+            found = {"image_size": config.image_size, "max_length": config.max_text_length}
+        for name in ("processor_config.json", "preprocessor_config.json"):
+            if (folder / name).is_file():
+                saved = json.loads((folder / name).read_text(encoding="utf-8"))
+                saved = saved.get("image_processor", saved)
+                found |= {name: saved[name] for name in ("image_mean", "image_std") if name in saved}
+        return cls(**{**found, **fields})
+
+    @cached_property
+    def image_processor(self) -> KosmosImageProcessor:
+        """What makes pixels of a picture."""
+        return KosmosImageProcessor(self.image_size, image_mean=self.image_mean, image_std=self.image_std)
+
+    def check(self, config: Any) -> None:
+        """Refuse a model whose encoder reads less text than this reader lets through."""
+        if self.max_length > config.max_text_length:
+            raise ValueError(
+                f"readers.fused.max_length is {self.max_length}, but the fused encoder reads {config.max_text_length} "
+                "tokens; make the processor with no more"
+            )
+
+
 class Pair(NamedTuple):
-    """What the encoder reads: ``uint8`` pixels (3, S, S) and the ids (L,) of the text."""
+    """What the encoder reads: normalised pixels (3, H, H) and the ids (L,) of the text."""
 
     pixels: np.ndarray
     ids: np.ndarray
 
 
 def _payload(processor: Any, fused: Any) -> Pair:
-    """The text is written as a span's, by the span tokenizer where there is one."""
-    ids, limit = processor.encode_span(fused.words), processor.max_span_length
-    if limit is not None and len(ids) > limit:
-        raise TooLong(f"the text {fused.words[:40]!r} has {len(ids)} tokens, its encoder reads {limit}; shorten it")
+    reader = processor.reader("fused")
+    ids = _write_text(processor, fused.words)
+    if len(ids) > reader.max_length:
+        raise TooLong(
+            f"the text {fused.words[:40]!r} has {len(ids)} tokens, its encoder reads {reader.max_length}; shorten it"
+        )
+    data = file_bytes(fused.data, "picture")
     try:
-        picture = open_picture(file_bytes(fused.data, "image"))
-        pixels = processor.image_processor.to_tensor(picture).numpy()
+        pixels_3HH = reader.image_processor.to_tensor(open_picture(data))
     except (ValueError, OSError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise Unreadable(f"the image of a fused segment cannot be read: {error}") from error
-    return Pair(pixels, np.array(ids, dtype=np.int32))
+        raise BrokenPicture(f"the picture of a fused segment cannot be read: {error}") from error
+    return Pair(reader.image_processor.normalize(pixels_3HH[None])[0].numpy(), np.array(ids, dtype=np.int32))
+
+
+def _write_text(processor: Any, words: str) -> list[int]:
+    """Ids with the marks around a text that the encoder was trained with; special tokens spelled in it are text."""
+    tokenizer = processor.span_tokenizer
+    if tokenizer is None:
+        return [processor.token_id("<s>"), *processor.encode_text(words), processor.token_id("</s>")]
+    return tokenizer(words, split_special_tokens=True, verbose=False)["input_ids"]
 
 
 def _stack(pairs: Sequence[Pair]) -> dict[str, Tensor]:
@@ -235,27 +183,30 @@ def _stack(pairs: Sequence[Pair]) -> dict[str, Tensor]:
     return {
         "fused_input_ids": pad(ids, batch_first=True),
         "fused_attention_mask": pad([torch.ones_like(each) for each in ids], batch_first=True),
-        "fused_pixel_values": torch.from_numpy(np.stack([pair.pixels for pair in pairs])),
+        "fused_pixels": torch.from_numpy(np.stack([pair.pixels for pair in pairs])),
     }
 
 
 def _read(
-    model: Any, fused_input_ids: Tensor, fused_pixel_values: Tensor, fused_attention_mask: Tensor | None = None
+    model: Any, fused_input_ids: Tensor, fused_pixels: Tensor, fused_attention_mask: Tensor | None = None
 ) -> Tensor:
     """Images with texts to (S, Q, D)."""
     valid_SL = None if fused_attention_mask is None else fused_attention_mask.bool()
-    features = model.fused_encoder(fused_pixel_values, fused_input_ids, valid_SL).to(model.dtype)
-    if valid_SL is None:
-        return model.fused_connector(features)
-    valid_SN = F.pad(valid_SL, (features.shape[1] - valid_SL.shape[1], 0), value=True)
-    return model.fused_connector(features, valid_SN)
+    states_SNC, valid_SN = model.fused_encoder(fused_pixels, fused_input_ids, valid_SL)
+    return model.fused_connector(states_SNC.to(model.dtype), valid_SN)
+
+
+def _check(encoder: Any, inputs: Inputs) -> dict[str, Tensor]:
+    """Refuse what the encoder would."""
+    encoder.check(inputs["fused_pixels"], inputs["fused_input_ids"])
+    return {}
 
 
 def _smallest(config: Any, device: torch.device, length: int = 1) -> dict[str, Tensor]:
     size = config.fused_config.image_size
     return {
         "fused_input_ids": torch.zeros(1, length, dtype=torch.long, device=device),
-        "fused_pixel_values": torch.zeros(1, 3, size, size, device=device),
+        "fused_pixels": torch.zeros(1, 3, size, size, device=device),
     }
 
 
@@ -269,7 +220,7 @@ def _places(owner: Any, inputs: Inputs) -> list[int]:
 
 FUSED = Modality(
     name="fused",
-    inputs=("fused_input_ids", "fused_attention_mask", "fused_pixel_values"),
+    inputs=("fused_input_ids", "fused_attention_mask", "fused_pixels"),
     config="fused_config",
     connector_config="fused_connector_config",
     token="fused_token_id",
@@ -284,7 +235,8 @@ FUSED = Modality(
     places=_places,
     smallest=_smallest,
     typical=_typical,
+    index=_check,
     units=lambda inputs: len(inputs["fused_input_ids"]),
     unit="image with text",
-    reader=Reader,
+    reader=FusedReader,
 )

@@ -169,7 +169,7 @@ class Video:
 
 @dataclass(frozen=True, slots=True)
 class Fused:
-    """An image and a text that one encoder reads together (MetaLM's vision-language encoder, BEiT-3)."""
+    """A picture and a text that one encoder reads together, as MetaLM's vision-language encoder does."""
 
     files: ClassVar[tuple[str, ...]] = ("data",)
     data: Any
@@ -216,6 +216,10 @@ class TooLong(ValueError):  # noqa: N818 - it names the segment, not an error of
 
 class Unreadable(ValueError):  # noqa: N818 - as above
     """A sound, video or picture of a segment that cannot be decoded, or is longer than its encoder reads."""
+
+
+class BrokenPicture(Unreadable):
+    """It is a picture."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,8 @@ def build_config(config: ModelConfig, processor: Any) -> Any:
                 f"the model has an encoder of {name}, but model.encoder_weights.{name} is not set: frozen random "
                 "weights make nothing of it; name the weights, or random if that is meant"
             )
+        if described is not None and name in processor.readers:
+            processor.readers[name].check(described)
     if made.span_encoder_config is not None and made.num_span_tokens != processor.num_span_tokens:
         raise ValueError(
             f"{config.checkpoint}: num_span_tokens is {made.num_span_tokens} in the model, but "
@@ -180,6 +182,8 @@ def _readers(config: ModelConfig, described: Any) -> dict[str, Any]:
         if connector is not None and kind is not None:
             folder = {"encoder": config.named_weights[name]} if name in config.named_weights else {}
             shared = {here: getattr(connector, there) for here, there in kind.connector.items()}
+            encoder = getattr(described, MODALITIES[name].config)
+            shared |= {here: getattr(encoder, there) for here, there in kind.encoder.items()}
             readers[name] = make_reader(name, {**shared, **folder})
     return readers
 
@@ -277,6 +281,10 @@ def _fit_processor(values: dict[str, Any], processor: Any) -> None:
             reader, connector = processor.reader(name), values.get(modality.connector_config) or {}
             shared = {there: getattr(reader, here) for here, there in reader.connector.items()}
             values[modality.connector_config] = connector | shared
+            values[modality.config] |= {there: getattr(reader, here) for here, there in reader.encoder.items()}
+    if values.get("fused_config") and processor.span_tokenizer is None:  # it reads the decoder's tokens
+        described = values["fused_config"].get("model_config") or values["fused_config"]
+        described.get("text_config", described)["vocab_size"] = len(tokenizer)
     if values.get("span_encoder_config"):
         values["span_token_id"] = processor.span_slot_id
         _fit_span_connector(values, processor)
