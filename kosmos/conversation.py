@@ -292,8 +292,8 @@ class Conversation:
         kind = modality_name(segment)
         if getattr(self.model.config, MODALITIES[kind].connector_config, None) is None:
             raise ValueError(f"{kind} was given, but this model has no encoder of it; ask without")
-        files = getattr(segment, "files", ())
-        return replace(segment, **{name: file_bytes(getattr(segment, name), kind) for name in files})
+        files, what = getattr(segment, "files", ()), "picture" if kind == "fused" else kind
+        return replace(segment, **{name: file_bytes(getattr(segment, name), what) for name in files})
 
     def _refuse_blind(self) -> None:
         if self.model.config.vision_config is None:

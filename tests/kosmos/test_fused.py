@@ -246,7 +246,7 @@ def test_chat(pair: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "a &lt;dog&gt;" in chat._repr_html_()
     assert "<img" in chat._repr_html_()
     assert json.loads(json.dumps(chat.export()))["messages"][0]["content"][0]["fused"]["words"] == "a <dog>"
-    with pytest.raises(FileNotFoundError, match=r"no\.png: no such fused"):
+    with pytest.raises(FileNotFoundError, match=r"no\.png: no such picture"):
         chat.ask([Fused("no.png", "a dog"), "what?"])
 
     typed = Terminal(chat.fork())

@@ -192,6 +192,49 @@ def test_dry_run(world: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_
         build_model(config, load_processor(world["processor"]))
 
 
+def test_a_published_two_stream_model(world: dict[str, Any], tmp_path: Path) -> None:
+    """ViLT by its folder: sizes, normalisation, tokenizer and weights, beside a decoder of ours and a docked one."""
+    from test_docked import publish as publish_llama
+    from transformers import BertTokenizerFast, ViltConfig, ViltImageProcessor, ViltModel
+
+    from kosmos_train.build import build_model, build_processor
+
+    folder = tmp_path / "vilt"
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *tiny.WORDS]
+    BertTokenizerFast(vocab={word: index for index, word in enumerate(vocabulary)}).save_pretrained(folder)
+    ViltImageProcessor(image_mean=[0.1, 0.2, 0.3]).save_pretrained(folder)
+    sizes = {name: BEIT3[name] for name in BEIT3 if name != "patch_size"}
+    torch.manual_seed(0)
+    vilt = ViltModel(ViltConfig(**sizes, image_size=32, patch_size=8, vocab_size=40, max_position_embeddings=9))
+    vilt.save_pretrained(folder)
+    readers = {"fused": {"encoder": str(folder), "num_tokens": 2}}
+    shards = world["data"]["sources"][0]["shards"]
+    given = {"shards": [shards], "vocab_size": 120, "image_size": 16, "num_image_tokens": 2, "readers": readers}
+    for name, more in (("own", {"span_tokenizer": str(folder)}), ("shared", {})):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(given | more))
+        assert main(["tokenizer", str(tmp_path / f"{name}.yaml"), f"run={tmp_path / name}"]) == 0
+    overrides = {name: world["model"]["overrides"][name] for name in ("vision_config", "text_config")}
+    overrides["fused_connector_config"] = {"num_queries": 2, "num_heads": 2}
+    model = {**world["model"], "encoder_weights": {"fused": str(folder)}, "overrides": overrides}
+    docked = {"decoder": {"pretrained": publish_llama(tmp_path / "lm", [" ".join(tiny.WORDS)] * 4)}, "preset": None}
+    docked["overrides"] = {name: tiny.MODEL[name] for name in ("vision_config", "connector_config")}
+    docked["overrides"]["fused_connector_config"] = overrides["fused_connector_config"]
+    for change in ({"processor": str(tmp_path / "own")}, {"processor": None, "model": {**model, **docked}}):
+        config = settings.from_dict(TrainConfig, {**world, "model": model, **change})
+        processor = build_processor(config)
+        built = build_model(config, processor)
+        loaded, published = built.model.fused_encoder.encoder.state_dict(), vilt.state_dict()
+        assert all(torch.equal(tensor, published[name]) for name, tensor in loaded.items())
+        reader = processor.reader("fused")
+        assert (reader.image_size, reader.max_length, reader.image_mean) == (32, 9, [0.1, 0.2, 0.3])
+        (placed,) = processor.encode([fused(3)]).placed
+        assert placed.payload.ids.tolist() == [2, 5, 6, 7, 3]
+        assert built.config.fused_connector_config.num_queries == placed.length == 2
+    config = settings.from_dict(TrainConfig, {**world, "model": model, "processor": str(tmp_path / "shared")})
+    with pytest.raises(ValueError, match=r"text_embeddings\.word_embeddings\.weight has shape \(40, 16\), the encoder"):
+        build_model(config, load_processor(tmp_path / "shared"))
+
+
 def micro_batch(seed: int, processor: Any, modality: str | None) -> dict[str, torch.Tensor]:
     """Random rows; with a modality each has one input of it."""
     micro = jobs.micro_batch(seed, processor, image=False)

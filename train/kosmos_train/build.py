@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from kosmos.configuration_kosmos import FURTHER, QUERYING
-from kosmos.docking import find_language_model, read_config, take_processor, take_weights
+from kosmos.docking import TOKENIZERS, find_language_model, read_config, take_processor, take_weights
 from kosmos.encoders import pixel_statistics
 from kosmos.hub import is_name
 from kosmos.image_processing_kosmos import KosmosImageProcessor
@@ -29,6 +29,7 @@ from kosmos_data.objectives import special_tokens
 from .config import DecoderConfig, ModelConfig, TrainConfig
 from .engine import dtype_of
 from .optim import freeze
+from .parts.tokenizer import load_span_tokenizer
 
 
 def build_processor(config: TrainConfig) -> Any:
@@ -170,8 +171,17 @@ def _processor_of_decoder(config: TrainConfig) -> Any:
         max_length=getattr(described.text_config, "max_position_embeddings", None),
         num_span_tokens=described.num_span_tokens if described.span_encoder_config is not None else None,
         readers=readers,
+        span_tokenizer=_own_tokenizer(config.model, described),
         **pictures,
     )
+
+
+def _own_tokenizer(config: ModelConfig, described: Any) -> Any:
+    """The tokenizer that was published with an encoder of images with texts; None: it reads the decoder's tokens."""
+    if "fused" not in config.named_weights or described.span_encoder_config is not None:
+        return None
+    folder = encoder_folder(config.named_weights["fused"])
+    return load_span_tokenizer(str(folder)) if any((folder / name).is_file() for name in TOKENIZERS) else None
 
 
 def _readers(config: ModelConfig, described: Any) -> dict[str, Any]:
