@@ -78,9 +78,10 @@ def evaluate(checkpoint: Path, task: Path, name: str, out: Path, *more: str) -> 
 def test_eval_ranks_as_the_model_does(checkpoint: Path, task: Path, tmp_path: Path) -> None:
     """Without and with demonstrations the best of the candidates is the one to which a plain pass gives most.
 
-    A text segment begins with a space where the tokenizer puts none there itself.
+    A prompt of the evaluator begins as a document does, and a text segment with a space where the tokenizer puts none.
     """
     model, processor = load(checkpoint)
+    begin = processor.opening()
     logs = evaluate(checkpoint, task, "colours", tmp_path)
     rows = json.loads((tmp_path / "results.json").read_text())
     assert {row["shots"] for row in rows if row["model"] == "model"} == {0, 2}
@@ -88,8 +89,10 @@ def test_eval_ranks_as_the_model_does(checkpoint: Path, task: Path, tmp_path: Pa
         picture = Pictures.open(task / record["images"][0]["file"])
         scores = {}
         for colour in tiny.COLOURS:
-            inputs = processor(images=[picture], text=f"<image> An image of a {colour}", return_tensors="pt")
-            begun = processor(images=[picture], text="<image> An image of a", return_tensors="pt")["input_ids"].shape[1]
+            inputs = processor(images=[picture], text=f"{begin}<image> An image of a {colour}", return_tensors="pt")
+            begun = processor(images=[picture], text=f"{begin}<image> An image of a", return_tensors="pt")[
+                "input_ids"
+            ].shape[1]
             with torch.no_grad():
                 logs_TV = model(**inputs).logits[0].log_softmax(-1)
             ids = inputs["input_ids"][0]
@@ -102,10 +105,11 @@ def test_eval_ranks_as_the_model_does(checkpoint: Path, task: Path, tmp_path: Pa
 
 def test_eval_writes_as_generate_does(checkpoint: Path, task: Path, tmp_path: Path) -> None:
     model, processor = load(checkpoint)
+    begin = processor.opening()
     logs = evaluate(checkpoint, task, "words", tmp_path, "--batch-size", "2")
     for record in logs[0]:
         picture = Pictures.open(task / record["images"][0]["file"])
-        inputs = processor(images=[picture], text=f"<image> Question: {QUESTION} Answer:", return_tensors="pt")
+        inputs = processor(images=[picture], text=f"{begin}<image> Question: {QUESTION} Answer:", return_tensors="pt")
         written = model.generate(**inputs, max_new_tokens=3, do_sample=False)[0, inputs["input_ids"].shape[1] :]
         assert record["prediction"] == processor.decode(written, skip_special_tokens=True).strip()
 

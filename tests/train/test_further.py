@@ -192,8 +192,8 @@ def test_dry_run(world: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_
         build_model(config, load_processor(world["processor"]))
 
 
-def test_a_published_two_stream_model(world: dict[str, Any], tmp_path: Path) -> None:
-    """ViLT by its folder: sizes, normalisation, tokenizer and weights, beside a decoder of ours and a docked one."""
+def test_a_published_two_stream_model(world: dict[str, Any], tmp_path: Path, wav: Any) -> None:
+    """ViLT by its folder: sizes, normalisation, tokenizer and weights, with our decoder and a docked one that hears."""
     from test_docked import publish as publish_llama
     from transformers import BertTokenizerFast, ViltConfig, ViltImageProcessor, ViltModel
 
@@ -218,7 +218,10 @@ def test_a_published_two_stream_model(world: dict[str, Any], tmp_path: Path) -> 
     model = {**world["model"], "encoder_weights": {"fused": str(folder)}, "overrides": overrides}
     docked = {"decoder": {"pretrained": publish_llama(tmp_path / "lm", [" ".join(tiny.WORDS)] * 4)}, "preset": None}
     docked["overrides"] = {name: tiny.MODEL[name] for name in ("vision_config", "connector_config")}
-    docked["overrides"]["fused_connector_config"] = overrides["fused_connector_config"]
+    docked["overrides"] |= {
+        f"{name}_connector_config": {"num_queries": 2, "num_heads": 2} for name in ("fused", "audio")
+    }
+    docked["encoder_weights"] = {"fused": str(folder), "audio": world["model"]["encoder_weights"]["audio"]}
     for change in ({"processor": str(tmp_path / "own")}, {"processor": None, "model": {**model, **docked}}):
         config = settings.from_dict(TrainConfig, {**world, "model": model, **change})
         processor = build_processor(config)
@@ -230,6 +233,7 @@ def test_a_published_two_stream_model(world: dict[str, Any], tmp_path: Path) -> 
         (placed,) = processor.encode([fused(3)]).placed
         assert placed.payload.ids.tolist() == [2, 5, 6, 7, 3]
         assert built.config.fused_connector_config.num_queries == placed.length == 2
+    assert processor.encode([Audio(wav(0.2))]).ids.count(built.config.audio_token_id) == 2
     config = settings.from_dict(TrainConfig, {**world, "model": model, "processor": str(tmp_path / "shared")})
     with pytest.raises(ValueError, match=r"text_embeddings\.word_embeddings\.weight has shape \(40, 16\), the encoder"):
         build_model(config, load_processor(tmp_path / "shared"))

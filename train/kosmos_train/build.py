@@ -145,7 +145,10 @@ def _processor_of_decoder(config: TrainConfig) -> Any:
 
     decoder = config.model.decoder
     assert decoder is not None
-    described: Any = KosmosConfig.from_dict(_described(config.model))
+    values = _described(config.model)
+    tokens = ["span_token_id", *(MODALITIES[name].token for name in FURTHER)]  # of the tokenizer that is made here
+    values |= {token: -number for number, token in enumerate(tokens, 1) if values.get(token) is None}
+    described: Any = KosmosConfig.from_dict(values)
     sources = [*config.data.sources, *(config.eval.data.sources if config.eval.data else [])]
     objectives = [source.objective for source in sources]
     entities = (
