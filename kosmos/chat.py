@@ -13,7 +13,7 @@ from typing import Any
 
 from .conversation import Conversation
 from .pictures import open_picture
-from .segments import SEGMENTS
+from .segments import SEGMENTS, Fused
 from .terminal import COMMANDS, FILES, Terminal, print_answer
 
 
@@ -35,6 +35,14 @@ def main(argv: Sequence[str]) -> int:
             metavar="FILE",
             help=f"{kind} for a model that has an encoder of it",
         )
+    parser.add_argument(
+        "--fused",
+        action="append",
+        default=[],
+        nargs=2,
+        metavar=("FILE", "TEXT"),
+        help="an image with a text for a model that has an encoder of both together",
+    )
     parser.add_argument(
         "--adapter",
         action="append",
@@ -61,6 +69,7 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(f"--max-new-tokens {arguments.max_new_tokens}: an answer has at least one token")
     images: list[Any] = [open_picture(Path(path).expanduser()) for path in arguments.image]
     images += [SEGMENTS[kind](Path(path).expanduser()) for kind in FILES for path in getattr(arguments, kind)]
+    images += [Fused(Path(path).expanduser(), words) for path, words in arguments.fused]
     sampling = {"do_sample": True, "temperature": arguments.temperature} if arguments.temperature > 0 else {}
     if arguments.beside and not arguments.web:
         raise ValueError("--beside shows two checkpoints on a page: add --web")

@@ -194,7 +194,7 @@ class KosmosVisionConfig(PreTrainedConfig):
 # Kinds of connectors that make num_queries features, however many they read.
 QUERYING = ("xconnector", "resampler")
 # Modalities beside images and text spans.
-FURTHER = ("audio", "video")
+FURTHER = ("audio", "video", "fused")
 # Parts that every model has.
 REQUIRED = ("text_config", "connector_config")
 VIT_L_14 = {"image_size": 224, "layers": 24, "width": 1024, "patch_size": 14}
@@ -313,6 +313,90 @@ class KosmosAudioConfig(PreTrainedConfig):
         )
 
 
+@checked
+class KosmosFusedConfig(PreTrainedConfig):
+    """The encoder that reads an image and a text together, see fused.py.
+
+    Without ``model_config`` it is a multiway transformer (BEiT-3, VLMo), by default of the sizes of BEiT-3 base.
+
+    Attributes:
+        model_config: config of a model of transformers as a dict with its ``model_type`` (``vilt``, ``flava``,
+            ``bridgetower`` …); of the fields below only ``train_last_blocks`` is read then, the others follow from it.
+        image_size, patch_size: pixels a side of the image (None: 224, or the model's own) and of a patch.
+        max_source_positions: rows of the text's table of positions, of which fairseq leaves the first two empty.
+        share_attention: one set of attention projections for image and text (VLMo, BEiT-3's figure) instead of two
+            (BEiT-3's released code).
+        train_last_blocks: how many of the last blocks learn; the rest is frozen.
+    """
+
+    model_type = "kosmos_fused"
+    base_config_key = "fused_config"
+
+    model_config: dict[str, Any] | None = None
+    vocab_size: int = 64010
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    image_size: int | None = None
+    patch_size: int = 16
+    max_source_positions: int = 1024
+    layer_norm_eps: float = 1e-5
+    share_attention: bool = False
+    train_last_blocks: int = 0
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.model_config is not None:
+            self._take(self.model_config)
+        elif self.image_size is None:
+            self.image_size = 224
+        super().__post_init__(**kwargs)
+
+    def _take(self, described: dict[str, Any]) -> None:
+        """Read what the pictures and texts of a model of transformers are like out of its config."""
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+        check_encoder(str(described.get("model_type")), described)
+        kind = described.get("model_type")
+        if kind not in CONFIG_MAPPING:
+            raise ValueError(f"fused_config.model_config: transformers knows no model_type {kind!r}; try 'vilt'")
+        whole: Any = CONFIG_MAPPING[kind](**{name: value for name, value in described.items() if name != "model_type"})
+        text = whole.get_text_config()
+        parts = [whole, *(getattr(whole, name, None) for name in ("vision_config", "image_config"))]
+        size = next((part.image_size for part in parts if getattr(part, "image_size", None)), None)
+        length = getattr(text, "max_position_embeddings", None)
+        if size is None or length is None:
+            raise ValueError(f"fused_config.model_config: a {kind} does not read an image with a text; try 'vilt'")
+        size = size[0] if isinstance(size, (list, tuple)) else size
+        if self.image_size not in (None, size):
+            raise ValueError(f"fused_config.image_size is {self.image_size}, but its {kind} reads {size} pixels a side")
+        self.image_size, self.vocab_size, self.max_source_positions = size, text.vocab_size, length + 2
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of an image."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def max_text_length(self) -> int:
+        """Most tokens of a text."""
+        return self.max_source_positions - 2
+
+    def validate_architecture(self) -> None:
+        """Part of ``@strict`` validation: refuse sizes that do not fit together."""
+        if self.model_config is not None:
+            return
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
+        if self.image_size < self.patch_size or self.max_source_positions < 3:
+            raise ValueError(
+                f"image_size {self.image_size} holds no patch of {self.patch_size}, or max_source_positions "
+                f"{self.max_source_positions} no token (2 of them are empty)"
+            )
+
+
 def text_config(fields: dict[str, Any]) -> PreTrainedConfig:
     """Return the decoder's config: ours, or that of the language model of transformers which ``model_type`` names.
 
@@ -338,7 +422,8 @@ class KosmosConfig(PreTrainedConfig):
 
     Each further modality has a config of its encoder, one of its connector (which has queries), and a placeholder:
     ``audio_config``, ``audio_connector_config`` and ``audio_token_id`` for sounds. The frames of a video go through the
-    vision tower, so videos have ``video_connector_config`` and ``video_token_id`` only.
+    vision tower, so videos have ``video_connector_config`` and ``video_token_id`` only. ``fused_config`` reads an image
+    with a text.
 
     Attributes:
         text_config: the decoder, ours by default; with the ``model_type`` of a causal language model of transformers
@@ -349,7 +434,9 @@ class KosmosConfig(PreTrainedConfig):
         audio_config: the encoder of sounds; None: there is none.
         audio_connector_config, video_connector_config: from features of sounds, and of the frames of videos (which the
             vision tower reads), to the decoder's width; with queries.
-        audio_token_id, video_token_id: the ids of the placeholders of sounds and videos.
+        fused_config: the encoder of images with texts; None: there is none.
+        fused_connector_config: from its states to the decoder's width; with queries.
+        audio_token_id, video_token_id, fused_token_id: the ids of their placeholders.
         entity_config: the tables of entities (people, products); None: there are none.
         entity_connector_config: from a row of a table to the decoder's width.
         image_token_id: the id of the image placeholder; may lie outside the vocabulary, it is replaced before lookup.
@@ -381,6 +468,8 @@ class KosmosConfig(PreTrainedConfig):
         "audio_config": KosmosAudioConfig,
         "audio_connector_config": KosmosConnectorConfig,
         "video_connector_config": KosmosConnectorConfig,
+        "fused_config": KosmosFusedConfig,
+        "fused_connector_config": KosmosConnectorConfig,
     }
 
     text_config: dict | PreTrainedConfig | None = None
@@ -395,6 +484,9 @@ class KosmosConfig(PreTrainedConfig):
     audio_token_id: int | None = None
     video_connector_config: dict | PreTrainedConfig | None = None
     video_token_id: int | None = None
+    fused_config: dict | PreTrainedConfig | None = None
+    fused_connector_config: dict | PreTrainedConfig | None = None
+    fused_token_id: int | None = None
     image_token_id: int | None = 64007
     boi_token_id: int | None = 64003
     eoi_token_id: int | None = 64004
@@ -413,8 +505,9 @@ class KosmosConfig(PreTrainedConfig):
             self.span_connector_config = {"kind": "linear"}
         if self.entity_config is not None and self.entity_connector_config is None:
             self.entity_connector_config = {"kind": "mlp"}
-        if self.audio_config is not None and self.audio_connector_config is None:
-            self.audio_connector_config = {}
+        for name in ("audio", "fused"):
+            if getattr(self, f"{name}_config") is not None and getattr(self, f"{name}_connector_config") is None:
+                setattr(self, f"{name}_connector_config", {})
         for name, part in self.sub_configs.items():
             given = getattr(self, name)
             if isinstance(given, dict) or (given is None and name in REQUIRED):

@@ -310,8 +310,8 @@ class Conversation:
         kind = modality_name(segment)
         if getattr(self.model.config, MODALITIES[kind].connector_config, None) is None:
             raise ValueError(f"{kind} was given, but this model has no encoder of it; ask without")
-        files = getattr(segment, "files", ())
-        return replace(segment, **{name: file_bytes(getattr(segment, name), kind) for name in files})
+        files, what = getattr(segment, "files", ()), "picture" if kind == "fused" else kind
+        return replace(segment, **{name: file_bytes(getattr(segment, name), what) for name in files})
 
     def _refuse_blind(self) -> None:
         if self.model.config.vision_config is None:
@@ -406,7 +406,10 @@ def _plain(segment: Any) -> dict[str, Any]:
 
 
 def _played(kind: str, segment: Any) -> str:
-    """HTML that plays the files of a segment, or says what it is where it has none."""
+    """HTML that plays the files of a segment, shows a picture with its text, or says what it is where it has none."""
+    if kind == "fused":
+        picture = as_data_uri(open_picture(segment.data), largest=256)
+        return f'<img style="min-width:96px" src="{picture}"><br>{html.escape(segment.words)}<br>'
     files = [getattr(segment, name) for name in getattr(segment, "files", ())]
     players = "".join(f'<{kind} controls src="{_address(data)}"></{kind}><br>' for data in files)
     return players or html.escape(str(segment))

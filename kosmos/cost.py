@@ -183,11 +183,11 @@ def encode_flops(model: Any, modality: Modality, inputs: Mapping[str, Any]) -> f
 
     Args:
         model: a ``KosmosModel``, on any device.
-        inputs: holds the modality's first input; only its shape matters.
+        inputs: holds the modality's inputs; only their shapes matter, and masks not at all.
     """
-    name = modality.inputs[0]
-    one = torch.empty_like(inputs[name][:1], device="meta")
-    return len(inputs[name]) * measure(model, lambda twin: modality.read(twin, **{name: one}))
+    given = {name: tensor for name, tensor in modality.given(inputs).items() if not name.endswith("_mask")}
+    one = {name: torch.empty_like(tensor[:1], device="meta") for name, tensor in given.items()}
+    return len(inputs[modality.inputs[0]]) * measure(model, lambda twin: modality.read(twin, **one))
 
 
 def measure(model: nn.Module, run: Callable[[Any], Tensor]) -> float:

@@ -18,6 +18,7 @@ log = logging.getLogger("kosmos")
 PREFIXES = (
     *("", "visual.", "vision_model.", "vision_model.model.", "bert.", "roberta.", "model.", "module.visual."),
     *("encoder.", "model.encoder.", "audio_spectrogram_transformer.", "wav2vec2.", "hubert."),
+    *("beit3.", "vilt.", "flava.", "bridgetower."),
 )
 WEIGHT_FILES = (
     "model.safetensors",
@@ -82,7 +83,7 @@ def read_state(file: Path) -> dict[str, Tensor]:
 
         return load_file(file)
     state = torch.load(file, map_location="cpu", weights_only=True)
-    state = state.get("state_dict", state)
+    state = next((state[name] for name in ("state_dict", "model") if isinstance(state.get(name), dict)), state)
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 

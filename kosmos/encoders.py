@@ -133,7 +133,7 @@ class OpenClipTower(VisionTower):
         self.encoder = _build_vision_tower(fields["embed_dim"], vision, fields.get("quick_gelu", False))
         self.encoder.proj = None
         self.width = self.encoder.ln_post.normalized_shape[0]
-        _keep_initialisation(self.encoder)
+        keep_initialisation(self.encoder)
 
     def tokens(self, pixels: Tensor) -> Tensor:
         """All tokens after ``ln_post``, class token first."""
@@ -178,7 +178,7 @@ class TimmTower(VisionTower):
         saved = self.encoder.state_dict()
         self.tables = {name: table.clone() for name, table in self.encoder.named_buffers() if name not in saved}
         self.width = self.encoder.num_features
-        _keep_initialisation(self.encoder)
+        keep_initialisation(self.encoder)
 
     def tokens(self, pixels: Tensor) -> Tensor:
         """timm's own ``forward_features``, maps laid out row by row."""
@@ -305,7 +305,7 @@ def _require(fields: dict[str, Any], *names: str) -> None:
             raise ValueError(f"vision_config.model_config lacks {name!r}; it has {sorted(fields)}")
 
 
-def _keep_initialisation(encoder: nn.Module) -> None:
+def keep_initialisation(encoder: nn.Module) -> None:
     """Tell transformers that this foreign module initialises itself."""
     for module in encoder.modules():
         module._is_hf_initialized = True

@@ -25,6 +25,8 @@ SIZES: dict[str, tuple[int, int]] = {
     "max_position_embeddings": (0, 1 << 24),
     "xpos_scale_base": (1, 1 << 24),
     "image_size": (1, 1 << 13),
+    "patch_size": (1, 1 << 13),
+    "max_source_positions": (1, 1 << 20),
     "num_queries": (1, 1 << 14),
     "num_heads": (1, 1 << 12),
     "head_dim": (1, 1 << 14),
@@ -48,8 +50,8 @@ _ENCODER_SIZES = {
     **SIZES,
     **dict.fromkeys(("layers", "depth", "depths", "encoder_layers", "decoder_layers"), (1, 1000)),
     **dict.fromkeys(("width", "embed_dim", "dims", "head_width", "projection_dim", "d_model"), (1, 1 << 17)),
-    **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim", "num_mel_bins", "max_source_positions"), (1, 1 << 20)),
-    **dict.fromkeys(("patch_size", "img_size"), (1, 1 << 13)),
+    **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim", "num_mel_bins"), (1, 1 << 20)),
+    "img_size": (1, 1 << 13),
     "type_vocab_size": (1, 1 << 16),
 }
 _OPEN_CLIP = frozenset("embed_dim quick_gelu vision_cfg text_cfg custom_text init_logit_scale init_logit_bias".split())  # noqa: SIM905
@@ -125,6 +127,8 @@ def check_encoder(backend: str, fields: Any) -> None:
         for name in fields:
             if name in _REACHING_OUT and fields[name]:
                 raise ValueError(f"{where}.{name}: a configuration names no other file, address or kernel")
+            if isinstance(fields[name], Mapping):  # the parts of a model of image and text
+                check_encoder(f"{backend}.{name}", fields[name])
         _check_kernel(where, fields)
     check_sizes(where, fields, _ENCODER_SIZES)
 

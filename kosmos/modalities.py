@@ -26,6 +26,7 @@ from torch import Tensor
 from .audio import AUDIO
 from .encoders import SpanEncoder, build_vision_tower
 from .entities import EntityEncoder, stack_entities
+from .fused import FUSED
 from .modality import Inputs, Modality
 from .segments import Placed, TooLong
 from .tokenization_kosmos import ENTITY_SLOT, IMAGE_BEGIN, IMAGE_END, IMAGE_SLOT, SPAN_SLOT
@@ -174,7 +175,7 @@ ENTITY = Modality(
     smallest=lambda config, device: {"entity_ids": torch.zeros(1, dtype=torch.long, device=device)},
     units=lambda inputs: len(inputs["entity_ids"]),
 )
-MODALITIES: dict[str, Modality] = {modality.name: modality for modality in (IMAGE, SPAN, ENTITY, AUDIO, VIDEO)}
+MODALITIES: dict[str, Modality] = {modality.name: modality for modality in (IMAGE, SPAN, ENTITY, AUDIO, VIDEO, FUSED)}
 
 
 def input_names() -> set[str]:

@@ -23,6 +23,8 @@ class Reader:
 
     connector: ClassVar[dict[str, str]] = {"num_tokens": "num_queries"}
     """Fields that the connector of the model has too, and their names there."""
+    encoder: ClassVar[dict[str, str]] = {}
+    """Fields that the config of the encoder has too, and their names there."""
 
     num_tokens: int = 64
 
@@ -30,6 +32,9 @@ class Reader:
     def of(cls, folder: Path, **fields: Any) -> Reader:
         """Return the settings for an encoder that was published in ``folder``; ``fields`` are given beside it."""
         return cls(**fields)
+
+    def check(self, config: Any) -> None:
+        """Refuse, by a ValueError, an encoder whose ``config`` does not fit what this reader makes."""
 
 
 @dataclass(frozen=True)

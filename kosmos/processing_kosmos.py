@@ -616,9 +616,7 @@ class KosmosProcessor(ProcessorMixin):
         waiting = iter(given)
 
         def spelled(_: re.Match) -> str:
-            content = next(waiting)
-            kind: Any = SEGMENTS[modality.name]
-            encoded = self.encode([content if isinstance(content, kind) else kind(content)])
+            encoded = self.encode([_as_segment(modality.name, next(waiting))])
             placed.extend(encoded.placed)
             return self._spell(encoded)
 
@@ -749,12 +747,32 @@ def marks_of(modalities: Iterable[str]) -> list[str]:
     return [mark for name in modalities for mark in MODALITIES[name].marks if mark]
 
 
+def _as_segment(kind: str, content: Any) -> Any:
+    """The segment that ``content`` is, or is the content of; ValueError where more than its content is needed."""
+    made: Any = SEGMENTS[kind]
+    if isinstance(content, made):
+        return content
+    try:
+        return made(content)
+    except TypeError as error:
+        names = ", ".join(each.name for each in fields(made))
+        raise ValueError(f"a {kind} is given as {made.__name__}({names}): {error}") from error
+
+
 def _segment(kind: str, part: Mapping[str, Any]) -> Any:
     """The segment of a message's part, which has its content under the part's type, ``url`` or ``path``."""
     content = next((part[key] for key in (kind, "path", "url") if part.get(key) is not None), None)
     if content is None:
         raise ValueError(f"a part of the type {kind!r} has no {kind!r}: {str(part)[:80]}")
-    return content if isinstance(content, SEGMENTS[kind]) else SEGMENTS[kind](content)
+    if isinstance(content, SEGMENTS[kind]):
+        return content
+    others = [each.name for each in fields(SEGMENTS[kind])[1:]]
+    if missing := [name for name in others if name not in part]:
+        raise ValueError(f"a part of the type {kind!r} has no {missing[0]!r}: {str(part)[:80]}")
+    try:
+        return SEGMENTS[kind](content, *(part[name] for name in others))
+    except TypeError as error:
+        raise ValueError(f"a part of the type {kind!r}: {error}") from error
 
 
 def puts_space(tokenizer: PreTrainedTokenizerFast) -> bool:

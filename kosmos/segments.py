@@ -203,8 +203,33 @@ class Video:
     data: Any
 
 
-Segment: TypeAlias = Text | Token | Image | Span | Entity | Audio | Video | Persona
-SEGMENTS: dict[str, type] = {"image": Image, "span": Span, "entity": Entity, "audio": Audio, "video": Video}
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """A picture and a text that one encoder reads together, as MetaLM's vision-language encoder does."""
+
+    files: ClassVar[tuple[str, ...]] = ("data",)
+    data: Any
+    words: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.words, str):
+            raise TypeError(f"the words beside an image are text, got {str(self.words)[:80]}")
+
+    @property
+    def text(self) -> str:
+        """What vocabularies are made of and people look at."""
+        return self.words
+
+
+Segment: TypeAlias = Text | Token | Image | Span | Entity | Audio | Video | Fused | Persona
+SEGMENTS: dict[str, type] = {
+    "image": Image,
+    "span": Span,
+    "entity": Entity,
+    "audio": Audio,
+    "video": Video,
+    "fused": Fused,
+}
 """The segments that an encoder reads, by the name of their modality, which is also their key in a document's JSON.
 
 Each is a dataclass, whose first field stands under that key, others beside it by their own names where they differ from
@@ -227,6 +252,10 @@ class TooLong(ValueError):  # noqa: N818 - it names the segment, not an error of
 
 class Unreadable(ValueError):  # noqa: N818 - as above
     """A sound, video or picture of a segment that cannot be decoded, or is longer than its encoder reads."""
+
+
+class BrokenPicture(Unreadable):
+    """It is a picture."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 from .conversation import Conversation
 from .pictures import open_picture
-from .segments import SEGMENTS
+from .segments import SEGMENTS, Fused
 from .suggest import suggest
 
 FILES = ("audio", "video")
@@ -28,6 +28,7 @@ COMMANDS = {
     "/image": "/image FILE …   show one or more pictures with the next question; dropping files does the same",
     "/audio": "/audio FILE …   the same with sounds, for a model that hears",
     "/video": "/video FILE …   the same with videos",
+    "/fused": "/fused FILE TEXT show a picture with a text that one encoder reads together, for a model that has one",
     "/again": "/again          ask the last question again",
     "/adapter": "/adapter [NAME] answer with another adapter, or with the model as it was",
     "/new": "/new            forget all turns and pictures",
@@ -103,6 +104,8 @@ class Terminal:
             self.show(paths_in(rest))
         elif command[1:] in FILES:
             self.show(paths_in(rest), command[1:])
+        elif command == "/fused":
+            self.show_with_text(rest)
         elif command == "/new":
             self.chat.reset()
             self.pictures = []
@@ -145,6 +148,18 @@ class Terminal:
                 continue
             self.pictures.append(picture)
             self.tell(f"{path.name}, {picture.width}×{picture.height} pixels, goes with the next question.")
+
+    def show_with_text(self, rest: str) -> None:
+        """Take a picture and the text beside it for the next question."""
+        try:
+            words = shlex.split(rest)
+        except ValueError:  # an apostrophe in the text
+            words = rest.split()
+        if len(words) < 2:
+            raise ValueError("/fused FILE TEXT: name the picture, then the text that is read with it")
+        path = _path(words[0])
+        self.pictures.append(self.chat.readable(Fused(path, " ".join(words[1:]))))
+        self.tell(f"{path.name}, with its text, goes with the next question.")
 
     def ask(self, question: str) -> None:
         """Put a question about the pictures that were shown since the last."""
@@ -295,7 +310,7 @@ def completions(line: str) -> list[str]:
     command, space, rest = line.partition(" ")
     if not space:
         return [f"{name} " for name in COMMANDS if name.startswith(line)] if line.startswith("/") else []
-    if command not in ("/image", "/save") and command[1:] not in FILES:
+    if command not in ("/image", "/save", "/fused") and command[1:] not in FILES:
         return []
     start, quote = _last_word(rest)
     word = rest[start + len(quote) :]

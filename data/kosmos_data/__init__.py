@@ -16,6 +16,7 @@ _HOME = {
     "Document": "document",
     "Entity": "document",
     "Example": "example",
+    "Fused": "document",
     "Image": "document",
     "Loader": "loader",
     "Persona": "document",

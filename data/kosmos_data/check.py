@@ -17,7 +17,7 @@ from kosmos.media import read_through
 from kosmos.segments import Unreadable
 
 from . import errors
-from .document import Image, files_of, from_files
+from .document import Fused, Image, files_of, from_files
 from .errors import BadSample, Tally
 from .images import open_image
 from .index import INDEX_NAME, ShardInfo, offsets_fault, read_index, read_offsets, write_index, write_offsets
@@ -127,7 +127,10 @@ def _check_shard(root: Path, info: ShardInfo, decode_images: bool) -> ShardRepor
 
 
 def _decode(segment: Any) -> None:
-    """Decode the sound or the frames of a segment; BadSample where that fails."""
+    """Decode the picture, the sound or the frames of a segment; BadSample where that fails."""
+    if isinstance(segment, Fused):
+        open_image(segment.data)
+        return
     try:
         for name in files_of(type(segment)):
             read_through(getattr(segment, name))

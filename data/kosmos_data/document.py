@@ -18,6 +18,7 @@ from typing import Any
 from kosmos.segments import SEGMENTS, Image, Persona, Phrase, Segment, Text, modality_name
 from kosmos.segments import Audio as Audio
 from kosmos.segments import Entity as Entity
+from kosmos.segments import Fused as Fused
 from kosmos.segments import Span as Span
 from kosmos.segments import Video as Video
 
@@ -191,7 +192,7 @@ def _file(name: Any, kind: str, files: Mapping[str, bytes]) -> bytes:
     if not isinstance(name, str):
         raise ValueError(f"the {kind} of a segment is the name of a file, got {str(name)[:80]}")
     if name.lower() not in files:
-        reason = errors.IMAGE_MISSING if kind == "image" else errors.FILE_MISSING
+        reason = errors.IMAGE_MISSING if kind in ("image", "fused") else errors.FILE_MISSING
         raise BadSample(reason, f"no file {name!r} beside the json")
     return files[name.lower()]
 

@@ -18,7 +18,7 @@ from kosmos.media import describe
 from kosmos.segments import modality_name
 
 from . import objectives, objectives_view
-from .document import Document, Image, Persona, Text, files_of
+from .document import Document, Fused, Image, Persona, Text, files_of
 from .errors import BadSample
 from .example import Example
 from .images import open_image
@@ -79,12 +79,15 @@ def show_document(console: Console, title: str, document: Document) -> None:
     """Print the segments of a document in order; text without loss under ``supervised`` is dim."""
     lines = []
     for segment in document.segments:
-        if isinstance(segment, Image):
+        named = files_of(type(segment))
+        if isinstance(segment, (Image, Fused)):
             picture = open_image(segment.data)
             width, height = picture.size
-            lines.append(f"[cyan]▣ image {picture.format} {width}×{height}, {len(segment.data)} bytes[/cyan]")
-            continue
-        if named := files_of(type(segment)):
+            kind = f"{modality_name(segment)} {picture.format}"
+            lines.append(f"[cyan]▣ {kind} {width}×{height}, {len(segment.data)} bytes[/cyan]")
+            if isinstance(segment, Image):
+                continue
+        elif named:
             data = getattr(segment, named[0])
             kind = f"▣ {modality_name(segment)} {describe(data)}, {len(data)} bytes"
             lines.append(f"[cyan]{escape(kind)}[/cyan]")

@@ -18,7 +18,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from kosmos.segments import Audio, Video, modality_name
+from kosmos.segments import Audio, Fused, Video, modality_name
 from kosmos_data import BadSample, Corpus
 from kosmos_data.document import Document, Entity, Image, Persona, Text, file_suffix
 
@@ -77,7 +77,7 @@ def turns(document: Document) -> Iterator[Turn]:
             question, answer = "", ""
         if isinstance(segment, Image):
             images, after_text = [*([] if after_text else images), _file(segment)], False
-        elif isinstance(segment, (Entity, Persona, Audio, Video)):
+        elif isinstance(segment, (Entity, Persona, Audio, Video, Fused)):
             named = {Entity: f"the entity {segment}", Persona: f"the {segment}"}
             what = named.get(type(segment)) or modality_name(segment)
             raise ValueError(f"{document.key} has {what}, which a task cannot ask about")

@@ -138,7 +138,8 @@ class Runner:
         encoded, pieces = self._encode(segment), []
         for placed in encoded.placed:
             payload = placed.payload
-            own = content_hash(payload) if isinstance(payload, Path) else np.asarray(payload).tobytes()
+            parts = payload if isinstance(payload, tuple) else (payload,)
+            own = content_hash(payload) if isinstance(payload, Path) else b"".join(map(_bytes_of, parts))
             pieces.append(Piece(placed.modality, own, payload))
         return Stage(tuple(encoded.ids), tuple(pieces))
 
@@ -357,6 +358,10 @@ class Nucleus(Picker):
         draws = torch.tensor([self.generators[row].random() for row in rows_N.tolist()], device=scores_NV.device)
         places = torch.searchsorted(kept, (draws * kept[:, -1])[:, None], right=True).clamp(max=kept.shape[-1] - 1)
         return tokens.gather(1, places).squeeze(1)
+
+
+def _bytes_of(payload: Any) -> bytes:
+    return np.asarray(payload).tobytes()
 
 
 def _by_modality(stages: Sequence[Stage]) -> Iterator[tuple[Modality, list[Piece]]]:

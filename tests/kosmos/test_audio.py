@@ -205,7 +205,7 @@ def test_deaf_models_say_so(build, processor) -> None:
     with pytest.raises(ValueError, match="this processor reads no audio"):
         processor.encode([Audio(b"RIFF")])
     assert processor(text="what is <audio>?")["input_ids"]  # no mark of this tokenizer
-    with pytest.raises(ValueError, match=r"readers\.video2: there are readers of audio, video"):
+    with pytest.raises(ValueError, match=r"readers\.video2: there are readers of audio, video, fused"):
         KosmosProcessor(KosmosImageProcessor(), processor.tokenizer, readers={"video2": {}})
     with pytest.raises(ValueError, match=r"readers\.audio has the fields encoder, num_tokens, extractor, seconds; got"):
         KosmosProcessor(KosmosImageProcessor(), processor.tokenizer, readers={"audio": {"nu": 1}})

@@ -23,7 +23,7 @@ from kosmos import settings
 from kosmos.cli import main
 from kosmos.modalities import MODALITIES
 from kosmos.processing_kosmos import load_processor
-from kosmos_data import Audio, DataConfig, Document, SourceConfig, Text, Video, build_loader, write_shards
+from kosmos_data import Audio, DataConfig, Document, Fused, SourceConfig, Text, Video, build_loader, write_shards
 from kosmos_data.check import check_corpus
 from kosmos_data.replay import order
 from kosmos_train.config import TrainConfig
@@ -34,7 +34,8 @@ pytest.importorskip("av")
 WHISPER = {"d_model": 16, "encoder_layers": 2, "decoder_layers": 1, "max_source_positions": 50, "vocab_size": 60}
 WHISPER |= dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 2)
 WHISPER |= {"encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1}
-PLACES = {"audio": 3, "video": 2}
+PLACES = {"audio": 3, "video": 2, "fused": 2}
+BEIT3 = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8}
 
 
 def publish(folder: Path) -> str:
@@ -55,8 +56,18 @@ def moving(seed: int) -> Video:
     return Video(file.getvalue())
 
 
+def fused(seed: int, broken: bool = False) -> Fused:
+    """A picture of one colour, with a text."""
+    file = io.BytesIO()
+    Pictures.new("RGB", (20, 16), (seed, 99, 10)).save(file, "PNG")
+    return Fused(file.getvalue()[: 50 if broken else None], " ".join(tiny.WORDS[:3]))
+
+
 def documents(wav: Any) -> list[Document]:
-    """Of ten documents one with a sound, one with a broken one, one with a video; the others are text."""
+    """Of ten documents one with a sound, one with a broken one, one with a video, two with a picture beside a text.
+
+    Of those the picture of every second is broken; the others are text.
+    """
     draw = random.Random(0)
 
     def words() -> Text:
@@ -65,6 +76,7 @@ def documents(wav: Any) -> list[Document]:
     found = []
     for index in range(80):
         kinds = {0: [Audio(wav(0.4, 200 + 10 * index)), words()], 5: [Audio(b"no sound")], 7: [moving(index), words()]}
+        kinds |= {3: [fused(index), words()], 8: [fused(index, broken=True)]}
         found.append(Document(f"{index:03d}", [*kinds.get(index % 10, []), words()]))
     return found
 
@@ -78,6 +90,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, wav: Any) -> dict[str, Any]:
     sizes = {"vocab_size": 120, "image_size": 16, "num_image_tokens": 2}
     readers = {"audio": {"encoder": whisper, "num_tokens": PLACES["audio"]}}
     readers["video"] = {"num_tokens": PLACES["video"], "num_frames": 3}
+    readers["fused"] = {"num_tokens": PLACES["fused"], "image_size": 16, "max_length": 20}
     (root / "tokenizer.yaml").write_text(yaml.safe_dump({"shards": [str(root / "all")], **sizes, "readers": readers}))
     assert main(["tokenizer", str(root / "tokenizer.yaml"), f"run={root / 'processor'}"]) == 0
     settings_of = {name: tiny.MODEL[name] for name in ("vision_config", "connector_config")}
@@ -85,11 +98,12 @@ def world(tmp_path_factory: pytest.TempPathFactory, wav: Any) -> dict[str, Any]:
     settings_of["vision_config"] = {**tiny.MODEL["vision_config"], "train_last_blocks": 1}
     overrides = {"text_config": {"dropout": 0.0}, "audio_config": {"train_last_blocks": 1}, **settings_of}
     overrides["video_connector_config"] = {"kind": "xconnector", "num_heads": 2}
+    overrides["fused_config"] = {**BEIT3, "max_source_positions": 30, "train_last_blocks": 1}
     return {
         "model": {
             "preset": str(root / "model.json"),
             "vision_weights": "random",
-            "encoder_weights": {"audio": whisper},
+            "encoder_weights": {"audio": whisper, "fused": "random"},
             "overrides": overrides,
         },
         "processor": str(root / "processor"),
@@ -119,6 +133,7 @@ def test_loader(world: dict[str, Any], wav: Any, tmp_path: Path) -> None:
             slots = int((micro["input_ids"] == processor.token_id(f"<{name}_slot>")).sum())
             assert slots == places * len(micro.get(MODALITIES[name].inputs[0], ()))
     assert batch.stats["skipped"]["sound or video unreadable"] > 0
+    assert batch.stats["skipped"]["image broken"] > 0
     for name in PLACES:
         assert any(MODALITIES[name].count(micro) for micro in batch.micro_batches)
     same = [digest for _, digest in order(config, processor, 2, 1, 1)]
@@ -140,12 +155,16 @@ def test_looking_at_a_corpus(world: dict[str, Any], capsys: pytest.CaptureFixtur
         "▣ video GIF, 3 frames",
         "with audio: 000",
         "▣ audio pcm_s16le, 0.4 s, 6444 bytes",
+        "with fused: 003",
+        "▣ fused PNG 20×16, ",
+        " ".join(tiny.WORDS[:3]),
         "<audio_slot>",
         "text: 001",
     ):
         assert part in printed
     bad = [report.bad for report in check_corpus(shards)]
-    assert sum(tally["sound or video unreadable"] for tally in bad) == sum(tally.total() for tally in bad) == 8
+    assert sum(tally["sound or video unreadable"] for tally in bad) == sum(tally["image broken"] for tally in bad) == 8
+    assert sum(tally.total() for tally in bad) == 16
 
 
 def test_dry_run(world: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -156,18 +175,68 @@ def test_dry_run(world: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_
     found = plan(settings.from_dict(TrainConfig, world), 1)
     assert found.cost.unit_flops["audio"] > 0
     assert found.cost.unit_flops["video"] > 0
+    assert found.cost.unit_flops["fused"] > 0
     assert 0 < found.cost.frozen["audio"] < found.cost.parameters["audio"]
     per_step = found.flops_per_step - found.tokens_per_step * found.cost.token_flops
     assert per_step >= found.cost.unit_flops["audio"]
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(world))
     assert main(["train", str(tmp_path / "run.yaml"), "--dry-run"]) == 0
-    assert "a sound" in " ".join(capsys.readouterr().out.split())
-    world = {**world, "model": {**world["model"], "encoder_weights": {}}}
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "a sound" in printed
+    assert "image with text" in printed
+    world = {**world, "model": {**world["model"], "encoder_weights": {"fused": "random"}}}
     described = {"audio_config": {"model_config": {"model_type": "whisper", **WHISPER}}}
     world["model"]["overrides"] = world["model"]["overrides"] | described
     config = settings.from_dict(TrainConfig, world)
     with pytest.raises(ValueError, match=r"model\.encoder_weights\.audio is not set"):
         build_model(config, load_processor(world["processor"]))
+
+
+def test_a_published_two_stream_model(world: dict[str, Any], tmp_path: Path, wav: Any) -> None:
+    """ViLT by its folder: sizes, normalisation, tokenizer and weights, with our decoder and a docked one that hears."""
+    from test_docked import publish as publish_llama
+    from transformers import BertTokenizerFast, ViltConfig, ViltImageProcessor, ViltModel
+
+    from kosmos_train.build import build_model, build_processor
+
+    folder = tmp_path / "vilt"
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *tiny.WORDS]
+    BertTokenizerFast(vocab={word: index for index, word in enumerate(vocabulary)}).save_pretrained(folder)
+    ViltImageProcessor(image_mean=[0.1, 0.2, 0.3]).save_pretrained(folder)
+    sizes = {name: BEIT3[name] for name in BEIT3 if name != "patch_size"}
+    torch.manual_seed(0)
+    vilt = ViltModel(ViltConfig(**sizes, image_size=32, patch_size=8, vocab_size=40, max_position_embeddings=9))
+    vilt.save_pretrained(folder)
+    readers = {"fused": {"encoder": str(folder), "num_tokens": 2}}
+    shards = world["data"]["sources"][0]["shards"]
+    given = {"shards": [shards], "vocab_size": 120, "image_size": 16, "num_image_tokens": 2, "readers": readers}
+    for name, more in (("own", {"span_tokenizer": str(folder)}), ("shared", {})):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(given | more))
+        assert main(["tokenizer", str(tmp_path / f"{name}.yaml"), f"run={tmp_path / name}"]) == 0
+    overrides = {name: world["model"]["overrides"][name] for name in ("vision_config", "text_config")}
+    overrides["fused_connector_config"] = {"num_queries": 2, "num_heads": 2}
+    model = {**world["model"], "encoder_weights": {"fused": str(folder)}, "overrides": overrides}
+    docked = {"decoder": {"pretrained": publish_llama(tmp_path / "lm", [" ".join(tiny.WORDS)] * 4)}, "preset": None}
+    docked["overrides"] = {name: tiny.MODEL[name] for name in ("vision_config", "connector_config")}
+    docked["overrides"] |= {
+        f"{name}_connector_config": {"num_queries": 2, "num_heads": 2} for name in ("fused", "audio")
+    }
+    docked["encoder_weights"] = {"fused": str(folder), "audio": world["model"]["encoder_weights"]["audio"]}
+    for change in ({"processor": str(tmp_path / "own")}, {"processor": None, "model": {**model, **docked}}):
+        config = settings.from_dict(TrainConfig, {**world, "model": model, **change})
+        processor = build_processor(config)
+        built = build_model(config, processor)
+        loaded, published = built.model.fused_encoder.encoder.state_dict(), vilt.state_dict()
+        assert all(torch.equal(tensor, published[name]) for name, tensor in loaded.items())
+        reader = processor.reader("fused")
+        assert (reader.image_size, reader.max_length, reader.image_mean) == (32, 9, [0.1, 0.2, 0.3])
+        (placed,) = processor.encode([fused(3)]).placed
+        assert placed.payload.ids.tolist() == [2, 5, 6, 7, 3]
+        assert built.config.fused_connector_config.num_queries == placed.length == 2
+    assert processor.encode([Audio(wav(0.2))]).ids.count(built.config.audio_token_id) == 2
+    config = settings.from_dict(TrainConfig, {**world, "model": model, "processor": str(tmp_path / "shared")})
+    with pytest.raises(ValueError, match=r"text_embeddings\.word_embeddings\.weight has shape \(40, 16\), the encoder"):
+        build_model(config, load_processor(tmp_path / "shared"))
 
 
 def micro_batch(seed: int, processor: Any, modality: str | None) -> dict[str, torch.Tensor]:
@@ -190,7 +259,18 @@ def videos(draw: torch.Generator) -> dict[str, torch.Tensor]:
     return {"video_pixel_values": pixels, "video_frame_mask": torch.tensor([[1, 1, 1], [1, 1, 0]])}
 
 
-INPUTS = {"audio": lambda draw: {"audio_features": torch.randn(2, 80, 100, generator=draw)}, "video": videos}
+def pictures_with_texts(draw: torch.Generator) -> dict[str, torch.Tensor]:
+    """A text of five tokens and one of three, each with a picture."""
+    ids, valid = torch.randint(4, 60, (2, 5), generator=draw), torch.tensor([[1] * 5, [1, 1, 1, 0, 0]])
+    pixels = torch.randn(2, 3, 16, 16, generator=draw)
+    return {"fused_input_ids": ids * valid, "fused_attention_mask": valid, "fused_pixels": pixels}
+
+
+INPUTS = {
+    "audio": lambda draw: {"audio_features": torch.randn(2, 80, 100, generator=draw)},
+    "video": videos,
+    "fused": pictures_with_texts,
+}
 
 
 def gradient_errors(values: dict[str, Any], modalities: list[str]) -> dict[str, float]:
@@ -233,5 +313,6 @@ def test_a_run_answers_what_it_hears(world: dict[str, Any], tmp_path: Path, wav:
 
     assert jobs.run(world, str(tmp_path / "run")) == {"step": 2, "finished": True}
     chat = Conversation(tmp_path / "run", max_new_tokens=3)
+    assert isinstance(chat.ask([fused(7), "what is it?"]), str)
     assert isinstance(chat.ask([Audio(wav(0.3)), "what is it?"]), str)
     assert chat.model.config.places_of("audio") == chat.processor.places_of("audio") == PLACES["audio"]

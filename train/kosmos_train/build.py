@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from kosmos.configuration_kosmos import FURTHER, QUERYING
-from kosmos.docking import find_language_model, read_config, take_processor, take_weights
+from kosmos.docking import TOKENIZERS, find_language_model, read_config, take_processor, take_weights
 from kosmos.encoders import pixel_statistics
 from kosmos.hub import is_name
 from kosmos.image_processing_kosmos import KosmosImageProcessor
@@ -29,6 +29,7 @@ from kosmos_data.objectives import special_tokens
 from .config import DecoderConfig, ModelConfig, TrainConfig
 from .engine import dtype_of
 from .optim import freeze
+from .parts.tokenizer import load_span_tokenizer
 
 
 def build_processor(config: TrainConfig) -> Any:
@@ -75,6 +76,8 @@ def build_config(config: ModelConfig, processor: Any) -> Any:
                 f"the model has an encoder of {name}, but model.encoder_weights.{name} is not set: frozen random "
                 "weights make nothing of it; name the weights, or random if that is meant"
             )
+        if described is not None and name in processor.readers:
+            processor.readers[name].check(described)
     if made.span_encoder_config is not None and made.num_span_tokens != processor.num_span_tokens:
         raise ValueError(
             f"{config.checkpoint}: num_span_tokens is {made.num_span_tokens} in the model, but "
@@ -142,7 +145,10 @@ def _processor_of_decoder(config: TrainConfig) -> Any:
 
     decoder = config.model.decoder
     assert decoder is not None
-    described: Any = KosmosConfig.from_dict(described_by(config.model))
+    values = described_by(config.model)
+    tokens = ["span_token_id", *(MODALITIES[name].token for name in FURTHER)]  # of the tokenizer that is made here
+    values |= {token: -number for number, token in enumerate(tokens, 1) if values.get(token) is None}
+    described: Any = KosmosConfig.from_dict(values)
     sources = [*config.data.sources, *(config.eval.data.sources if config.eval.data else [])]
     objectives = [source.objective for source in sources]
     entities = (
@@ -169,8 +175,17 @@ def _processor_of_decoder(config: TrainConfig) -> Any:
         num_span_tokens=described.num_span_tokens if described.span_encoder_config is not None else None,
         personas="span" if entities is None and described.span_encoder_config is not None else "entities",
         readers=readers,
+        span_tokenizer=_own_tokenizer(config.model, described),
         **pictures,
     )
+
+
+def _own_tokenizer(config: ModelConfig, described: Any) -> Any:
+    """The tokenizer that was published with an encoder of images with texts; None: it reads the decoder's tokens."""
+    if "fused" not in config.named_weights or described.span_encoder_config is not None:
+        return None
+    folder = encoder_folder(config.named_weights["fused"])
+    return load_span_tokenizer(str(folder)) if any((folder / name).is_file() for name in TOKENIZERS) else None
 
 
 def _readers(config: ModelConfig, described: Any) -> dict[str, Any]:
@@ -181,6 +196,8 @@ def _readers(config: ModelConfig, described: Any) -> dict[str, Any]:
         if connector is not None and kind is not None:
             folder = {"encoder": config.named_weights[name]} if name in config.named_weights else {}
             shared = {here: getattr(connector, there) for here, there in kind.connector.items()}
+            encoder = getattr(described, MODALITIES[name].config)
+            shared |= {here: getattr(encoder, there) for here, there in kind.encoder.items()}
             readers[name] = make_reader(name, {**shared, **folder})
     return readers
 
@@ -278,6 +295,10 @@ def _fit_processor(values: dict[str, Any], processor: Any) -> None:
             reader, connector = processor.reader(name), values.get(modality.connector_config) or {}
             shared = {there: getattr(reader, here) for here, there in reader.connector.items()}
             values[modality.connector_config] = connector | shared
+            values[modality.config] |= {there: getattr(reader, here) for here, there in reader.encoder.items()}
+    if values.get("fused_config") and processor.span_tokenizer is None:  # it reads the decoder's tokens
+        described = values["fused_config"].get("model_config") or values["fused_config"]
+        described.get("text_config", described)["vocab_size"] = len(tokenizer)
     if values.get("span_encoder_config"):
         values["span_token_id"] = processor.span_slot_id
         _fit_span_connector(values, processor)

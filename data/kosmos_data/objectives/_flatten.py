@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from kosmos.grounding import to_view
-from kosmos.segments import Box, Phrase, TooLong, Unreadable
+from kosmos.segments import Box, BrokenPicture, Phrase, TooLong, Unreadable
 
 from .. import errors
 from ..document import Document, Image, Segment, Text
@@ -110,7 +110,8 @@ def write(
     except TooLong as error:
         raise BadSample(errors.SPAN_TOO_LONG, f"{key}: {error}") from error
     except Unreadable as error:
-        raise BadSample(errors.UNREADABLE, f"{key}: {error}") from error
+        reason = errors.IMAGE_BROKEN if isinstance(error, BrokenPicture) else errors.UNREADABLE
+        raise BadSample(reason, f"{key}: {error}") from error
     weight = np.repeat(np.array(weights, dtype=np.float32), np.diff(encoded.edges))
     cuts = np.ones(len(encoded.ids), dtype=bool)
     for placed in encoded.placed:

@@ -18,7 +18,7 @@ from kosmos.image_processing_kosmos import KosmosImageProcessor
 from kosmos.loading import encoder_folder
 from kosmos.processing_kosmos import KosmosProcessor, make_reader, marks_of
 from kosmos.tokenization_kosmos import ENTITY_TOKENS, encode_text, train_tokenizer
-from kosmos_data.document import Persona, Span, Text
+from kosmos_data.document import Fused, Persona, Span, Text
 from kosmos_data.entity_names import read_kinds
 from kosmos_data.errors import BadSample
 from kosmos_data.objectives import special_tokens
@@ -126,7 +126,7 @@ def texts(config: TokenizerConfig, progress: Progress | None = None) -> Iterator
             except BadSample as error:
                 left_out[error.reason] += 1
                 continue
-            yield from (segment.text for segment in segments if isinstance(segment, (Text, Span)))
+            yield from (segment.text for segment in segments if isinstance(segment, (Text, Span, Fused)))
             if config.personas == "span":
                 yield from (segment.as_text() for segment in segments if isinstance(segment, Persona))
         warn_left_out(root, left_out)
