@@ -275,11 +275,18 @@ def main(argv: list[str]) -> int:
         "--from", dest="reader", choices=READERS, help="SRC is a checkpoint of this kind, DST becomes ours"
     )
     way.add_argument("--to", dest="writer", choices=WRITERS, help="SRC is ours, DST becomes a checkpoint of this kind")
-    parser.add_argument("source", metavar="SRC", help="folder to read")
+    parser.add_argument("source", metavar="SRC", help="folder to read; of ours a run directory too")
     parser.add_argument("target", metavar="DST", help="new folder to write")
     arguments = parser.parse_args(argv)
-    convert = READERS[arguments.reader] if arguments.reader else WRITERS[arguments.writer]
-    convert(arguments.source, arguments.target)
+    from .loading import find_checkpoint
+    from .model_card import model_card
+
+    source, target = Path(arguments.source), Path(arguments.target)
+    if arguments.reader:
+        READERS[arguments.reader](source, target)
+        (target / "README.md").write_text(model_card(target, source=source), encoding="utf-8")
+    else:
+        WRITERS[arguments.writer](find_checkpoint(source), target)
     from rich import print as show
 
     show(f"wrote {arguments.target}")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,12 @@ import torch
 import yaml
 
 from kosmos import KosmosForConditionalGeneration, load
+from kosmos.model_card import model_card, run_of
 from kosmos.share import main
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import hub
 
 
 @pytest.fixture
@@ -74,3 +82,52 @@ def test_what_is_not_known_is_not_claimed(run: Path, tmp_path: Path) -> None:
     for results in ("no.json", "missing.json"):
         with pytest.raises(ValueError, match="of kosmos eval"):
             main([str(run), str(tmp_path / "other"), "--results", str(tmp_path / results)])
+
+
+def test_a_folder_that_only_lies_in_something_describes_no_run(run: Path, tmp_path: Path) -> None:
+    """Two folders above may stand settings of another model."""
+    away = tmp_path / "run" / "other" / "model"
+    away.parent.mkdir()
+    (run / "checkpoints" / "step-000200").rename(away)
+    assert run_of(away) is None
+    assert model_card(away).count("Not known") == 2
+    assert model_card(away, source=tmp_path / "run" / "checkpoints" / "x").count("Not known") == 0
+
+
+PUSH = """
+import sys
+from kosmos import KosmosForConditionalGeneration, KosmosProcessor, load
+from kosmos.cli import main
+
+run, shared, back = sys.argv[1:]
+assert main(["share", run, shared, "--push", "me/shared", "--licence", "mit"]) == 0
+model, processor = load(run)
+model.push_to_hub("me/pushed", token="secret")
+processor.push_to_hub("me/pushed", token="secret")
+KosmosForConditionalGeneration.from_pretrained("me/shared").save_pretrained(back)
+KosmosProcessor.from_pretrained("me/pushed").save_pretrained(back)
+"""
+
+
+def test_a_way_to_the_hub_and_back(run: Path, tmp_path: Path) -> None:
+    """``kosmos share --push`` and ``push_to_hub`` against a hub on this machine, with regular and large files."""
+    with hub.running() as server:
+        environment = os.environ | {
+            "HF_ENDPOINT": server.url, "HF_HUB_OFFLINE": "0", "HF_TOKEN": "secret", "HF_HUB_DISABLE_XET": "1",
+            "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": os.pathsep.join(sys.path),
+        }  # fmt: skip
+        words = [str(run), str(tmp_path / "shared"), str(tmp_path / "back")]
+        done = subprocess.run(
+            [sys.executable, "-c", PUSH, *words], env=environment, capture_output=True, text=True, timeout=300
+        )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"{server.url}/me/shared" in done.stdout
+    assert server.tokens == {"Bearer secret"}
+    here = {str(path.relative_to(tmp_path / "shared")): path.read_bytes()
+            for path in (tmp_path / "shared").rglob("*") if path.is_file()}  # fmt: skip
+    there = {path: content for path, content in server.files["me/shared"].items() if path != ".gitattributes"}
+    assert there == here
+    assert server.blobs, "weights come as large files"
+    assert {"model.safetensors", "config.json", "processor_config.json"} <= server.files["me/pushed"].keys()
+    before, after = load(run)[0].state_dict(), load(tmp_path / "back")[0].state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())

@@ -1,0 +1,177 @@
+"""The model card beside a checkpoint: what is known of it and what is not, in Markdown with the hub's header.
+
+It is written from what lies there: the checkpoint's configuration, and of its run directory ``config.yaml`` (data,
+objectives, steps), ``environment.json`` (versions, fingerprints of the data) and the rows of a ``results.json`` of
+``kosmos eval``. What is not there, the card says is not known.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+LIMITS = """\
+- Answers are short and of the kinds that it was trained on; to other questions it answers too, and wrongly.
+- It says nothing of how sure it is. It was not trained to refuse, and nothing filters what it writes.
+- What the corpora lack (languages, places, people, kinds of pictures) the model lacks."""
+
+USE = """\
+```python
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+model = AutoModelForImageTextToText.from_pretrained("{folder}", trust_remote_code=True)
+processor = AutoProcessor.from_pretrained("{folder}", trust_remote_code=True)
+```
+
+With the package `kosmos` installed: `kosmos chat {folder}`, `kosmos serve {folder}`."""
+
+
+def model_card(
+    checkpoint: Path,
+    name: str | None = None,
+    source: Path | None = None,
+    licence: str | None = None,
+    results: str | Path | None = None,
+) -> str:
+    """Return the card of a checkpoint or adapter folder.
+
+    Args:
+        checkpoint: a folder with ``config.json`` or ``adapter_config.json``; its weights are not read.
+        name: heading, and the folder in the examples; None: the folder's name.
+        source: the folder that it was made from, whose run is described; None: it is that itself.
+        licence: of the weights, an identifier of the hub such as ``mit``; None: the card says that none was given.
+        results: a ``results.json`` of ``kosmos eval``; None: that of the run directory, if there is one.
+
+    Raises:
+        ValueError: ``results`` are no rows of ``kosmos eval``.
+    """
+    source, name = source or checkpoint, name or checkpoint.resolve().name
+    run = run_of(source)
+    settings = (_read(run / "config.yaml") if run else None) or {}
+    started = (_read(run / "environment.json") if run else None) or []
+    adapter = _read(checkpoint / "adapter_config.json")
+    header = ["library_name: transformers", "pipeline_tag: image-text-to-text", "tags: [kosmos, metalm]"]
+    header += [f"license: {licence}"] if licence else []
+    sections = {
+        f"# {name}": (_adapter(adapter) if adapter else _what(checkpoint))
+        + f"\n\nWritten from the checkpoint `{source.name}`.",
+        "## Use": f"`kosmos chat {name}`, where its base is." if adapter else USE.format(folder=name),
+        "## Data": _data(settings, started),
+        "## Training": _training(settings, started),
+        "## Scores": _scores(results, run),
+        "## Limits": LIMITS + _questions(checkpoint),
+        "## Licence": licence or "None was given for these weights: ask who published them before you use them.",
+    }
+    body = "\n\n".join(f"{title}\n\n{text}" for title, text in sections.items())
+    return "\n".join(["---", *header, "---", "", body, ""])
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """Return the run directory of ``RUN/checkpoints/step-000100``; None for a folder that lies elsewhere."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else None
+
+
+def _what(checkpoint: Path) -> str:
+    """The model in sentences: sizes, and what reads pictures and spans."""
+    import torch
+
+    from .configuration_kosmos import KosmosConfig
+    from .modeling_kosmos import KosmosForConditionalGeneration
+
+    config = KosmosConfig.from_pretrained(checkpoint)
+    with torch.device("meta"):  # counted, not read
+        count = sum(parameter.numel() for parameter in KosmosForConditionalGeneration(config).parameters())
+    text = config.get_text_config()
+    lines = [
+        f"A KOSMOS-1 / MetaLM model of {count:,} parameters: a causal decoder of {text.num_hidden_layers} layers, "
+        f"width {text.hidden_size}, vocabulary {text.vocab_size:,}."
+    ]
+    if config.vision_config is not None:
+        lines.append(f"A vision encoder reads pictures, each of which takes {config.num_image_tokens} places.")
+    if config.span_encoder_config is not None:
+        lines.append("A bidirectional encoder reads the stretches of text that are marked as spans.")
+    return " ".join(lines)
+
+
+def _adapter(described: Mapping[str, Any]) -> str:
+    """An adapter in a sentence."""
+    method = str(described.get("peft_type", "?")).lower()
+    base = described.get("base_model_name_or_path") or "a model that it does not name"
+    return f"An adapter ({method}) of `{base}`."
+
+
+def _data(settings: Mapping[str, Any], started: Sequence[Any]) -> str:
+    """A row for each source of the run."""
+    sources = (settings.get("data") or {}).get("sources") or []
+    if not sources:
+        return "Not known: the checkpoint was not read from a run directory."
+    known = (started[-1].get("data") or {}) if started else {}
+    rows = [["source", "weight", "objective", "documents", "images", "fingerprint"]]
+    for source in sources:
+        found = known.get(source["name"], {})
+        objective = source.get("objective") or {}
+        kind = objective.get("name", "?") if isinstance(objective, Mapping) else objective
+        rows.append([source["name"], source.get("weight", 1), kind, *(found.get(key, "?") for key in rows[0][3:])])
+    return _table(rows) + "\n\nHow the corpora were made, and their licences, is on the cards of their recipes."
+
+
+def _training(settings: Mapping[str, Any], started: Sequence[Any]) -> str:
+    """Steps, where they began, and the versions that ran them."""
+    if not settings:
+        return "Not known: the checkpoint was not read from a run directory."
+    begin = (settings.get("model") or {}).get("checkpoint")
+    lines = [f"- {settings.get('steps', '?')} steps, from {f'`{begin}`' if begin else 'random weights'}"]
+    tuning = settings.get("tuning") or {}
+    if tuning.get("method"):
+        lines.append(f"- learnt by {tuning['method']}, the rest is the base's")
+    data = settings.get("data") or {}
+    lines.append(f"- {data.get('rows_per_step', '?')} rows of {data.get('row_tokens', '?')} tokens a step")
+    if started:
+        packages = ", ".join(f"{name} {version}" for name, version in (started[-1].get("packages") or {}).items())
+        lines.append(f"- commit {started[-1].get('commit') or 'not known'}; {packages}")
+    return "\n".join(lines)
+
+
+def _scores(results: str | Path | None, run: Path | None) -> str:
+    """The rows of a results.json, each beside what guessing scores."""
+    path = Path(results) if results is not None else (run or Path()) / "eval" / "results.json"
+    rows = _read(path) if results is not None or run is not None else None
+    if rows is None and results is not None:
+        raise ValueError(f"{path}: no results of kosmos eval")
+    if rows is None:
+        return "None: it was not evaluated, or its results were not given (`kosmos share --results`)."
+    try:
+        scored = [row for row in rows if not row.get("baseline")]
+        table = [["task", "shots", "context", "metric", "score", "95 % interval", "without seeing"]]
+        for row in scored:
+            blind = (row.get("baselines") or {}).values()
+            interval = f"{row['low']:.3f} to {row['high']:.3f}"
+            line = [row["task"], row["shots"], row["context"], row["metric"], f"{row['value']:.3f}", interval]
+            table.append([*line, f"{max(blind):.3f}" if blind else "?"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: these are no rows of kosmos eval ({error!r})") from error
+    models = sorted({str(row.get("model")) for row in scored})
+    return _table(table) + f"\n\nRows of `kosmos eval` for {', '.join(models) or 'no model'}."
+
+
+def _questions(checkpoint: Path) -> str:
+    asked = (_read(checkpoint / "processor_config.json") or {}).get("example_questions") or []
+    return f"\n- It was trained on questions such as: {'; '.join(asked)}" if asked else ""
+
+
+def _table(rows: Sequence[Sequence[Any]]) -> str:
+    lines = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
+
+
+def _read(path: Path) -> Any:
+    """A YAML or JSON file, None if there is none that can be read."""
+    import yaml
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
