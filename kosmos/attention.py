@@ -5,7 +5,10 @@ later or both lie in the same bidirectional block. Without ``document_ids`` a ro
 attention interface does the work (eager, sdpa, flex_attention, …). Packed rows are computed
 
 * on a CPU document by document, which costs about a third of a dense mask (and flex has no backward pass there);
-* on a GPU by one compiled flex_attention over all rows, so that no T×T mask exists;
+* on a GPU in training: by plain causal attention where each row is one document; by flash attention over documents of
+  any length (``varlen_attn``, half precision) where nothing but documents divides the rows; else by one compiled
+  flex_attention over all rows, so that no T×T mask exists;
+* on a GPU otherwise by a dense mask of booleans: prompts are short, and each length would compile flex anew;
 * with ``attn_implementation="eager"`` by the dense mask, the reference.
 
 Blockwise causal attention (xPos paper, section 3.3) for inputs beyond the training length is a mask as well.
@@ -15,8 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +26,11 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
 
+from .compiled import compiled
 from .configuration_kosmos import KosmosTextConfig
+from .rows import Packing, RowLayout, document_borders, find_packing, visible
+
+TILE = 128  # queries and keys of a block of flex_attention's mask
 
 
 @dataclass(frozen=True)
@@ -38,14 +44,23 @@ class Run:
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """How every layer of one forward pass attends: a mask for the interface, runs, or a flex block mask.
+    """How every layer of one forward pass attends.
 
-    ``whole_rows``: to the keys of this pass, which begins the rows, and not to what a cache returns (a static one
-    returns its empty places as well).
+    Attributes:
+        way: ``interface`` (of transformers, with ``mask``), or of rows that are described by documents ``runs``,
+            ``causal``, ``lengths``, ``flex`` or ``dense``.
+        mask: for the interface; for ``dense`` (B, 1, T, T) booleans.
+        runs: of a CPU.
+        borders: for ``lengths``, where documents begin in the rows laid end to end, (N + 1,) int32.
+        block_mask: flex_attention's.
+        whole_rows: attend to the keys of this pass, which begins the rows, and not to what a cache returns (a static
+            one returns its empty places as well).
     """
 
+    way: Literal["interface", "runs", "causal", "lengths", "flex", "dense"] = "interface"
     mask: Any = None
     runs: list[Run] | None = None
+    borders: Tensor | None = None
     block_mask: Any = None
     whole_rows: bool = True
 
@@ -58,14 +73,15 @@ def plan_attention(
     document_ids_BT: Tensor | None,
     block_ids_BT: Tensor | None,
     training: bool,
+    layout: RowLayout | None = None,
 ) -> AttentionPlan:
-    """Choose the way of attending for one forward pass.
+    """Choose the way of attending for one forward pass; ``layout``: what is known of the rows, see rows.py.
 
     Raises:
         ValueError: bidirectional blocks with xPos; packed rows with a cache or a padding mask; a document in pieces;
             shapes that differ from the input's.
     """
-    if block_ids_BT is not None:
+    if block_ids_BT is not None and layout is None:
         refuse_xpos_blocks(config, block_ids_BT)
     documents_BT = documents_of(hidden_BTD, attention_mask, past_key_values, document_ids_BT, block_ids_BT)
     if documents_BT is None:
@@ -75,9 +91,10 @@ def plan_attention(
     if config._attn_implementation == "eager":
         allowed = document_mask(documents_BT, block_ids_BT)
         return AttentionPlan(mask=torch.where(allowed, 0.0, torch.finfo(hidden_BTD.dtype).min)[:, None])
-    plan = plan_documents(documents_BT, block_ids_BT)
-    if plan.block_mask is not None and training:
-        refuse_flex_dropout(config.attention_dropout)
+    half = hidden_BTD.dtype in (torch.bfloat16, torch.float16)
+    plan = plan_documents(documents_BT, block_ids_BT, training, half, None if layout is None else layout.packing)
+    if training:
+        refuse_dropout(plan, config.attention_dropout)
     return plan
 
 
@@ -110,15 +127,37 @@ def documents_of(
     return document_ids_BT
 
 
-def plan_documents(documents_BT: Tensor, blocks_BT: Tensor | None, window: int | None = None) -> AttentionPlan:
-    """Choose how packed rows attend on this device; ``window`` is that of sliding-window layers.
+def plan_documents(
+    documents_BT: Tensor,
+    blocks_BT: Tensor | None,
+    training: bool,
+    half: bool,
+    packing: Packing | None = None,
+    window: int | None = None,
+) -> AttentionPlan:
+    """Choose how packed rows attend on this device.
+
+    Args:
+        half: heads come in half precision, as flash attention takes them.
+        packing: how documents lie in the rows; found here if it is not known.
+        window: that of sliding-window layers.
 
     Raises:
         ValueError: a document in pieces.
     """
     if documents_BT.device.type == "cpu":
-        return AttentionPlan(runs=document_runs(documents_BT, blocks_BT, window))
-    return AttentionPlan(block_mask=flex_mask(documents_BT, blocks_BT, window))
+        return AttentionPlan("runs", runs=document_runs(documents_BT, blocks_BT, window))
+    if training:
+        packing = packing or find_packing(documents_BT, blocks_BT)
+        if blocks_BT is None and window is None and packing.alone:
+            return AttentionPlan("causal")
+        if blocks_BT is None and window is None and half:
+            # the number of documents is another in each batch: one graph for all of them
+            torch._dynamo.maybe_mark_dynamic(packing.borders, 0)
+            return AttentionPlan("lengths", borders=packing.borders)
+        if packing.connected:
+            return AttentionPlan("flex", block_mask=flex_mask(documents_BT, blocks_BT, window))
+    return AttentionPlan("dense", mask=document_mask(documents_BT, blocks_BT, window)[:, None])
 
 
 def sees(documents_BT: Tensor, blocks_BT: Tensor | None, window: int | None = None) -> Callable[..., Tensor]:
@@ -170,18 +209,9 @@ def document_runs(document_ids_BT: Tensor, block_ids_BT: Tensor | None, window: 
     Raises:
         ValueError: a document comes in two pieces of one row.
     """
-    rows, length = document_ids_BT.shape
-    change = torch.ones_like(document_ids_BT, dtype=torch.bool)
-    change[:, 1:] = document_ids_BT[:, 1:] != document_ids_BT[:, :-1]
-    starts = change.flatten().nonzero().squeeze(1)
-    owners = document_ids_BT.flatten()[starts].tolist()
-    borders = [*starts.tolist(), rows * length]
-    keys = [(start // length, owner) for start, owner in zip(borders, owners, strict=False) if owner >= 0]
-    if len(set(keys)) < len(keys):
-        row, owner = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(
-            f"document_ids: document {owner} of row {row} is in several pieces; documents must be contiguous"
-        )
+    starts = document_borders(document_ids_BT)
+    owners = document_ids_BT.flatten()[starts[:-1]].tolist()
+    borders = starts.tolist()
     blocks_1N = None if block_ids_BT is None else block_ids_BT.reshape(1, -1)
     runs = []
     for start, stop, owner in zip(borders, borders[1:], owners, strict=False):
@@ -216,28 +246,81 @@ def attend_runs(
     return torch.cat(parts, dim=2)[0].transpose(0, 1).unflatten(0, query_BTHK.shape[:2])
 
 
-def flex_mask(document_ids_BT: Tensor, block_ids_BT: Tensor | None, window: int | None = None) -> Any:
-    """Return the rule as flex_attention's block-sparse mask, built once a batch."""
-    from torch.nn.attention.flex_attention import create_block_mask
+def attend_lengths(query_BTHK: Tensor, key_BTHK: Tensor, value_BTHK: Tensor, borders: Tensor, scaling: float) -> Tensor:
+    """Attend causally inside each document of the rows laid end to end, on a GPU in half precision."""
+    from torch.nn.attention.varlen import varlen_attn
 
-    rows, length = document_ids_BT.shape
-    rule = sees(document_ids_BT, block_ids_BT, window)
-    return create_block_mask(rule, rows, None, length, length, device=str(document_ids_BT.device))
+    rows, length, heads = query_BTHK.shape[:3]
+    query, key, value = (states.flatten(0, 1) for states in (query_BTHK, key_BTHK, value_BTHK))
+    if heads != key.shape[1]:
+        key, value = (states.repeat_interleave(heads // key.shape[1], 1) for states in (key, value))
+    out: Any = varlen_attn(query, key, value, borders, borders, length, length, scale=scaling, window_size=(-1, 0))
+    return out.view(rows, length, heads, -1)
+
+
+def flex_mask(document_ids_BT: Tensor, block_ids_BT: Tensor | None, window: int | None = None) -> Any:
+    """Return the rule as flex_attention's block-sparse mask, built once a batch, without waiting for the device.
+
+    Each document and each block must be one stretch, so that a token sees an interval of keys. Then a tile of the mask
+    is empty, or full, by the bounds of its edges: ``create_block_mask`` would call the rule on every pair, ten times as
+    long for the host. The kernel compares keys with two numbers a query, and loads nothing by key.
+    """
+    from torch.nn.attention.flex_attention import BlockMask
+
+    length = document_ids_BT.shape[1]
+    first_BT, last_BT = visible(document_ids_BT, block_ids_BT, window)
+    pad = -length % TILE
+    first_BNQ = F.pad(first_BT, (0, pad), value=length + pad).unflatten(1, (-1, TILE))
+    last_BNQ = F.pad(last_BT, (0, pad), value=-1).unflatten(1, (-1, TILE))
+    begin = torch.arange(0, length, TILE, device=first_BT.device)
+    end = begin + TILE - 1
+    touched = ((first_BNQ[..., None] <= end) & (last_BNQ[..., None] >= begin)).any(2)
+    full = (first_BNQ.amax(-1)[..., None] <= begin) & (last_BNQ.amin(-1)[..., None] >= end)
+
+    def rule(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (first_BT[row, query] <= key) & (key <= last_BT[row, query])
+
+    partial, whole = _listed(touched & ~full), _listed(full)
+    return BlockMask.from_kv_blocks(*partial, *whole, BLOCK_SIZE=TILE, mask_mod=rule, seq_lengths=(length, length))
+
+
+def _listed(tiles_BQK: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how many tiles each row of tiles has and which, those first, (B, 1, Q) and (B, 1, Q, K) int32."""
+    order = tiles_BQK.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
+    return tiles_BQK.sum(-1, dtype=torch.int32)[:, None], order.int()[:, None]
 
 
 def attend_flex(query_BTHK: Tensor, key_BTHK: Tensor, value_BTHK: Tensor, block_mask: Any, scaling: float) -> Tensor:
-    """Attend with flex_attention, compiled where that has a backward pass; (B, T, H, K) in and out."""
-    query, key, value = (heads.transpose(1, 2) for heads in (query_BTHK, key_BTHK, value_BTHK))
-    grouped = query.shape[1] != key.shape[1]
-    return compiled_flex()(query, key, value, block_mask=block_mask, scale=scaling, enable_gqa=grouped).transpose(1, 2)
-
-
-@cache
-def compiled_flex() -> Callable[..., Tensor]:
-    """Return flex_attention, compiled on first use: uncompiled it would build the T×T scores."""
+    """Attend with flex_attention, compiled: as it is written it would build the T×T scores; (B, T, H, K) in and out."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=False)
+    query, key, value = (heads.transpose(1, 2) for heads in (query_BTHK, key_BTHK, value_BTHK))
+    flex: Any = flex_attention if torch.compiler.is_compiling() else compiled(flex_attention, dynamic=False)
+    grouped = query.shape[1] != key.shape[1]
+    return flex(query, key, value, block_mask=block_mask, scale=scaling, enable_gqa=grouped).transpose(1, 2)
+
+
+def attend(
+    plan: AttentionPlan,
+    query_BTHK: Tensor,
+    key_BTHK: Tensor,
+    value_BTHK: Tensor,
+    scaling: float,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Attend as ``plan`` says, (B, T, H, K) in and out; keys and values may have fewer heads, except in runs."""
+    if plan.runs is not None:
+        return attend_runs(query_BTHK, key_BTHK, value_BTHK, plan.runs, scaling, dropout)
+    if plan.borders is not None:
+        return attend_lengths(query_BTHK, key_BTHK, value_BTHK, plan.borders, scaling)
+    if plan.block_mask is not None:
+        return attend_flex(query_BTHK, key_BTHK, value_BTHK, plan.block_mask, scaling)
+    query, key, value = (heads.transpose(1, 2) for heads in (query_BTHK, key_BTHK, value_BTHK))
+    causal, grouped = plan.way == "causal", query.shape[1] != key.shape[1]
+    attended = F.scaled_dot_product_attention(
+        query, key, value, plan.mask, dropout, is_causal=causal, scale=scaling, enable_gqa=grouped
+    )
+    return attended.transpose(1, 2)
 
 
 def eager_attention(
@@ -259,11 +342,12 @@ def eager_attention(
     return (weights @ value).transpose(1, 2), weights
 
 
-def refuse_flex_dropout(dropout: float) -> None:
-    """Raise ValueError where attention shall drop weights in packed rows on a GPU."""
-    if dropout:
+def refuse_dropout(plan: AttentionPlan, dropout: float) -> None:
+    """Raise ValueError where attention shall drop weights, and the kernel of packed rows on a GPU has none."""
+    if dropout and plan.way in ("lengths", "flex"):
+        kernel = "flex_attention" if plan.way == "flex" else "varlen_attn"
         raise ValueError(
-            f"attention_dropout is {dropout}, but flex_attention, which packed rows use on a GPU, has none; set "
+            f"attention_dropout is {dropout}, but {kernel}, which packed rows use on a GPU, has none; set "
             "text_config.attention_dropout=0"
         )
 

@@ -30,6 +30,7 @@ def _register_model(auto: ModuleType) -> None:
 
     for auto_class, name in (
         (auto.AutoModel, "KosmosModel"),
+        (auto.AutoModelForCausalLM, "KosmosForConditionalGeneration"),  # what TRL reads a reference model with
         (auto.AutoModelForImageTextToText, "KosmosForConditionalGeneration"),
     ):
         mapping = auto_class._model_mapping

@@ -8,10 +8,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .conversation import Conversation
 from .pictures import open_picture
-from .terminal import COMMANDS, Terminal, print_answer
+from .segments import SEGMENTS
+from .terminal import COMMANDS, FILES, Terminal, print_answer
 
 
 def main(argv: Sequence[str]) -> int:
@@ -22,8 +24,16 @@ def main(argv: Sequence[str]) -> int:
         epilog="While chatting:\n" + "\n".join(COMMANDS.values()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", help="checkpoint folder or run directory, e.g. runs/demo")
+    parser.add_argument("checkpoint", help="checkpoint folder, run directory (runs/demo) or name of the hub")
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="an image; may be given again")
+    for kind in FILES:
+        parser.add_argument(
+            f"--{kind}",
+            action="append",
+            default=[],
+            metavar="FILE",
+            help=f"{kind} for a model that has an encoder of it",
+        )
     parser.add_argument(
         "--adapter",
         action="append",
@@ -32,6 +42,9 @@ def main(argv: Sequence[str]) -> int:
         help="a tuning of the model; of several the first answers",
     )
     parser.add_argument("--ask", metavar="QUESTION", help="ask this, print the answer and end")
+    parser.add_argument(
+        "--grounding", action="store_true", help="answers say where in the picture things are, for a KOSMOS-2 model"
+    )
     parser.add_argument("--system", help="text in front of the conversation")
     parser.add_argument("--max-new-tokens", type=int, default=64, help="longest answer in tokens (64)")
     parser.add_argument("--temperature", type=float, default=0.0, help="sample with this temperature; 0: greedy")
@@ -44,13 +57,19 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(f"--temperature {arguments.temperature}: 0 is greedy, above it the answer is drawn")
     if arguments.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens {arguments.max_new_tokens}: an answer has at least one token")
-    images = [open_picture(Path(path).expanduser()) for path in arguments.image]
+    images: list[Any] = [open_picture(Path(path).expanduser()) for path in arguments.image]
+    images += [SEGMENTS[kind](Path(path).expanduser()) for kind in FILES for path in getattr(arguments, kind)]
     sampling = {"do_sample": True, "temperature": arguments.temperature} if arguments.temperature > 0 else {}
     if arguments.beside and not arguments.web:
         raise ValueError("--beside shows two checkpoints on a page: add --web")
     chats = [
         Conversation(
-            path, system=arguments.system, max_new_tokens=arguments.max_new_tokens, adapter=adapters, **sampling
+            path,
+            system=arguments.system,
+            max_new_tokens=arguments.max_new_tokens,
+            adapter=adapters,
+            grounding=arguments.grounding,
+            **sampling,
         )
         for path, adapters in ((arguments.checkpoint, arguments.adapter), (arguments.beside, ()))
         if path is not None

@@ -20,7 +20,7 @@ from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers.configuration_utils import PreTrainedConfig
 
-from .limits import check_encoder, check_sizes
+from .limits import check_encoder, check_kinds, check_sizes
 from .suggest import suggest
 
 log = logging.getLogger("kosmos")
@@ -193,6 +193,8 @@ class KosmosVisionConfig(PreTrainedConfig):
 
 # Kinds of connectors that make num_queries features, however many they read.
 QUERYING = ("xconnector", "resampler")
+# Modalities beside images and text spans.
+FURTHER = ("audio", "video")
 # Parts that every model has.
 REQUIRED = ("text_config", "connector_config")
 VIT_L_14 = {"image_size": 224, "layers": 24, "width": 1024, "patch_size": 14}
@@ -209,6 +211,7 @@ class KosmosConnectorConfig(PreTrainedConfig):
         num_queries: outputs of xconnector and resampler, the places that an image takes.
         depth, head_dim: layers of the resampler and the width of its heads.
         hidden_act: activation of the kinds that have one.
+        num_frames: most frames of a video, each of which gets an embedding of its time; None: not for videos.
     """
 
     model_type = "kosmos_connector"
@@ -219,6 +222,7 @@ class KosmosConnectorConfig(PreTrainedConfig):
     num_heads: int | None = None
     depth: int = 6
     head_dim: int = 64
+    num_frames: int | None = None
     hidden_act: str = "gelu"
 
 
@@ -241,6 +245,72 @@ class KosmosSpanEncoderConfig(PreTrainedConfig):
         if self.model_config is not None:
             check_encoder(str(self.model_config.get("model_type")), self.model_config)
         super().__post_init__(**kwargs)
+
+
+@checked
+class KosmosEntityConfig(PreTrainedConfig):
+    """The tables of entities, see entities.py.
+
+    Attributes:
+        kinds: number of ids of each kind: ``{"user": 1000, "item": 200}``; those of the processor.
+        hidden_size: width of a table.
+        unknown_rate: share of the ids that training takes for unknown ones.
+        rating: whether a head predicts ratings at the places of entities (PETER).
+    """
+
+    model_type = "kosmos_entity"
+    base_config_key = "entity_config"
+
+    kinds: dict[str, Any] | None = None
+    hidden_size: int = 64
+    unknown_rate: float | int = 0.1
+    rating: bool = False
+
+    def validate_architecture(self) -> None:
+        """Part of ``@strict`` validation: refuse kinds without ids and rates that are none."""
+        check_kinds(self.kinds if self.kinds is not None else {"entity": 1})
+        if not 0 <= self.unknown_rate < 1:
+            raise ValueError(f"unknown_rate is {self.unknown_rate}; it must lie from 0 to below 1")
+
+
+@checked
+class KosmosAudioConfig(PreTrainedConfig):
+    """The encoder of sounds: any audio encoder of transformers (Whisper, AST, wav2vec 2.0 …).
+
+    Attributes:
+        model_config: the encoder's own config as a dict with its ``model_type`` (``whisper``,
+            ``audio-spectrogram-transformer``, ``wav2vec2`` …).
+        input_shape: what its feature extractor makes of a sound: mel bins and frames, frames and mel bins, or samples.
+            None: read from ``model_config``, where that says it.
+        train_last_blocks: how many of the last layers learn; the rest is frozen.
+    """
+
+    model_type = "kosmos_audio"
+    base_config_key = "audio_config"
+
+    model_config: dict[str, Any] | None = None
+    input_shape: list[int] | tuple[int, ...] | None = None
+    train_last_blocks: int = 0
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.model_config is not None:  # transformers makes empty ones, to compare with
+            check_encoder(str(self.model_config.get("model_type")), self.model_config)
+            if self.input_shape is None:
+                self.input_shape = self._input_shape(self.model_config)
+        super().__post_init__(**kwargs)
+
+    @staticmethod
+    def _input_shape(fields: dict[str, Any]) -> list[int]:
+        """Whisper's two convolutions halve the frames; AST's config has what it reads."""
+        kind = fields.get("model_type")
+        if kind == "whisper":
+            return [fields.get("num_mel_bins", 80), 2 * fields.get("max_source_positions", 1500)]
+        if kind == "audio-spectrogram-transformer":
+            return [fields.get("max_length", 1024), fields.get("num_mel_bins", 128)]
+        raise ValueError(
+            f"audio_config.input_shape is needed for a {kind}: the shape of what its feature extractor makes of a "
+            "sound, for instance [480000], the samples of 30 s"
+        )
 
 
 def text_config(fields: dict[str, Any]) -> PreTrainedConfig:
@@ -266,16 +336,33 @@ def text_config(fields: dict[str, Any]) -> PreTrainedConfig:
 class KosmosConfig(PreTrainedConfig):
     """A whole model. ``vision_config=None`` makes a text-only one, ``span_encoder_config`` adds text spans.
 
+    Each further modality has a config of its encoder, one of its connector (which has queries), and a placeholder:
+    ``audio_config``, ``audio_connector_config`` and ``audio_token_id`` for sounds. The frames of a video go through the
+    vision tower, so videos have ``video_connector_config`` and ``video_token_id`` only.
+
     Attributes:
         text_config: the decoder, ours by default; with the ``model_type`` of a causal language model of transformers
             (``llama``, ``qwen3`` …) and its fields, that one.
         vision_config: the vision tower; None: a model of text.
         connector_config, span_connector_config: from features of images, and of spans, to the decoder's width.
         span_encoder_config: the encoder of text spans; None: there is none.
+        audio_config: the encoder of sounds; None: there is none.
+        audio_connector_config, video_connector_config: from features of sounds, and of the frames of videos (which the
+            vision tower reads), to the decoder's width; with queries.
+        audio_token_id, video_token_id: the ids of the placeholders of sounds and videos.
+        entity_config: the tables of entities (people, products); None: there are none.
+        entity_connector_config: from a row of a table to the decoder's width.
         image_token_id: the id of the image placeholder; may lie outside the vocabulary, it is replaced before lookup.
         boi_token_id, eoi_token_id: the tokens around an image.
         span_token_id: the id of the text-span placeholder.
-        num_image_tokens: decoder positions an image takes; None: ``connector_config.num_queries``.
+        coupling: how images come to the decoder: ``input``, their features stand in its rows; ``cross_attention``
+            (Flamingo), gated layers attend to the image before each token, and an image takes one position.
+        cross_attention_every: such a layer stands before every n-th layer of the decoder.
+        cross_attention_heads, cross_attention_head_dim: their attention heads (Flamingo: 8 of width 64).
+        entity_token_id: the id of the placeholder of an entity; with an ``entity_config`` by default the first id
+            behind the vocabulary.
+        num_image_tokens: decoder positions an image takes; None: ``connector_config.num_queries``, 1 where it is
+            attended to.
         num_span_tokens: decoder positions a text span takes; None: ``num_queries`` of a span connector that has queries
             (``xconnector``, ``resampler``), otherwise one for each token of the span.
         tie_word_embeddings: the output matrix is the decoder's embedding.
@@ -289,6 +376,11 @@ class KosmosConfig(PreTrainedConfig):
         "connector_config": KosmosConnectorConfig,
         "span_encoder_config": KosmosSpanEncoderConfig,
         "span_connector_config": KosmosConnectorConfig,
+        "entity_config": KosmosEntityConfig,
+        "entity_connector_config": KosmosConnectorConfig,
+        "audio_config": KosmosAudioConfig,
+        "audio_connector_config": KosmosConnectorConfig,
+        "video_connector_config": KosmosConnectorConfig,
     }
 
     text_config: dict | PreTrainedConfig | None = None
@@ -296,10 +388,22 @@ class KosmosConfig(PreTrainedConfig):
     connector_config: dict | PreTrainedConfig | None = None
     span_encoder_config: dict | PreTrainedConfig | None = None
     span_connector_config: dict | PreTrainedConfig | None = None
+    entity_config: dict | PreTrainedConfig | None = None
+    entity_connector_config: dict | PreTrainedConfig | None = None
+    audio_config: dict | PreTrainedConfig | None = None
+    audio_connector_config: dict | PreTrainedConfig | None = None
+    audio_token_id: int | None = None
+    video_connector_config: dict | PreTrainedConfig | None = None
+    video_token_id: int | None = None
     image_token_id: int | None = 64007
     boi_token_id: int | None = 64003
     eoi_token_id: int | None = 64004
     span_token_id: int | None = None
+    entity_token_id: int | None = None
+    coupling: Literal["input", "cross_attention"] = "input"
+    cross_attention_every: int = 4
+    cross_attention_heads: int = 8
+    cross_attention_head_dim: int = 64
     num_image_tokens: int | None = None
     num_span_tokens: int | None = None
     tie_word_embeddings: bool = True
@@ -307,6 +411,10 @@ class KosmosConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if self.span_encoder_config is not None and self.span_connector_config is None:
             self.span_connector_config = {"kind": "linear"}
+        if self.entity_config is not None and self.entity_connector_config is None:
+            self.entity_connector_config = {"kind": "mlp"}
+        if self.audio_config is not None and self.audio_connector_config is None:
+            self.audio_connector_config = {}
         for name, part in self.sub_configs.items():
             given = getattr(self, name)
             if isinstance(given, dict) or (given is None and name in REQUIRED):
@@ -314,9 +422,15 @@ class KosmosConfig(PreTrainedConfig):
                 setattr(self, name, made)
         if self.text_config.model_type != KosmosTextConfig.model_type:  # ours is tied or not as the whole model says
             self.tie_word_embeddings = self.text_config.tie_word_embeddings
+        if self.video_connector_config is not None and self.video_connector_config.num_frames is None:
+            self.video_connector_config.num_frames = 8  # Flamingo trains with as many
         super().__post_init__(**kwargs)
+        if not hasattr(self, "auto_map"):  # TRL reads it of every model that is not transformers' own
+            self.auto_map: dict[str, str] = {}
         if self.num_image_tokens is None:
-            self.num_image_tokens = self.connector_config.num_queries
+            self.num_image_tokens = 1 if self.coupling == "cross_attention" else self.connector_config.num_queries
+        if self.entity_config is not None and self.entity_token_id is None:
+            self.entity_token_id = self.text_config.vocab_size
         if self.num_span_tokens is None and self._span_queries() is not None:
             self.num_span_tokens = self._span_queries()
 
@@ -324,6 +438,17 @@ class KosmosConfig(PreTrainedConfig):
     def default_config_fields(cls) -> dict[str, Any]:
         """As in transformers, which leaves out of config.json what parts named here share with its defaults."""
         return {**super().default_config_fields(), **{name: {} for name in cls.sub_configs}}
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers; a model that brings no code says nothing of it."""
+        fields = super().to_dict()
+        if not fields.get("auto_map", True):
+            del fields["auto_map"]
+        return fields
+
+    def places_of(self, modality: str) -> int:
+        """Return the places that one input of a modality takes, whose connector has queries."""
+        return getattr(self, f"{modality}_connector_config").num_queries
 
     def _span_queries(self) -> int | None:
         """Return how many features the span connector makes of a span; None: one for each token."""
@@ -336,14 +461,73 @@ class KosmosConfig(PreTrainedConfig):
             raise ValueError("a model with a vision_config needs image_token_id, the id of the image placeholder")
         if self.span_encoder_config is not None and self.span_token_id is None:
             raise ValueError("a model with a span_encoder_config needs span_token_id, the id of the span placeholder")
-        if self.span_token_id is not None and self.span_token_id == self.image_token_id:
-            raise ValueError(f"image_token_id and span_token_id are both {self.image_token_id}")
+        self._check_coupling()
+        self._validate_entities()
+        self._check_further()
         if self.num_span_tokens != self._span_queries():
             kind = getattr(self.span_connector_config, "kind", None)
             raise ValueError(
                 f"num_span_tokens is {self.num_span_tokens}, but a span_connector_config of kind {kind!r} makes "
                 f"{self._span_queries() or 'one feature a token'}; leave num_span_tokens out, or set num_queries"
             )
+
+    def cross_layers(self) -> list[int]:
+        """Return the decoder's layers that have cross-attention before them; none where features stand in the rows."""
+        if self.coupling == "input":
+            return []
+        every = self.cross_attention_every
+        return list(range(every - 1, self.get_text_config().num_hidden_layers, every))
+
+    def _check_coupling(self) -> None:
+        if self.coupling == "input":
+            return
+        size = self.text_config.vocab_size
+        if self.vision_config is None:
+            raise ValueError("coupling: cross_attention attends to images, but there is no vision_config")
+        if self.num_image_tokens != 1:
+            raise ValueError(
+                f"coupling: cross_attention takes one position an image, num_image_tokens is {self.num_image_tokens}; "
+                "make the processor with num_image_tokens=1 (the connector's num_queries are what is attended to)"
+            )
+        if self.image_token_id is not None and self.image_token_id >= size:
+            raise ValueError(
+                f"coupling: cross_attention reads the placeholder's own embedding, but image_token_id "
+                f"{self.image_token_id} lies outside the vocabulary of {size}"
+            )
+        if not self.cross_layers():
+            raise ValueError(f"cross_attention_every is {self.cross_attention_every}, more than the decoder's layers")
+
+    def _validate_entities(self) -> None:
+        if self.entity_config is None:
+            return
+        if self.entity_token_id in (self.image_token_id, self.span_token_id):
+            raise ValueError(f"entity_token_id is {self.entity_token_id}, as another placeholder's")
+        if self.entity_connector_config.kind in QUERYING:
+            raise ValueError(
+                f"entity_connector_config.kind is {self.entity_connector_config.kind!r}, but an entity has one "
+                "feature; take linear, mlp or ffn3"
+            )
+
+    def _check_further(self) -> None:
+        """Every encoder has a placeholder of its own, and a further modality a connector with queries."""
+        for name in FURTHER:
+            connector = getattr(self, f"{name}_connector_config")
+            if connector is None:
+                continue
+            if getattr(self, f"{name}_token_id") is None:
+                raise ValueError(f"a model that reads {name} needs {name}_token_id, the id of its placeholder")
+            if connector.kind not in QUERYING:
+                raise ValueError(
+                    f"{name}_connector_config.kind is {connector.kind!r}: an encoder of {name} makes too many features "
+                    f"for the decoder; choose {' or '.join(QUERYING)}"
+                )
+        if self.video_connector_config is not None and self.vision_config is None:
+            raise ValueError("a model that reads video needs a vision_config: its tower reads the frames")
+        tokens: dict[int, str] = {}
+        for field in ("image_token_id", "span_token_id", "entity_token_id", *(f"{name}_token_id" for name in FURTHER)):
+            token = getattr(self, field)
+            if token is not None and tokens.setdefault(token, field) != field:
+                raise ValueError(f"{tokens[token]} and {field} are both {token}")
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "KosmosConfig":

@@ -8,10 +8,14 @@
 | ``xconnector`` | Linear(in→d), one attention of learned queries over features and queries | KOSMOS-2 |
 | ``resampler`` | Perceiver layers at the encoder's width, norm, Linear(in→d) | Flamingo, cited by KOSMOS-1 |
 
+A video's frames (``num_frames``) get a learned embedding of their time each before one of the last two reads all of
+them (Flamingo, section 3.1.1).
+
 Differs from the papers: KOSMOS-1 says "Resampler [Flamingo]" while its authors' code has the single cross-attention;
 both are here. Flamingo's media-time embeddings are left out: images are told apart by their place in the text. The
 resampler's output is multiplied by d^-½: its last norm makes unit variance, while a token embedding has variance 1/d
 before the decoder multiplies both by √d; Flamingo's cross-attention has no such factor.
+The embeddings of time begin as zeros, Flamingo's at random: a video of one frame begins as the image that it is.
 Text spans of different lengths come to the last two padded, with a mask.
 """
 
@@ -20,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -139,6 +144,29 @@ class Resampler(nn.Module):
         return self.dense(self.norm(latents)) * self.dense.out_features**-0.5
 
 
+class FrameConnector(nn.Module):
+    """The frames of a video: the embedding of its time is added to each, then one connector reads all."""
+
+    def __init__(self, config: KosmosConnectorConfig, width_in: int, width_out: int, num_heads: int) -> None:
+        super().__init__()
+        self.times = nn.Parameter(torch.zeros(config.num_frames or 1, width_in))
+        self.start = _start_times
+        self.reader = CONNECTORS[config.kind](config, width_in, width_out, num_heads)
+
+    def forward(self, features_VFPC: Tensor, valid_VF: Tensor | None = None) -> Tensor:
+        """Frames of videos (V, F, P, C), of which ``valid_VF`` (default: all) count, to (V, Q, D).
+
+        Raises:
+            ValueError: more frames than embeddings of time.
+        """
+        frames, most = features_VFPC.shape[1], len(self.times)
+        if frames > most:
+            raise ValueError(f"a video of {frames} frames, but video_connector_config.num_frames is {most}")
+        timed = features_VFPC + self.times[:frames, None].to(features_VFPC.dtype)
+        valid_VP = None if valid_VF is None else valid_VF.repeat_interleave(timed.shape[2], dim=1)
+        return self.reader(timed.flatten(1, 2), valid_VP)
+
+
 CONNECTORS: dict[str, Callable[..., nn.Module]] = {
     "linear": FeedForwardConnector,
     "mlp": FeedForwardConnector,
@@ -150,7 +178,12 @@ CONNECTORS: dict[str, Callable[..., nn.Module]] = {
 
 def build_connector(config: KosmosConnectorConfig, width_in: int, width_out: int, num_heads: int) -> nn.Module:
     """Return the connector ``config.kind`` from encoder width to decoder width; ``num_heads`` are the decoder's."""
-    return CONNECTORS[config.kind](config, width_in, width_out, num_heads)
+    kind = CONNECTORS[config.kind] if config.num_frames is None else FrameConnector
+    return kind(config, width_in, width_out, num_heads)
+
+
+def _start_times(module: Any) -> None:
+    init.zeros_(module.times)
 
 
 def _start_latents(module: nn.Module) -> None:

@@ -6,15 +6,20 @@ evaluated on; an answer ends where the checkpoint's rules of writing say: at ``<
 
 from __future__ import annotations
 
+import base64
 import copy
 import html
 from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from .grounding import BEGIN as GROUNDING
+from .grounding import draw_boxes, read_answer, to_picture
 from .loading import find_model, load
-from .pictures import as_data_uri, open_picture
-from .segments import TooLong
+from .media import file_bytes
+from .pictures import as_data_uri, on_white, open_picture, upright
+from .segments import SEGMENTS, Audio, Phrase, Span, TooLong, modality_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +28,7 @@ if TYPE_CHECKING:
     from .modeling_kosmos import KosmosForConditionalGeneration
     from .processing_kosmos import KosmosProcessor
 
-    Picture: TypeAlias = str | Path | bytes | Image | np.ndarray
+    Picture: TypeAlias = str | Path | bytes | Image | np.ndarray | Audio
     Part: TypeAlias = dict[str, Any]
 
 LONGEST_ANSWER = 64
@@ -37,6 +42,7 @@ class Conversation:
         processor: its processor; read from the same path if ``model`` is one.
         system: text in front of the conversation.
         max_new_tokens: longest answer, in tokens; 64, unless ``generation`` says how long it may be.
+        grounding: let answers have phrases with boxes (KOSMOS-2): ``<grounding>`` begins each answer.
         adapter: one or several tunings of the model (``kosmos.tuning``); the first answers until :meth:`use`.
         **generation: anything ``generate()`` takes, e.g. ``do_sample=True, temperature=0.7``; greedy by default. Beams
             write no answer piece by piece, it comes as a whole.
@@ -56,6 +62,7 @@ class Conversation:
         system: str | None = None,
         max_new_tokens: int | None = None,
         adapter: Sequence[str | Path] | str | Path = (),
+        grounding: bool = False,
         **generation: Any,
     ) -> None:
         self.checkpoint: Path | None = None
@@ -75,6 +82,10 @@ class Conversation:
         self.model = model
         self.processor = processor
         self.system = system
+        self._may_point = bool(processor.grounding_ids)
+        if grounding and not self._may_point:
+            raise ValueError("grounding: this model's tokenizer has no tokens for phrases and boxes")
+        self.grounding = grounding
         self.generation = self._defaults(max_new_tokens, generation)
         self.messages: list[dict[str, Any]] = []
         self.forgotten = 0
@@ -117,15 +128,16 @@ class Conversation:
 
         Args:
             question: what is asked. Or a list of texts and pictures in their order, ``["Is", red, "or", blue, "new"]``:
-                in it a ``Path`` is a picture and a ``str`` is text.
+                in it a ``Path`` is a picture and a ``str`` is text. What else an encoder of the model reads is one of
+                its segments: ``[Audio(Path("dog.ogg")), "what animal is it?"]``.
             images: pictures shown before it: paths, Pillow images, arrays (H, W, 3) of uint8, or a file's bytes.
             context: texts before it that the bidirectional text encoder reads (MetaLM), for a model that has one.
             forget: drop the oldest turns where the conversation has outgrown the model, instead of refusing.
 
         Raises:
             TooLong: a ValueError; the conversation has outgrown the model.
-            ValueError: nothing is asked, an image cannot be read, or a context is given to a model without a text
-                encoder.
+            ValueError: nothing is asked, an image or sound cannot be read, or the model has no encoder for what is
+                given.
         """
         return "".join(self.stream(question, images, context, forget))
 
@@ -148,10 +160,10 @@ class Conversation:
 
         asked = {"role": "user", "content": parts}
         inputs = self._inputs_of(asked, forget)
-        answer = ""
+        answer, ids = "", list[int]()
         whole = False
         try:
-            for piece in stream_answer(self.model, self.processor, inputs, self.generation):
+            for piece in stream_answer(self.model, self.processor, inputs, self.generation, ids):
                 answer += piece
                 yield piece
             whole = True
@@ -160,8 +172,19 @@ class Conversation:
             raise
         finally:
             if whole:
-                said = {"role": "assistant", "content": [{"type": "text", "text": answer.strip()}]}
-                self.messages += [asked, said]
+                said = {"type": "text", "text": answer.strip(), **self._boxes(ids, parts)}
+                self.messages += [asked, {"role": "assistant", "content": [said]}]
+
+    def _boxes(self, ids: list[int], parts: list[Part]) -> Part:
+        """The text and the boxes of an answer that points at something; nothing for any other."""
+        if not self._may_point:  # an answer may also end because the interpreter does: nothing is left to decode with
+            return {}
+        text, phrases = read_answer(self.processor, ids)
+        shown = [*self.pictures(), *(part["image"] for part in parts if part["type"] == "image")]
+        if not phrases or not shown:
+            return {}
+        whole = to_picture(phrases, upright(shown[-1]).size, self.processor.image_processor.crop)
+        return {"text": text, "boxes": [phrase.as_json() for phrase in whole]}
 
     def question(
         self,
@@ -179,12 +202,13 @@ class Conversation:
             raise ValueError(f"a question is text, or a list of texts and pictures, not {type(question).__name__}")
         if not any(isinstance(part, str) and part.strip() for part in asked):
             raise ValueError("the question is empty; ask something, for instance what is in the picture")
-        if any(not isinstance(part, str) for part in (*asked, *given)) or given:
+        shown = [*given, *(part for part in asked if not isinstance(part, str))]
+        if any(not isinstance(part, tuple(SEGMENTS.values())) for part in shown):
             self._refuse_blind()
         return [
-            *({"type": "image", "image": open_picture(image)} for image in given),
+            *(self._part(image) for image in given),
             *({"type": "span", "text": text} for text in spans),
-            *({"type": "text", "text": part} if isinstance(part, str) else _picture_part(part) for part in asked),
+            *({"type": "text", "text": part} if isinstance(part, str) else self._part(part) for part in asked),
         ]
 
     def take_back(self) -> list[Part]:
@@ -249,6 +273,28 @@ class Conversation:
         text = page if path.suffix == ".html" else json.dumps(self.export(), ensure_ascii=False, indent=1)
         path.write_text(text, encoding="utf-8", errors="replace")  # what a terminal hands on may be half a character
 
+    def _part(self, given: Any) -> Part:
+        """A part of a message of what a person gave: a picture, or a segment; its file is read now and here."""
+        if not isinstance(given, tuple(SEGMENTS.values())):
+            return {"type": "image", "image": open_picture(given)}
+        kind, segment = modality_name(given), self.readable(given)
+        return {"type": kind, "text": segment.text} if isinstance(segment, Span) else {"type": kind, kind: segment}
+
+    def readable(self, segment: Any) -> Any:
+        """Return a segment with the bytes of its files.
+
+        Raises:
+            ValueError: the model has no encoder that reads it.
+            FileNotFoundError: no such file.
+        """
+        from .modalities import MODALITIES  # it imports torch
+
+        kind = modality_name(segment)
+        if getattr(self.model.config, MODALITIES[kind].connector_config, None) is None:
+            raise ValueError(f"{kind} was given, but this model has no encoder of it; ask without")
+        files = getattr(segment, "files", ())
+        return replace(segment, **{name: file_bytes(getattr(segment, name), kind) for name in files})
+
     def _refuse_blind(self) -> None:
         if self.model.config.vision_config is None:
             raise ValueError("a picture was given, but this model has no vision encoder; ask without pictures")
@@ -266,9 +312,15 @@ class Conversation:
                 self.forgotten += 1
 
     def _inputs(self, messages: list[dict[str, Any]]) -> dict[str, Any]:
+        import torch.nn.functional as F
+
         inputs: Any = self.processor.apply_chat_template(
             messages, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
         )
+        if self.grounding:  # as a grounded answer begins in a document
+            begin = self.processor.token_id(GROUNDING)
+            inputs["input_ids"] = F.pad(inputs["input_ids"], (0, 1), value=begin)
+            inputs["attention_mask"] = F.pad(inputs["attention_mask"], (0, 1), value=1)
         return {name: inputs[name].to(self.model.device) for name in inputs}
 
     def _all_parts(self) -> list[Part]:
@@ -276,15 +328,35 @@ class Conversation:
 
     def _repr_html_(self) -> str:
         rows = []
-        for message in self.messages:
+        for message in with_pictures(self.messages):
             body = "".join(_html_part(part) for part in _parts_of(message))
             side = "left" if message["role"] == "assistant" else "right"
             rows.append(f'<div style="text-align:{side};margin:6px 0"><b>{message["role"]}</b><br>{body}</div>')
         return f'<div style="max-width:640px;font-family:sans-serif">{"".join(rows) or "(nothing said yet)"}</div>'
 
 
-def _picture_part(picture: Any) -> Part:
-    return {"type": "image", "image": open_picture(picture)}
+def with_pictures(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return messages to look at: behind a text with boxes the picture before it, with the boxes drawn in."""
+    shown: list[dict[str, Any]] = []
+    picture = None
+    for message in messages:
+        parts: list[Part] = []
+        for part in _parts_of(message):
+            picture = part["image"] if part["type"] == "image" else picture
+            parts.append(part)
+            if part.get("boxes") and picture is not None:
+                parts.append({"type": "image", "image": _drawn(picture, part)})
+        shown.append({**message, "content": parts})
+    return shown
+
+
+def _drawn(picture: Any, part: Part) -> Any:
+    """The picture with the boxes of a text, drawn once: a page shows it again with every token that comes."""
+    key, drawn = repr(part), picture.__dict__.setdefault("with_boxes", {})
+    if key not in drawn:
+        phrases = [Phrase.from_json(entry) for entry in part["boxes"]]
+        drawn[key] = draw_boxes(on_white(upright(picture)), part["text"], phrases)
+    return drawn[key]
 
 
 def _parts_of(message: dict[str, Any]) -> list[Part]:
@@ -293,12 +365,32 @@ def _parts_of(message: dict[str, Any]) -> list[Part]:
 
 
 def _exported(part: Part) -> Part:
-    if part["type"] != "image":
+    if part["type"] in ("text", "span"):
         return part
+    if part["type"] != "image":
+        return {"type": part["type"], part["type"]: _plain(part[part["type"]])}
     return {"type": "image_url", "image_url": {"url": as_data_uri(part["image"])}}
 
 
 def _html_part(part: Part) -> str:
-    if part["type"] != "image":
+    if part["type"] in ("text", "span"):
         return html.escape(part["text"])
+    if part["type"] != "image":
+        return _played(part["type"], part[part["type"]])
     return f'<img style="min-width:96px" src="{as_data_uri(part["image"], largest=256)}"><br>'
+
+
+def _plain(segment: Any) -> dict[str, Any]:
+    """A segment as JSON takes it, the bytes of its files as ``data:`` addresses."""
+    content = {each.name: getattr(segment, each.name) for each in fields(segment)}
+    return {name: _address(value) if isinstance(value, bytes) else value for name, value in content.items()}
+
+
+def _played(kind: str, segment: Any) -> str:
+    """HTML that plays the files of a segment."""
+    files = [getattr(segment, name) for name in getattr(segment, "files", ())]
+    return "".join(f'<{kind} controls src="{_address(data)}"></{kind}><br>' for data in files) or html.escape(kind)
+
+
+def _address(data: bytes) -> str:
+    return f"data:application/octet-stream;base64,{base64.b64encode(data).decode()}"

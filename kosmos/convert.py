@@ -4,7 +4,7 @@ Tensors are only renamed, shard by shard, so a conversion there and back is equa
 shard. The result is checked against the model's own tensor names and shapes before it is reported as done. Only
 safetensors are read: a pickle from elsewhere can run code.
 
-    kosmos convert --from kosmos2 SRC DST
+    kosmos convert --from kosmos2 SRC DST         SRC is a folder, or a name: microsoft/kosmos-2-patch14-224
     kosmos convert --to kosmos2 SRC DST
     kosmos convert --from torchscale SRC DST      SRC holds decoder.safetensors and config.json (DecoderConfig fields)
 """
@@ -29,6 +29,7 @@ from transformers import PreTrainedModel
 from .atomic import open_to_umask
 from .configuration_kosmos import KosmosConfig
 from .convert_config import hf_kosmos2_fields, kosmos2_config, torchscale_config
+from .hub import fetch, is_name
 from .modeling_kosmos import KosmosForConditionalGeneration
 
 log = logging.getLogger("kosmos")
@@ -176,6 +177,8 @@ def _read(file: Path) -> Iterator[tuple[str, Tensor]]:
 
 def _folders(source: str | Path, target: str | Path) -> tuple[Path, Path]:
     source, target = Path(source), Path(target)
+    if is_name(source):
+        source = fetch(str(source))
     if not source.is_dir():
         raise FileNotFoundError(f"{source} is not a folder; give the checkpoint's folder")
     if source.resolve() == target.resolve():
@@ -275,7 +278,9 @@ def main(argv: list[str]) -> int:
         "--from", dest="reader", choices=READERS, help="SRC is a checkpoint of this kind, DST becomes ours"
     )
     way.add_argument("--to", dest="writer", choices=WRITERS, help="SRC is ours, DST becomes a checkpoint of this kind")
-    parser.add_argument("source", metavar="SRC", help="folder to read; of ours a run directory too")
+    parser.add_argument(
+        "source", metavar="SRC", help="folder to read, of ours a run directory too, or a name of the hub"
+    )
     parser.add_argument("target", metavar="DST", help="new folder to write")
     arguments = parser.parse_args(argv)
     from .loading import find_checkpoint

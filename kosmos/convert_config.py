@@ -64,6 +64,7 @@ def hf_kosmos2_fields(config: KosmosConfig) -> dict[str, Any]:
         "l2_normalize": (vision.l2_normalize if vision else None, True),
         "connector": (config.connector_config.kind, "xconnector"),
         "connector heads": (config.connector_config.num_heads or text.num_attention_heads, text.num_attention_heads),
+        "coupling": (config.coupling, "input"),
         "span encoder": (config.span_encoder_config, None),
     }
     wrong = [f"{name} is {ours!r}, Kosmos-2 has {theirs!r}" for name, (ours, theirs) in has.items() if ours != theirs]

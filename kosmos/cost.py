@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .modalities import MODALITIES, Modality
+from .configuration_kosmos import QUERYING
+from .modalities import IMAGE, MODALITIES, Modality
 
 # Dense bf16 peaks in FLOP/s from the vendors' data sheets (not the doubled sparse figures).
 PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12,
@@ -72,22 +73,53 @@ def model_cost(model: Any, row_tokens: int) -> Cost:
         part, size = part_of(name), parameter.numel()
         parameters[part] += size
         frozen[part] += 0 if parameter.requires_grad else size
-        if part == "decoder" and parameter.ndim > 1:
+        if part in ("decoder", "cross_attention") and parameter.ndim > 1 and not _of_images(name):
             matrices += _times(parameter) * size * _share_used(name, text)
     output = model.get_output_embeddings().weight  # its lookup, if it is the embeddings too, is free
     # 6 passes over half of the square of scores, twice: queries by keys, weights by values
     attention = 12.0 * attention_width(text) * sum(_keys_seen(window, row_tokens) for window in windows(text))
+    attention += 12.0 * _cross_keys(model)
     return Cost(
         parameters={part: count for part, count in parameters.items() if count},
         frozen={part: frozen[part] for part, count in parameters.items() if count},
         token_flops=float(matrices + _times(output) * output.numel()) + attention,
         attention_flops=attention,
         unit_flops={
-            modality.name: unit_flops(model.model, modality)
+            modality.name: unit_flops(model.model, modality) + (_image_keys(model) if modality is IMAGE else 0.0)
             for modality in MODALITIES.values()
-            if getattr(model.model, modality.encoder, None) is not None
+            if getattr(model.model, modality.connector, None) is not None
         },
     )
+
+
+def _of_images(name: str) -> bool:
+    """Whether a weight of the cross-attention is multiplied with features of images, not with tokens."""
+    return name.endswith("kv_proj.weight") and part_of(name) == "cross_attention"
+
+
+def _cross_keys(model: Any) -> float:
+    """Return keys times width that a token's queries meet in cross-attention; each token is taken to see an image."""
+    config = model.config
+    layers = len(config.cross_layers())
+    if not layers:
+        return 0.0
+    made = _image_features(model)
+    return float(layers * config.cross_attention_heads * config.cross_attention_head_dim * made)
+
+
+def _image_keys(model: Any) -> float:
+    """Return the FLOPs of an image's keys and values in the layers of cross-attention."""
+    config = model.config
+    if not config.cross_layers():
+        return 0.0
+    made = _image_features(model)
+    weights = [weight for name, weight in model.named_parameters() if _of_images(name)]
+    return float(sum(_times(weight) * weight.numel() * made for weight in weights))
+
+
+def _image_features(model: Any) -> int:
+    connector = model.config.connector_config
+    return connector.num_queries if connector.kind in QUERYING else model.model.vision_tower.count_tokens()
 
 
 def attention_width(text: Any) -> int:
@@ -223,7 +255,7 @@ def device_peak() -> float | None:
 def part_names() -> list[str]:
     """Return the names of all parts that a model may have."""
     encoded = [part for modality in MODALITIES.values() for part in modality.parts]
-    return list(dict.fromkeys(["decoder", "embeddings", *encoded]))
+    return list(dict.fromkeys(["decoder", "embeddings", *encoded, "cross_attention"]))
 
 
 def part_of(name: str) -> str:
@@ -237,6 +269,8 @@ def part_of(name: str) -> str:
     for component in name.split("."):
         if component in parts:
             return parts[component]
+        if component == "cross_attention":
+            return component
     if any(word in name for word in EMBEDDINGS):
         return "embeddings"
     return "decoder"

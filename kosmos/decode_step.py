@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from .configuration_kosmos import KosmosTextConfig
+from .cross_attention import Held
 from .decoder import KosmosAttention, KosmosBlock, KosmosDecoder, KosmosFeedForward
 
 
@@ -69,6 +70,24 @@ class GrowingCache(DynamicCache):
     def __init__(self, config: KosmosTextConfig) -> None:
         super().__init__(config=config)
         self.layers = [GrowingLayer() for _ in range(config.num_hidden_layers)]
+        self.media: Held | None = None  # what cross-attention looks at
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows."""
+        super().batch_select_indices(indices)
+        self.media = self.media and self.media.select(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row."""
+        super().batch_repeat_interleave(repeats)
+        if self.media is not None:
+            rows = torch.arange(len(self.media.there_B), device=self.media.there_B.device)
+            self.media = self.media.select(rows.repeat_interleave(repeats))
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        self.media = None
 
     def select(self, rows: Tensor) -> GrowingCache:
         """Return a copy of the given rows, repeated or left out as the index says."""
@@ -202,7 +221,8 @@ class DecodeStep:
     def _factors(self, position_ids_N1: Tensor) -> Tensor:
         rotation = self.decoder.positions.rotation(position_ids_N1)
         assert rotation is not None
-        return torch.cat([rotation, torch.ones_like(rotation[:, :, :1])], dim=2)[:, 0]
+        factors = torch.view_as_complex(rotation)
+        return torch.cat([factors, torch.ones_like(factors[:, :, :1])], dim=2)[:, 0]
 
     def _mask(self, attention_mask: Tensor | None, cache: Cache) -> Tensor | None:
         """Return what sdpa needs. A mask of ones stays one as long as its cache grows, so it is looked at once."""

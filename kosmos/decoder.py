@@ -29,16 +29,17 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention import (
     AttentionPlan,
-    attend_flex,
-    attend_runs,
+    attend,
     eager_attention,
     plan_attention,
     refuse_xpos_blocks,
 )
 from .configuration_kosmos import KosmosTextConfig
+from .cross_attention import Coupling, GatedCrossAttention
 from .encoders import Encoder
 from .initialization import init_embedding, init_norm, init_projection, linear
 from .positions import KosmosPositions, count_positions, rotate
+from .rows import RowLayout
 from .versions import either, named, refuse_other_caches
 
 
@@ -88,10 +89,8 @@ class KosmosAttention(nn.Module):
             cached = past_key_values.update(key.transpose(1, 2), value.transpose(1, 2), self.layer_idx)
             if not plan.whole_rows:
                 key, value = (heads.transpose(1, 2) for heads in cached)
-        if plan.runs is not None:
-            attended = attend_runs(query, key, value, plan.runs, self.scaling, dropout)
-        elif plan.block_mask is not None:
-            attended = attend_flex(query, key, value, plan.block_mask, self.scaling)
+        if plan.way != "interface":
+            attended = attend(plan, query, key, value, self.scaling, dropout)
         else:
             query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
             interface = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
@@ -196,7 +195,7 @@ class KosmosPreTrainedModel(PreTrainedModel):
     config_class: Any = KosmosTextConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["KosmosBlock"]
+    _no_split_modules = ["KosmosBlock", GatedCrossAttention.__name__]
     _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -292,9 +291,14 @@ class KosmosDecoder(KosmosPreTrainedModel):
         block_ids: Tensor | None = None,
         position_in_span: Tensor | None = None,
         cache: Cache | None = None,
+        coupling: Coupling | None = None,
+        layout: RowLayout | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Run the decoder over unscaled embeddings (B, T, D); see KosmosForConditionalGeneration.forward."""
+        """Run the decoder over unscaled embeddings (B, T, D); see KosmosForConditionalGeneration.forward.
+
+        ``coupling`` is what its layers attend to beside the text (cross_attention.py).
+        """
         past_key_values = either(past_key_values, cache)
         refuse_other_caches(kwargs)
         hidden_BTD = inputs_embeds * self.embed_scale if self.embed_scale != 1.0 else inputs_embeds
@@ -302,14 +306,16 @@ class KosmosDecoder(KosmosPreTrainedModel):
             past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
             position_ids = self._position_ids(hidden_BTD, attention_mask, past_key_values)
-        hidden_BTD = self.positions.add_to(hidden_BTD, position_ids, position_in_span)
+        hidden_BTD = self.positions.add_to(hidden_BTD, position_ids, position_in_span, checked=layout is not None)
         if self.training and self.config.dropout:
             hidden_BTD = F.dropout(hidden_BTD, p=self.config.dropout, training=True)
         rotation = self.positions.rotation(position_ids)
         plan = plan_attention(
-            self.config, hidden_BTD, attention_mask, past_key_values, document_ids, block_ids, self.training
+            self.config, hidden_BTD, attention_mask, past_key_values, document_ids, block_ids, self.training, layout
         )
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
+            if coupling is not None:
+                hidden_BTD = coupling.before(index, hidden_BTD)
             hidden_BTD = layer(hidden_BTD, rotation, plan, **named(past_key_values), **kwargs)
         return BaseModelOutputWithPast(
             last_hidden_state=self.layer_norm(hidden_BTD), **named(past_key_values if use_cache else None)

@@ -10,9 +10,6 @@ Nothing is unpickled. A GGUF file is converted once, in fp32, into ``~/.cache/ko
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,14 +19,13 @@ import torch
 from tokenizers import AddedToken
 from torch import Tensor
 
+from .hub import cache, fetch, is_name, made_once, refuse_pickles
 from .image_processing_kosmos import KosmosImageProcessor
-from .loading import encoder_folder
+from .loading import packaged
 from .processing_kosmos import KosmosProcessor, with_parts
 from .tokenization_kosmos import IMAGE_BEGIN, IMAGE_END, OWN_TOKENS
 
-FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "vocab.txt")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def find_language_model(where: str | Path, revision: str | None = None) -> Path:
@@ -44,7 +40,7 @@ def find_language_model(where: str | Path, revision: str | None = None) -> Path:
         FileNotFoundError: nothing is there; says which file is missing and where to put it.
         ValueError: a GGUF file that transformers cannot read, or weights as pickles only.
     """
-    path = Path(encoder_folder(where)).expanduser()
+    path = packaged(where).expanduser()
     if path.suffix == ".gguf" and path.is_file():
         return _converted(path)
     if path.is_dir():
@@ -52,32 +48,10 @@ def find_language_model(where: str | Path, revision: str | None = None) -> Path:
         if len(files) == 1 and not (path / "config.json").is_file():
             return _converted(files[0])
         return _check_folder(path, str(where))
-    named = str(where).count("/") == 1 and not str(where).startswith((".", "/", "~")) and path.suffix != ".gguf"
-    if not named:
+    if not is_name(where):
         raise FileNotFoundError(f"{where}: no such folder or GGUF file, and no name of the hub (OWNER/MODEL)")
-    return _check_folder(_fetch(str(where), revision), str(where))
-
-
-def _fetch(name: str, revision: str | None) -> Path:
-    """Fetch a model of the hub into its cache; offline take what is there."""
-    from huggingface_hub import constants, list_repo_files, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
-        if not any(folder.glob("*.safetensors")) and not constants.HF_HUB_OFFLINE:
-            _refuse_pickles(name, list_repo_files(name, revision=revision))
-        return folder
-    except HFValidationError as error:
-        raise ValueError(f"{name} is no name of the hub: {error}") from error
-    except LocalEntryNotFoundError as error:
-        raise FileNotFoundError(
-            f"{name}: config.json is not in the cache {constants.HF_HUB_CACHE}, and the hub cannot be reached; fetch "
-            f"it elsewhere (hf download {name}) and give the folder with config.json, tokenizer.json and "
-            "model.safetensors"
-        ) from error
-    except HfHubHTTPError as error:
-        raise FileNotFoundError(f"{name}: the hub does not give it: {str(error).splitlines()[0]}") from error
+    needs = ("config.json", "tokenizer.json", "model.safetensors")
+    return _check_folder(fetch(str(where), revision, needs), str(where))
 
 
 def _check_folder(folder: Path, where: str) -> Path:
@@ -86,21 +60,11 @@ def _check_folder(folder: Path, where: str) -> Path:
     if missing is None and not any((folder / name).is_file() for name in TOKENIZERS):
         missing = "tokenizer.json"
     if missing is None and not any(folder.glob("*.safetensors")):
-        _refuse_pickles(where, [file.name for file in folder.iterdir()])
+        refuse_pickles(where, [file.name for file in folder.iterdir()])
         missing = "model.safetensors"
     if missing is not None:
         raise FileNotFoundError(f"{where}: {missing} is missing; put it into {folder}")
     return folder
-
-
-def _refuse_pickles(where: str, names: Sequence[str]) -> None:
-    """Raise ValueError where the weights among files of these names are pickles only."""
-    pickles = sorted(name for name in names if Path(name).suffix in PICKLES)
-    if pickles and not any(name.endswith(".safetensors") for name in names):
-        raise ValueError(
-            f"{where} has its weights as pickles only ({pickles[0]}), which can run code when they are read; give a "
-            "folder with model.safetensors (save_pretrained of transformers writes it)"
-        )
 
 
 def _converted(file: Path) -> Path:
@@ -109,34 +73,25 @@ def _converted(file: Path) -> Path:
     Raises:
         ValueError: transformers cannot read the file, or ``gguf`` is not installed.
     """
-    folder = _cache() / f"{file.stem}-{_fingerprint(file)}"
-    if folder.is_dir():
-        return folder
+    return made_once(cache() / "decoders" / f"{file.stem}-{_fingerprint(file)}", lambda new: _convert_gguf(file, new))
+
+
+def _convert_gguf(file: Path, folder: Path) -> None:
+    """Write a GGUF file as safetensors of fp32 into ``folder``."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=folder.parent))  # one a process: several ranks may come here together
-    try:
-        given: dict[str, Any] = {
-            "pretrained_model_name_or_path": str(file.parent),
-            "gguf_file": file.name,
-            "local_files_only": True,
-        }
-        with _one_line(f"{file} cannot be read as a GGUF file", install="gguf"):
-            model: Any = AutoModelForCausalLM.from_pretrained(**given, dtype=torch.float32)
-            model.hf_quantizer = None  # its tensors are plain ones by now
-            if hasattr(model.config, "quantization_config"):
-                del model.config.quantization_config
-            model.save_pretrained(partial)
-            AutoTokenizer.from_pretrained(**given).save_pretrained(partial)
-        if not folder.is_dir():
-            partial.rename(folder)
-    except OSError:
-        if not folder.is_dir():  # another process was first
-            raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return folder
+    given: dict[str, Any] = {
+        "pretrained_model_name_or_path": str(file.parent),
+        "gguf_file": file.name,
+        "local_files_only": True,
+    }
+    with _one_line(f"{file} cannot be read as a GGUF file", install="gguf"):
+        model: Any = AutoModelForCausalLM.from_pretrained(**given, dtype=torch.float32)
+        model.hf_quantizer = None  # its tensors are plain ones by now
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(**given).save_pretrained(folder)
 
 
 @contextmanager
@@ -149,10 +104,6 @@ def _one_line(what: str, install: str | None = None) -> Iterator[None]:
     except Exception as error:  # readers of broken files raise whatever they stumble over
         first = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"{what}: {first[0]}") from error
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("KOSMOS_CACHE", "~/.cache/kosmos")).expanduser() / "decoders"
 
 
 def _fingerprint(file: Path) -> str:

@@ -15,7 +15,10 @@ from torch import Tensor
 from .encoders import Encoder
 
 log = logging.getLogger("kosmos")
-PREFIXES = ("", "visual.", "vision_model.", "vision_model.model.", "bert.", "roberta.", "model.", "module.visual.")
+PREFIXES = (
+    *("", "visual.", "vision_model.", "vision_model.model.", "bert.", "roberta.", "model.", "module.visual."),
+    *("encoder.", "model.encoder.", "audio_spectrogram_transformer.", "wav2vec2.", "hubert."),
+)
 WEIGHT_FILES = (
     "model.safetensors",
     "open_clip_model.safetensors",

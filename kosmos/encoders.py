@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .configuration_kosmos import KosmosSpanEncoderConfig, KosmosVisionConfig
+from .optional import needed
 
 
 class Encoder(nn.Module):
@@ -123,14 +124,13 @@ class OpenClipTower(VisionTower):
 
     def __init__(self, config: KosmosVisionConfig) -> None:
         super().__init__(config)
-        from open_clip.model import _build_vision_tower
-
         fields = config.model_config
         _require(fields, "embed_dim", "vision_cfg")
         vision = fields["vision_cfg"]
         if isinstance(vision.get("layers", 12), (list, tuple)) or "timm_model_name" in vision:
             raise ValueError("open_clip: only its vision transformers are read; a timm_model_name needs backend 'timm'")
-        self.encoder = _build_vision_tower(fields["embed_dim"], vision, fields.get("quick_gelu", False))
+        build = needed("open_clip.model", "open_clip_torch")._build_vision_tower
+        self.encoder = build(fields["embed_dim"], vision, fields.get("quick_gelu", False))
         self.encoder.proj = None
         self.width = self.encoder.ln_post.normalized_shape[0]
         _keep_initialisation(self.encoder)
@@ -168,8 +168,7 @@ class TimmTower(VisionTower):
 
     def __init__(self, config: KosmosVisionConfig) -> None:
         super().__init__(config)
-        import timm
-
+        timm = needed("timm", "timm")
         fields = dict(config.model_config)
         _require(fields, "model_name")
         # on the CPU even inside from_pretrained's meta context: timm's unsaved tables (relative positions) need values
@@ -211,8 +210,7 @@ def pixel_statistics(config: KosmosVisionConfig) -> dict[str, list[float]]:
     """Return mean and deviation of the pixels that a published timm model reads; {} for CLIP's, the default."""
     if config.backend != "timm":
         return {}
-    import timm
-
+    timm = needed("timm", "timm")
     published = timm.get_pretrained_cfg(config.model_config["model_name"], allow_unregistered=True)
     return {} if published is None else {"image_mean": list(published.mean), "image_std": list(published.std)}
 
@@ -222,24 +220,36 @@ class SpanEncoder(Encoder):
 
     def __init__(self, config: KosmosSpanEncoderConfig) -> None:
         super().__init__()
-        from transformers import AutoModel
-        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-        fields = dict(config.model_config or {})
-        model_type = fields.pop("model_type", None)
-        if model_type not in CONFIG_MAPPING:
-            raise ValueError(
-                f"span_encoder_config.model_config: transformers knows no model_type {model_type!r}; try 'bert'"
-            )
-        self.encoder = AutoModel.from_config(CONFIG_MAPPING[model_type](**fields))
+        self.encoder = from_description(config.model_config, "span_encoder_config", "bert")
         if hasattr(self.encoder, "pooler"):
             self.encoder.pooler = None
         self.width = self.encoder.config.hidden_size
         self.freeze(config.train_last_blocks)
         self.eval()
 
-    def forward(self, input_ids_SL: Tensor, attention_mask_SL: Tensor | None = None) -> Tensor:
+    def forward(
+        self, input_ids_SL: Tensor, attention_mask_SL: Tensor | None = None, valid_N: Tensor | None = None
+    ) -> Tensor:
         """Return the features of all spans' tokens end to end, (N, C); each span's first token is its BOS, dropped.
+
+        Args:
+            valid_N: flat indices of the valid tokens in the spans without their BOS, (S, L - 1) laid end to end, of
+                inputs that were checked; found and checked here if they are not given.
+
+        Raises:
+            ValueError: an id outside the encoder's vocabulary, or a span longer than its positions.
+        """
+        if valid_N is None:
+            self.check(input_ids_SL)
+        with self.gradients():
+            states = self.encoder(input_ids=input_ids_SL, attention_mask=attention_mask_SL).last_hidden_state
+        read = states[:, 1:]
+        if attention_mask_SL is None:
+            return read.flatten(0, 1)
+        return read[attention_mask_SL[:, 1:].bool()] if valid_N is None else read.flatten(0, 1).index_select(0, valid_N)
+
+    def check(self, input_ids_SL: Tensor) -> None:
+        """Refuse spans that the encoder does not read.
 
         Raises:
             ValueError: an id outside the encoder's vocabulary, or a span longer than its positions.
@@ -250,10 +260,28 @@ class SpanEncoder(Encoder):
             raise ValueError(f"span_input_ids are {input_ids_SL.shape[1]} long, but the span encoder reads {limit}")
         if input_ids_SL.numel() and not input_ids_SL.is_meta and (largest := int(input_ids_SL.max())) >= vocabulary:
             raise ValueError(f"span_input_ids hold id {largest}, but the span encoder's vocabulary is {vocabulary}")
-        with self.gradients():
-            states = self.encoder(input_ids=input_ids_SL, attention_mask=attention_mask_SL).last_hidden_state
-        read = states[:, 1:]
-        return read.flatten(0, 1) if attention_mask_SL is None else read[attention_mask_SL[:, 1:].bool()]
+
+
+def from_description(model_config: dict[str, Any] | None, where: str, example: str) -> nn.Module:
+    """Return transformers' model of a config with its ``model_type``, with random weights.
+
+    Args:
+        model_config: the fields, as in a published ``config.json``.
+        where: the field of ours that holds it, for the message.
+        example: a ``model_type`` that would do.
+
+    Raises:
+        ValueError: transformers knows no such model.
+    """
+    from transformers import AutoModel
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+    fields = dict(model_config or {})
+    model_type = fields.pop("model_type", None)
+    if model_type not in CONFIG_MAPPING or CONFIG_MAPPING[model_type] not in MODEL_MAPPING:
+        raise ValueError(f"{where}.model_config: transformers knows no model_type {model_type!r}; try {example!r}")
+    return AutoModel.from_config(CONFIG_MAPPING[model_type](**fields))
 
 
 def check_pixels(pixel_values: Tensor, size: int) -> None:

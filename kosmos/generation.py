@@ -92,6 +92,8 @@ class KosmosGenerationMixin(GenerationMixin):
         decoder = self.model.decoder
         if self.training or watched(self.model) or watched(decoder):
             return None
+        if self.config.cross_layers():  # its layers are no part of the decoder
+            return None
         if isinstance(decoder, TransformersDecoder):
             return ModuleStep(decoder)
         return DecodeStep(decoder) if can_step(decoder) else None

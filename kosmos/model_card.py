@@ -92,6 +92,10 @@ def _what(checkpoint: Path) -> str:
         lines.append(f"A vision encoder reads pictures, each of which takes {config.num_image_tokens} places.")
     if config.span_encoder_config is not None:
         lines.append("A bidirectional encoder reads the stretches of text that are marked as spans.")
+    entities: Any = config.entity_config
+    if entities is not None:
+        known = ", ".join(f"{size:,} of the kind {kind}" for kind, size in entities.kinds.items())
+        lines.append(f"It knows entities, each in one place: {known}.")
     return " ".join(lines)
 
 

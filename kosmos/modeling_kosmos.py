@@ -22,13 +22,17 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_kosmos import QUERYING, KosmosConfig, KosmosTextConfig
 from .connectors import build_connector
+from .cross_attention import Coupling, GatedCrossAttention, couple, held_by, see_images
+from .decode_step import GrowingCache
 from .decoder import KosmosDecoder, KosmosPreTrainedModel
 from .encoder_weights import load_encoder_weights
+from .entities import EntityOutput, RatingHead, read_entities
 from .generation import KosmosGenerationMixin
 from .initialization import init_embedding
-from .loss import TokenLoss, cross_entropy, shift
+from .loss import TokenLoss, cross_entropy, shift, supervised
 from .modalities import IMAGE, MODALITIES, SPAN, Modality, input_names
 from .positions import count_positions
+from .rows import RowLayout, find_packing
 from .transformers_decoder import TransformersDecoder
 from .versions import cache_of, either, named
 
@@ -51,10 +55,15 @@ class KosmosOutput(CausalLMOutputWithPast):
             ``cache``.
         token_loss: (B, T) fp32, detached NLL of what each output had to predict, 0 where ignored.
         image_features: (I, Q, D) unscaled.
+        ratings: (I,) fp32, what a model with ``entity_config.rating`` predicts at the place of each entity.
+        entity_losses: weighted sums (2,) of the context and the rating loss over what they were divided by, detached;
+            they are part of ``loss``.
     """
 
     token_loss: Tensor | None = None
     image_features: Tensor | None = None
+    ratings: Tensor | None = None
+    entity_losses: Tensor | None = None
 
 
 class KosmosModel(KosmosPreTrainedModel):
@@ -72,16 +81,25 @@ class KosmosModel(KosmosPreTrainedModel):
             self._add_encoder(modality, text_config)
         if self.vision_tower is not None:
             self._check_image_tokens()
+        if config.entity_config is not None and config.entity_config.rating:
+            self.entity_encoder.rating_head = RatingHead(text_config.hidden_size)
         ours = text_config.model_type == KosmosTextConfig.model_type  # a class may be there twice, see auto_map
         self.decoder = KosmosDecoder(text_config) if ours else TransformersDecoder(text_config)
+        crossed, heads = config.cross_layers(), (config.cross_attention_heads, config.cross_attention_head_dim)
+        if crossed:
+            self.cross_attention = nn.ModuleDict(
+                {str(index): GatedCrossAttention(text_config.hidden_size, *heads, index) for index in crossed}
+            )
+            if not ours:
+                couple(self.decoder.layers, crossed)
         self.post_init()
 
     def _add_encoder(self, modality: Modality, text_config: KosmosTextConfig) -> None:
         """Set the attributes of encoder and connector, None where the config describes no such encoder."""
-        encoder = connector = None
+        connector, encoder = None, getattr(self, modality.encoder, None)  # perhaps that of an earlier modality
         described = getattr(self.config, modality.config, None)
         if described is not None:
-            encoder = modality.build(described)
+            encoder = modality.build(described) if encoder is None else encoder
             settings = getattr(self.config, modality.connector_config)
             width, heads = text_config.hidden_size, text_config.num_attention_heads
             connector = build_connector(settings, encoder.width, width, heads)
@@ -89,6 +107,8 @@ class KosmosModel(KosmosPreTrainedModel):
         setattr(self, modality.connector, connector)
 
     def _check_image_tokens(self) -> None:
+        if self.config.coupling == "cross_attention":
+            return
         connector = self.config.connector_config
         made = connector.num_queries if connector.kind in QUERYING else self.vision_tower.count_tokens()
         if made != self.config.num_image_tokens:
@@ -126,7 +146,7 @@ class KosmosModel(KosmosPreTrainedModel):
         return modality.read(self, **inputs)
 
     def _require(self, modality: Modality) -> None:
-        if getattr(self, modality.encoder, None) is None:
+        if getattr(self, modality.connector, None) is None:
             raise ValueError(f"{modality.inputs[0]} were given, but the model has no {modality.config}")
 
     def check(
@@ -143,7 +163,8 @@ class KosmosModel(KosmosPreTrainedModel):
             ValueError: inputs without their encoder, placeholders without inputs, ids, positions or blocks that the
                 model does not read.
         """
-        _, places = self._find_placeholders(input_ids)
+        known_ids, places = self._find_placeholders(input_ids)
+        self._check_ids(known_ids)
         for modality in MODALITIES.values():
             if modality.given(inputs):
                 self._require(modality)
@@ -152,6 +173,37 @@ class KosmosModel(KosmosPreTrainedModel):
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1])
         self.decoder.check(position_ids, position_in_span, block_ids)
+
+    def describe_rows(
+        self,
+        input_ids: Tensor,
+        shift_labels: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        block_ids: Tensor | None = None,
+        **inputs: Any,
+    ) -> RowLayout:
+        """Answer for a batch on the CPU what ``forward`` would ask a GPU for; the model may be anywhere.
+
+        Raises:
+            ValueError: what ``forward`` would refuse of these inputs.
+        """
+        self.check(input_ids, block_ids=block_ids, **inputs)
+        _, places_BT = self._find_placeholders(input_ids)
+        places, indices = {}, {}
+        for name, modality in MODALITIES.items():
+            if given := modality.given(inputs):
+                places[name] = places_BT[name].flatten().nonzero().squeeze(1)
+                if modality.index is not None:
+                    indices[name] = modality.index(getattr(self, modality.encoder), given)
+        if document_ids is None and block_ids is not None:
+            document_ids = torch.zeros_like(block_ids)
+        vocabulary = self.decoder.embed_tokens.num_embeddings
+        return RowLayout(
+            places=places,
+            supervised=None if shift_labels is None else supervised(shift_labels, vocabulary),
+            indices=indices,
+            packing=None if document_ids is None else find_packing(document_ids, block_ids),
+        )
 
     @can_return_tuple
     def forward(
@@ -163,6 +215,7 @@ class KosmosModel(KosmosPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         dummy_image: bool = False,
         cache: Cache | None = None,
+        layout: RowLayout | None = None,
         **kwargs: Any,
     ) -> KosmosModelOutput:
         """See ``KosmosForConditionalGeneration.forward``; the inputs of all modalities are among ``kwargs``."""
@@ -175,26 +228,45 @@ class KosmosModel(KosmosPreTrainedModel):
         places: dict[str, Tensor] = {}
         if input_ids is not None:
             known_ids, places = self._find_placeholders(input_ids)
+            if layout is None:
+                self._check_ids(known_ids)
             inputs_embeds = self.decoder.embed_tokens(known_ids)
         features: dict[str, Tensor] = {}
+        if (encoded := kwargs.pop("image_features", None)) is not None:
+            features["image"] = encoded
+        attended, touched = [IMAGE] if self.config.cross_layers() else [], None
         # One modality after the other, each written or touched before the next is read: backward runs in the opposite
         # order, the same on every rank, whatever its rows hold (modalities.py says what would happen otherwise).
         for modality in MODALITIES.values():
-            if given := modality.given(inputs):
-                features[modality.name] = self.encode(modality, **given)
+            given = modality.given(inputs)
+            if given or modality.name in features:
+                if given:
+                    known = {} if layout is None else layout.indices.get(modality.name, {})
+                    features[modality.name] = self.encode(modality, **given, **known)
                 if input_ids is None:
                     places[modality.name] = self.find_places(modality, inputs_embeds)
-                inputs_embeds = self._write(modality, inputs_embeds, places.get(modality.name), features[modality.name])
+                if modality not in attended:
+                    where = places.get(modality.name) if layout is None else layout.places[modality.name]
+                    inputs_embeds = self._write(modality, inputs_embeds, where, features[modality.name])
                 continue
-            if modality.name in places and fresh:
+            if modality.name in places and fresh and layout is None:
                 self._refuse_unfilled(modality, places[modality.name])
-            if dummy_image and getattr(self, modality.encoder, None) is not None:
+            if dummy_image and modality in attended:
+                touched = self.encode(modality, **modality.smallest(self.config, self.device))
+            elif dummy_image and getattr(self, modality.connector, None) is not None:
                 inputs_embeds = inputs_embeds + self._touch(modality)
         if all(given is None for given in (position_ids, attention_mask, past_key_values, kwargs.get("document_ids"))):
             position_ids = self._positions_by_id(input_ids)
+        if attended:
+            past_key_values = self._cache(past_key_values, kwargs)
+            documents = kwargs.get("document_ids")
+            kwargs["coupling"] = self._couple(
+                inputs_embeds, features.get("image"), touched, places.get("image"), documents, past_key_values
+            )
         outputs = self.decoder(
-            inputs_embeds, attention_mask, position_ids=position_ids, past_key_values=past_key_values, **kwargs
-        )
+            inputs_embeds, attention_mask, position_ids=position_ids, past_key_values=past_key_values, layout=layout,
+            **kwargs,
+        )  # fmt: skip
         return KosmosModelOutput(
             last_hidden_state=outputs.last_hidden_state,
             **named(cache_of(outputs)),
@@ -202,6 +274,42 @@ class KosmosModel(KosmosPreTrainedModel):
             attentions=outputs.attentions,
             image_features=features.get("image"),
         )
+
+    def _cache(self, cache: Cache | None, options: dict[str, Any]) -> Cache | None:
+        """Return the cache of this pass; where one is asked for and none given, one that can hold images."""
+        held_by(cache)
+        return GrowingCache(self.config.get_text_config()) if cache is None and options.get("use_cache") else cache
+
+    def _couple(
+        self,
+        embeds_BTD: Tensor,
+        features_IQD: Tensor | None,
+        touched_1QD: Tensor | None,
+        places_BT: Tensor | None,
+        documents_BT: Tensor | None,
+        cache: Cache | None,
+    ) -> Coupling:
+        """Tell the cross-attention which image each token sees, and the cache which is the last.
+
+        ``touched_1QD``, an image that no token sees, lets a rank without images have every gradient.
+        """
+        if places_BT is None:
+            places_BT = torch.zeros(embeds_BTD.shape[:2], dtype=torch.bool, device=embeds_BTD.device)
+        found, given = int(places_BT.sum()), 0 if features_IQD is None else len(features_IQD)
+        if found != given and (given or cache is None):  # a decoded token is what it is
+            raise ValueError(
+                f"pixel_values bring {given} images, but input_ids hold {found} placeholders (id "
+                f"{self.config.image_token_id}); where images are attended to, each takes one"
+            )
+        if features_IQD is None:
+            features_IQD = embeds_BTD.new_zeros(0, 1, embeds_BTD.shape[-1]) if touched_1QD is None else touched_1QD
+        if self.config.connector_config.kind == "resampler":  # its factor is one for rows of embeddings
+            features_IQD = features_IQD * embeds_BTD.shape[-1] ** 0.5
+        features_IQD, held = features_IQD.to(embeds_BTD.dtype), held_by(cache)
+        media, kept = see_images(features_IQD, places_BT, documents_BT, held, keep=cache is not None)
+        if cache is not None:
+            cache.media = kept  # type: ignore[attr-defined]
+        return Coupling(self.cross_attention, media)
 
     def _find_placeholders(self, input_ids_BT: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return ids that all have an embedding, and the places (B, T) of each modality whose placeholder is known."""
@@ -212,7 +320,6 @@ class KosmosModel(KosmosPreTrainedModel):
                 places[name] = input_ids_BT == token
                 if token >= self.decoder.embed_tokens.num_embeddings:
                     input_ids_BT = input_ids_BT.masked_fill(places[name], 0)
-        self._check_ids(input_ids_BT)
         return input_ids_BT, places
 
     def _check_ids(self, input_ids_BT: Tensor) -> None:
@@ -247,15 +354,17 @@ class KosmosModel(KosmosPreTrainedModel):
             )
         return (inputs_embeds == embedding(torch.tensor(token, device=inputs_embeds.device))).all(-1)
 
-    def _write(self, modality: Modality, embeds_BTD: Tensor, places_BT: Tensor | None, features: Tensor) -> Tensor:
-        """Replace the embeddings at ``places_BT`` by the features, in row-major order."""
+    def _write(self, modality: Modality, embeds_BTD: Tensor, places: Tensor | None, features: Tensor) -> Tensor:
+        """Replace embeddings by the features in row-major order; ``places`` (B, T) booleans or (N,) flat indices."""
         flat_ND = features.flatten(0, -2)
-        if torch.compiler.is_exporting() and places_BT is not None:
+        if torch.compiler.is_exporting() and places is not None:
             # a graph has no number of placeholders to compare: each takes the feature of its turn
-            turn_N = (places_BT.flatten().long().cumsum(0) - 1).clamp(0, len(flat_ND) - 1)
+            turn_N = (places.flatten().long().cumsum(0) - 1).clamp(0, len(flat_ND) - 1)
             taken_BTD = flat_ND[turn_N].to(embeds_BTD.dtype).view_as(embeds_BTD)
-            return torch.where(places_BT[..., None], taken_BTD, embeds_BTD)
-        index = places_BT.flatten().nonzero().squeeze(1) if places_BT is not None else flat_ND.new_zeros(0)
+            return torch.where(places[..., None], taken_BTD, embeds_BTD)
+        index = flat_ND.new_zeros(0) if places is None else places
+        if index.dtype == torch.bool:
+            index = index.flatten().nonzero().squeeze(1)
         if len(index) != len(flat_ND):
             several = features.ndim == 3
             what = f"{modality.name}s of {features.shape[1]} features" if several else f"{modality.name} tokens"
@@ -315,6 +424,17 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
         """Load the vision tower's weights from a local file or folder, see encoder_weights.py."""
         load_encoder_weights(self.model.vision_tower, path)
 
+    def load_weights(self, modality: str, path: str | Path) -> None:
+        """Load the weights of a modality's encoder, by its name in ``MODALITIES``, from a local file or folder.
+
+        Raises:
+            ValueError: the model has no such encoder, or the weights do not fit it.
+        """
+        encoder = getattr(self.model, MODALITIES[modality].encoder, None)
+        if encoder is None:
+            raise ValueError(f"{path}: the model has no {MODALITIES[modality].config}, whose weights these would be")
+        load_encoder_weights(encoder, path)
+
     def load_span_weights(self, path: str | Path) -> None:
         """Load the text encoder's weights from a local file or folder."""
         load_encoder_weights(self.model.span_encoder, path)
@@ -345,6 +465,7 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
         logits_to_keep: int | Tensor = 0,
         skip_logits: bool | None = None,
         cache: Cache | None = None,
+        layout: RowLayout | None = None,
         **kwargs: Any,
     ) -> KosmosOutput:
         """Predict the next token everywhere.
@@ -369,6 +490,8 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
             logits_to_keep: compute logits of the last so many outputs only (0: all).
             skip_logits: return no logits beside a loss. Default: with ``shift_labels``; with ``labels`` in training.
             cache: ``past_key_values`` by the name that transformers gives it from 5.24 on.
+            layout: what ``model.describe_rows`` found in these inputs while they were on the CPU, moved to the device:
+                nothing is asked of the device then (rows.py).
             kwargs: ``use_cache``, ``dummy_image`` (touch encoders that this batch leaves out, so that no rank waits
                 for a gradient), ``output_hidden_states``, ``output_attentions``, and inputs of further modalities.
 
@@ -386,7 +509,7 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
         outputs = self.model(
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, document_ids=document_ids,
             block_ids=block_ids, position_in_span=position_in_span, pixel_values=pixel_values,
-            span_input_ids=span_input_ids, span_attention_mask=span_attention_mask, **kwargs,
+            span_input_ids=span_input_ids, span_attention_mask=span_attention_mask, layout=layout, **kwargs,
         )  # fmt: skip
         targets = shift(labels) if shift_labels is None and labels is not None else shift_labels
         if skip_logits is None:
@@ -394,8 +517,19 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
         loss = TokenLoss(None, None)
         if targets is not None:
             weight = self.lm_head.weight
-            loss = cross_entropy(outputs.last_hidden_state, weight, targets, loss_weight, num_items_in_batch)
-        return self._output(outputs, loss, None if skip_logits else logits_to_keep)
+            known = None if layout is None or shift_labels is None else layout.supervised
+            loss = cross_entropy(
+                outputs.last_hidden_state, weight, targets, loss_weight, num_items_in_batch, supervised_N=known
+            )
+        entities = EntityOutput()
+        if getattr(self.model, "entity_encoder", None) is not None and input_ids is not None:
+            divisor = num_items_in_batch if loss_weight is None or num_items_in_batch is not None else loss_weight.sum()
+            entities = read_entities(self, outputs.last_hidden_state, input_ids, kwargs, divisor)
+            if loss.loss is not None and entities.loss is not None:
+                loss = loss._replace(loss=loss.loss + entities.loss)
+        output = self._output(outputs, loss, None if skip_logits else logits_to_keep)
+        output.ratings, output.entity_losses = entities.ratings, entities.parts
+        return output
 
     def _output(self, outputs: KosmosModelOutput, loss: TokenLoss, logits_to_keep: int | Tensor | None) -> KosmosOutput:
         """Assemble the output; ``logits_to_keep`` None means no logits, 0 all."""
@@ -418,7 +552,9 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
 
 
 def image_tokens(config: KosmosConfig) -> int:
-    """Return how many features the model of ``config`` makes of an image."""
+    """Return how many positions an image takes in the model of ``config``."""
+    if config.coupling == "cross_attention":
+        return 1
     connector = config.connector_config
     return connector.num_queries if connector.kind in QUERYING else IMAGE.build(config.vision_config).count_tokens()
 

@@ -5,7 +5,9 @@ by ζ_j^(n/B), keys by ζ_j^(-n/B). Both are one complex factor exp((n - c)·(±
 by a single complex product, computed in fp32 whatever the model's dtype. Scores depend only on the distance, hence the
 centre c is free; half of the training length keeps the factors small. RoPE is the same with ζ = 1.
 
-Differs from torchscale: c is fixed, so cached keys are stored rotated instead of being rotated again at every step.
+The factor is kept as a pair of real numbers: inductor generates no code for complex ones, and each product of a
+compiled block would be four kernels of its own with copies between them. On a CPU the complex product is the faster
+one, and the same to the last bit.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .compiled import compiled
 from .configuration_kosmos import KosmosTextConfig
 
 
@@ -32,9 +35,15 @@ class KosmosPositions(nn.Module):
             self.first = nn.Embedding(config.max_position_embeddings, config.hidden_size)
             self.second = nn.Embedding(config.max_position_embeddings, config.hidden_size)
 
-    def add_to(self, hidden_BTD: Tensor, position_ids_BT: Tensor, position_in_span_BT: Tensor | None) -> Tensor:
-        """Return ``hidden_BTD`` plus its absolute positions (unchanged for xpos and rope)."""
-        self.check(position_ids_BT, position_in_span_BT)
+    def add_to(
+        self, hidden_BTD: Tensor, position_ids_BT: Tensor, position_in_span_BT: Tensor | None, checked: bool = False
+    ) -> Tensor:
+        """Return ``hidden_BTD`` plus its absolute positions (unchanged for xpos and rope).
+
+        ``checked``: that the tables hold them is known, and need not be asked of the device.
+        """
+        if not checked:
+            self.check(position_ids_BT, position_in_span_BT)
         kind = self.config.position_type
         if kind == "sinusoidal":
             table = sinusoid(position_ids_BT, hidden_BTD.shape[-1], first_sinusoid(self.config.pad_token_id))
@@ -69,18 +78,18 @@ class KosmosPositions(nn.Module):
         return self.config.position_type in ("xpos", "rope")
 
     def rotation(self, position_ids_BT: Tensor) -> Tensor | None:
-        """Return the complex factors of queries and keys, (B, T, 2, 1, K/2), or None for absolute positions.
+        """Return the factors of queries and keys, (B, T, 2, 1, K/2, 2) fp32, or None for absolute positions.
 
-        In a graph that is exported they are pairs of real numbers, (B, T, 2, 1, K/2, 2).
+        The last axis holds the real and the imaginary part.
         """
         if not self.rotates:
             return None
         centred = (position_ids_BT - self.config.max_position_embeddings // 2)[..., None, None, None]
-        if torch.compiler.is_exporting():  # formats for graphs know no complex numbers: pairs stand for them
+        if torch.compiler.is_exporting():  # formats for graphs know no complex numbers
             growth, theta = rate_parts(self.config, position_ids_BT.device)
             size = torch.exp(centred * torch.stack([growth, -growth])[:, None])
             return torch.stack([size * torch.cos(centred * theta), size * torch.sin(centred * theta)], dim=-1).float()
-        return torch.exp(centred * self._rate(position_ids_BT.device)).to(torch.complex64)
+        return torch.view_as_real(torch.exp(centred * self._rate(position_ids_BT.device)).to(torch.complex64))
 
     def _rate(self, device: torch.device) -> Tensor:
         if device not in self._rates:
@@ -116,18 +125,25 @@ def rate_parts(config: KosmosTextConfig, device: torch.device) -> tuple[Tensor, 
 
 
 def rotate(query_BTHK: Tensor, key_BTHK: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn and stretch queries and keys in fp32, each back in its own dtype; ``rotation`` is (B, T, 2, 1, K/2)."""
+    """Turn and stretch queries and keys in fp32, each back in its own dtype; ``rotation`` is (B, T, 2, 1, K/2, 2)."""
     return turn(query_BTHK, rotation[:, :, 0]), turn(key_BTHK, rotation[:, :, 1])
 
 
-def turn(heads_BTHK: Tensor, factor_BT1K: Tensor) -> Tensor:
-    """Multiply the pairs (0,1), (2,3), … of every head, read as complex numbers, by ``factor_BT1K``."""
-    if not factor_BT1K.is_complex():
-        (real, imaginary), (a, b) = factor_BT1K.unbind(-1), heads_BTHK.float().unflatten(-1, (-1, 2)).unbind(-1)
-        turned = torch.stack([a * real - b * imaginary, a * imaginary + b * real], dim=-1)
-        return turned.flatten(-2).to(heads_BTHK.dtype)
+def turn(heads_BTHK: Tensor, factor: Tensor) -> Tensor:
+    """Multiply the pairs (0,1), (2,3), … of every head, read as complex numbers, by ``factor`` (B, T, 1, K/2, 2)."""
+    if torch.compiler.is_compiling():
+        return turn_pairs(heads_BTHK, factor)
+    if heads_BTHK.is_cuda and heads_BTHK.requires_grad:  # as single kernels the real product is the slower one
+        return compiled(turn_pairs)(heads_BTHK, factor)
     pairs = torch.view_as_complex(heads_BTHK.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * factor_BT1K).flatten(-2).to(heads_BTHK.dtype)
+    return torch.view_as_real(pairs * torch.view_as_complex(factor)).flatten(-2).to(heads_BTHK.dtype)
+
+
+def turn_pairs(heads_BTHK: Tensor, factor: Tensor) -> Tensor:
+    """Do the same as ``turn``, in real arithmetic."""
+    (real, imaginary), (a, b) = factor.unbind(-1), heads_BTHK.float().unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack([a * real - b * imaginary, a * imaginary + b * real], dim=-1)
+    return turned.flatten(-2).to(heads_BTHK.dtype)
 
 
 def count_positions(real_BT: Tensor) -> Tensor:

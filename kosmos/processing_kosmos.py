@@ -8,23 +8,55 @@ call too, which finds ``<image>`` and ``<span>…</span>`` in a text. Layout: KO
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 from transformers.image_utils import ImageInput, make_flat_list_of_images
 from transformers.processing_utils import BatchFeature, MultiModalData, ProcessorMixin
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from .entities import Rows, parse_entity, spell_entity
+from .grounding import BEGIN as GROUNDING
+from .grounding import (
+    NEXT_OBJECT,
+    OBJECT,
+    OBJECT_END,
+    PHRASE,
+    PHRASE_END,
+    TOKENS,
+    Grounded,
+    read_grounded,
+    to_bins,
+)
 from .image_processing_kosmos import KosmosImageProcessor
-from .modalities import MODALITIES, Modality, stack_inputs
-from .segments import Encoded, Image, Placed, Segment, Span, Text, Token, TooLong, modality_name
+from .modalities import MODALITIES, Modality, normalize_pixels, stack_inputs
+from .modality import Reader
+from .segments import (
+    SEGMENTS,
+    Encoded,
+    Entity,
+    Image,
+    Placed,
+    Segment,
+    Span,
+    Text,
+    Token,
+    TooLong,
+    modality_name,
+)
 from .tokenization_kosmos import (
     BOS,
+    ENTITY_BEGIN,
+    ENTITY_END,
     EOS,
     ESCAPE,
     IMAGE_BEGIN,
+    IMAGE_END,
     IMAGE_SLOT,
     LINE_END,
     SPAN_BEGIN,
@@ -40,7 +72,7 @@ ROLES = ("system", "developer", "user", "assistant")
 
 # Question and answer as KOSMOS-1 evaluates them (section 4, "Question: {question} Answer: {answer}"): one turn a line,
 # or each answer up to its </s>, so that it may have several lines. A turn's only picture stands before its question,
-# several stand where the question has them: so are conversations written (kosmos_data/adapters/questions.py).
+# several stand where the question has them: so are conversations written (kosmos_data/turns.py).
 _TURN = """\
 {{- bos_token -}}
 {%- for message in messages -%}
@@ -117,13 +149,17 @@ class KosmosProcessor(ProcessorMixin):
             connector without queries: one for each token.
         answer_ends: the tokens that end an answer with or without its line's end; ``</s>`` by default.
         example_questions: questions of the kind that the model was trained on; a chat greets with them.
+        entities: the kinds of entities, of each how many ids there are or their names in order. A prompt writes one as
+            ``<entity>user: 7</entity>``, a message as a part ``{"type": "entity", "entity": {"user": 7}}``.
+        readers: how segments of further modalities are read, by name: ``{"audio": AudioReader(num_tokens=64)}``, or
+            its fields as a mapping. The tokenizer has their marks (``<audio>``, ``<audio_slot>``, ``</audio>``).
 
     A tokenizer that was taken over from a language model (docking.py) has other names for ``<s>`` and ``</s>``, which
     are found by either. Where it does not put a space in front of a text itself, as KOSMOS's does, ``encode_text``
     does.
 
     Raises:
-        ValueError: ``num_span_tokens`` below 1.
+        ValueError: ``num_span_tokens`` below 1, or a reader of an unknown modality or with unknown fields.
     """
 
     def __init__(
@@ -138,6 +174,8 @@ class KosmosProcessor(ProcessorMixin):
         turn_end: str = "line",
         answer_ends: Sequence[str] | None = None,
         example_questions: Sequence[str] | None = None,
+        entities: Mapping[str, int | Sequence[str]] | None = None,
+        readers: Mapping[str, Reader | Mapping[str, Any]] | None = None,
         **kwargs: Any,
     ) -> None:
         if turn_end not in CHAT_TEMPLATES:
@@ -153,6 +191,9 @@ class KosmosProcessor(ProcessorMixin):
         self.answer_ends = None if answer_ends is None else list(answer_ends)
         self._space = "" if puts_space(tokenizer) else " "
         self.example_questions = list(example_questions or [])
+        self.entities = None if entities is None else dict(entities)
+        self._rows = Rows(entities or {})
+        self.readers = {name: make_reader(name, given) for name, given in (readers or {}).items()}
         self.image_token = IMAGE_BEGIN
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_BEGIN)
         self.image_slot_id: int = tokenizer.convert_tokens_to_ids(IMAGE_SLOT)
@@ -172,11 +213,14 @@ class KosmosProcessor(ProcessorMixin):
 
         Raises:
             TooLong: a ValueError; a span is longer than its encoder reads.
-            ValueError: a special token that the tokenizer does not have, or a segment without anything to read.
+            ValueError: a special token that the tokenizer does not have (all of a grounded text are needed), or a
+                segment without anything to read.
         """
         encoded = Encoded()
         for segment in segments:
-            if isinstance(segment, Text):
+            if isinstance(segment, Text) and segment.boxes is not None:
+                self._write_grounded(segment, encoded)
+            elif isinstance(segment, Text):
                 encoded.ids += self.encode_text(segment.text)
             elif isinstance(segment, Token):
                 encoded.ids.append(self.token_id(segment.text))
@@ -192,6 +236,63 @@ class KosmosProcessor(ProcessorMixin):
             encoded.edges.append(len(encoded.ids))
         return encoded
 
+    def _write_grounded(self, segment: Text, encoded: Encoded) -> None:
+        """Append a text with its phrases and boxes, as KOSMOS-2 writes them, to ``encoded``."""
+        assert segment.boxes is not None
+        known, text, at = self.grounding_ids, segment.text, 0
+        if not known:
+            raise ValueError(
+                "the text has boxes, but the tokenizer no tokens for them; make it with grounding: true "
+                "(kosmos tokenizer, or model.decoder), or leave boxes out of the document"
+            )
+        encoded.ids.append(known[GROUNDING])
+        for phrase in segment.boxes:
+            encoded.ids += self._part(text, at, phrase.begin)
+            start, at = len(encoded.ids), phrase.end
+            encoded.ids += [known[PHRASE], *self._part(text, phrase.begin, at), known[PHRASE_END]]
+            mark = OBJECT
+            for box in phrase.boxes:
+                encoded.ids += [known[mark], *(known[f"<patch_index_{index:04d}>"] for index in to_bins(box))]
+                mark = NEXT_OBJECT
+            if phrase.boxes:
+                encoded.ids.append(known[OBJECT_END])
+                encoded.whole.append((start, len(encoded.ids)))
+        encoded.ids += self._part(text, at, len(text))
+
+    def _part(self, text: str, begin: int, stop: int) -> list[int]:
+        """Ids of ``text[begin:stop]`` such that all parts together spell the text; a space goes with what follows it.
+
+        A part that begins within a word, as the full stop behind a phrase, gets no space in front.
+        """
+        if self._space:
+            begin = len(text[:begin].rstrip(" "))
+        if begin == 0:
+            return self.encode_text(text[:stop])
+        within_word = not text[begin - 1].isspace() and not text[begin : begin + 1].isspace()
+        return (
+            self.continue_text(text[begin:stop]) if within_word or self._space else self.encode_text(text[begin:stop])
+        )
+
+    @cached_property
+    def grounding_ids(self) -> dict[str, int]:
+        """The ids of the tokens for phrases and boxes by their names; empty where the tokenizer has not all of them."""
+        known = self.tokenizer.get_added_vocab()
+        return {token: known[token] for token in TOKENS} if all(token in known for token in TOKENS) else {}
+
+    def post_process_generation(self, text: str, cleanup_and_extract: bool = True) -> str | tuple[str, list[Grounded]]:
+        """Take phrases and boxes out of a generated text, as transformers' ``Kosmos2Processor`` does.
+
+        Args:
+            text: decoded with its special tokens; what stands before the last ``</image>`` is left out.
+            cleanup_and_extract: False: return the text with its tokens.
+
+        Returns:
+            The text without tokens, and of each phrase: itself, (begin, end) in that text, and its boxes (x1, y1, x2,
+            y2) in shares of what the model saw.
+        """
+        caption = text.rsplit(IMAGE_END, 1)[-1]
+        return read_grounded(caption) if cleanup_and_extract else caption
+
     def place(self, modality: Modality, payload: Any, encoded: Encoded) -> None:
         """Append the placeholders of what the modality's encoder reads, with the marks around them, to ``encoded``."""
         if modality.marks not in self._marks:  # looked up once: a corpus has millions of images
@@ -200,6 +301,22 @@ class KosmosProcessor(ProcessorMixin):
         (length,) = modality.places(self, {modality.inputs[0]: [payload]})
         encoded.placed.append(Placed(modality.name, len(encoded.ids) + len(begin), length, payload))
         encoded.ids += [*begin, *slot * length, *end]
+
+    def reader(self, modality: str) -> Any:
+        """Return how segments of a further modality are read.
+
+        Raises:
+            ValueError: this processor does not read them.
+        """
+        if modality not in self.readers:
+            raise ValueError(
+                f"this processor reads no {modality}; that of a model which does has readers={{{modality!r}: …}}"
+            )
+        return self.readers[modality]
+
+    def places_of(self, modality: str) -> int:
+        """Return the places that one input of a further modality takes."""
+        return self.reader(modality).num_tokens
 
     def token_id(self, token: str) -> int:
         """Return the id of a special token; ValueError where the tokenizer has none of this name."""
@@ -218,6 +335,15 @@ class KosmosProcessor(ProcessorMixin):
             text = text.rstrip(" ")
             text = text if not text or text[0].isspace() else self._space + text
         return encode_text(self.tokenizer, text)
+
+    def continue_text(self, text: str) -> list[int]:
+        """Ids of text whose beginning belongs to the word before it: no space is put in front of its first letters."""
+        if self._space:  # this tokenizer puts none
+            return encode_text(self.tokenizer, text.rstrip(" "))
+        space = next((at for at, letter in enumerate(text) if letter.isspace()), len(text))
+        backend = self.tokenizer.backend_tokenizer
+        head = backend.normalizer.normalize_str(text[:space])
+        return [token.id for token in backend.model.tokenize(head)] + self.encode_text(text[space:])
 
     def opening(self) -> str:
         """What a prompt must begin with to begin as a document does: BOS, where the tokenizer does not write it."""
@@ -246,6 +372,19 @@ class KosmosProcessor(ProcessorMixin):
         """Most tokens of a span that the text encoder reads, its begin token included; None: not known."""
         limit = getattr(self.span_tokenizer, "model_max_length", None)
         return limit if limit is not None and limit < 1_000_000 else None
+
+    def entity_row(self, entity: Entity) -> np.ndarray:
+        """The row () of an entity in the tables of a model; that of the unknown for an id that is not known.
+
+        Raises:
+            ValueError: there is no such kind.
+        """
+        ((kind, identity),) = entity.ids.items()
+        return np.array(self._rows(kind, identity))
+
+    def entity_kinds(self) -> dict[str, int] | None:
+        """How many ids each kind has, as ``entity_config.kinds`` of a model; None: this processor has no entities."""
+        return None if self.entities is None else dict(self._rows.sizes)
 
     def image_token_ids(self) -> list[int]:
         """The ids of one image's place in a document: ``<image>``, Q slots, ``</image>``."""
@@ -302,6 +441,9 @@ class KosmosProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """Tokenise prompts and prepare their pictures.
 
+        What else encoders read is given by the name of its modality, one for each mark in the text:
+        ``processor(text="<audio> what animal is it?", audio=[Path("dog.ogg")])``.
+
         Args:
             images: one picture, a list, or a list of lists; in reading order, one for each ``<image>`` of the text.
             text: one prompt or a batch, text spans between ``<span>`` and ``</span>``. ``<s>`` is added in front.
@@ -309,20 +451,28 @@ class KosmosProcessor(ProcessorMixin):
 
         Returns:
             ``input_ids`` and ``attention_mask`` (B, T), with images ``pixel_values`` (I, 3, S, S), with spans
-            ``span_input_ids`` and ``span_attention_mask`` (S, L), row by row.
+            ``span_input_ids`` and ``span_attention_mask`` (S, L), with entities ``entity_ids`` (I,), row by row; so are
+            the inputs of further modalities.
 
         Raises:
-            ValueError: the number of pictures differs from the number of ``<image>``, ``<span>`` and ``</span>`` do not
+            ValueError: the number of pictures differs from the number of ``<image>``, or that of sounds from the number
+                of ``<audio>`` (or so, for any modality), ``<span>`` and ``</span>`` do not
                 alternate, a span is empty, or (``TooLong``) a span is too long for its encoder, or a prompt is longer
                 than ``max_length``.
         """
         placed: list[Placed] = []
+        given = dict(kwargs.pop("further", {}))  # by apply_chat_template, as transformers passes its own audio=None
+        given |= {name: _listed(kwargs.pop(name)) for name in _further() if kwargs.get(name) is not None}
         if text is not None:
             prompts = [text] if isinstance(text, str) else list(text)
-            prompts = [self._take_spans(prompt, placed) for prompt in prompts]
+            prompts = [self._take_entities(self._take_spans(prompt, placed), placed) for prompt in prompts]
+            known = self.tokenizer.get_added_vocab()
+            for name, modality in _further().items():
+                if name in given or modality.mark in known:  # elsewhere a spelled mark is text
+                    prompts = self._take_given(prompts, modality, given.get(name, []), placed)
             text = prompts[0] if isinstance(text, str) else prompts
         features = super().__call__(images=images, text=text, **kwargs)
-        features.update(stack_inputs(placed))
+        features.update(normalize_pixels(stack_inputs(placed), self.image_processor))
         if text is not None and self.max_length is not None:
             longest = max((len(ids) for ids in features["input_ids"]), default=0)
             if longest > self.max_length:
@@ -336,18 +486,23 @@ class KosmosProcessor(ProcessorMixin):
         """As in transformers; what a person typed stays text, even where it spells ``<image>`` or ``</s>``.
 
         Args:
-            conversation: messages, or a batch of them. A content is text or a list of parts: text, image, span, and
-                OpenAI's ``image_url``.
+            conversation: messages, or a batch of them. A content is text or a list of parts: text, image, span,
+                OpenAI's ``image_url``, and those of further modalities: ``{"type": "audio", "audio": "dog.ogg"}``.
 
         Raises:
             ValueError: a role or a part that no Kosmos prompt has, naming its type.
         """
         batched = bool(conversation) and not isinstance(conversation[0], dict)
-        chats = [[self._plain(message) for message in chat] for chat in (conversation if batched else [conversation])]
+        taken: dict[str, list[Any]] = {}
+        chats = [
+            [self._plain(message, taken) for message in chat] for chat in (conversation if batched else [conversation])
+        ]
+        if taken and kwargs.get("tokenize"):
+            kwargs["processor_kwargs"] = {**(kwargs.get("processor_kwargs") or {}), "further": taken}
         return super().apply_chat_template(chats if batched else chats[0], *args, **kwargs)
 
-    def _plain(self, message: Any) -> dict[str, Any]:
-        """A message whose texts spell no special token."""
+    def _plain(self, message: Any, taken: dict[str, list[Any]]) -> dict[str, Any]:
+        """A message whose texts spell no special token; what further modalities read goes to ``taken``, by name."""
         role, content = message.get("role"), message.get("content")
         if role not in ROLES:
             raise ValueError(f"a message of the role {role!r}; a conversation has {', '.join(ROLES)}")
@@ -355,20 +510,31 @@ class KosmosProcessor(ProcessorMixin):
             return {**message, "content": escape(self.tokenizer, content)}
         if not isinstance(content, (list, tuple)):
             raise ValueError(f"the content of a message is text or a list of parts, not {type(content).__name__}")
-        return {**message, "content": [self._plain_part(part, role) for part in content]}
+        return {**message, "content": [self._plain_part(part, role, taken) for part in content]}
 
-    def _plain_part(self, part: Any, role: str) -> dict[str, Any]:
+    def _plain_part(self, part: Any, role: str, taken: dict[str, list[Any]]) -> dict[str, Any]:
         kind = part.get("type") if isinstance(part, dict) else type(part).__name__
         if kind == "image_url" and part.get("image_url"):
             given = part["image_url"]
             kind, part = "image", {"type": "image", "url": given["url"] if isinstance(given, dict) else given}
-        known = ("text",) if role == "assistant" else ("text", *MODALITIES)
+        unread = set(_further()) - set(self.readers)
+        known = ("text", *(() if role == "assistant" else (name for name in MODALITIES if name not in unread)))
         if not isinstance(part, dict) or kind not in known:
             raise ValueError(f"a part of the type {kind!r} in a message of the {role}; it may hold {', '.join(known)}")
         if kind in ("text", "span"):
             if not isinstance(part.get("text"), str):
                 raise ValueError(f"a part of the type {kind!r} has no text: {str(part)[:80]}")
             return {**part, "text": escape(self.tokenizer, part["text"])}
+        if kind == "entity":  # as text between its marks, which a template writes as it is
+            try:
+                given = part.get("entity")
+                spelled = spell_entity((given if isinstance(given, Entity) else Entity(given)).ids)
+            except TypeError as error:
+                raise ValueError(f"a part of the type 'entity': {error}") from error
+            return {**part, "text": f"{ENTITY_BEGIN}{escape(self.tokenizer, spelled)}{ENTITY_END}"}
+        if kind in _further():  # the mark stands where it is, in any chat template
+            taken.setdefault(kind, []).append(_segment(kind, part))
+            return {"type": "text", "text": MODALITIES[kind].mark}
         return part
 
     def _take_spans(self, prompt: str, placed: list[Placed]) -> str:
@@ -390,6 +556,38 @@ class KosmosProcessor(ProcessorMixin):
             pieces[at] = self._spell(encoded)
         return "".join(pieces)
 
+    def _take_entities(self, prompt: str, placed: list[Placed]) -> str:
+        """The prompt with slots in the place of its entities, which are appended to ``placed``."""
+        if self.entities is None or ENTITY_BEGIN not in prompt:
+            return prompt
+        pieces = re.split(f"{ENTITY_BEGIN}(.*?){ENTITY_END}", prompt, flags=re.DOTALL)
+        for at in range(1, len(pieces), 2):
+            encoded = self.encode([Entity(parse_entity(pieces[at].replace(ESCAPE, "")))])
+            placed += encoded.placed
+            pieces[at] = self._spell(encoded)
+        return "".join(pieces)
+
+    def _take_given(
+        self, prompts: list[str], modality: Modality, given: Sequence[Any], placed: list[Placed]
+    ) -> list[str]:
+        """The prompts with slots in the place of a modality's marks; what they stand for is appended to ``placed``."""
+        count = sum(prompt.count(modality.mark) for prompt in prompts)
+        if count != len(given):
+            raise ValueError(
+                f"the text holds {count} {modality.mark} and {len(given) or 'no'} {modality.name} were given; each "
+                "stands where its mark is"
+            )
+        waiting = iter(given)
+
+        def spelled(_: re.Match) -> str:
+            content = next(waiting)
+            kind: Any = SEGMENTS[modality.name]
+            encoded = self.encode([content if isinstance(content, kind) else kind(content)])
+            placed.extend(encoded.placed)
+            return self._spell(encoded)
+
+        return [re.sub(re.escape(modality.mark), spelled, prompt) for prompt in prompts]
+
     def _spell(self, encoded: Encoded) -> str:
         """Special tokens as a text, of which transformers' processor makes the same ids again."""
         return "".join(self.tokenizer.convert_ids_to_tokens(encoded.ids))
@@ -401,13 +599,19 @@ class KosmosProcessor(ProcessorMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """Settings as saved; of the span tokenizer only whether there is one."""
-        kept, self.span_tokenizer = self.span_tokenizer, None
+        kept, readers = (self.span_tokenizer, self.readers)
+        self.span_tokenizer, self.readers = None, {}
         try:
             settings = super().to_dict()
         finally:
-            self.span_tokenizer = kept
-        settings.pop("span_tokenizer", None)
-        return settings | ({"span_tokenizer": True} if kept is not None else {})
+            self.span_tokenizer, self.readers = kept, readers
+        for name in ("span_tokenizer", "readers"):
+            settings.pop(name, None)
+        if kept is not None:
+            settings["span_tokenizer"] = True
+        if readers:
+            settings["readers"] = {name: asdict(reader) for name, reader in readers.items()}
+        return settings
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
         """As everywhere in transformers; the span tokenizer goes to the folder ``span_tokenizer``.
@@ -461,6 +665,60 @@ class KosmosProcessor(ProcessorMixin):
     def _get_num_multimodal_tokens(self, image_sizes: list | None = None, **kwargs: Any) -> MultiModalData:
         count = 0 if image_sizes is None else len(image_sizes)
         return MultiModalData(num_image_tokens=[self.num_image_tokens + 2] * count, num_image_patches=[1] * count)
+
+
+def _further() -> dict[str, Modality]:
+    """The modalities whose inputs a prompt marks and a call is given by name; the others have ways of their own."""
+    return {name: modality for name, modality in MODALITIES.items() if modality.reader is not None}
+
+
+def _listed(given: Any) -> list[Any]:
+    """One input or several; transformers hands on a batch as a list of lists."""
+    if not isinstance(given, (list, tuple)):
+        return [given]
+    return [one for each in given for one in (each if isinstance(each, (list, tuple)) else [each])]
+
+
+def make_reader(name: str, given: Reader | Mapping[str, Any]) -> Reader:
+    """Return how segments of a further modality are read.
+
+    Args:
+        name: of the modality.
+        given: a reader, or its fields; with ``encoder``, a folder, what was published there fills them.
+
+    Raises:
+        ValueError: there is no such modality, it has no such field, or a number of places below 1.
+        FileNotFoundError: the folder does not say how its encoder reads.
+    """
+    kind = MODALITIES[name].reader if name in MODALITIES else None
+    if kind is None:
+        known = ", ".join(name for name, modality in MODALITIES.items() if modality.reader)
+        raise ValueError(f"readers.{name}: there are readers of {known}")
+    if isinstance(given, Reader):
+        return given
+    settings = dict(given)
+    folder = settings.pop("encoder", None)
+    try:
+        made = kind(**settings) if folder is None else kind.of(Path(folder), **settings)
+    except TypeError as error:
+        names = ", ".join(["encoder", *(field.name for field in fields(kind))])
+        raise ValueError(f"readers.{name} has the fields {names}; got {', '.join(given)}") from error
+    if not isinstance(made.num_tokens, int) or made.num_tokens < 1:
+        raise ValueError(f"readers.{name}.num_tokens is {made.num_tokens}: one takes at least one place")
+    return made
+
+
+def marks_of(modalities: Iterable[str]) -> list[str]:
+    """Return the special tokens of further modalities, which a tokenizer needs to write them."""
+    return [mark for name in modalities for mark in MODALITIES[name].marks if mark]
+
+
+def _segment(kind: str, part: Mapping[str, Any]) -> Any:
+    """The segment of a message's part, which has its content under the part's type, ``url`` or ``path``."""
+    content = next((part[key] for key in (kind, "path", "url") if part.get(key) is not None), None)
+    if content is None:
+        raise ValueError(f"a part of the type {kind!r} has no {kind!r}: {str(part)[:80]}")
+    return content if isinstance(content, SEGMENTS[kind]) else SEGMENTS[kind](content)
 
 
 def puts_space(tokenizer: PreTrainedTokenizerFast) -> bool:

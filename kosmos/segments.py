@@ -5,17 +5,99 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
+
+Box: TypeAlias = tuple[float, float, float, float]
+"""Left, top, right and bottom edge in shares of the picture's width and height, from 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Phrase:
+    """Part of a text, and where in the picture before it that is.
+
+    Attributes:
+        begin, end: first character of the phrase, and the one behind it.
+        boxes: one for each thing that the phrase names; none where the model is to find them.
+
+    Raises:
+        ValueError: a box that is not of the picture: not finite, outside of it, empty or reversed.
+    """
+
+    begin: int
+    end: int
+    boxes: tuple[Box, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "boxes", tuple(check_box(box) for box in self.boxes))
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the phrase as documents, conversations and sample logs hold it."""
+        return {"phrase": [self.begin, self.end], "boxes": [list(box) for box in self.boxes]}
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> Phrase:
+        """Read what ``as_json`` wrote; KeyError, TypeError or ValueError where it is something else."""
+        begin, end = entry["phrase"]
+        if not all(type(place) is int for place in (begin, end)):
+            raise ValueError(f"a phrase is [first character, character behind it], got {str(entry['phrase'])[:40]}")
+        return cls(begin, end, tuple(entry["boxes"]))
+
+
+def check_box(box: Sequence[float]) -> Box:
+    """Return the box as four floats.
+
+    Raises:
+        ValueError: it is not [x1, y1, x2, y2] with 0 ≤ x1 < x2 ≤ 1 and 0 ≤ y1 < y2 ≤ 1.
+    """
+    wanted = "a box is [x1, y1, x2, y2] with 0 ≤ x1 < x2 ≤ 1 and 0 ≤ y1 < y2 ≤ 1, in shares of the picture's sides"
+    numbers = isinstance(box, list | tuple) and len(box) == 4 and all(type(edge) in (int, float) for edge in box)
+    if not numbers or not all(math.isfinite(edge) for edge in box):
+        raise ValueError(f"{str(box)[:80]} is no box: {wanted}")
+    x1, y1, x2, y2 = map(float, box)
+    if not (x1 >= 0 and x2 <= 1 and y1 >= 0 and y2 <= 1):
+        raise ValueError(f"the box {list(box)} is outside the picture: {wanted}")
+    if not (x1 < x2 and y1 < y2):
+        raise ValueError(f"the box {list(box)} is empty or reversed: {wanted}")
+    return x1, y1, x2, y2
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A stretch of text. ``supervised=False`` marks what a model reads but is not asked to write (a question)."""
+    """A stretch of text. ``supervised=False`` marks what a model reads but is not asked to write (a question).
+
+    ``boxes`` makes it a grounded text (KOSMOS-2): its phrases in order, which may be none, that stand somewhere in the
+    last picture before it.
+
+    Raises:
+        ValueError: phrases outside the text, empty ones, or two that overlap.
+    """
 
     text: str
     supervised: bool = True
+    boxes: tuple[Phrase, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.boxes is not None:
+            object.__setattr__(self, "boxes", _check_phrases(self.text, self.boxes))
+
+
+def _check_phrases(text: str, phrases: Iterable[Phrase]) -> tuple[Phrase, ...]:
+    """Return the phrases in order; ValueError if they are not separate parts of the text."""
+    ordered = tuple(sorted(phrases, key=lambda phrase: phrase.begin))
+    behind = 0
+    for phrase in ordered:
+        if not 0 <= phrase.begin < phrase.end <= len(text) or not text[phrase.begin : phrase.end].strip():
+            raise ValueError(
+                f"a phrase from character {phrase.begin} to {phrase.end} is no part of a text of {len(text)} characters"
+            )
+        if phrase.begin < behind:
+            raise ValueError(f"the phrase {text[phrase.begin : phrase.end][:40]!r} overlaps the one before it")
+        behind = phrase.end
+    return ordered
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +111,7 @@ class Token:
 class Image:
     """An image: in a document its encoded bytes (JPEG, PNG, WebP …), elsewhere whatever the caller makes pixels of."""
 
+    files: ClassVar[tuple[str, ...]] = ("data",)
     data: Any
 
 
@@ -43,11 +126,54 @@ class Span:
             raise TypeError(f"a span is text, got {str(self.text)[:80]}")
 
 
-Segment: TypeAlias = Text | Token | Image | Span
-SEGMENTS: dict[str, type] = {"image": Image, "span": Span}
+@dataclass(frozen=True, slots=True)
+class Entity:
+    """A person or a thing by its id, a number or a name: ``Entity({"user": 7})``, one kind a segment.
+
+    ``rating`` is what a user gave, where the document is a review; it is learned, never read.
+    """
+
+    ids: dict[str, int | str]
+    rating: float | None = None
+
+    def __post_init__(self) -> None:
+        fits = isinstance(self.ids, dict) and len(self.ids) == 1
+        for kind, identity in self.ids.items() if fits else ():
+            known = (isinstance(identity, int) and not isinstance(identity, bool)) or isinstance(identity, str)
+            fits = isinstance(kind, str) and known and bool(kind) and ":" not in kind
+        if not fits:
+            raise TypeError(f"an entity is one kind and its id, {{'user': 7}}, got {str(self.ids)[:80]}")
+        if self.rating is not None and (isinstance(self.rating, bool) or not isinstance(self.rating, (int, float))):
+            raise TypeError(f"the rating of an entity is a number, got {str(self.rating)[:80]}")
+
+    def __str__(self) -> str:
+        ((kind, identity),) = self.ids.items()
+        return f"{kind} {identity}" + ("" if self.rating is None else f", rating {self.rating:g}")
+
+
+@dataclass(frozen=True, slots=True)
+class Audio:
+    """A sound: the bytes of its file (Ogg, WAV, FLAC, MP3 …), or where it lies."""
+
+    files: ClassVar[tuple[str, ...]] = ("data",)
+    data: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Video:
+    """Moving pictures: the bytes of their file (MP4, WebM, GIF, animated WebP …), or where it lies."""
+
+    files: ClassVar[tuple[str, ...]] = ("data",)
+    data: Any
+
+
+Segment: TypeAlias = Text | Token | Image | Span | Entity | Audio | Video
+SEGMENTS: dict[str, type] = {"image": Image, "span": Span, "entity": Entity, "audio": Audio, "video": Video}
 """The segments that an encoder reads, by the name of their modality, which is also their key in a document's JSON.
 
-Each is a dataclass of one field. That of a further modality is put here, beside its entry in ``MODALITIES``.
+Each is a dataclass, whose first field stands under that key, others beside it by their own names where they differ from
+their defaults. Fields that ``files`` names are bytes of files, which lie beside a document's JSON. The segment of a
+further modality is put here, beside its entry in ``MODALITIES``.
 """
 
 
@@ -63,6 +189,10 @@ class TooLong(ValueError):  # noqa: N818 - it names the segment, not an error of
     """A segment that is longer than its encoder reads."""
 
 
+class Unreadable(ValueError):  # noqa: N818 - as above
+    """A sound, video or picture of a segment that cannot be decoded, or is longer than its encoder reads."""
+
+
 @dataclass(frozen=True, slots=True)
 class Placed:
     """Something that an encoder reads, and the places that its features take in the decoder.
@@ -71,7 +201,8 @@ class Placed:
         modality: name of its modality.
         start: index of the first placeholder in the token sequence.
         length: number of placeholders; they follow each other.
-        payload: what the encoder reads: of an image what its segment holds, of a span its ids (L,).
+        payload: what the encoder reads: of an image what its segment holds, of a span its ids (L,), of an entity its
+            row.
     """
 
     modality: str
@@ -88,11 +219,13 @@ class Encoded:
         ids: all segments, one behind the other.
         placed: what encoders read, in order.
         edges: where each segment begins, and the end of the last.
+        whole: (begin, end) of the tokens of each phrase's boxes, which are not cut in two.
     """
 
     ids: list[int] = field(default_factory=list)
     placed: list[Placed] = field(default_factory=list)
     edges: list[int] = field(default_factory=lambda: [0])
+    whole: list[tuple[int, int]] = field(default_factory=list)
 
     def around(self, placed: Placed) -> tuple[int, int]:
         """Return begin and end of the segment in which something was placed: its placeholders and marks."""

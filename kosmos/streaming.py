@@ -30,14 +30,17 @@ class Abandoned(StoppingCriteria):
 class Pieces(TextIteratorStreamer):
     """Hands the answer on as text, and each token to the streamer that the caller brought."""
 
-    def __init__(self, tokenizer: Any, other: Any = None) -> None:
+    def __init__(self, tokenizer: Any, other: Any = None, ids: list[int] | None = None) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self.other = other
+        self.ids = ids
 
     def put(self, value: Tensor) -> None:
         """Take the prompt, then one token after the other."""
         if self.other is not None:
             self.other.put(value)
+        if self.ids is not None and not self.next_tokens_are_prompt:
+            self.ids += value.flatten().tolist()
         super().put(value)
 
     def end(self) -> None:
@@ -47,18 +50,21 @@ class Pieces(TextIteratorStreamer):
         super().end()
 
 
-def stream_answer(model: Any, processor: Any, inputs: dict[str, Any], generation: dict[str, Any]) -> Iterator[str]:
+def stream_answer(
+    model: Any, processor: Any, inputs: dict[str, Any], generation: dict[str, Any], ids: list[int] | None = None
+) -> Iterator[str]:
     """Yield the text that ``model.generate(**inputs, **generation)`` writes, without leading blanks.
 
     Where an answer ends with its line, the end of the line is left out.
 
-    Where several answers are compared (beams), nothing is known before the end: the text is one piece.
+    Where several answers are compared (beams), nothing is known before the end: the text is one piece. ``ids`` takes
+    the tokens of the answer, special ones among them.
 
     Raises:
         Exception: what ``generate()`` raises.
     """
     abandoned, tokenizer = Abandoned(), processor.tokenizer
-    pieces = Pieces(tokenizer, generation.get("streamer"))
+    pieces = Pieces(tokenizer, generation.get("streamer"), ids)
     options: dict[str, Any] = {
         **generation,
         "stopping_criteria": StoppingCriteriaList([*(generation.get("stopping_criteria") or ()), abandoned]),

@@ -6,22 +6,28 @@ Ctrl-C ends an answer and not the chat. Names and answers are shown as text, wha
 
 from __future__ import annotations
 
+import mimetypes
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from .conversation import Conversation
 from .pictures import open_picture
+from .segments import SEGMENTS
 from .suggest import suggest
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
+FILES = ("audio", "video")
+"""Modalities beside images of which a person has files."""
 COMMANDS = {
     "/image": "/image FILE …   show one or more pictures with the next question; dropping files does the same",
+    "/audio": "/audio FILE …   the same with sounds, for a model that hears",
+    "/video": "/video FILE …   the same with videos",
     "/again": "/again          ask the last question again",
     "/adapter": "/adapter [NAME] answer with another adapter, or with the model as it was",
     "/new": "/new            forget all turns and pictures",
@@ -37,10 +43,10 @@ class Terminal:
 
     Args:
         chat: who answers.
-        pictures: shown with the first question.
+        pictures: shown with the first question; sounds may be among them, as segments.
     """
 
-    def __init__(self, chat: Conversation, pictures: list[Image] | None = None) -> None:
+    def __init__(self, chat: Conversation, pictures: list[Any] | None = None) -> None:
         from rich.console import Console
 
         self.chat = chat
@@ -95,6 +101,8 @@ class Terminal:
             self.show(dropped)
         elif command == "/image":
             self.show(paths_in(rest))
+        elif command[1:] in FILES:
+            self.show(paths_in(rest), command[1:])
         elif command == "/new":
             self.chat.reset()
             self.pictures = []
@@ -115,12 +123,22 @@ class Terminal:
         else:
             self.ask(line)
 
-    def show(self, paths: list[Path]) -> None:
-        """Take pictures for the next question and say what they are; those that cannot be read are named."""
+    def show(self, paths: list[Path], kind: str | None = None) -> None:
+        """Take files for the next question and say what they are; those that cannot be read are named.
+
+        Args:
+            kind: one of ``FILES``; None: pictures, but what the chat's model reads otherwise, by the file's name.
+        """
         if not paths:
-            raise ValueError("/image FILE: name the picture to show")
+            raise ValueError(f"/{kind or 'image'} FILE: name the {kind or 'picture'} to show")
         for path in paths:
+            guessed = (mimetypes.guess_type(path.name)[0] or "").partition("/")[0]
+            named = kind or (guessed if guessed in self.chat.processor.readers else None)
             try:
+                if named is not None:
+                    self.pictures.append(self.chat.readable(SEGMENTS[named](path)))
+                    self.tell(f"{path.name}, {named}, goes with the next question.")
+                    continue
                 picture = open_picture(path)
             except (ValueError, OSError) as error:
                 self.tell(str(error), style="red")
@@ -146,7 +164,9 @@ class Terminal:
         forgotten = self.chat.forgotten
         pieces = self.chat.stream_parts(parts, forget=True)
         try:
-            print_pieces(pieces)
+            with stoppable() as heard:
+                print_pieces(until_heard(heard, pieces))
+            print_boxes(self.chat)
         finally:
             if dropped := self.chat.forgotten - forgotten:
                 turns = f"the {dropped} oldest turns were" if dropped > 1 else "the oldest turn was"
@@ -171,10 +191,42 @@ class Terminal:
         return "\001\033[1m\002you:\001\033[0m\002 "
 
 
-def print_answer(chat: Conversation, question: str, pictures: list[Image]) -> None:
+@contextmanager
+def stoppable() -> Iterator[threading.Event]:
+    """Let Ctrl-C raise KeyboardInterrupt and be remembered in the event that this returns.
+
+    Where it falls into a finaliser, or into code that goes on after every exception, Python drops it, and the answer
+    would be written to its end.
+    """
+    heard = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # only that one hears signals
+        yield heard
+        return
+
+    def hear(number: int, frame: Any) -> None:
+        heard.set()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, hear)
+    try:
+        yield heard
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def until_heard(heard: threading.Event, pieces: Iterator[str]) -> Iterator[str]:
+    """Yield the pieces of an answer; KeyboardInterrupt behind the one during which Ctrl-C was heard."""
+    for piece in pieces:
+        yield piece
+        if heard.is_set():
+            raise KeyboardInterrupt
+
+
+def print_answer(chat: Conversation, question: str, pictures: list[Any]) -> None:
     """Print the answer to one question."""
     _accept_any_text()
     print_pieces(chat.stream(printable(question), pictures))
+    print_boxes(chat)
 
 
 def print_pieces(pieces: Iterator[str]) -> None:
@@ -182,6 +234,15 @@ def print_pieces(pieces: Iterator[str]) -> None:
     for piece in pieces:
         print(printable(piece), end="", flush=True)
     print()
+
+
+def print_boxes(chat: Conversation) -> None:
+    """Print what the last answer points at: phrase, then left, top, right and bottom edge of each box, from 0 to 1."""
+    for part in chat.messages[-1]["content"] if chat.messages else ():
+        for entry in part.get("boxes", ()) if isinstance(part, dict) else ():
+            begin, end = entry["phrase"]
+            boxes = "; ".join(" ".join(f"{edge:.2f}" for edge in box) for box in entry["boxes"])
+            print(f"  {printable(part['text'][begin:end])}: {boxes}")
 
 
 def printable(text: str) -> str:
@@ -234,7 +295,7 @@ def completions(line: str) -> list[str]:
     command, space, rest = line.partition(" ")
     if not space:
         return [f"{name} " for name in COMMANDS if name.startswith(line)] if line.startswith("/") else []
-    if command not in ("/image", "/save"):
+    if command not in ("/image", "/save") and command[1:] not in FILES:
         return []
     start, quote = _last_word(rest)
     word = rest[start + len(quote) :]

@@ -14,7 +14,7 @@ Differs from our decoder: features are written into what the embedding gives, sc
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,13 +22,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
+from transformers.initialization import no_init_weights
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
-from .attention import AttentionPlan, attend_flex, attend_runs, documents_of, plan_documents, refuse_flex_dropout
+from .attention import AttentionPlan, documents_of, plan_documents, refuse_dropout
+from .attention import attend as attend_by
+from .cross_attention import Coupling, coupled
 from .positions import count_positions
+from .rows import Packing, RowLayout
 from .versions import either, named, refuse_other_caches
 
 NAME = "kosmos"
@@ -40,17 +44,26 @@ class Rows:
 
     documents_BT: Tensor
     blocks_BT: Tensor | None
+    training: bool
+    half: bool
+    packing: Packing | None
     plans: dict[int | None, AttentionPlan] = field(default_factory=dict)
 
     def plan(self, window: int | None) -> AttentionPlan:
         """Return the plan of the layers with this window."""
         if window not in self.plans:
-            self.plans[window] = plan_documents(self.documents_BT, self.blocks_BT, window)
+            self.plans[window] = plan_documents(
+                self.documents_BT, self.blocks_BT, self.training, self.half, self.packing, window
+            )
         return self.plans[window]
 
 
 # The rows of the forward pass that is running in this thread, where they are described.
 _ROWS: ContextVar[Rows | None] = ContextVar("rows", default=None)
+
+
+# Whether decoders that are made in this thread get their weights afterwards.
+_AWAITING: ContextVar[bool] = ContextVar("awaiting", default=False)
 
 
 @contextmanager
@@ -94,17 +107,36 @@ def attend(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     length, groups = query.shape[2], query.shape[1] // key.shape[1]
     key, value = key[:, :, :length], value[:, :, :length]  # a static cache also returns its empty places
-    if plan.runs is None:
-        refuse_flex_dropout(dropout)
-        query, key, value = (heads.transpose(1, 2) for heads in (query, key, value))
-        return attend_flex(query, key, value, plan.block_mask, scaling), None
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    refuse_dropout(plan, dropout)
+    if plan.runs is not None:
+        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     query, key, value = (heads.transpose(1, 2) for heads in (query, key, value))
-    return attend_runs(query, key, value, plan.runs, scaling, dropout), None
+    return attend_by(plan, query, key, value, scaling, dropout), None
 
 
 AttentionMaskInterface.register(NAME, make_mask)
 AttentionInterface.register(NAME, attend)
+
+
+@contextmanager
+def awaiting_weights() -> Iterator[None]:
+    """Build decoders of transformers without drawing weights, for ``docking.take_weights`` brings all of them.
+
+    Drawing those of 7 billion parameters takes minutes, for nothing.
+    """
+    token = _AWAITING.set(True)
+    try:
+        yield
+    finally:
+        _AWAITING.reset(token)
+
+
+def _mark_filled(model: nn.Module) -> None:
+    """Tell transformers, which initialises what no checkpoint filled when the whole model is made, to leave it."""
+    for part in model.modules():
+        part._is_hf_initialized = True  # type: ignore[assignment]
+    for parameter in model.parameters():
+        parameter._is_hf_initialized = True  # type: ignore[attr-defined]
 
 
 class TransformersDecoder(nn.Module):
@@ -119,7 +151,10 @@ class TransformersDecoder(nn.Module):
         if type(config) not in MODEL_MAPPING:
             raise ValueError(f"text_config: transformers has no model for {type(config).__name__}")
         kind: Any = MODEL_MAPPING[type(config)]
-        self.model = kind(config)  # on this very config: what changes here changes there
+        with no_init_weights() if _AWAITING.get() else nullcontext():
+            self.model = kind(config)  # on this very config: what changes here changes there
+        if _AWAITING.get():
+            _mark_filled(self.model)
         _refuse_unfit(self.model)
         self._settle()
         self.learns_positions = sum(isinstance(part, nn.Embedding) for part in self.model.modules()) > 1
@@ -188,12 +223,15 @@ class TransformersDecoder(nn.Module):
         block_ids: Tensor | None = None,
         position_in_span: Tensor | None = None,
         cache: Cache | None = None,
+        coupling: Coupling | None = None,
+        layout: RowLayout | None = None,
         **kwargs: Any,
     ) -> Any:
         """Run the model over embeddings (B, T, D); see KosmosForConditionalGeneration.forward.
 
         Raises:
-            ValueError: what ``check`` refuses, or packed rows that not every layer would keep apart.
+            ValueError: what ``check`` refuses, packed rows that not every layer would keep apart, or cross-attention in
+                layers that are computed twice.
         """
         past_key_values = either(past_key_values, cache)
         refuse_other_caches(kwargs)
@@ -201,14 +239,21 @@ class TransformersDecoder(nn.Module):
         documents_BT = documents_of(inputs_embeds, attention_mask, past_key_values, document_ids, block_ids)
         if position_ids is None:
             position_ids = _count(inputs_embeds, attention_mask, past_key_values, documents_BT)
-        if position_in_span is not None or self.learns_positions:
+        if layout is None and (position_in_span is not None or self.learns_positions):
             self.check(position_ids, position_in_span)
         rows = None
         if documents_BT is not None:
             attention_mask = None
             self._refuse_leaks()
-            rows = Rows(documents_BT, block_ids)
-        with described(rows):
+            half = inputs_embeds.dtype in (torch.bfloat16, torch.float16)
+            packing = None if layout is None else layout.packing
+            rows = Rows(documents_BT, block_ids, self.training, half, packing)
+        if coupling is not None and self.training and self.model.is_gradient_checkpointing:
+            raise ValueError(
+                "coupling: cross_attention over a decoder of transformers does not go with activation_checkpointing: "
+                "its layers, computed again, would not know their images"
+            )
+        with described(rows), coupled(coupling):
             return self.model(
                 inputs_embeds=inputs_embeds,
                 attention_mask=attention_mask,

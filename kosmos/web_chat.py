@@ -18,7 +18,7 @@ from typing import Any
 import gradio as gr
 
 from .admission import is_loopback
-from .conversation import Conversation
+from .conversation import Conversation, with_pictures
 from .pictures import on_white, upright
 
 HINT = "Ask about pictures: drop, paste or choose one or several, then write a question"
@@ -198,8 +198,8 @@ class Page:
         return "\n\n".join(dict.fromkeys(chat.prompt() for chat in chats if chat.messages))
 
     def histories(self, said: list[list]) -> list[list[dict[str, Any]]]:
-        """What the chatbots show: each picture, then the text of its turn."""
-        return [[line for message in messages for line in self.lines(message)] for messages in said]
+        """What the chatbots show: each picture, the text of its turn, and the picture again with an answer's boxes."""
+        return [[line for message in with_pictures(messages) for line in self.lines(message)] for messages in said]
 
     def lines(self, message: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """One line of a chatbot for each part of a message."""

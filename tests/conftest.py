@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
+import wave
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -11,6 +14,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import hypothesis
+import numpy as np
 import pytest
 
 hypothesis.settings.register_profile("kosmos", deadline=None, derandomize=True, print_blob=True)
@@ -37,3 +41,18 @@ def processor():
     ]
     tokenizer = train_tokenizer(texts * 5, vocab_size=200)
     return KosmosProcessor(KosmosImageProcessor(image_size=32), tokenizer, num_image_tokens=4, max_length=256)
+
+
+@pytest.fixture(scope="session")
+def wav() -> Callable[..., bytes]:
+    """Make the bytes of a WAV file: a tone of so many seconds, hertz and samples a second."""
+
+    def make(seconds: float, pitch: float = 440.0, rate: int = 8000) -> bytes:
+        tone = np.sin(2 * np.pi * pitch * np.arange(round(seconds * rate)) / rate)
+        file = io.BytesIO()
+        with wave.open(file, "wb") as writer:
+            writer.setparams((1, 2, rate, 0, "NONE", ""))
+            writer.writeframes((20_000 * tone).astype("<i2").tobytes())
+        return file.getvalue()
+
+    return make

@@ -16,9 +16,9 @@ import pytest
 HERE = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HERE / "docs"))
 
+import build  # noqa: E402
 import reference  # noqa: E402
 
-import build  # noqa: E402
 from kosmos.cli import VERBS, main  # noqa: E402
 from kosmos.keys import field_meanings, keys  # noqa: E402
 

@@ -47,12 +47,16 @@ def test_without_venv_make_says_what_to_install_and_works_after_it(checkout: Pat
 def test_the_demo_installs_what_it_needs_and_no_more(repository: Path, tmp_path: Path) -> None:
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         (tmp_path / name).write_text((repository / name).read_text())
-    printed = subprocess.run(["make", "-n", "demo"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(
+        ["make", "--no-print-directory", "-n", "demo"], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout
     assert '".[demo]"' in printed
     assert '".[dev]"' not in printed
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv" / ".installed").touch()
-    printed = subprocess.run(["make", "-n", "demo"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(
+        ["make", "--no-print-directory", "-n", "demo"], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout
     assert printed.split() == [".venv/bin/kosmos", "demo"]
 
 

@@ -9,10 +9,12 @@ import importlib
 from typing import Any
 
 _HOME = {
+    "Audio": "document",
     "BadSample": "errors",
     "Corpus": "reader",
     "DataConfig": "config",
     "Document": "document",
+    "Entity": "document",
     "Example": "example",
     "Image": "document",
     "Loader": "loader",
@@ -21,6 +23,7 @@ _HOME = {
     "Span": "document",
     "StepBatch": "batch",
     "Text": "document",
+    "Video": "document",
     "build_loader": "loader",
     "merge_states": "loader",
     "write_shards": "shards",

@@ -11,8 +11,13 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from .document import Image, from_files
+from kosmos.media import read_through
+from kosmos.segments import Unreadable
+
+from . import errors
+from .document import Image, files_of, from_files
 from .errors import BadSample, Tally
 from .images import open_image
 from .index import INDEX_NAME, ShardInfo, offsets_fault, read_index, read_offsets, write_index, write_offsets
@@ -121,6 +126,15 @@ def _check_shard(root: Path, info: ShardInfo, decode_images: bool) -> ShardRepor
     return report
 
 
+def _decode(segment: Any) -> None:
+    """Decode the sound or the frames of a segment; BadSample where that fails."""
+    try:
+        for name in files_of(type(segment)):
+            read_through(getattr(segment, name))
+    except Unreadable as error:
+        raise BadSample(errors.UNREADABLE, str(error)) from error
+
+
 def _check_samples(path: Path, offsets: list[int], report: ShardReport, decode_images: bool) -> None:
     keys: Counter[str] = Counter()
     with path.open("rb") as file:
@@ -136,6 +150,8 @@ def _check_samples(path: Path, offsets: list[int], report: ShardReport, decode_i
                         report.images += 1
                         if decode_images:
                             open_image(segment.data)
+                    elif decode_images and files_of(type(segment)):
+                        _decode(segment)
             except BadSample as error:
                 report.bad.count(error.reason, error.of(key))
     if doubled := [key for key, count in keys.items() if count > 1]:

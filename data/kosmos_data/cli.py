@@ -115,9 +115,8 @@ def _check(arguments: argparse.Namespace) -> int:
 def _import(arguments: argparse.Namespace) -> None:
     from .adapters import convert
 
-    shards, skipped = convert(
-        arguments.format, arguments.source, arguments.out, arguments.images, field=arguments.field
-    )
+    options = {"field": arguments.field, "turns": arguments.turns}
+    shards, skipped = convert(arguments.format, arguments.source, arguments.out, arguments.images, **options)
     documents, images = sum(shard.documents for shard in shards), sum(shard.images for shard in shards)
     Console().print(
         f"{escape(arguments.out)}: {documents} documents, {images} images in {len(shards)} shards", soft_wrap=True
@@ -205,6 +204,7 @@ def _add_verbs_that_make(verbs: Any) -> None:
     imports.add_argument("source", help="file or folder in that format")
     imports.add_argument("--images", help="folder of the picture files; default: the source's folder")
     imports.add_argument("--field", help="of the text in JSON lines, parquet, CSV; default: text, caption …")
+    imports.add_argument("--turns", type=int, help="most questions of a document; longer dialogues become several")
     imports.add_argument("--out", required=True, help="folder for the shards; new or empty")
     imports.set_defaults(run=_import)
 

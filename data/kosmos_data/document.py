@@ -1,7 +1,8 @@
-"""A document: text, images and text spans in reading order, and its form on disk.
+"""A document: text, images and whatever else encoders read in reading order, and its form on disk.
 
 Everything that the project trains on is a :class:`Document`. On disk one document is one sample of a webdataset tar:
-``KEY.json`` holds ``{"segments": [...], "meta": {...}}`` and each image lies beside it as ``KEY.0.jpg``, ``KEY.1.png``.
+``KEY.json`` holds ``{"segments": [...], "meta": {...}}`` and each file of a segment lies beside it: an image as
+``KEY.0.jpg``, ``{"image": "0.jpg"}`` in the JSON, a sound as ``KEY.1.ogg``, ``{"audio": "1.ogg"}``.
 KOSMOS-1 (section 2.3) writes text, image-caption pairs and interleaved pages in exactly this one form.
 """
 
@@ -14,8 +15,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from kosmos.segments import SEGMENTS, Image, Segment, Text, modality_name
+from kosmos.segments import SEGMENTS, Image, Phrase, Segment, Text, modality_name
+from kosmos.segments import Audio as Audio
+from kosmos.segments import Entity as Entity
 from kosmos.segments import Span as Span
+from kosmos.segments import Video as Video
 
 from . import errors
 from .errors import BadSample
@@ -25,7 +29,9 @@ _ODD_IN_KEYS = re.compile(r"[.\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _LONGEST_KEY = 200
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ppm")
 """File endings of pictures, in the order in which one is looked for beside a caption."""
-_SUFFIXES = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp", b"GIF8": "gif", b"BM": "bmp"}
+_SUFFIXES = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"GIF8": "gif", b"BM": "bmp", b"OggS": "ogg", b"fLaC": "flac",
+             b"ID3": "mp3", b"\xff\xfb": "mp3", b"\x1aE\xdf\xa3": "mkv"}  # fmt: skip
+_RIFF = {b"WAVE": "wav", b"AVI ": "avi"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,17 +88,34 @@ def to_files(document: Document) -> dict[str, bytes]:
     for number, segment in enumerate(document.segments):
         if fault := _fault(segment):
             raise ValueError(f"document {document.key!r}, segment {number}: {fault}")
-        if isinstance(segment, Image):
-            name = f"{len(files)}.{image_suffix(segment.data)}"
-            files[name] = segment.data
-            segments.append({"image": name})
-        elif isinstance(segment, Text):
-            segments.append({"text": segment.text} | ({} if segment.supervised else {"supervised": False}))
+        if isinstance(segment, Text):
+            boxes = {} if segment.boxes is None else {"boxes": [phrase.as_json() for phrase in segment.boxes]}
+            segments.append({"text": segment.text} | ({} if segment.supervised else {"supervised": False}) | boxes)
         else:
-            segments.append({modality_name(segment): getattr(segment, fields(segment)[0].name)})
+            segments.append(_entry(segment, files))
     body: dict[str, Any] = {"segments": segments} | ({"meta": dict(document.meta)} if document.meta else {})
     files["json"] = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
     return files
+
+
+def _entry(segment: Any, files: dict[str, bytes]) -> dict[str, Any]:
+    """An encoder's segment as JSON: its first field under the modality's name, others where they are no defaults.
+
+    Bytes of its files are put among ``files``.
+    """
+    first, *others = fields(segment)
+    entry = {modality_name(segment): getattr(segment, first.name)}
+    entry |= {part.name: value for part in others if (value := getattr(segment, part.name)) != part.default}
+    for part, key in zip((first, *others), (modality_name(segment), *(part.name for part in others)), strict=True):
+        if part.name in files_of(type(segment)):
+            name = f"{len(files)}.{file_suffix(entry[key])}"
+            files[name], entry[key] = entry[key], name
+    return entry
+
+
+def files_of(kind: type) -> tuple[str, ...]:
+    """Return the fields of a kind of segment that are bytes of files."""
+    return getattr(kind, "files", ())
 
 
 def from_files(key: str, files: Mapping[str, bytes]) -> Document:
@@ -102,7 +125,8 @@ def from_files(key: str, files: Mapping[str, bytes]) -> Document:
     webdatasets have it (``KEY.jpg KEY.txt KEY.json``), and is read as it is. Extensions are in lower case.
 
     Raises:
-        BadSample: no or malformed JSON, an unknown kind of segment, or an image that the tar does not hold.
+        BadSample: no or malformed JSON, an unknown kind of segment, a file of one that the tar does not hold, or boxes
+            that are not of an image or phrases that are not of the text.
     """
     if "json" not in files and "txt" not in files:
         raise BadSample(errors.NO_TEXT, f"{key} has {', '.join(sorted(files)) or 'no file'}")
@@ -134,37 +158,65 @@ def _pair(key: str, files: Mapping[str, bytes]) -> Document:
     return Document(key, [Image(picture), Text(caption)])
 
 
-def image_suffix(data: bytes) -> str:
-    """The usual file ending for encoded image bytes, by their first bytes (``bin`` when unknown)."""
+def file_suffix(data: bytes) -> str:
+    """The usual file ending for the bytes of a picture, sound or video, by the first of them (``bin`` when unknown)."""
+    if data[:4] == b"RIFF":
+        return _RIFF.get(data[8:12], "webp")
+    if data[4:8] == b"ftyp" and data[8:12] not in (b"avif", b"avis", b"heic", b"mif1"):
+        return "mp4"
     return next((suffix for magic, suffix in _SUFFIXES.items() if data.startswith(magic)), "bin")
 
 
 def _segment(entry: Mapping[str, Any], files: Mapping[str, bytes]) -> Segment:
     match entry:
         case {"text": str(text), **rest}:
-            return Text(_encodable(text), supervised=bool(rest.get("supervised", True)))
-        case {"image": str(name)}:
-            if name.lower() not in files:
-                raise BadSample(errors.IMAGE_MISSING, f"no file {name!r} beside the json")
-            return Image(files[name.lower()])
+            return Text(_encodable(text), bool(rest.get("supervised", True)), _phrases(text, rest.get("boxes")))
     for name, kind in SEGMENTS.items():
-        if name in entry and kind is not Image:
-            content = entry[name]
-            return kind(_encodable(content) if isinstance(content, str) else content)
+        if name in entry:
+            first, *others = fields(kind)
+            content = {first.name: entry[name]} | {part.name: entry[part.name] for part in others if part.name in entry}
+            for each, value in content.items():
+                if each in files_of(kind):
+                    content[each] = _file(value, name, files)
+                elif isinstance(value, str):
+                    content[each] = _encodable(value)
+            return kind(**content)
     raise ValueError(f"a segment has one of the keys text, {', '.join(SEGMENTS)}; got {str(entry)[:80]}")
+
+
+def _file(name: Any, kind: str, files: Mapping[str, bytes]) -> bytes:
+    if not isinstance(name, str):
+        raise ValueError(f"the {kind} of a segment is the name of a file, got {str(name)[:80]}")
+    if name.lower() not in files:
+        reason = errors.IMAGE_MISSING if kind == "image" else errors.FILE_MISSING
+        raise BadSample(reason, f"no file {name!r} beside the json")
+    return files[name.lower()]
+
+
+def _phrases(text: str, entries: Any) -> tuple[Phrase, ...] | None:
+    """The ``boxes`` of a text segment: ``[{"phrase": [12, 21], "boxes": [[x1, y1, x2, y2], …]}, …]``."""
+    if entries is None:
+        return None
+    try:
+        return Text(text, boxes=tuple(Phrase.from_json(entry) for entry in entries)).boxes
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadSample(errors.BOXES, str(error)) from error
 
 
 def _fault(segment: Any) -> str | None:
     """Why ``segment`` cannot be written, for people who make documents by hand; None if it can."""
     match segment:
-        case Image(data=bytes()) | Text(text=str()):
+        case Text(text=str()):
             return None
-        case Image(data=data):
-            return f"an Image holds the bytes of a picture file, here a {type(data).__name__}; Path(name).read_bytes()"
         case Text(text=text):
             return f"a Text holds a str, here a {type(text).__name__}"
     if type(segment) in SEGMENTS.values():
-        return None
+        given = {name: getattr(segment, name) for name in files_of(type(segment))}
+        what = f"an {modality_name(segment).capitalize()} holds the bytes of a file" if given else ""
+        if isinstance(segment, Image):
+            what = "an Image holds the bytes of a picture file"
+        wrong = (type(data).__name__ for data in given.values() if not isinstance(data, bytes))
+        return next((f"{what}, here a {name}; Path(name).read_bytes()" for name in wrong), None)
     kinds = ", ".join(kind.__name__ for kind in (Text, *SEGMENTS.values()))
     return f"a {type(segment).__name__}, where one of {kinds} is expected"
 

@@ -36,6 +36,7 @@ class Example:
         fallback: so many stretches of the document were too short for the objective and stayed plain causal text.
         ends: True at t where token t ends a sentence and a row may stop before it; ``<s>`` stands for it in the next
             row. Only rows of whole sentences ask for it (:mod:`kosmos_data.sentences`); nowhere by default.
+        turns: True at t where token t begins a turn that needs nothing before it; nowhere by default.
     """
 
     token: np.ndarray
@@ -49,6 +50,7 @@ class Example:
     cuts: np.ndarray
     fallback: int = 0
     ends: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    turns: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
 
     def __post_init__(self) -> None:
         self.label = np.where(self.weight > 0, self.label, np.int32(IGNORED))

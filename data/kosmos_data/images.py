@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import PIL.features
 import PIL.Image
+from PIL import ExifTags
 
 from kosmos.pictures import MAX_PIXELS
 
@@ -51,6 +52,14 @@ def open_image(data: bytes) -> PIL.Image.Image:
 def open_header(data: bytes) -> PIL.Image.Image:
     """As :func:`open_image`, but no pixel is decoded: format and size are known, and whether it is an image at all."""
     return _read(data, whole=False)
+
+
+def upright_size(data: bytes) -> tuple[int, int]:
+    """Width and height as EXIF turns the picture, by its header alone; BadSample as for :func:`decode`."""
+    image = open_header(data)
+    width, height = image.size
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    return (height, width) if turned else (width, height)
 
 
 def colour_range(rgb: PIL.Image.Image) -> int:

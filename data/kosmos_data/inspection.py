@@ -14,8 +14,11 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
+from kosmos.media import describe
+from kosmos.segments import modality_name
+
 from . import objectives, objectives_view
-from .document import Document, Image, Span, Text
+from .document import Document, Image, Text, files_of
 from .errors import BadSample
 from .example import Example
 from .images import open_image
@@ -55,9 +58,13 @@ def kinds(corpus: Corpus, look_at: int = 200) -> Iterator[tuple[str, Document]]:
 
 
 def kind_of(document: Document) -> str:
-    """``text``, ``pair`` (an image with a text), ``one image, several texts``, ``interleaved``, ``with text spans``."""
-    if any(isinstance(segment, Span) for segment in document.segments):
-        return "with text spans"
+    """``text``, ``pair`` (an image with a text), ``one image, several texts``, ``interleaved``, ``with text spans``.
+
+    Of what further encoders read its name: ``with audio``.
+    """
+    kinds = [modality_name(segment) for segment in document.segments if not isinstance(segment, (Text, Image))]
+    if kinds:
+        return "with text spans" if kinds[0] == "span" else f"with {kinds[0]}"
     images = len(document.images)
     if images == 1:
         return "pair" if len(document.segments) <= 2 else "one image, several texts"
@@ -73,10 +80,19 @@ def show_document(console: Console, title: str, document: Document) -> None:
             width, height = picture.size
             lines.append(f"[cyan]▣ image {picture.format} {width}×{height}, {len(segment.data)} bytes[/cyan]")
             continue
-        text = segment.text if hasattr(segment, "text") else str(segment)
+        if named := files_of(type(segment)):
+            data = getattr(segment, named[0])
+            kind = f"▣ {modality_name(segment)} {describe(data)}, {len(data)} bytes"
+            lines.append(f"[cyan]{escape(kind)}[/cyan]")
+        text = segment.text if hasattr(segment, "text") else "" if named else str(segment)
         text = text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + " …"
         style = "magenta" if not isinstance(segment, Text) else "white" if segment.supervised else "dim"
         lines.append(f"[{style}]{escape(text)}[/{style}]")
+        if not isinstance(segment, Text):
+            continue
+        for phrase in segment.boxes or ():
+            boxes = ", ".join(" ".join(f"{edge:.3g}" for edge in box) for box in phrase.boxes) or "no box"
+            lines.append(f"[cyan]  ▢ {escape(segment.text[phrase.begin : phrase.end])}: {boxes}[/cyan]")
     console.print(Panel("\n".join(lines), title=escape(title), title_align="left"))
 
 

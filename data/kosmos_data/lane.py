@@ -116,6 +116,7 @@ class SourceStream:
             example = self.source.objective(document, key, self.step)
         except BadSample as error:
             raise BadSample(error.reason, error.of(document.key)) from error
+        example = self.packer.at_turns(example)
         if not self.packer.possible(example):
             raise BadSample(TOO_LONG, f"{document.key}: {len(example)} tokens")
         if self.sentences is not None:

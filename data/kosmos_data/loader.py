@@ -86,6 +86,7 @@ def identity(config: DataConfig, sources: Sequence[Source], processor: KosmosPro
         "images": _hash(processor.image_processor.to_dict()),
         "image_tokens": processor.num_image_tokens,
         **({} if processor.num_span_tokens is None else {"span_tokens": processor.num_span_tokens}),
+        **({} if processor.entities is None else {"entities": _hash(processor.entities)}),
     }
 
 

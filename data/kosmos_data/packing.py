@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -184,6 +184,14 @@ class Packer:
         starts = [placed.start for placed in example.placed if placed.modality == "image"]
         images = np.diff(np.searchsorted(starts, edges))
         return int(stretches.max()) <= self.row_tokens and int(images.max()) <= self.max_images
+
+    def at_turns(self, example: Example) -> Example:
+        """The example, cut at its turns alone if that brings it into rows (best_fit cuts only what no row holds)."""
+        fits = len(example) <= self.row_tokens and len(example.placed) <= self.max_images
+        if self.cut_all or fits or not example.turns.any():
+            return example
+        kept = replace(example, cuts=example.turns)
+        return kept if self.possible(kept) else example
 
     def may_cut(self, entry: Entry) -> bool:
         """Whether the entry may come in several pieces."""

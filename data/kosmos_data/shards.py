@@ -17,6 +17,7 @@ from typing import BinaryIO
 import webdataset
 
 from .document import Document, Image, safe_key, to_files
+from .entity_names import EntityNames
 from .index import INDEX_NAME, ShardInfo, write_index, write_offsets
 
 
@@ -42,19 +43,22 @@ class ShardWriter:
         self.shards: list[ShardInfo] = []
         self.documents = 0
         self._open: _OpenShard | None = None
+        self._entities = EntityNames()
 
     def write(self, document: Document) -> None:
         """Append one document, under :func:`safe_key` of its key; ValueError if it or a segment cannot be written."""
         if self._open is None:
             self._open = _OpenShard(self.root, f"{len(self.shards):06d}.tar")
         self._open.write(document)
+        self._entities.add(document)
         self.documents += 1
         if self._open.documents >= self.max_documents or self._open.file.size >= self.max_bytes:
             self._close_shard()
 
     def close(self) -> None:
-        """Finish the last shard and write ``index.json``."""
+        """Finish the last shard and write ``index.json``, before it ``entities.json`` if there are entities."""
         self._close_shard()
+        self._entities.write(self.root)
         write_index(self.root, self.shards)
 
     def _close_shard(self) -> None:

@@ -1,7 +1,7 @@
 """``kosmos eval``: evaluate a checkpoint, score prediction files, compare and report results.
 
-The first word decides: ``score``, ``report``, ``gallery``, ``compare``, ``contamination``, ``tasks``, ``make``,
-``lm-eval``; anything else is the checkpoint to evaluate.
+The first word decides: ``score``, ``report``, ``gallery``, ``compare``, ``contamination``, ``explanations``,
+``tasks``, ``make``, ``lm-eval``; anything else is the checkpoint to evaluate.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ other uses, each with its own --help:
   kosmos eval gallery        a picture of questions and answers
   kosmos eval compare        paired difference of two models
   kosmos eval contamination  are test items in the training data?
+  kosmos eval explanations   ratings and explanations from ids (PETER)
   kosmos eval lm-eval        the text tasks of lm-eval
 """
 
@@ -264,6 +265,41 @@ def _lm_eval(argv: Sequence[str]) -> int:
     return harness(["run", "--model", "kosmos", "--model_args", f"pretrained={options.checkpoint}", *others])
 
 
+def _explanations(argv: Sequence[str]) -> int:
+    import yaml
+
+    from .explanations import explain, report
+
+    parser = argparse.ArgumentParser(
+        prog="kosmos eval explanations",
+        description="Ratings and explanations of held-out reviews, from the ids alone (PETER); prints JSON.",
+    )
+    add = parser.add_argument
+    add("checkpoint", type=Path, help="a checkpoint folder or a run directory of the objective peter")
+    add("reviews", type=Path, help="corpus of reviews, e.g. corpora/reviews/test")
+    add(
+        "--swap",
+        choices=["none", "user", "item", "both"],
+        default="none",
+        help="take these ids of other reviews (none)",
+    )
+    add("--objective", default="peter", help="its options in training, e.g. '{name: peter, features: true}' (peter)")
+    add("--limit", metavar="N", type=int, help="so many reviews, always the same ones (all)")
+    add("--out", metavar="FILE", type=Path, help="also write each review with what was said, JSON lines")
+    add("--seed", metavar="N", type=int, default=0, help="of what is drawn (0)")
+    options = vars(parser.parse_args(argv))
+    out, objective = options.pop("out"), yaml.safe_load(options.pop("objective"))
+    found = explain(options.pop("checkpoint"), options.pop("reviews"), objective=objective, **options)
+    if out is not None:
+        rows = [
+            {"key": one.document.key, "reference": one.reference, "text": one.text, "rating": one.rating,
+             "predicted": one.predicted}
+            for one in found
+        ]  # fmt: skip
+        out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return _print_json(report(found))
+
+
 def _print_json(value: object) -> int:
     json.dump(value, sys.stdout, indent=2)
     sys.stdout.write("\n")
@@ -289,5 +325,6 @@ USES: dict[str, Callable[[Sequence[str]], int]] = {
     "tasks": _tasks,
     "make": _make,
     "contamination": _contamination,
+    "explanations": _explanations,
     "lm-eval": _lm_eval,
 }

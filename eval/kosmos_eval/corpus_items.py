@@ -18,8 +18,9 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+from kosmos.segments import Audio, Video, modality_name
 from kosmos_data import BadSample, Corpus
-from kosmos_data.document import Document, Image, Text, image_suffix
+from kosmos_data.document import Document, Entity, Image, Text, file_suffix
 
 from .items import Item
 
@@ -76,6 +77,9 @@ def turns(document: Document) -> Iterator[Turn]:
             question, answer = "", ""
         if isinstance(segment, Image):
             images, after_text = [*([] if after_text else images), _file(segment)], False
+        elif isinstance(segment, (Entity, Audio, Video)):
+            what = f"the entity {segment}" if isinstance(segment, Entity) else f"{modality_name(segment)}"
+            raise ValueError(f"{document.key} has {what}, which a task cannot ask about")
         else:
             question, after_text = question + segment.text, True
     if answer:
@@ -83,7 +87,7 @@ def turns(document: Document) -> Iterator[Turn]:
 
 
 def _file(image: Image) -> Path:
-    path = _folder() / f"{hashlib.sha256(image.data).hexdigest()[:24]}.{image_suffix(image.data)}"
+    path = _folder() / f"{hashlib.sha256(image.data).hexdigest()[:24]}.{file_suffix(image.data)}"
     if not path.exists():
         path.write_bytes(image.data)
     return path

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from rich.cells import cell_len
 
+from kosmos.grounding import draw_boxes
 from kosmos.pictures import on_white, upright
+from kosmos.segments import Phrase
 
 from .compare import read_samples
 from .items import content_hash
@@ -39,7 +41,8 @@ def gallery(
 ) -> list[str]:
     """Draw items of a sample log, each with its own image; returns their ids in reading order.
 
-    An answer is green from half of the task's first metric on, else red, with a reference beside it.
+    An answer is green from half of the task's first metric on, else red, with a reference beside it. Boxes of a
+    grounded answer are drawn over the image.
 
     Args:
         samples: a finished log, ``OUT/samples/MODEL/*.jsonl``, or a run folder with one.
@@ -107,7 +110,9 @@ def _figure(records: Sequence[dict[str, Any]], images: Sequence[Path]) -> Figure
     for place, (record, path) in enumerate(zip(records, images, strict=True), 1):
         axes = figure.add_subplot(rows, columns, place)
         with Image.open(path) as image:
-            axes.imshow(_square(on_white(upright(image))))  # as the model's processor shows it
+            shown = on_white(upright(image))  # as the model's processor shows it
+            phrases = [Phrase.from_json(entry) for entry in record.get("boxes", ())]
+            axes.imshow(_square(draw_boxes(shown, record["prediction"], phrases) if phrases else shown))
         axes.set(xticks=[], yticks=[])
         right = _score(record) >= 0.5
         answer = record["prediction"] if right else f"{record['prediction']}  (reference: {record['answers'][0]})"

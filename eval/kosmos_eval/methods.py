@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from kosmos.segments import Phrase
+
 from . import prompts
 from .items import Item, stable_hash
 from .model import EvaluatedModel, in_order
@@ -23,10 +25,11 @@ _ITEMS_OF_PROMPTS = 32
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model says to an item, and the scores of what it could choose from."""
+    """What the model says to an item, the scores of what it could choose from, and the phrases that it put boxes to."""
 
     text: str
     scores: tuple[float, ...] = ()
+    phrases: tuple[Phrase, ...] = ()
 
 
 class Method(NamedTuple):
@@ -134,7 +137,10 @@ def _best(names: Sequence[str], scores: Sequence[float]) -> Answer:
     return Answer(names[max(range(len(scores)), key=scores.__getitem__)], tuple(scores))
 
 
-WRITE = Method(lambda task, item, prompt: [prompt], lambda task, item, replies: Answer(replies[0]))
+WRITE = Method(
+    lambda task, item, prompt: [prompt],
+    lambda task, item, replies: Answer(str(replies[0]), phrases=getattr(replies[0], "phrases", ())),
+)
 RANK_PROMPTS = Method(_prompt_pairs, _prompt_answer)
 METHODS = {
     "greedy": WRITE,

@@ -21,6 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+from kosmos.grounding import BEGIN as GROUNDING
 from kosmos.segments import Span, Token
 
 from .items import Item, content_hash, stable_hash
@@ -108,6 +109,7 @@ def build(
         segments += _end_turn(continuation(task, shot, shot.answers[0]), task.prompt.separator)
     open_places = {"candidate": CANDIDATE} | ({"rationale": RATIONALE} if task.rationale else {}) | dict(extra or {})
     own = _fill(task, item, task.prompt.template, images or item.images, context, open_places)
+    own += [Token(GROUNDING)] if task.prompt.grounding else []
     return _joined(segments, own, item, demonstrations)
 
 

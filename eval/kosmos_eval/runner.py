@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from transformers.generation import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
 
 from kosmos.decode_step import GrowingCache
-from kosmos.modalities import MODALITIES, Modality
+from kosmos.grounding import read_answer
+from kosmos.modalities import IMAGE, MODALITIES, Modality, normalize_pixels
 from kosmos.modeling_kosmos import KosmosModel
 from kosmos.sampling import Forbid, Picker, Place, write
-from kosmos.segments import Encoded, Image, Span, Text
+from kosmos.segments import Encoded, Image, Phrase, Span, Text
 
 from .items import content_hash
 from .prompts import Prompt, Segment
@@ -63,6 +64,12 @@ class Stage:
     def key(self) -> tuple[object, ...]:
         """Equal for equal content."""
         return self.ids, tuple(piece.key for piece in self.pieces)
+
+
+class Written(str):
+    """A written answer; ``phrases`` with boxes, in shares of what the model sees of a picture, if it wrote some."""
+
+    phrases: tuple[Phrase, ...] = ()
 
 
 @dataclass
@@ -108,9 +115,12 @@ class Runner:
         """Token ids of one text segment."""
         return tuple(self._encode(text).ids)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The answer that generated ids spell."""
-        return self.processor.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+    def decode(self, ids: Sequence[int]) -> Written:
+        """The answer that generated ids spell, and where in the picture its phrases are."""
+        text, phrases = read_answer(self.processor, ids)
+        written = Written(text)
+        written.phrases = phrases
+        return written
 
     def stages(self, prompt: Prompt) -> list[Stage]:
         """The prompt's stages; the first begins with ``<s>``."""
@@ -155,9 +165,9 @@ class Runner:
         for start in range(0, len(missing), _ENCODED_TOGETHER):
             batch = missing[start : start + _ENCODED_TOGETHER]
             inputs = self._inputs(modality, batch)
-            made_ND = self.encoders.encode(modality, **inputs).flatten(0, -2)
-            places = modality.places(self.model.config, inputs)
-            fresh |= zip((piece.key for piece in batch), made_ND.split(places), strict=True)
+            made = self.encoders.encode(modality, **inputs)
+            each = list(made) if made.ndim == 3 else made.split(modality.places(self.model.config, inputs))
+            fresh |= zip((piece.key for piece in batch), each, strict=True)
         self.encoded[modality.name] += len(fresh)
         found_ND = torch.cat([fresh[one.key] if one.key in fresh else self._features[one.key] for one in pieces])
         self._remember([piece.key for piece in pieces], fresh)
@@ -177,10 +187,7 @@ class Runner:
         """What the model's ``forward`` takes for these pieces; files are read as images."""
         payloads = [self._pixels(one.payload) if isinstance(one.payload, Path) else one.payload for one in pieces]
         inputs = {name: tensor.to(self.device) for name, tensor in modality.stack(payloads).items()}
-        if "pixel_values" in inputs:
-            normalize = self.processor.image_processor.normalize
-            inputs["pixel_values"] = normalize(inputs["pixel_values"]).to(self.dtype)
-        return inputs
+        return normalize_pixels(inputs, self.processor.image_processor, self.dtype)
 
     def _pixels(self, path: Path) -> Tensor:
         try:
@@ -208,8 +215,8 @@ class Runner:
             places; none at all for ``keep=0``.
         """
         ids_BT, mask_BT = self._pad(stages)
-        embeds_BTD = self._embed(ids_BT, stages)
-        return self._forward(state, embeds_BTD, mask_BT, keep)
+        embeds_BTD, attended = self._embed(ids_BT, stages)
+        return self._forward(state, embeds_BTD, mask_BT, keep, attended)
 
     def write(
         self, state: State, logits_BV: Tensor, decoding: Decoding, seeds: Sequence[int], ends: Collection[int]
@@ -290,18 +297,29 @@ class Runner:
             mask_BT[row, longest - len(stage.ids) :] = 1
         return ids_BT.to(self.device), mask_BT.to(self.device)
 
-    def _embed(self, ids_BT: Tensor, stages: Sequence[Stage]) -> Tensor:
-        """Embeddings (B, T, D) with the features of what encoders read in their places."""
+    def _embed(self, ids_BT: Tensor, stages: Sequence[Stage]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Embeddings (B, T, D) with the features of what encoders read in their places, or beside them.
+
+        Features that cross-attention looks at are returned as the model takes them, (I, Q, D); the embedding of their
+        placeholder stays.
+        """
         present = list(_by_modality(stages))
         places = [ids_BT == getattr(self.model.config, modality.token) for modality, _ in present]
-        for places_BT in places:  # a placeholder may lie outside the vocabulary
+        crossed, attended = self.model.config.coupling == "cross_attention", dict[str, Tensor]()
+        for places_BT in places if not crossed else ():  # a placeholder may lie outside the vocabulary
             ids_BT = ids_BT.masked_fill(places_BT, self.pad)
         embeds_BTD = self.model.get_input_embeddings()(ids_BT)
         for (modality, pieces), places_BT in zip(present, places, strict=True):
-            embeds_BTD[places_BT] = self.features(modality, pieces).to(embeds_BTD.dtype)
-        return embeds_BTD
+            features_ND = self.features(modality, pieces)
+            if crossed and modality is IMAGE:
+                attended["image_features"] = features_ND.unflatten(0, (len(pieces), -1))
+            else:
+                embeds_BTD[places_BT] = features_ND.to(embeds_BTD.dtype)
+        return embeds_BTD, attended
 
-    def _forward(self, state: State | None, embeds_BTD: Tensor, mask_BT: Tensor, keep: int) -> tuple[State, Tensor]:
+    def _forward(
+        self, state: State | None, embeds_BTD: Tensor, mask_BT: Tensor, keep: int, attended: dict[str, Tensor]
+    ) -> tuple[State, Tensor]:
         if state is None:
             mask_BP, next_B = mask_BT, torch.zeros(len(mask_BT), dtype=torch.long, device=self.device)
         else:
@@ -316,6 +334,7 @@ class Runner:
             use_cache=True,
             logits_to_keep=keep,
             skip_logits=not keep,
+            **attended,
         )
         after = State(cache, mask_BP, next_B + mask_BT.sum(1))
         return after, output.logits.float() if keep else mask_BT.new_empty(len(mask_BT), 0, 0)

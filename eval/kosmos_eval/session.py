@@ -15,6 +15,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
+from kosmos.grounding import to_picture
+from kosmos.pictures import read_picture, upright
+from kosmos.segments import Phrase
+
 from . import baselines, methods, metrics, prompts, results
 from .fitting import fitted
 from .items import Item, content_hash
@@ -141,8 +145,16 @@ class Session:
             records = []
             for at, answer in batch.items():
                 record = _record(items[at], chosen[at], requests[items[at].id], answer)
+                if answer.phrases and chosen[at].images:
+                    record["boxes"] = self._boxes(answer.phrases, chosen[at].images[-1])
                 records.append(record | ({"rationale": texts[at]} if texts else {}))
             yield records
+
+    def _boxes(self, phrases: Sequence[Phrase], picture: Path) -> list[dict[str, Any]]:
+        """What the log says of an answer's boxes: shares of the whole picture, whatever the model saw of it."""
+        crop = self.runner.processor.image_processor.crop
+        whole = to_picture(phrases, upright(read_picture(picture)).size, crop)
+        return [phrase.as_json() for phrase in whole]
 
     def _score(self, run: Run, records: Sequence[Record], log: SampleLog) -> list[Row]:
         labels: dict[str, Any] = {"model": self.name, "shots": run.shots, "context": run.context}

@@ -82,6 +82,8 @@ class Prompt:
             stop. source: where the wording comes from, copied into the results. shorten: a field (a web page's text)
             that loses words at its end where a prompt is too long even without demonstrations; how many prompts did is
             said in red and in the results. Empty: such a prompt is an error.
+        grounding: end the prompt with ``<grounding>``: the answer has phrases with boxes (KOSMOS-2), which the sample
+            log keeps and ``kosmos eval gallery`` draws.
     """
 
     template: str
@@ -89,6 +91,7 @@ class Prompt:
     separator: str = "\n"
     source: str = ""
     shorten: str = ""
+    grounding: bool = False
 
 
 @dataclass

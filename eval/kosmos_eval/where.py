@@ -77,8 +77,8 @@ def find_log(path: Path, task: str | None = None, shots: int | None = None, cont
     if path.is_file():
         return Log.of(path)
     patterns = ("*.jsonl", "samples/*/*.jsonl", "eval/samples/*/*.jsonl")
-    files = next((found for pattern in patterns if (found := sorted(path.glob(pattern)))), [])
-    files = files or next((found for step in _steps(path, "samples") if (found := sorted(step.glob("*/*.jsonl")))), [])
+    files = next((some for pattern in patterns if (some := sorted(path.glob(pattern)))), [])
+    files = files or next((some for step in _steps(path, "samples") if (some := sorted(step.glob("*/*.jsonl")))), [])
     logs = [Log.of(file) for file in files if ".part-" not in file.name]
     if not logs:
         raise FileNotFoundError(f"{path}: no samples here; kosmos eval writes them to OUT/samples/")

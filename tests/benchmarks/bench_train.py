@@ -46,7 +46,7 @@ def settings_for(root: Path, stage: int) -> Any:
 def bare_step(engine: Any, batch: Any) -> None:
     """One step as DeepSpeed's own examples write it."""
     for micro in batch.micro_batches:
-        loss = engine.deepspeed(**engine.inputs(micro)).loss
+        loss = engine.deepspeed(**engine._moved(micro)[0]).loss
         engine.deepspeed.backward(loss, scale_wrt_gas=False)
     engine.optimizer.begin(lambda norm: None)
     engine.deepspeed.step()

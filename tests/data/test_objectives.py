@@ -166,7 +166,7 @@ def test_fim_golden(spm: bool, objective_processor: KosmosProcessor, objective_w
     pre, suf, mid = tokens = objective_processor.tokenizer.convert_tokens_to_ids(list(fim.TOKENS))
     example = fim.rearrange("k", parts, objective_processor, tokens, spm, "all")
     prefix = objective_processor.encode_text(text[:cut])
-    middle = fim.continue_text(objective_processor, two[2:])
+    middle = objective_processor.continue_text(two[2:])
     suffix = objective_processor.encode_text(three)
     order = {True: [suf, *suffix, mid, *prefix, *middle], False: [*prefix, suf, *suffix, mid, *middle]}
     expected = [0, pre, *order[spm]]

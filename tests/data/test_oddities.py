@@ -24,7 +24,7 @@ from kosmos_data import BadSample, Corpus
 from kosmos_data.adapters import convert
 from kosmos_data.check import check_corpus, index_folder
 
-SEEDS = int(os.environ.get("KOSMOS_SEEDS", "180"))
+SEEDS = int(os.environ.get("KOSMOS_SEEDS", "300"))
 Png = Callable[..., bytes]
 ODD_VALUES = [
     None,
@@ -183,6 +183,37 @@ def llava(odd: Odd) -> Path:
     return odd.write_json("l.json", records)
 
 
+def messages(odd: Odd) -> Path:
+    records = []
+    for number in range(odd.records or 0):
+        parts = [odd.record({"type": "text", "text": odd.text()}), {"type": "image", "image": odd.picture(number)}]
+        said = [{"role": "system", "content": odd.text()}] if odd else []
+        said += [odd.record({"role": "user", "content": parts if odd else odd.text()})]
+        said += [odd.record({"role": "assistant", "content": odd.value(odd.text())})]
+        said += [{"role": odd.rng.choice(["user", "tool", "assistant"]), "content": "x"}] if odd else []
+        named = {"images": [odd.picture(number)] * odd.rng.choice([1, 2])} if odd else {}
+        records.append(odd.record({"messages": said, "id": number, **named}))
+    return odd.write_lines("m.jsonl", records)
+
+
+def cauldron(odd: Odd) -> Path:
+    records = []
+    for number in range(odd.records or 0):
+        texts = [odd.record({"user": odd.text(), "assistant": odd.text(), "source": "x"})]
+        records.append(odd.record({"images": [odd.value(odd.picture(number))], "texts": texts}))
+    return odd.write_json("c.json", records)
+
+
+def alpaca(odd: Odd) -> Path:
+    record = {"instruction": "Do.", "input": "", "output": "Done", "history": [["a", "b"]]}
+    return odd.write_lines("a.jsonl", [odd.record(record) for _ in range(odd.records or 0)])
+
+
+def flan(odd: Odd) -> Path:
+    records = [{"inputs": odd.text(), "targets": odd.text()}, {"question": odd.text(), "answer": odd.text()}]
+    return odd.write_lines("f.jsonl", [odd.record(odd.rng.choice(records)) for _ in range(odd.records or 0)])
+
+
 def obelics(odd: Odd) -> Path:
     pages = [
         odd.record({"texts": [odd.value(odd.text()), None], "images": [None, odd.value("http://x/1")]})
@@ -234,6 +265,10 @@ LAYOUTS: dict[str, Callable[[Odd], Path]] = {
     "coco-captions": coco_captions,
     "karpathy": karpathy,
     "llava": llava,
+    "messages": messages,
+    "cauldron": cauldron,
+    "alpaca": alpaca,
+    "flan": flan,
     "obelics": obelics,
     "mmc4": mmc4,
     "text": text,

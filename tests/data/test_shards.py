@@ -86,7 +86,10 @@ def test_malformed_documents_are_refused(key: str, segments: list) -> None:
 @pytest.mark.parametrize(
     ("segments", "message"),
     [
-        ([Text("a"), "b"], r"document 'k', segment 1: a str, where one of Text, Image, Span is expected"),
+        (
+            [Text("a"), "b"],
+            r"document 'k', segment 1: a str, where one of Text, Image, Span, Entity, Audio, Video is expected",
+        ),
         ([Image("a.jpg")], r"segment 0: an Image holds the bytes of a picture file, here a str"),
         ([Text(b"a")], r"segment 0: a Text holds a str, here a bytes"),
         ([None], r"segment 0: a NoneType"),

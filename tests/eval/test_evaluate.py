@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,11 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from kosmos import KosmosForConditionalGeneration, KosmosProcessor
+from kosmos import KosmosForConditionalGeneration, KosmosProcessor, train_tokenizer
+from kosmos.segments import Phrase, Text
 from kosmos_eval import results, tasks
 from kosmos_eval.evaluate import evaluate
+from kosmos_eval.runner import Runner
 from kosmos_eval.tasks import Task
 
 Model = KosmosForConditionalGeneration
@@ -46,6 +50,26 @@ def test_baselines_by_hand(model: Model, processor: KosmosProcessor, toy_data: P
     rows = evaluate(model, processor, task, toy_data)
     values = {row["model"]: row["value"] for row in rows if row.get("baseline") and row["question_type"] is None}
     assert values == pytest.approx({"majority answer": 0.5, "question only": 0.625})
+
+
+def test_a_grounded_answer_is_logged_with_its_boxes(
+    model: Model, processor: KosmosProcessor, toy_data: Path, task: Task, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """The prompt ends with ``<grounding>``, the score is of the words, the log has boxes of the whole picture."""
+    tokenizer = train_tokenizer(["Question: what color is it? Answer: blue"] * 9, vocab_size=120, grounding=True)
+    mine = KosmosProcessor(processor.image_processor, tokenizer, num_image_tokens=4, max_length=256)
+    written = mine.encode([Text("blue", boxes=(Phrase(0, 4, ((0.0, 0.5, 0.5, 1.0),)),))]).ids[1:]
+    monkeypatch.setattr(Runner, "write", lambda self, state, logits, *_: [written] * len(logits))
+    wider = copy.deepcopy(model)
+    wider.resize_token_embeddings(len(tokenizer))
+    wider.config.image_token_id = wider.model.config.image_token_id = mine.image_slot_id
+    asked = replace(task, prompt=replace(task.prompt, grounding=True))
+    evaluate(wider, mine, asked, toy_data, limit=2, out=tmp_path, with_baselines=False)
+    record = json.loads((tmp_path / "samples/model/easy_vqa-0shot-image+text.jsonl").read_text().splitlines()[0])
+    assert record["prompt"].endswith("Answer:<grounding>")
+    assert record["prediction"] == "blue"
+    boxes = [[0.5 / 32, 16.5 / 32, 15.5 / 32, 31.5 / 32]]
+    assert record["boxes"] == [{"phrase": [0, 4], "boxes": boxes}]
 
 
 def test_log_holds_the_exact_prompt(

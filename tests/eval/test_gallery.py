@@ -70,6 +70,19 @@ def test_pictures_look_as_the_model_sees_them(tmp_path: Path) -> None:
     assert COLORS["red"] not in pixels(tmp_path / "out.png")
 
 
+def test_boxes_of_a_grounded_answer_are_drawn(samples: Path, tmp_path: Path) -> None:
+    """One colour more than without: the outline of what the answer's words point at."""
+    outline = (230, 25, 75)
+    records = [json.loads(line) for line in samples.read_text().splitlines()]
+    gallery(samples, tmp_path / "data", tmp_path / "out.png")
+    assert outline not in pixels(tmp_path / "out.png")
+    for record in records:
+        record["boxes"] = [{"phrase": [0, 3], "boxes": [[0.25, 0.25, 0.75, 0.75]]}]
+    samples.write_text("\n".join(map(json.dumps, records)) + "\n")
+    gallery(samples, tmp_path / "data", tmp_path / "out.png")
+    assert outline in pixels(tmp_path / "out.png")
+
+
 def test_a_sample_is_always_the_same(samples: Path, tmp_path: Path) -> None:
     command = ["eval", "gallery", str(samples), "--images", str(tmp_path), "--out", str(tmp_path / "a" / "out.pdf")]
     drawn = [gallery(samples, tmp_path, tmp_path / "out.png", seed=seed) for seed in range(20)]

@@ -54,6 +54,31 @@ def one_by_one(
     return texts
 
 
+def test_a_model_that_looks_by_cross_attention_answers_the_same(
+    model: KosmosForConditionalGeneration, processor: KosmosProcessor, prompts: list[Prompt]
+) -> None:
+    """Shared beginnings, rows that leave and rows without an image: each row keeps its own last image."""
+    config = copy.deepcopy(model.config)
+    config.coupling, config.num_image_tokens, config.cross_attention_every = "cross_attention", 1, 2
+    config.cross_attention_heads, config.cross_attention_head_dim = 2, 8
+    torch.manual_seed(0)
+    crossed = KosmosForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for parameter in crossed.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    mine = copy.deepcopy(processor)
+    mine.num_image_tokens = 1
+    plain = one_by_one(crossed, mine, prompts, max_new_tokens=8)
+    assert len(set(plain)) > 3
+    for rows in (4, 128):
+        asked = EvaluatedModel(Runner(crossed, mine), batch_rows=rows)
+        assert in_order(asked.generate(prompts, Decoding(max_new_tokens=8), [0] * len(prompts))) == plain
+    beams = EvaluatedModel(Runner(crossed, mine)).generate(
+        prompts, Decoding(method="beam", num_beams=2, max_new_tokens=6), [0] * len(prompts)
+    )
+    assert in_order(beams) == one_by_one(crossed, mine, prompts, max_new_tokens=6, num_beams=2)
+
+
 @pytest.mark.parametrize(
     "tuning",
     [Tuning("prefix", tokens=3), Tuning("prompt", tokens=3), Tuning("lora", rank=4), Tuning("adapter", reduction=4)],

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +25,10 @@ from kosmos import (
 )
 from kosmos.docking import find_language_model, read_config, take_processor, take_weights
 from kosmos.segments import Image, Text, Token
+from kosmos.transformers_decoder import awaiting_weights
 
 from .conftest import CLIP
+from .hub_server import COMMIT, serving
 
 TEMPLATE = "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}" \
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"  # fmt: skip
@@ -99,6 +98,26 @@ def test_docked_equals_published(tmp_path: Path, rows: int, tied: bool) -> None:
     assert (new - old.mean(0)).abs().max() < old.std(0).max(), "new rows begin near the mean"
     assert len(new.unique(dim=0)) == len(new)
     assert logits[..., known : len(processor.tokenizer)].max() < expected.max()
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt_neox", "qwen3"])
+def test_nothing_is_drawn_for_a_decoder_that_is_docked(tmp_path: Path, kind: str) -> None:
+    """Twice as many layers draw no number more; weights and tables come out as they do otherwise."""
+    folder = publish(tmp_path, kind)
+    usual, _ = dock(folder)
+    fields, states, ids = usual.config.text_config.to_dict(), [], torch.arange(20)[None]
+    deep = {"num_hidden_layers": 4, **({"layer_types": ["full_attention"] * 4} if kind == "qwen3" else {})}
+    with awaiting_weights():
+        for changes in (deep, {}):
+            torch.manual_seed(0)
+            made = KosmosForConditionalGeneration(KosmosConfig(text_config=fields | changes)).eval()
+            states.append(torch.get_rng_state())
+    assert torch.equal(*states)
+    take_weights(made, folder)
+    with torch.no_grad():
+        torch.testing.assert_close(made(ids).logits[..., :250], usual(ids).logits[..., :250])
+    for name, table in usual.model.decoder.named_buffers():
+        assert torch.equal(table, made.model.decoder.get_buffer(name))
 
 
 def test_chat_template_is_kept(tmp_path: Path) -> None:
@@ -242,43 +261,6 @@ def test_doctor_counts_a_language_model(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["doctor", "--decoder", str(tmp_path / "nothing")]) == 2
 
 
-class Hub(BaseHTTPRequestHandler):
-    """As much of the hub's HTTP as a download of a whole model needs; ``folder`` holds its files."""
-
-    folder: Path
-    commit = "0123456789abcdef0123456789abcdef01234567"
-
-    def do_HEAD(self) -> None:
-        self.answer(body=False)
-
-    def do_GET(self) -> None:
-        self.answer()
-
-    def answer(self, body: bool = True) -> None:
-        path, headers = self.path.split("?")[0], {"X-Repo-Commit": self.commit}
-        if path.startswith("/api/models/"):
-            names = sorted(file.name for file in self.folder.iterdir())
-            listed = [{"type": "file", "path": name, "oid": name, "size": 1} for name in names]
-            info = {"id": "someone/lm", "sha": self.commit, "siblings": [{"rfilename": name} for name in names]}
-            content = json.dumps(listed if "/tree/" in path else info).encode()
-            headers["Content-Type"] = "application/json"
-        elif (file := self.folder / path.rsplit("/", 1)[-1]).is_file():
-            content = file.read_bytes()
-            headers["ETag"] = f'"{hashlib.sha256(content).hexdigest()}"'
-        else:
-            self.send_error(404)
-            return
-        self.send_response(200)
-        for name, value in {**headers, "Content-Length": str(len(content))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-    def log_message(self, *_: Any) -> None:
-        """Say nothing."""
-
-
 FETCH = """
 import sys
 from kosmos.docking import find_language_model
@@ -291,17 +273,9 @@ except (ValueError, OSError) as error:
 
 def fetch(tmp_path: Path, folder: Path, **environment: str) -> str:
     """Ask for ``someone/lm`` in a process of its own, of a server that holds ``folder``; return what it printed."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Serving", (Hub,), {"folder": folder}))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    where = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "home")}
-    where |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", **environment}
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", FETCH], env={**os.environ, **where}, capture_output=True, text=True, check=True
-        )
-    finally:
-        server.shutdown()
-        server.server_close()
+    with serving({"someone/lm": folder}, tmp_path / "home") as where:
+        where = {**os.environ, **where, **environment}
+        done = subprocess.run([sys.executable, "-c", FETCH], env=where, capture_output=True, text=True, check=True)
     return done.stdout.strip().splitlines()[-1]
 
 
@@ -309,7 +283,7 @@ def test_a_name_of_the_hub_is_fetched(tmp_path: Path) -> None:
     """Over the hub's HTTP, kept in its cache under the commit, and found there offline."""
     folder = publish(tmp_path / "served")
     found = Path(fetch(tmp_path, folder))
-    assert found.name == Hub.commit
+    assert found.name == COMMIT
     assert (found / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
     dock(found, images=False)
     assert fetch(tmp_path, tmp_path, HF_HUB_OFFLINE="1") == str(found)

@@ -4,6 +4,7 @@ reads it like images and spans."""
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,16 +75,26 @@ TONE = Modality(
 )
 
 
+def _refill(table: dict[str, Any], entries: dict[str, Any]) -> None:
+    table.clear()
+    table.update(entries)
+
+
 @pytest.fixture
-def model(build, monkeypatch: pytest.MonkeyPatch) -> KosmosForConditionalGeneration:
-    """Images, spans and tones."""
-    monkeypatch.setitem(MODALITIES, "tone", TONE)
-    monkeypatch.setitem(SEGMENTS, "tone", Tone)
-    fields = build(spans=True).config.to_dict()
-    torch.manual_seed(0)
-    connector = KosmosConnectorConfig(kind="linear")
-    config = ToneConfig(**fields, tone_config={}, tone_connector_config=connector)
-    return KosmosForConditionalGeneration(config).eval()
+def model(build) -> Iterator[KosmosForConditionalGeneration]:
+    """Images, spans and tones, in a table of these three: the documents below have no other kind."""
+    before = [(table, dict(table)) for table in (MODALITIES, SEGMENTS)]
+    for (table, entries), tone in zip(before, (TONE, Tone), strict=True):
+        _refill(table, {"image": entries["image"], "span": entries["span"], "tone": tone})
+    try:
+        fields = build(spans=True).config.to_dict()
+        torch.manual_seed(0)
+        connector = KosmosConnectorConfig(kind="linear")
+        config = ToneConfig(**fields, tone_config={}, tone_connector_config=connector)
+        yield KosmosForConditionalGeneration(config).eval()
+    finally:
+        for table, entries in before:
+            _refill(table, entries)  # in their order, which other tests see
 
 
 def test_forward_backward_and_cost(model, ids) -> None:

@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, pipeline
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    pipeline,
+)
 
 from kosmos import Conversation, KosmosForConditionalGeneration
 
@@ -99,6 +106,13 @@ def test_the_model_without_output_matrix(build, tmp_path, ids) -> None:
         torch.testing.assert_close(inner(input_ids=ids).last_hidden_state, expected)
         again = KosmosForConditionalGeneration.from_pretrained(tmp_path / str(tied))
         torch.testing.assert_close(again(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+def test_trl_finds_the_class_of_a_checkpoint(folder) -> None:
+    """TRL's create_model_from_path wants a map of code, which is empty here, and then a causal language model."""
+    assert AutoConfig.from_pretrained(folder).auto_map == {}
+    assert "auto_map" not in (folder / "config.json").read_text()
+    assert type(AutoModelForCausalLM.from_pretrained(folder)) is KosmosForConditionalGeneration
 
 
 def test_bf16_is_kept(model, tmp_path) -> None:

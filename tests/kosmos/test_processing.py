@@ -15,7 +15,7 @@ import kosmos
 from kosmos.image_processing_kosmos import KosmosImageProcessor
 from kosmos.processing_kosmos import load_processor
 from kosmos.segments import Image as Image_
-from kosmos_data.adapters.questions import _conversation as conversation_segments
+from kosmos_data.turns import asked as asked_segments
 
 RED = Image.new("RGB", (48, 40), "red")
 
@@ -104,9 +104,7 @@ def chat_ids(processor, *content) -> list[int]:
 )
 def test_pictures_stand_where_a_corpus_has_them(processor, content) -> None:
     """The ids of a chat are those of the same conversation in training."""
-    question = " ".join(part if isinstance(part, str) else "<image>" for part in content)
-    pictures = [Image_(part) for part in content if not isinstance(part, str)]
-    *trained, _ = conversation_segments([{"value": question}, {"value": "red"}], pictures)
+    trained = asked_segments([part if isinstance(part, str) else Image_(part) for part in content])
     assert chat_ids(processor, *content) == [0, *processor.encode(trained).ids]
 
 

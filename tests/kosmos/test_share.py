@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from transformers.dynamic_module_utils import get_imports, get_relative_import_files
 
+import kosmos
 from kosmos import KosmosForConditionalGeneration, load
 from kosmos.model_card import model_card, run_of
 from kosmos.share import main
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import hub
+from .hub_server import running
 
 
 @pytest.fixture
@@ -94,9 +94,24 @@ def test_a_folder_that_only_lies_in_something_describes_no_run(run: Path, tmp_pa
     assert model_card(away, source=tmp_path / "run" / "checkpoints" / "x").count("Not known") == 0
 
 
+def test_what_travels_with_the_code_is_whole() -> None:
+    """transformers copies the files that are imported, and refuses where a package of a plain import is missing."""
+    package = Path(kosmos.__file__).parent
+    files = {package / f"{name}.py" for name in ("modeling_kosmos", "processing_kosmos", "image_processing_kosmos")}
+    while new := {Path(name) for file in files for name in get_relative_import_files(file)} - files:
+        files |= new  # a file that is not there is an OSError
+    found = {name for file in files for name in get_imports(file)} - sys.stdlib_module_names
+    assert found <= {
+        "torch", "transformers", "tokenizers", "huggingface_hub", "safetensors", "numpy", "PIL", "packaging",
+    }, found  # fmt: skip
+    text = "".join(file.read_text() for file in files)
+    assert "from . import" not in text, "transformers does not see such an import"
+
+
 PUSH = """
 import sys
-from kosmos import KosmosForConditionalGeneration, KosmosProcessor, load
+from transformers import AutoModelForImageTextToText
+from kosmos import KosmosProcessor, load
 from kosmos.cli import main
 
 run, shared, back = sys.argv[1:]
@@ -104,30 +119,32 @@ assert main(["share", run, shared, "--push", "me/shared", "--licence", "mit"]) =
 model, processor = load(run)
 model.push_to_hub("me/pushed", token="secret")
 processor.push_to_hub("me/pushed", token="secret")
-KosmosForConditionalGeneration.from_pretrained("me/shared").save_pretrained(back)
 KosmosProcessor.from_pretrained("me/pushed").save_pretrained(back)
+for name in ("av", "open_clip", "sentencepiece", "google.protobuf"):
+    sys.modules[name] = None  # not installed where the model arrives
+model = AutoModelForImageTextToText.from_pretrained("me/shared", trust_remote_code=True)
+assert type(model).__module__.startswith("transformers_modules"), type(model)
+model.save_pretrained(back)
 """
 
 
 def test_a_way_to_the_hub_and_back(run: Path, tmp_path: Path) -> None:
     """``kosmos share --push`` and ``push_to_hub`` against a hub on this machine, with regular and large files."""
-    with hub.running() as server:
-        environment = os.environ | {
-            "HF_ENDPOINT": server.url, "HF_HUB_OFFLINE": "0", "HF_TOKEN": "secret", "HF_HUB_DISABLE_XET": "1",
-            "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": os.pathsep.join(sys.path),
-        }  # fmt: skip
+    with running() as hub:
+        environment = os.environ | hub.environment(tmp_path / "home") | {"HF_TOKEN": "secret"}
         words = [str(run), str(tmp_path / "shared"), str(tmp_path / "back")]
         done = subprocess.run(
-            [sys.executable, "-c", PUSH, *words], env=environment, capture_output=True, text=True, timeout=300
-        )
+            [sys.executable, "-c", PUSH, *words], env=environment, capture_output=True, text=True, timeout=300,
+            cwd=tmp_path,
+        )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert f"{server.url}/me/shared" in done.stdout
-    assert server.tokens == {"Bearer secret"}
+    assert f"{hub.url}/me/shared" in done.stdout
+    assert hub.tokens == {"Bearer secret"}
     here = {str(path.relative_to(tmp_path / "shared")): path.read_bytes()
             for path in (tmp_path / "shared").rglob("*") if path.is_file()}  # fmt: skip
-    there = {path: content for path, content in server.files["me/shared"].items() if path != ".gitattributes"}
+    there = {path: content for path, content in hub.files["me/shared"].items() if path != ".gitattributes"}
     assert there == here
-    assert server.blobs, "weights come as large files"
-    assert {"model.safetensors", "config.json", "processor_config.json"} <= server.files["me/pushed"].keys()
+    assert hub.blobs, "weights come as large files"
+    assert {"model.safetensors", "config.json", "processor_config.json"} <= hub.files["me/pushed"].keys()
     before, after = load(run)[0].state_dict(), load(tmp_path / "back")[0].state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())

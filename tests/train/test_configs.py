@@ -13,11 +13,12 @@ from kosmos import KosmosConfig, settings
 from kosmos.cost import model_cost
 from kosmos.modalities import MODALITIES
 from kosmos.processing_kosmos import load_processor
-from kosmos_data import build_loader
+from kosmos_data import build_loader, recipes
 from kosmos_train import TrainConfig, train
 from kosmos_train.build import build_model, build_processor
 from kosmos_train.dry_run import dry_run, plan
 from kosmos_train.engine import deepspeed_config
+from kosmos_train.parts.tokenizer import TokenizerConfig, make_processor
 
 CONFIGS = Path(__file__).parents[2] / "train" / "configs"
 BERT = {"model_type": "bert", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
@@ -34,9 +35,20 @@ def trained(tmp_path_factory: pytest.TempPathFactory, _world: dict[str, Any]) ->
     return str(train(config, tmp_path_factory.mktemp("run") / "run").checkpoint)
 
 
+@pytest.fixture(scope="module")
+def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The corpus and the processor of the configs whose documents have ids, made as these say."""
+    root = tmp_path_factory.mktemp("reviews")
+    recipes.make("reviews", root / "corpus", ["users=12", "items=10"])
+    config = settings.load(TokenizerConfig, CONFIGS / "reviews" / "tokenizer.yaml")
+    config.shards = [str(root / "corpus" / "train")]
+    make_processor(config, root / "processor")
+    return root
+
+
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_every_config_dry_runs(
-    path: Path, values: dict[str, Any], trained: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    path: Path, values: dict[str, Any], trained: str, reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With the tiny corpus in place of the real ones, everything else as it stands in the file."""
     assert path.read_text().startswith("# "), "a config begins with command, hardware, time, expected number"
@@ -47,6 +59,8 @@ def test_every_config_dry_runs(
     for data in [config.data, *([config.eval.data] if config.eval.data else [])]:
         for source in data.sources:
             source.shards = values["data"]["sources"][2 if sees else 0]["shards"]
+            if config.model.overrides.get("entity_config"):
+                source.shards, values["processor"] = str(reviews / "corpus" / "train"), str(reviews / "processor")
         data.workers = 0
         data.rows_per_step = 8 * data.rows_per_micro_batch
         data.lanes = 8
@@ -64,6 +78,11 @@ def test_every_config_dry_runs(
             config.processor = str(tmp_path)
             processor = load_processor(values["processor"])
             processor.num_image_tokens = 197
+            processor.save_pretrained(tmp_path)
+        if config.model.overrides.get("coupling") == "cross_attention":  # an image takes one place
+            config.processor = str(tmp_path)
+            processor = load_processor(values["processor"])
+            processor.num_image_tokens = 1
             processor.save_pretrained(tmp_path)
     else:
         config.model.checkpoint = trained

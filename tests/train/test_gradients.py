@@ -17,6 +17,7 @@ import torch
 from forks import launch
 
 from kosmos.cost import part_of
+from kosmos.modalities import normalize_pixels
 from kosmos_train.fragments import MOMENTS, create_state, local_tensors
 
 STAGES = (0, 1, 2, 3)
@@ -59,8 +60,7 @@ def plain_gradients(model: Any, processor: Any, micros: list[dict[str, torch.Ten
     model.zero_grad()
     for micro in micros:
         inputs = {name: value for name, value in micro.items() if name != "source_ids"}
-        if "pixel_values" in inputs:
-            inputs["pixel_values"] = processor.image_processor.normalize(inputs["pixel_values"])
+        inputs = normalize_pixels(inputs, processor.image_processor)
         model(**inputs, num_items_in_batch=total).loss.backward()
     return {
         name: torch.zeros_like(p) if p.grad is None else p.grad.clone()

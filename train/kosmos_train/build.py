@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from kosmos.configuration_kosmos import QUERYING
+from kosmos.configuration_kosmos import FURTHER, QUERYING
 from kosmos.docking import find_language_model, read_config, take_processor, take_weights
 from kosmos.encoders import pixel_statistics
+from kosmos.hub import is_name
 from kosmos.image_processing_kosmos import KosmosImageProcessor
 from kosmos.limits import check_checkpoint
 from kosmos.loading import encoder_folder, find_checkpoint
+from kosmos.modalities import MODALITIES
 from kosmos.modeling_kosmos import image_tokens
+from kosmos.processing_kosmos import make_reader, marks_of
+from kosmos.tokenization_kosmos import ENTITY_SLOT, ENTITY_TOKENS, GROUNDING_TOKENS
+from kosmos.transformers_decoder import awaiting_weights
 from kosmos.tuning import attach
+from kosmos_data.entity_names import read_kinds
 from kosmos_data.objectives import special_tokens
 
 from .config import DecoderConfig, ModelConfig, TrainConfig
@@ -61,10 +68,23 @@ def build_config(config: ModelConfig, processor: Any) -> Any:
             "the model has a vision tower, but model.vision_weights is not set: a frozen tower of random weights sees "
             "nothing; name the weights (kosmos vision makes some), or set model.vision_weights=random if that is meant"
         )
+    for name in FURTHER:
+        described = getattr(made, MODALITIES[name].config)
+        if hasattr(described, "model_config") and config.checkpoint is None and name not in config.encoder_weights:
+            raise ValueError(
+                f"the model has an encoder of {name}, but model.encoder_weights.{name} is not set: frozen random "
+                "weights make nothing of it; name the weights, or random if that is meant"
+            )
     if made.span_encoder_config is not None and made.num_span_tokens != processor.num_span_tokens:
         raise ValueError(
             f"{config.checkpoint}: num_span_tokens is {made.num_span_tokens} in the model, but "
             f"{processor.num_span_tokens} in the processor; take the processor of that checkpoint"
+        )
+    entities: Any = made.entity_config
+    if entities is not None and entities.kinds != processor.entity_kinds():
+        raise ValueError(
+            f"the model has tables for {entities.kinds}, but the processor knows {processor.entity_kinds()}; "
+            "take the processor of the checkpoint, or a corpus with entities.json for kosmos tokenizer"
         )
     return made
 
@@ -87,14 +107,27 @@ def _described(config: ModelConfig) -> dict[str, Any]:
         values["span_encoder_config"] = (
             values["span_encoder_config"] or KosmosSpanEncoderConfig(**fields).to_dict()
         ) | fields
+    for name, where in config.named_weights.items():
+        described = MODALITIES[name].config if name in MODALITIES else None
+        if described not in values:
+            raise ValueError(f"model.encoder_weights.{name}: a model has no such encoder; choose {', '.join(FURTHER)}")
+        if fields := _span_fields(encoder_folder(where)):
+            values[described] = (values[described] or KosmosConfig.sub_configs[described](**fields).to_dict()) | fields
     _override(values, config.overrides, "model.overrides.")
     return values
 
 
-def decoder_folder(config: ModelConfig) -> str | None:
-    """Return where the language model lies that the decoder begins as; None: it begins otherwise."""
-    decoder = config.decoder
-    return None if decoder is None else str(find_language_model(decoder.pretrained, decoder.revision))
+def origins(config: ModelConfig) -> dict[str, str]:
+    """Return where the language model lies that the decoder begins as, and what else was named instead of given."""
+    found: dict[str, Path] = {}
+    if config.decoder is not None:
+        found["decoder"] = find_language_model(config.decoder.pretrained, config.decoder.revision)
+    for part in ("vision_weights", "span_weights"):
+        if (weights := getattr(config, part)) is not None and is_name(weights):
+            found[part] = encoder_folder(weights)
+    if config.checkpoint is not None and is_name(config.checkpoint):
+        found["checkpoint"] = find_checkpoint(config.checkpoint)
+    return {part: str(folder) for part, folder in found.items()}
 
 
 def decoder_fields(decoder: DecoderConfig) -> dict[str, Any]:
@@ -112,6 +145,10 @@ def _processor_of_decoder(config: TrainConfig) -> Any:
     described: Any = KosmosConfig.from_dict(_described(config.model))
     sources = [*config.data.sources, *(config.eval.data.sources if config.eval.data else [])]
     objectives = [source.objective for source in sources]
+    entities = (
+        read_kinds(source.shards for source in config.data.sources) if described.entity_config is not None else None
+    )
+    readers = _readers(config.model, described)
     pictures: dict[str, Any] = {}
     if described.vision_config is not None:
         with torch.device("meta"):
@@ -121,11 +158,30 @@ def _processor_of_decoder(config: TrainConfig) -> Any:
         pictures = {"image_processor": KosmosImageProcessor(size, **normalised), "num_image_tokens": made}
     return take_processor(
         find_language_model(decoder.pretrained, decoder.revision),
-        extra_tokens=special_tokens(objectives),
+        extra_tokens=[
+            *special_tokens(objectives),
+            *(GROUNDING_TOKENS if decoder.grounding else ()),
+            *(ENTITY_TOKENS if entities else ()),
+            *marks_of(readers),
+        ],
+        entities=entities,
         max_length=getattr(described.text_config, "max_position_embeddings", None),
         num_span_tokens=described.num_span_tokens if described.span_encoder_config is not None else None,
+        readers=readers,
         **pictures,
     )
+
+
+def _readers(config: ModelConfig, described: Any) -> dict[str, Any]:
+    """How the further modalities of a model are read: places as its connectors have, the rest as was published."""
+    readers = {}
+    for name in FURTHER:
+        connector, kind = getattr(described, MODALITIES[name].connector_config), MODALITIES[name].reader
+        if connector is not None and kind is not None:
+            folder = {"encoder": encoder_folder(config.named_weights[name])} if name in config.named_weights else {}
+            shared = {here: getattr(connector, there) for here, there in kind.connector.items()}
+            readers[name] = make_reader(name, {**shared, **folder})
+    return readers
 
 
 def build_model(config: TrainConfig, processor: Any, resume_from: Path | None = None) -> Any:
@@ -145,13 +201,16 @@ def build_model(config: TrainConfig, processor: Any, resume_from: Path | None = 
         settings = build_config(config.model, processor) if resume_from is None else None
         model = KosmosForConditionalGeneration.from_pretrained(start, config=settings, dtype=torch.float32)
     else:
-        model = KosmosForConditionalGeneration(build_config(config.model, processor))
+        with awaiting_weights() if config.model.decoder is not None else nullcontext():
+            model = KosmosForConditionalGeneration(build_config(config.model, processor))
         if config.model.decoder is not None:
             take_weights(model, find_language_model(config.model.decoder.pretrained, config.model.decoder.revision))
         if config.model.tower_weights is not None:
             model.load_vision_weights(encoder_folder(config.model.tower_weights))
         if config.model.span_weights is not None:
             model.load_span_weights(encoder_folder(config.model.span_weights))
+        for name, where in config.model.named_weights.items():
+            model.load_weights(name, encoder_folder(where))
     # they decide how the answers end that this run learns, whatever did before
     if config.processor is not None or config.turn_end is not None:
         model.generation_config.update(**processor.writing_rules())
@@ -163,9 +222,16 @@ def build_model(config: TrainConfig, processor: Any, resume_from: Path | None = 
     if config.model.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if config.model.compile:
-        for layer in model.model.decoder.layers:
-            layer.compile()
+        _compile(model.model)
     return model.to(dtype_of(config.engine))
+
+
+def _compile(model: Any) -> None:
+    """Compile the blocks of decoder and vision tower one by one; of the tower's the number of pictures changes."""
+    for layer in model.decoder.layers:
+        layer.compile()
+    for block in model.vision_tower.blocks() if model.vision_tower is not None else ():
+        block.compile(dynamic=True)
 
 
 def _vision_fields(folder: Path) -> dict[str, Any]:
@@ -201,13 +267,24 @@ def _fit_processor(values: dict[str, Any], processor: Any) -> None:
     values["text_config"]["vocab_size"] = _vocabulary(values["text_config"], tokenizer)
     values.update(image_token_id=slot, boi_token_id=begin, eoi_token_id=end)
     values["num_image_tokens"] = processor.num_image_tokens
-    if values.get("connector_config") and values["connector_config"].get("kind") in QUERYING:
+    in_rows = values.get("coupling", "input") == "input"
+    if in_rows and values.get("connector_config") and values["connector_config"].get("kind") in QUERYING:
         values["connector_config"]["num_queries"] = processor.num_image_tokens
+    for name in FURTHER:
+        modality = MODALITIES[name]
+        if values.get(modality.config) is not None:
+            values[modality.token] = processor.token_id(modality.marks[1])
+            reader, connector = processor.reader(name), values.get(modality.connector_config) or {}
+            shared = {there: getattr(reader, here) for here, there in reader.connector.items()}
+            values[modality.connector_config] = connector | shared
     if values.get("span_encoder_config"):
         values["span_token_id"] = processor.span_slot_id
         _fit_span_connector(values, processor)
         if processor.span_tokenizer is None:  # the encoder reads the decoder's tokens
             values["span_encoder_config"]["model_config"]["vocab_size"] = len(tokenizer)
+    if values.get("entity_config") and processor.entities is not None:
+        values["entity_config"]["kinds"] = processor.entity_kinds()
+        values["entity_token_id"] = processor.token_id(ENTITY_SLOT)
 
 
 def _vocabulary(text: dict[str, Any], tokenizer: Any) -> int:

@@ -23,6 +23,8 @@ class DecoderConfig:
     template come with it, unless ``processor`` is set."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
+    grounding: bool = False
+    """Append KOSMOS-2's tokens for phrases and boxes to the tokenizer."""
 
 
 @dataclass
@@ -42,10 +44,14 @@ class ModelConfig:
     """Changes to the config, by its own (nested) names, e.g. ``text_config: {num_hidden_layers: 3}``."""
     vision_weights: str | None = None
     """File or folder with the vision tower's weights (open_clip, timm or CLIP), for a fresh model. A folder in
-    open_clip's layout says what the tower is like; ``package:NAME/FOLDER`` lies in an installed package. A fresh model
-    with a tower needs them, for the tower is frozen; ``random`` says that a blind model is meant (a test of speed)."""
+    open_clip's layout says what the tower is like; ``package:NAME/FOLDER`` lies in an installed package, and
+    ``ViT-L-14/openai`` or ``OWNER/MODEL[@REVISION]`` on the hub. A fresh model with a tower needs them,
+    for the tower is frozen; ``random`` says that a blind model is meant (a test of speed)."""
     span_weights: str | None = None
     """The same for the bidirectional encoder of text spans; a transformers folder says what the encoder is like."""
+    encoder_weights: dict[str, str] = field(default_factory=dict)
+    """The same for further modalities, by name: ``{audio: FOLDER}``; a transformers folder describes its encoder, and
+    ``random`` says that a deaf one is meant."""
     freeze: list[str] = field(default_factory=list)
     """Shell patterns of parameter names to freeze, on top of what the model's own config freezes (the encoders)."""
     activation_checkpointing: bool = False
@@ -57,6 +63,11 @@ class ModelConfig:
     def tower_weights(self) -> str | None:
         """``vision_weights`` where they name a file or folder."""
         return None if self.vision_weights == "random" else self.vision_weights
+
+    @property
+    def named_weights(self) -> dict[str, str]:
+        """Those of ``encoder_weights`` that name a file or folder."""
+        return {name: where for name, where in self.encoder_weights.items() if where != "random"}
 
 
 @dataclass

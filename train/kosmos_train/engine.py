@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from torch import Tensor
 
 from kosmos.cost import part_names, part_of
-from kosmos.modalities import MODALITIES
+from kosmos.modalities import MODALITIES, normalize_pixels
 from kosmos.tuning.methods import is_added
 
 from .config import EngineConfig, TrainConfig
@@ -28,7 +29,6 @@ from .guards import SpikeGuard
 from .muon import matrices
 from .optim import PartNorms, VetoAdamW, is_for_muon, parameter_groups, unclipped
 
-NOT_FOR_MODEL = ("source_ids",)
 Counts: TypeAlias = dict[tuple[str, str], float]
 """Numbers of a step by kind and, where there are several, by source, modality or vote."""
 
@@ -62,7 +62,9 @@ class StepResult:
 def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Any]:
     """The DeepSpeed JSON that ``config`` stands for, ``engine.deepspeed`` merged in last."""
     engine = config.engine
-    zero: dict[str, Any] = {"stage": engine.zero_stage, "overlap_comm": False, "contiguous_gradients": True}
+    # Stage 2 sums gradients while backward goes on; stage 1 in bf16 sums them once a step and cannot.
+    overlap = engine.zero_stage == 2
+    zero: dict[str, Any] = {"stage": engine.zero_stage, "overlap_comm": overlap, "contiguous_gradients": True}
     if engine.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
     generated: dict[str, Any] = {
@@ -73,6 +75,7 @@ def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Any]:
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
+        "timers": {"throughput": {"enabled": False}},  # it waits for the device before every forward pass
     }
     if engine.precision == "bf16":
         generated["bf16"] = {"enabled": True}
@@ -151,12 +154,12 @@ class Engine:
             group["lr"] = rate * group["lr_share"]
         self.deepspeed.train()
         losses = torch.zeros(len(self.sources) + 1, dtype=torch.float64, device=self.world.device)
-        for index, micro in enumerate(batch.micro_batches):
+        for index, (inputs, sources) in enumerate([self._moved(micro) for micro in batch.micro_batches]):
             seed_everything(self.config.seed, number, self.world.rank, index)
-            output = self.deepspeed(**self.inputs(micro), num_items_in_batch=counts["weight", ""])
+            output = self.deepspeed(**inputs, num_items_in_batch=counts["weight", ""])
             # DeepSpeed averages gradients over the ranks; ours are shares of one sum.
             self.deepspeed.backward(output.loss * self.world.size, scale_wrt_gas=False)
-            losses += self._losses(output, micro, len(losses))
+            losses += _losses(output, inputs, sources, len(losses))
         self._fill_losses(result, self.world.sum(_named("loss", self.sources, losses)), counts)
         self._update(result, measured=number % self.config.log.every == 0)
         return result
@@ -165,7 +168,8 @@ class Engine:
         bad_loss = self.guard.judge_loss(result.loss)
         # What no sample of any rank reached has a gradient of zeros, from the smallest input, and is to stay as it is.
         absent = [modality for name, modality in MODALITIES.items() if not result.encoded[name]]
-        unreached = {part for modality in absent for part in modality.parts}
+        reached = {part for name, kind in MODALITIES.items() if result.encoded[name] for part in kind.parts}
+        unreached = {part for modality in absent for part in modality.parts} - reached
         norms = PartNorms(self.optimizer.pieces) if measured else None
         self.optimizer.begin(lambda norm: bad_loss or self.guard.judge_norm(norm), unreached, norms)
         self.deepspeed.step()
@@ -196,8 +200,9 @@ class Engine:
         losses = torch.zeros(size, dtype=torch.float64, device=self.world.device)
         weights = torch.zeros(size, dtype=torch.float64)
         for micro in (micro for batch in batches for micro in batch.micro_batches):
-            output = self.deepspeed(**self.inputs(micro), num_items_in_batch=1.0)
-            losses += self._losses(output, micro, size)
+            inputs, placed = self._moved(micro)
+            output = self.deepspeed(**inputs, num_items_in_batch=1.0)
+            losses += _losses(output, inputs, placed, size)
             weights += _by_source(micro["loss_weight"].double(), micro["source_ids"], size)
         sums = self.world.sum({**_named("loss", sources, losses), **_named("weight", sources, weights)})
         if sums["weight", ""] <= 0:
@@ -237,23 +242,34 @@ class Engine:
         """Free DeepSpeed's hooks and buffers, so that another run can follow in the same process."""
         self.deepspeed.destroy()
 
-    def inputs(self, micro: dict[str, torch.Tensor]) -> dict[str, Any]:
-        """Model arguments of one micro-batch, on the device; images are normalised here."""
-        moved: dict[str, Any] = {
-            name: tensor.to(self.world.device, non_blocking=True)
-            for name, tensor in micro.items()
-            if name not in NOT_FOR_MODEL
-        }
-        if "pixel_values" in moved:
-            moved["pixel_values"] = self.image_processor.normalize(moved["pixel_values"]).to(self.dtype)
-        # Every rank must touch every trainable parameter, also with text-only rows: else ZeRO waits or aborts.
-        return {**moved, "dummy_image": True}
+    def prepare(self, batch: Any) -> None:
+        """Do for a batch, in place, what can be done before its step: describe its rows, and pin them for the GPU.
 
-    def _losses(self, output: Any, micro: dict[str, torch.Tensor], size: int) -> torch.Tensor:
-        """Weighted loss sums (size,): total first, then by source; stays on the device."""
-        device = self.world.device
-        weighted = output.token_loss.detach().double() * micro["loss_weight"].to(device)
-        return _by_source(weighted, micro["source_ids"].to(device), size)
+        May be called in another thread; :meth:`step` does not need it.
+
+        Raises:
+            ValueError: ids, positions or inputs that the model does not read.
+        """
+        if on_gpu := self.world.device.type == "cuda":
+            torch.cuda.set_device(self.world.device)  # of this thread, whose own would be the first one
+        for micro in batch.micro_batches:
+            micro["layout"] = self.model.model.describe_rows(**micro)
+            if on_gpu:
+                for name, value in micro.items():
+                    micro[name] = value.map(Tensor.pin_memory) if name == "layout" else value.pin_memory()
+
+    def _moved(self, micro: dict[str, Any]) -> tuple[dict[str, Any], torch.Tensor]:
+        """Model arguments of one micro-batch, and its ``source_ids``, on the device; images are normalised here."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(self.world.device, non_blocking=True)
+
+        layout = micro.get("layout") or self.model.model.describe_rows(**micro)
+        moved: dict[str, Any] = {name: move(tensor) for name, tensor in micro.items() if name != "layout"}
+        sources = moved.pop("source_ids")
+        moved = normalize_pixels(moved, self.image_processor, self.dtype)
+        # Every rank must touch every trainable parameter, also with text-only rows: else ZeRO waits or aborts.
+        return {**moved, "layout": layout.map(move), "dummy_image": True}, sources
 
     def _count_local(self, batch: Any) -> Counts:
         """Weight and tokens in total and by source, supervised tokens, what each modality's encoder reads."""
@@ -289,6 +305,11 @@ class Engine:
         for source in self.sources:
             if (weight := counts["weight", source]) > 0:
                 result.source_loss[source] = losses["loss", source] / weight
+
+
+def _losses(output: Any, inputs: dict[str, Any], sources: torch.Tensor, size: int) -> torch.Tensor:
+    """Weighted loss sums (size,): total first, then by source; stays on the device."""
+    return _by_source(output.token_loss.detach().double() * inputs["loss_weight"], sources, size)
 
 
 def _named(kind: str, sources: list[str], sums: torch.Tensor) -> Counts:

@@ -55,6 +55,7 @@ class RunLog:
             "source_tokens": result.source_tokens,
             "images": result.encoded["image"],
             "span_tokens": result.encoded["span"],
+            **({"entities": result.encoded["entity"]} if result.encoded["entity"] else {}),
             "lr": rate,
             "grad_norm": result.grad_norm,
             **({"part_norms": result.part_norms} if result.part_norms else {}),

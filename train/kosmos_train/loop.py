@@ -20,6 +20,7 @@ from kosmos.cost import Cost, device_peak
 from . import checkpoint
 from .config import TrainConfig
 from .corpora import joint_order, order_votes
+from .distributed import allow_tf32
 from .engine import Engine, StepResult
 from .guards import Interrupt, TrainingStoppedError, Watchdog
 from .log import RunLog
@@ -50,6 +51,7 @@ class Loop:
         self.start_step = self.step = int(state.get("step", 0))
         self.frozen = state["frozen"]
         self.loader_state: Any = None
+        self.ahead: Any = None
         self.saved_step = self.step if "adam_step" in state else -1
         self.uploader = open_uploader(config.checkpoint.upload, engine.world)
         self.rewinds = 0
@@ -83,7 +85,9 @@ class Loop:
         if self.step >= self.config.steps:
             self._say(f"complete: {self.step} of {self.config.steps} steps; nothing is left to train")
             return True
-        batches = iter(self.loader)
+        if said := allow_tf32(self.engine.world.device, self.config.engine.precision):
+            self._say(said)
+        batches = self._batches()
         with self.interrupt, self.watchdog:
             while self.step < self.config.steps:
                 interrupted = self._one_step(batches)
@@ -96,10 +100,21 @@ class Loop:
                     return False
         return True
 
+    def _batches(self) -> Iterator[Any]:
+        """The loader's batches; those of workers are received and made ready in a thread."""
+        if not self.config.data.workers:
+            return iter(self.loader)
+        from kosmos_data.ahead import Ahead
+
+        self.ahead = Ahead(self.loader, self.engine.prepare)
+        return self.ahead
+
     def close(self) -> None:
         """Close files, loader workers and DeepSpeed."""
         if self.log is not None:
             self.log.close()
+        if self.ahead is not None:
+            self.ahead.close()
         self.loader.close()
         self.engine.close()
         if self.uploader is not None:

@@ -65,7 +65,7 @@ def _assemble(config: Any, run: Any, resume: bool, world: Any) -> Any:
     from kosmos.cost import device_peak, model_cost
 
     from . import checkpoint
-    from .build import build_model, build_processor, decoder_folder
+    from .build import build_model, build_processor, origins
     from .corpora import describe, held_out_batches, open_loader
     from .engine import Engine
     from .loop import Loop
@@ -81,7 +81,7 @@ def _assemble(config: Any, run: Any, resume: bool, world: Any) -> Any:
     else:
         state["frozen"] = checkpoint.fingerprint(model)
     if world.is_main:
-        run.record_launch(state.get("step", 0), world, describe(config.data), decoder_folder(config.model))
+        run.record_launch(state.get("step", 0), world, describe(config.data), origins(config.model))
     engine = Engine(model, processor, config, world, [source.name for source in config.data.sources])
     if latest:
         engine.restore(latest, state)

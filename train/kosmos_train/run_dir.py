@@ -72,12 +72,15 @@ class RunDir:
             before.steps = config.steps
         _check_same(settings.to_dict(before), settings.to_dict(config), self.path)
 
-    def record_launch(self, step: int, world: World, data: dict[str, Any], decoder: str | None = None) -> None:
+    def record_launch(
+        self, step: int, world: World, data: dict[str, Any], origins: dict[str, str] | None = None
+    ) -> None:
         """Append to ``environment.json`` what this start runs on.
 
         Args:
             data: describes the corpora.
-            decoder: folder of the language model that the run began from; of one of the hub it is named by its commit.
+            origins: folder of each published part that the run began from (``decoder`` …); of one of the hub it is
+                named by its commit.
         """
         launches = json.loads(self.environment.read_text()) if self.environment.exists() else []
         launches.append(
@@ -94,7 +97,7 @@ class RunDir:
                 "device": torch.cuda.get_device_name() if world.device.type == "cuda" else "cpu",
                 "threads": torch.get_num_threads(),
                 "data": data,
-                **({} if decoder is None else {"decoder": decoder}),
+                **(origins or {}),
             }
         )
         write_atomically(self.environment, json.dumps(launches, indent=1))

@@ -50,8 +50,10 @@ class Sampler:
         rows = []
         for prompt, inputs in zip(self.config.prompts, self.inputs, strict=True):
             moved = {name: tensor.to(world.device) for name, tensor in inputs.items()}
-            if "pixel_values" in moved:
-                moved["pixel_values"] = moved["pixel_values"].to(engine.dtype)
+            moved = {
+                name: tensor.to(engine.dtype) if tensor.is_floating_point() else tensor
+                for name, tensor in moved.items()
+            }
             with engine.uncompiled():
                 output = model.generate(
                     **moved,

@@ -3,7 +3,7 @@
 Each adapter is a generator function of (source, images, tally). ``source`` is the published file or folder,
 ``images`` the folder of picture files where the format keeps them apart, and ``tally`` counts records that cannot be
 used by reason, as the loader does: a record never ends an import. One whose texts may stand in a field of any name
-also takes ``field``. Adding a format is one function and one line of :data:`FORMATS`.
+also takes ``field``, one of dialogues ``turns``. Adding a format is one function and one line of :data:`FORMATS`.
 """
 
 from __future__ import annotations
@@ -32,11 +32,19 @@ FORMATS = {
     "img2dataset": "pairs:img2dataset",
     "coco-captions": "pairs:coco_captions",
     "karpathy": "pairs:karpathy",
+    "grit": "grounded:grit",
     "vqav2": "questions:vqav2",
-    "llava": "questions:llava",
+    "llava": "dialogues:sharegpt",
+    "messages": "dialogues:messages",
+    "sharegpt": "dialogues:sharegpt",
+    "cauldron": "dialogues:cauldron",
+    "alpaca": "dialogues:alpaca",
+    "flan": "dialogues:flan",
+    "parquet": "dialogues:parquet",
     "obelics": "interleaved:obelics",
     "mmc4": "interleaved:mmc4",
     "text": "text:text",
+    "reviews": "reviews:reviews",
 }
 """Format name → ``module:function`` in this folder."""
 
@@ -56,6 +64,7 @@ def convert(
     images: str | Path | None = None,
     max_documents: int = 10_000,
     field: str | None = None,
+    turns: int | None = None,
 ) -> tuple[list[ShardInfo], Tally]:
     """Write the documents of ``source`` as shards below ``out``; return the shards and what was skipped.
 
@@ -66,24 +75,27 @@ def convert(
         images: folder of the picture files; the source's own folder by default.
         max_documents: documents per shard.
         field: name of the field or column that holds the text, for the formats in which it may have any name.
+        turns: most questions of a document, for formats of dialogues: a longer dialogue becomes several documents.
 
     Raises:
         FileNotFoundError: the source does not exist.
-        ValueError: unknown format, a format whose texts have one place only and a ``field``, or the source holds not
-            one usable record.
+        ValueError: unknown format, an option that the format does not take, or the source holds not one usable record.
     """
     from ..shards import ShardWriter
 
     adapter, source = get(name), Path(source)
     if not source.exists():
         raise FileNotFoundError(f"{source}: no such file or folder")
-    takes_field = "field" in inspect.signature(adapter).parameters
-    if field is not None and not takes_field:
+    options = {option: value for option, value in (("field", field), ("turns", turns)) if value is not None}
+    takes = inspect.signature(adapter).parameters
+    if "field" in options and "field" not in takes:
         raise ValueError(f"format {name!r} has its texts in one place, so it takes no field ({field!r})")
+    if "turns" in options and "turns" not in takes:
+        raise ValueError(f"format {name!r} has no dialogues to cut, so it takes no turns ({turns})")
     folder = Path(images) if images is not None else source if source.is_dir() else source.parent
     tally = Tally()
     with ShardWriter(out, max_documents) as writer:
-        for document in adapter(source, folder, tally, **({} if field is None else {"field": field})):
+        for document in adapter(source, folder, tally, **options):
             try:
                 writer.write(document)
             except UnicodeEncodeError as error:  # a lone surrogate, which JSON may hold and a shard may not

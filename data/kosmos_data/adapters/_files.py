@@ -22,7 +22,8 @@ from ..errors import BadSample, Tally
 
 _LONGEST_LINE = 64 << 20  # bytes of one JSON line; a bomb of gzip is one line without end
 _LARGEST_PICTURE = 256 << 20  # bytes of a picture file
-LINES = ("*.jsonl", "*.jsonl.gz", "*.jsonl.zst", "*.jsonl.zip", "*.ndjson", "*.parquet")
+LINES = ("*.jsonl", "*.jsonl.gz", "*.jsonl.zst", "*.jsonl.zip", "*.ndjson", "*.parquet", "*.arrow")
+_ROWS = 64  # of a parquet file at a time: each may hold several pictures
 
 
 def read_json(path: Path) -> Any:
@@ -61,10 +62,13 @@ def files(source: Path, *patterns: str) -> list[Path]:
 
 
 def records(source: Path, tally: Tally) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(key, record) of JSONL (plain, .gz, .zst or .zip) and parquet files; broken lines are counted."""
+    """(key, record) of JSONL (plain, .gz, .zst or .zip), parquet and ``datasets``' arrow files.
+
+    Broken lines are counted.
+    """
     for path in files(source, *LINES):
         stem = key_of(path.name.split(".")[0])
-        rows = _parquet(path) if path.suffix == ".parquet" else read_lines(path, tally)
+        rows = _tables(path) if path.suffix in (".parquet", ".arrow") else read_lines(path, tally)
         for number, row in rows:
             yield f"{stem}-{number:08d}", row
 
@@ -195,15 +199,25 @@ def _unpacked(path: Path) -> BinaryIO:
     return io.BufferedReader(compression.compr[kind](file, mode="rb")) if kind else file
 
 
-def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _tables(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     with extras.hint("pyarrow"):
         import pyarrow.parquet
 
     number = 0
     try:
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+        for batch in _batches(path, pyarrow):
             for row in batch.to_pylist():
                 yield number, row
                 number += 1
     except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: not a whole parquet file: {error}") from error
+        raise ValueError(f"{path}: not a whole {path.suffix[1:]} file: {error}") from error
+
+
+def _batches(path: Path, pyarrow: Any) -> Iterator[Any]:
+    """A few rows at a time; ``datasets`` saves a stream of them."""
+    if path.suffix == ".parquet":
+        yield from pyarrow.parquet.ParquetFile(path).iter_batches(_ROWS)
+        return
+    with pyarrow.ipc.open_stream(path) as stream:
+        for batch in stream:
+            yield from (batch.slice(start, _ROWS) for start in range(0, len(batch), _ROWS))

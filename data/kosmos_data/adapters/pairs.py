@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tarfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeAlias
 
@@ -26,17 +26,26 @@ def img2dataset(source: Path, images: Path, tally: Tally) -> Iterator[Document]:
     and the files of a sample need not lie together.
     """
     for path in [source] if source.is_file() else find_tars(source):
-        stem = key_of(path.stem)
-        with path.open("rb") as file:
-            places = _places(path, tally)
-            for name, kinds in _samples(places).items():
-                key = f"{stem}/{safe_key(name)}"
-                yield from tally.usable(key, _pair, key, file, places, kinds)
+        for key, read in tar_samples(path, tally):
+            yield from tally.usable(key, _pair, key, read)
 
 
-def _pair(key: str, file: BinaryIO, places: dict[str, Place], kinds: dict[str, str]) -> Iterator[Document]:
-    found = {kind: _bytes(file, places, name) for kind, name in kinds.items()}
-    yield from_files(key, {kind: data for kind, data in found.items() if data is not None})
+def _pair(key: str, read: Callable[[], dict[str, bytes]]) -> Iterator[Document]:
+    yield from_files(key, read())
+
+
+def tar_samples(path: Path, tally: Tally) -> Iterator[tuple[str, Callable[[], dict[str, bytes]]]]:
+    """The key of each sample of a tar, and what reads its files by their extension."""
+    stem = key_of(path.stem)
+    with path.open("rb") as file:
+        places = _places(path, tally)
+        for name, kinds in _samples(places).items():
+
+            def read(kinds: dict[str, str] = kinds) -> dict[str, bytes]:
+                found = {kind: _bytes(file, places, name) for kind, name in kinds.items()}
+                return {kind: data for kind, data in found.items() if data is not None}
+
+            yield f"{stem}/{safe_key(name)}", read
 
 
 def _places(path: Path, tally: Tally) -> dict[str, Place]:

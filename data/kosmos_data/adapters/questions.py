@@ -1,4 +1,4 @@
-"""Questions and conversations about images: VQAv2 and LLaVA-style JSON, in the form in which KOSMOS-1 is asked."""
+"""Questions about images: VQAv2, in the form in which KOSMOS-1 is asked."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import errors
-from ..document import PICTURES, Document, Segment, Text
+from ..document import PICTURES, Document
 from ..errors import BadSample, Tally
 from ..turns import turn
-from ._files import caption, files, image, key_of, read_list
-
-_IMAGE = re.compile("<image>")
+from ._files import caption, files, image, read_list
 
 
 def vqav2(source: Path, images: Path, tally: Tally) -> Iterator[Document]:
@@ -58,61 +56,6 @@ def vqav2(source: Path, images: Path, tally: Tally) -> Iterator[Document]:
                 f"{images}: {names[0]} and {names[1]} are both image {number}; name one folder of pictures"
             )
         yield from tally.usable(f"image {number}", document, number, pairs)
-
-
-def llava(source: Path, images: Path, tally: Tally) -> Iterator[Document]:
-    """``[{"image": …, "conversations": [{"from": "human", "value": "<image>\\n…"}, {"from": "gpt", …}]}]``."""
-
-    def document(number: int, record: dict[str, Any]) -> Iterator[Document]:
-        names = record.get("image") or []
-        names = [names] if isinstance(names, str) else list(names)
-        turns = record.get("conversations") or []
-        if not turns or [said.get("from") for said in turns] != ["human", "gpt"] * (len(turns) // 2):
-            there = ", ".join(map(str, list(record)[:6]))
-            raise BadSample(
-                errors.NO_CONVERSATION, f"turns of human and gpt in 'conversations'; its fields are {there}"
-            )
-        loaded = [image(images, name) for name in names]
-        marks = sum(said["value"].count("<image>") for said in turns)
-        if marks > len(loaded):
-            raise BadSample(errors.IMAGE_MISSING, f"{marks} marks <image>, {len(loaded)} images named")
-        if marks < len(loaded):
-            raise BadSample(errors.NO_MARK, f"{marks} marks <image>, {len(loaded)} images named")
-        for said in turns:
-            if said["from"] == "gpt":
-                caption(said["value"])
-        yield Document(f"{number:08d}-{key_of(str(record.get('id', '')))}", _conversation(turns, loaded))
-
-    for number, record in enumerate(read_list(source, tally)):
-        yield from tally.usable(f"record {number}", document, number, record)
-
-
-def _conversation(turns: list[dict[str, Any]], pictures: list[Any]) -> list[Segment]:
-    segments: list[Segment] = []
-    rest = iter(pictures)
-    for place in range(0, len(turns), 2):
-        question, answer = turns[place]["value"], turns[place + 1]["value"]
-        asked, said = turn(_IMAGE.sub(" ", question), answer, last=place == len(turns) - 2)
-        shown = [next(rest) for _ in _IMAGE.findall(question)]
-        segments += _in_place(question, shown) if len(shown) > 1 else [*shown, asked]
-        segments.append(said)
-    return segments
-
-
-def _in_place(question: str, pictures: list[Any]) -> list[Segment]:
-    """Several pictures stay where the question has them: "<image> or <image>?" means nothing otherwise. As in LLaVA's
-    own code, a single one goes before its question.
-    """
-    first, *others = _IMAGE.split(question)
-    texts = [first.strip(), *(text.strip() for text in others)]
-    start = next((number for number, text in enumerate(texts) if text), len(texts) - 1)
-    texts[start] = f"Question: {texts[start]}"
-    texts[-1] = f"{texts[-1]} Answer:"
-    segments: list[Segment] = []
-    for number, text in enumerate(texts):
-        segments += pictures[number - 1 : number] if number else []
-        segments += [Text(text.strip(), supervised=False)] if text else []
-    return segments
 
 
 def _questions_and_annotations(source: Path) -> tuple[Path, Path]:

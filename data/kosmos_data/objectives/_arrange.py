@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -32,12 +32,15 @@ if TYPE_CHECKING:
 class Denoising(Objective):
     """An objective that flattens a document, transforms each window, and joins the results.
 
+    Texts are read without their boxes, unless the objective says that it keeps these.
+
     Attributes:
         loss: see :func:`~._flatten.flatten`.
         bidirectional: keep the blocks that see both ways; False: the same tokens, labels and weights, all causal.
     """
 
     loss: Loss = "all"
+    boxes: ClassVar[bool] = False  # what hides or moves tokens would tear phrases and their boxes apart
     bidirectional = True  # an option only of those that declare it, as ``chunk_tokens``
 
     def prepare(self, processor: KosmosProcessor) -> None:
@@ -58,7 +61,9 @@ class Denoising(Objective):
     def __call__(self, document: Document, seed: int, step: int = 0) -> Example:
         """Make the example of a document, window by window."""
         examples = []
-        for number, window in enumerate(windows(flatten(document, self.processor, self.loss), self.limit())):
+        for number, window in enumerate(
+            windows(flatten(document, self.processor, self.loss, boxes=self.boxes), self.limit())
+        ):
             example = self.transform(window, np.random.default_rng([seed, number, *self.salt]))
             examples.append(plain(window, self.eos) if example is None else example)
         joined = join(examples)

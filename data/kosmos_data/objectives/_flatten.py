@@ -8,19 +8,20 @@ predicted at the span's last slot.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from kosmos.segments import TooLong
+from kosmos.grounding import to_view
+from kosmos.segments import Box, Phrase, TooLong, Unreadable
 
 from .. import errors
 from ..document import Document, Image, Segment, Text
 from ..errors import BadSample
 from ..example import Flat
-from ..images import decode
+from ..images import decode, upright_size
 from ..turns import has_turns
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def flatten(
     loss: Loss = "all",
     predict_image: bool = False,
     end_turns: bool = False,
+    boxes: bool = True,
 ) -> Flat:
     """Write a document out as ids with weights, decoding its images and tokenising its text spans for their encoder.
 
@@ -47,20 +49,23 @@ def flatten(
         loss: ``all`` text, or only ``supervised`` segments (instruction tuning, KOSMOS-1 section 3.3).
         predict_image: also train the prediction of ``<image>`` itself, that is *when* a picture comes next.
         end_turns: write ``</s>`` behind each text that is followed by a span or an image (MetaLM's demonstrations).
+        boxes: write the boxes of texts that have some.
 
     Raises:
-        BadSample: an image cannot be decoded, a span is longer than its encoder reads, there is nothing but ``<s>`` and
-            ``</s>``, or nothing is trained.
+        BadSample: an image cannot be decoded, boxes have no image before them, a span is longer than its encoder reads,
+            there is nothing but ``<s>`` and ``</s>``, or nothing is trained.
     """
     bos, eos = [processor.tokenizer.bos_token_id], [processor.tokenizer.eos_token_id]
     parts: list[tuple[Segment | list[int], float]] = [(bos, 0.0)]
     weight, own_ends = 0.0, processor.turn_end == "eos" and has_turns(document)
     for segment, following in zip(document.segments, [*document.segments[1:], None], strict=True):
+        if not boxes and isinstance(segment, Text):
+            segment = replace(segment, boxes=None)
         weight = float(loss == "all" or (isinstance(segment, Text) and segment.supervised))
         ends = end_turns and isinstance(segment, Text) and not isinstance(following, Text)
         if own_ends and _is_answer(segment) and not _is_answer(following):
             assert isinstance(segment, Text)
-            segment, ends = replace(segment, text=segment.text.removesuffix("\n")), True
+            segment, ends = _without_line_end(segment), True
         parts.append((segment, weight))
         if ends and following is not None:
             parts.append((eos, weight))
@@ -70,6 +75,12 @@ def flatten(
     if not flat.weight.any():
         raise BadSample(errors.UNSUPERVISED, document.key)
     return flat
+
+
+def _without_line_end(segment: Text) -> Text:
+    text = segment.text.removesuffix("\n")
+    kept = segment.boxes and tuple(replace(one, end=min(one.end, len(text))) for one in segment.boxes)
+    return replace(segment, text=text, boxes=kept)
 
 
 def _is_answer(segment: Segment | None) -> bool:
@@ -91,13 +102,15 @@ def write(
         predict_image: weight of the mark before what an encoder reads, if it has one.
 
     Raises:
-        BadSample: an image cannot be decoded, or a span is longer than its encoder reads.
+        BadSample: an image, sound or video cannot be decoded, or a segment is longer than its encoder reads.
     """
     segments, weights = zip(*parts, strict=True)
     try:
-        encoded = processor.encode((_decoded(segment, processor) for segment in segments), skip_empty=True)
+        encoded = processor.encode(_as_seen(segments, processor), skip_empty=True)
     except TooLong as error:
         raise BadSample(errors.SPAN_TOO_LONG, f"{key}: {error}") from error
+    except Unreadable as error:
+        raise BadSample(errors.UNREADABLE, f"{key}: {error}") from error
     weight = np.repeat(np.array(weights, dtype=np.float32), np.diff(encoded.edges))
     cuts = np.ones(len(encoded.ids), dtype=bool)
     for placed in encoded.placed:
@@ -106,8 +119,31 @@ def write(
         cuts[begin + 1 : stop] = False
         if placed.start > begin:
             weight[begin] = predict_image
+    for begin, stop in encoded.whole:
+        cuts[begin + 1 : stop] = False
     return Flat(np.array(encoded.ids, dtype=np.int32), weight, encoded.placed, cuts)
 
 
-def _decoded(segment: Any, processor: KosmosProcessor) -> Any:
-    return Image(decode(segment.data, processor.image_processor)) if isinstance(segment, Image) else segment
+def _as_seen(segments: Iterable[Any], processor: KosmosProcessor) -> Iterator[Any]:
+    """Decode pictures; boxes, which are shares of the whole picture, become shares of what the crop leaves of it.
+
+    A phrase of which nothing is left is text like any other, and so is a text without phrases (KOSMOS-2's loader).
+    """
+    picture: bytes | None = None
+    for segment in segments:
+        if isinstance(segment, Image):
+            picture = segment.data
+            yield Image(decode(segment.data, processor.image_processor))
+        elif isinstance(segment, Text) and segment.boxes:
+            if picture is None:
+                raise BadSample(errors.BOXES, "a text with boxes stands before the first picture")
+            size, crop = upright_size(picture), processor.image_processor.crop
+            seen = [replace(one, boxes=_in_view(one, size, crop)) for one in segment.boxes]
+            kept = [new for one, new in zip(segment.boxes, seen, strict=True) if new.boxes or not one.boxes]
+            yield replace(segment, boxes=tuple(kept) or None)
+        else:
+            yield segment
+
+
+def _in_view(phrase: Phrase, size: tuple[int, int], crop: str) -> tuple[Box, ...]:
+    return tuple(seen for box in phrase.boxes if (seen := to_view(box, size, crop)) is not None)

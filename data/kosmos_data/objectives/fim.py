@@ -4,7 +4,8 @@
     SPM  <s> <fim_prefix> <fim_suffix> suffix <fim_middle> prefix middle </s>      ("variant 2")
 
 All causal, loss on all. The two cuts are drawn over the *characters*, so that a model also learns to go on within a
-word; each part is tokenised on its own. Images stay where they are between the texts and are never cut.
+word; each part is tokenised on its own. Images and texts with boxes stay between the texts,
+and are never cut.
 
 Differs from the code: nothing is cut off to keep the old length; a document longer than a row is cut by the packer like
 any causal text, its parts then lose sight of each other (as at Megatron's window ends).
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import numpy as np
 
@@ -57,13 +58,13 @@ class FIM(Objective):
         """Draw whether, where and how a document is rearranged."""
         processor, loss = self.processor, self.loss
         rng = np.random.default_rng([seed, *b"fim"])
-        texts = [segment for segment in document.segments if isinstance(segment, Text)]
+        texts = [segment for segment in document.segments if is_plain(segment)]
         characters = sum(len(text.text) for text in texts)
         if rng.random() >= self.rate:
             return shifted(flatten(document, processor, loss))
         if characters < 2:
             return replace(shifted(flatten(document, processor, loss)), fallback=1)
-        if loss == "supervised" and not any(text.supervised for text in texts):
+        if loss == "supervised" and not any(isinstance(one, Text) and one.supervised for one in document.segments):
             raise BadSample(errors.UNSUPERVISED, document.key)
         parts = divide(document.segments, *sorted(rng.integers(0, characters + 1, 2).tolist()))
         spm = bool(rng.random() < self.spm_rate)
@@ -74,12 +75,17 @@ Part = list[tuple[Segment, bool]]
 """Segments, each with whether it goes on within a word."""
 
 
+def is_plain(segment: Segment) -> TypeGuard[Text]:
+    """Whether a segment is text that may be cut; one with boxes stays whole, as an image does."""
+    return isinstance(segment, Text) and segment.boxes is None
+
+
 def divide(segments: Sequence[Segment], first: int, second: int) -> tuple[Part, Part, Part]:
     """Prefix, middle and suffix: cut before the ``first`` and the ``second`` character of the texts."""
     parts: tuple[Part, Part, Part] = ([], [], [])
     at = 0
     for segment in segments:
-        if not isinstance(segment, Text):
+        if not is_plain(segment):
             parts[(at > first) + (at > second)].append((segment, False))
             continue
         inside = [min(max(cut - at, 0), len(segment.text)) for cut in (first, second)]
@@ -103,17 +109,9 @@ def rearrange(
         written.append(([special], 1.0))
         for segment, goes_on in part:
             weight = float(isinstance(segment, Text) and (loss == "all" or segment.supervised))
-            ids = continue_text(processor, segment.text) if goes_on and isinstance(segment, Text) else segment
+            ids = processor.continue_text(segment.text) if goes_on and isinstance(segment, Text) else segment
             written.append((ids, weight))
     return shifted(write([*written, ([processor.tokenizer.eos_token_id], 1.0)], processor, key))
-
-
-def continue_text(processor: KosmosProcessor, text: str) -> list[int]:
-    """Ids of text whose beginning belongs to the word before it: no space is put in front of its first letters."""
-    space = next((at for at, letter in enumerate(text) if letter.isspace()), len(text))
-    backend = processor.tokenizer.backend_tokenizer
-    head = backend.normalizer.normalize_str(text[:space])
-    return [token.id for token in backend.model.tokenize(head)] + processor.encode_text(text[space:])
 
 
 def fill(flat: Flat, span: tuple[int, int], processor: KosmosProcessor, two_positions: bool) -> Example:

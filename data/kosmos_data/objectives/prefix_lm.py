@@ -8,7 +8,7 @@ With ``prefix: input`` the bar stands before the first supervised segment: fine-
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
@@ -32,6 +32,7 @@ class PrefixLM(Denoising):
         chunk_tokens: longer documents are cut into windows of about equal length; not with ``prefix: input``.
     """
 
+    boxes: ClassVar[bool] = True
     prefix: Literal["random", "input"] = "random"
     bidirectional: bool = True
     chunk_tokens: int = 512

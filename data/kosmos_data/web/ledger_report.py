@@ -178,7 +178,7 @@ def _segments(document: Document) -> Iterator[str]:
         if isinstance(segment, Image):
             yield f'<img src="{_thumbnail(segment.data)}" alt="">'
         else:
-            text = segment.text
+            text = segment.text if hasattr(segment, "text") else str(segment)
             if len(text) > _LONGEST_TEXT:
                 text = f"{text[: _LONGEST_TEXT // 2]} … {text[-_LONGEST_TEXT // 2 :]}"
             yield "".join(f"<p>{escape(line)}</p>" for line in text.split("\n"))

@@ -16,9 +16,10 @@ from rich.progress import Progress
 
 from kosmos.image_processing_kosmos import KosmosImageProcessor
 from kosmos.loading import encoder_folder
-from kosmos.processing_kosmos import KosmosProcessor
-from kosmos.tokenization_kosmos import encode_text, train_tokenizer
+from kosmos.processing_kosmos import KosmosProcessor, make_reader, marks_of
+from kosmos.tokenization_kosmos import ENTITY_TOKENS, encode_text, train_tokenizer
 from kosmos_data.document import Span, Text
+from kosmos_data.entity_names import read_kinds
 from kosmos_data.errors import BadSample
 from kosmos_data.objectives import special_tokens
 from kosmos_data.reader import Corpus
@@ -32,7 +33,7 @@ class TokenizerConfig:
     """What the processor is made from."""
 
     shards: list[str] = field(default_factory=list)
-    """Corpora whose text trains the vocabulary."""
+    """Corpora whose text trains the vocabulary, and whose entities (``entities.json``) the processor knows."""
     vocab_size: int = 64_000
     """SentencePiece pieces; KOSMOS-1 has 64,000. A small corpus gets fewer."""
     documents_per_corpus: int = 20_000
@@ -51,8 +52,13 @@ class TokenizerConfig:
     """Special tokens appended last."""
     objectives: list[str] = field(default_factory=list)
     """Objectives of the runs to come (``ul2``, ``glm`` …): their special tokens are appended as well."""
+    grounding: bool = False
+    """Add KOSMOS-2's tokens for phrases and boxes, which documents with ``boxes`` need."""
     span_tokenizer: str | None = None
     """Folder (or ``package:NAME/FOLDER``) with the tokenizer of the text encoder (BERT …); None: it shares this one."""
+    readers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """How further modalities are read, ``audio: {encoder: FOLDER, num_tokens: 32}``: the fields of its reader, and the
+    published folder of its encoder, whose feature extractor is taken. Their marks are appended as special tokens."""
 
 
 def make_processor(config: TokenizerConfig, folder: str | Path, progress: Progress | None = None) -> KosmosProcessor:
@@ -62,9 +68,14 @@ def make_processor(config: TokenizerConfig, folder: str | Path, progress: Progre
         FileNotFoundError: a corpus is missing.
         ValueError: the corpora hold no text, an unknown objective, or no tokenizer in ``span_tokenizer``.
     """
-    extra = [token for token in special_tokens(config.objectives) if token not in config.extra_tokens]
+    readers = {name: make_reader(name, _found(given)) for name, given in config.readers.items()}
+    entities = read_kinds(config.shards)
+    extra = [*special_tokens(config.objectives), *(ENTITY_TOKENS if entities else ()), *marks_of(readers)]
+    extra = [token for token in extra if token not in config.extra_tokens]
     span_tokenizer = load_span_tokenizer(config.span_tokenizer) if config.span_tokenizer else None
-    tokenizer = train_tokenizer(texts(config, progress), config.vocab_size, config.extra_tokens + extra)
+    tokenizer = train_tokenizer(
+        texts(config, progress), config.vocab_size, config.extra_tokens + extra, config.grounding
+    )
     image_processor = KosmosImageProcessor(image_size=config.image_size, crop=config.crop)
     processor = KosmosProcessor(
         image_processor,
@@ -73,9 +84,16 @@ def make_processor(config: TokenizerConfig, folder: str | Path, progress: Progre
         config.max_length,
         span_tokenizer=span_tokenizer,
         num_span_tokens=config.num_span_tokens,
+        entities=entities,
+        readers=readers,
     )
     processor.save_pretrained(folder)
     return processor
+
+
+def _found(reader: dict[str, Any]) -> dict[str, Any]:
+    """A reader's fields, with the folder of its encoder where that was given by a name or in a package."""
+    return {**reader, "encoder": encoder_folder(reader["encoder"])} if reader.get("encoder") else reader
 
 
 def load_span_tokenizer(folder: str) -> Any:
@@ -86,8 +104,9 @@ def load_span_tokenizer(folder: str) -> Any:
     """
     from transformers import AutoTokenizer
 
+    found = encoder_folder(folder)
     try:
-        return AutoTokenizer.from_pretrained(encoder_folder(folder), local_files_only=True)
+        return AutoTokenizer.from_pretrained(found, local_files_only=True)
     except (OSError, ValueError) as error:
         raise ValueError(f"span_tokenizer={folder}: no tokenizer here (tokenizer.json or vocab.txt)") from error
 

@@ -1,0 +1,104 @@
+"""The modality of videos: frames sampled by time, each through the vision tower of the images, one connector over all.
+
+::
+
+    file ── media.read_frames ── video_pixel_values (V, F, 3, S, S) ── vision_tower ── + time ── connector ── places
+            (loader, chat)       video_frame_mask (V, F)               frozen          learned   over all    num_queries
+
+As in Flamingo (arXiv 2204.14198, section 3.1.1). A video that has fewer frames than ``num_frames`` brings what it has;
+the mask says so where it stands beside longer ones. The tower is that of the images, so a model that sees videos holds
+it once, and with one frame does what an image model does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .media import file_bytes, read_frames
+from .modality import Inputs, Modality, Reader
+from .segments import Unreadable
+
+
+@dataclass
+class VideoReader(Reader):
+    """How videos are read.
+
+    Attributes:
+        num_frames: most frames of a video, sampled by time.
+    """
+
+    connector: ClassVar[dict[str, str]] = {"num_tokens": "num_queries", "num_frames": "num_frames"}
+
+    num_frames: int = 8
+
+
+def _payload(processor: Any, video: Any) -> np.ndarray:
+    """``uint8`` frames (F, 3, S, S), as the processor makes pictures of them."""
+    frames = read_frames(file_bytes(video.data, "video"), processor.reader("video").num_frames)
+    try:
+        return np.stack([processor.image_processor.to_tensor(frame).numpy() for frame in frames])
+    except (ValueError, OSError) as error:
+        raise Unreadable(f"a frame of the video cannot be read: {error}") from error
+
+
+def _stack(videos: Sequence[np.ndarray]) -> dict[str, Tensor]:
+    """Frames (F, 3, S, S) each to (V, F, 3, S, S), padded with black behind, and their mask (V, F)."""
+    pad = torch.nn.utils.rnn.pad_sequence
+    frames = [torch.from_numpy(video) for video in videos]
+    masks = [torch.ones(len(video), dtype=torch.long) for video in videos]
+    return {"video_pixel_values": pad(frames, batch_first=True), "video_frame_mask": pad(masks, batch_first=True)}
+
+
+def _read(model: Any, video_pixel_values: Tensor, video_frame_mask: Tensor | None = None) -> Tensor:
+    """Videos (V, F, 3, S, S) to (V, Q, D); padding goes through no tower."""
+    if video_frame_mask is None:
+        features = model.vision_tower(video_pixel_values.flatten(0, 1)).to(model.dtype)
+        return model.video_connector(features.unflatten(0, video_pixel_values.shape[:2]))
+    valid_VF = video_frame_mask.bool()
+    features = model.vision_tower(video_pixel_values[valid_VF]).to(model.dtype)
+    features_VFPC = features.new_zeros(*valid_VF.shape, *features.shape[1:])
+    features_VFPC[valid_VF] = features
+    return model.video_connector(features_VFPC, valid_VF)
+
+
+def _places(owner: Any, inputs: Inputs) -> list[int]:
+    return [owner.places_of("video")] * len(inputs["video_pixel_values"])
+
+
+def _black(config: Any, frames: int, device: torch.device) -> dict[str, Tensor]:
+    size = config.vision_config.image_size
+    return {"video_pixel_values": torch.zeros(1, frames, 3, size, size, device=device)}
+
+
+def _count_frames(inputs: Inputs) -> int:
+    mask_VF = inputs.get("video_frame_mask")
+    return inputs["video_pixel_values"].shape[:2].numel() if mask_VF is None else int(mask_VF.sum())
+
+
+VIDEO = Modality(
+    name="video",
+    inputs=("video_pixel_values", "video_frame_mask"),
+    config="video_connector_config",
+    connector_config="video_connector_config",
+    token="video_token_id",
+    encoder="vision_tower",
+    connector="video_connector",
+    parts=("vision", "video connector"),
+    marks=("<video>", "<video_slot>", "</video>"),
+    payload=_payload,
+    stack=_stack,
+    build=None,
+    read=_read,
+    places=_places,
+    smallest=lambda config, device: _black(config, 1, device),
+    typical=lambda config, device: _black(config, config.video_connector_config.num_frames, device),
+    units=_count_frames,
+    unit="frame",
+    reader=VideoReader,
+)

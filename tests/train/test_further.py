@@ -1,0 +1,237 @@
+"""Modalities beside images and spans: tokenizer, loader, dry run, ranks without any, a run."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jobs
+import pytest
+import tiny
+import torch
+import yaml
+from forks import launch
+from PIL import Image as Pictures
+from test_gradients import gathered, plain_gradients
+
+from kosmos import settings
+from kosmos.cli import main
+from kosmos.modalities import MODALITIES
+from kosmos.processing_kosmos import load_processor
+from kosmos_data import Audio, DataConfig, Document, SourceConfig, Text, Video, build_loader, write_shards
+from kosmos_data.check import check_corpus
+from kosmos_data.replay import order
+from kosmos_train.config import TrainConfig
+from kosmos_train.fragments import create_state
+
+pytest.importorskip("av")
+
+WHISPER = {"d_model": 16, "encoder_layers": 2, "decoder_layers": 1, "max_source_positions": 50, "vocab_size": 60}
+WHISPER |= dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 2)
+WHISPER |= {"encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1}
+PLACES = {"audio": 3, "video": 2}
+
+
+def publish(folder: Path) -> str:
+    """A random Whisper with its feature extractor, in its published layout."""
+    from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
+
+    torch.manual_seed(0)
+    WhisperForConditionalGeneration(WhisperConfig(**WHISPER, decoder_start_token_id=1)).save_pretrained(folder)
+    WhisperFeatureExtractor(chunk_length=1).save_pretrained(folder)
+    return str(folder)
+
+
+def moving(seed: int) -> Video:
+    """A GIF of two to four frames, one colour each."""
+    frames = [Pictures.new("RGB", (20, 16), (10 * number, seed, 99)) for number in range(2 + seed % 3)]
+    file = io.BytesIO()
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=100)
+    return Video(file.getvalue())
+
+
+def documents(wav: Any) -> list[Document]:
+    """Of ten documents one with a sound, one with a broken one, one with a video; the others are text."""
+    draw = random.Random(0)
+
+    def words() -> Text:
+        return Text(" ".join(draw.choices(tiny.WORDS, k=draw.randint(4, 12))))
+
+    found = []
+    for index in range(80):
+        kinds = {0: [Audio(wav(0.4, 200 + 10 * index)), words()], 5: [Audio(b"no sound")], 7: [moving(index), words()]}
+        found.append(Document(f"{index:03d}", [*kinds.get(index % 10, []), words()]))
+    return found
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, wav: Any) -> dict[str, Any]:
+    """Settings of a run that hears, over its shards, encoder and processor."""
+    root = tmp_path_factory.mktemp("further")
+    write_shards(root / "all", documents(wav), max_documents=20)
+    whisper = publish(root / "whisper")
+    sizes = {"vocab_size": 120, "image_size": 16, "num_image_tokens": 2}
+    readers = {"audio": {"encoder": whisper, "num_tokens": PLACES["audio"]}}
+    readers["video"] = {"num_tokens": PLACES["video"], "num_frames": 3}
+    (root / "tokenizer.yaml").write_text(yaml.safe_dump({"shards": [str(root / "all")], **sizes, "readers": readers}))
+    assert main(["tokenizer", str(root / "tokenizer.yaml"), f"run={root / 'processor'}"]) == 0
+    settings_of = {name: tiny.MODEL[name] for name in ("vision_config", "connector_config")}
+    (root / "model.json").write_text(json.dumps(tiny.MODEL))
+    settings_of["vision_config"] = {**tiny.MODEL["vision_config"], "train_last_blocks": 1}
+    overrides = {"text_config": {"dropout": 0.0}, "audio_config": {"train_last_blocks": 1}, **settings_of}
+    overrides["video_connector_config"] = {"kind": "xconnector", "num_heads": 2}
+    return {
+        "model": {
+            "preset": str(root / "model.json"),
+            "vision_weights": "random",
+            "encoder_weights": {"audio": whisper},
+            "overrides": overrides,
+        },
+        "processor": str(root / "processor"),
+        "steps": 2,
+        "data": {
+            "sources": [{"name": "all", "shards": str(root / "all")}],
+            "row_tokens": 64,
+            "rows_per_step": 4,
+            "rows_per_micro_batch": 2,
+        },
+        "optim": {"lr": 1e-3, "warmup": 1, "clip": 0.0},
+        "guard": {"spike": 0.0},
+        "log": {"every": 1},
+    }
+
+
+def loader_settings(world: dict[str, Any]) -> DataConfig:
+    return settings.from_dict(DataConfig, world["data"])
+
+
+def test_loader(world: dict[str, Any], wav: Any, tmp_path: Path) -> None:
+    """Sounds come whole and in order, the broken are counted, and the order's hash is of what is heard."""
+    processor, config = load_processor(world["processor"]), loader_settings(world)
+    batch = next(build_loader(config, processor))
+    for micro in batch.micro_batches:
+        for name, places in PLACES.items():
+            slots = int((micro["input_ids"] == processor.token_id(f"<{name}_slot>")).sum())
+            assert slots == places * len(micro.get(MODALITIES[name].inputs[0], ()))
+    assert batch.stats["skipped"]["sound or video unreadable"] > 0
+    for name in PLACES:
+        assert any(MODALITIES[name].count(micro) for micro in batch.micro_batches)
+    same = [digest for _, digest in order(config, processor, 2, 1, 1)]
+    assert same == [digest for _, digest in order(config, processor, 1, 1, 1)]
+    changed = [replace(one, segments=[Audio(wav(0.2)) if isinstance(s, Audio) and s.data[:4] == b"RIFF" else s
+                                      for s in one.segments]) for one in documents(wav)]  # fmt: skip
+    write_shards(tmp_path / "changed", changed, max_documents=20)
+    other = replace(config, sources=[SourceConfig("all", str(tmp_path / "changed"))])
+    assert same != [digest for _, digest in order(other, processor, 1, 1, 1)]
+
+
+def test_looking_at_a_corpus(world: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    """``inspect`` says what a sound is, and how it is written; ``check`` decodes it."""
+    shards = world["data"]["sources"][0]["shards"]
+    assert main(["data", "inspect", shards, "--objective", "causal", "--processor", world["processor"]]) == 0
+    printed = capsys.readouterr().out
+    for part in (
+        "with video: 007",
+        "▣ video GIF, 3 frames",
+        "with audio: 000",
+        "▣ audio pcm_s16le, 0.4 s, 6444 bytes",
+        "<audio_slot>",
+        "text: 001",
+    ):
+        assert part in printed
+    bad = [report.bad for report in check_corpus(shards)]
+    assert sum(tally["sound or video unreadable"] for tally in bad) == sum(tally.total() for tally in bad) == 8
+
+
+def test_dry_run(world: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The encoder's parameters and the FLOPs of a sound are counted; weights that are not named are asked for."""
+    from kosmos_train.build import build_model
+    from kosmos_train.dry_run import plan
+
+    found = plan(settings.from_dict(TrainConfig, world), 1)
+    assert found.cost.unit_flops["audio"] > 0
+    assert found.cost.unit_flops["video"] > 0
+    assert 0 < found.cost.frozen["audio"] < found.cost.parameters["audio"]
+    per_step = found.flops_per_step - found.tokens_per_step * found.cost.token_flops
+    assert per_step >= found.cost.unit_flops["audio"]
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(world))
+    assert main(["train", str(tmp_path / "run.yaml"), "--dry-run"]) == 0
+    assert "a sound" in " ".join(capsys.readouterr().out.split())
+    world = {**world, "model": {**world["model"], "encoder_weights": {}}}
+    described = {"audio_config": {"model_config": {"model_type": "whisper", **WHISPER}}}
+    world["model"]["overrides"] = world["model"]["overrides"] | described
+    config = settings.from_dict(TrainConfig, world)
+    with pytest.raises(ValueError, match=r"model\.encoder_weights\.audio is not set"):
+        build_model(config, load_processor(world["processor"]))
+
+
+def micro_batch(seed: int, processor: Any, modality: str | None) -> dict[str, torch.Tensor]:
+    """Random rows; with a modality each has one input of it."""
+    micro = jobs.micro_batch(seed, processor, image=False)
+    if modality is None:
+        return micro
+    draw = torch.Generator().manual_seed(seed)
+    inputs = INPUTS[modality](draw)
+    begin, slot, end = (processor.token_id(mark) for mark in MODALITIES[modality].marks)
+    ids = torch.tensor([begin, *[slot] * PLACES[modality], end])
+    micro["input_ids"][:, 1 : 1 + len(ids)] = ids
+    micro["loss_weight"][:, : len(ids)], micro["shift_labels"][:, : len(ids)] = 0, -100
+    return micro | inputs
+
+
+def videos(draw: torch.Generator) -> dict[str, torch.Tensor]:
+    """A video of three frames and one of two."""
+    pixels = torch.randint(0, 256, (2, 3, 3, 16, 16), generator=draw, dtype=torch.uint8)
+    return {"video_pixel_values": pixels, "video_frame_mask": torch.tensor([[1, 1, 1], [1, 1, 0]])}
+
+
+INPUTS = {"audio": lambda draw: {"audio_features": torch.randn(2, 80, 100, generator=draw)}, "video": videos}
+
+
+def gradient_errors(values: dict[str, Any], modalities: list[str]) -> dict[str, float]:
+    """The largest error of a gradient by stage and modality, as a share of its norm; rank 0 has text only."""
+    from kosmos_train.build import build_model
+
+    errors = {}
+    for stage in (0, 2, 3):
+        engine = jobs.make_engine(values | {"engine": {"zero_stage": stage}})
+        rank, size, processor = engine.world.rank, engine.world.size, jobs.build_processor_of(engine)
+        model = build_model(engine.config, processor)
+        for modality in modalities:
+            shares = [[micro_batch(other, processor, modality if other else None)] for other in range(size)]
+            expected = plain_gradients(model, processor, [micro for share in shares for micro in share])
+            assert any("connector" in name for name, gradient in expected.items() if gradient.any())
+            create_state(engine.deepspeed)
+            # at rate 0 the weights stay, so that each modality meets the same model
+            result = engine.step(SimpleNamespace(micro_batches=shares[rank]), 1, 0.0, {})
+            assert result.skipped is None, result.skipped
+            found = gathered(engine, ("exp_avg",))
+            norm = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
+            for name, gradient in expected.items():
+                got = found[f"{name}|exp_avg"] / (1 - engine.config.optim.betas[0])
+                share = float((got - gradient.flatten()).norm() / max(gradient.norm(), 1e-3 * norm))
+                errors[f"ZeRO-{stage}, {modality}"] = max(errors.get(f"ZeRO-{stage}, {modality}", 0.0), share)
+        engine.close()
+    return errors
+
+
+def test_gradients_equal_plain_torch(world: dict[str, Any], tmp_path: Path) -> None:
+    """Two ranks, of which one has text only, ZeRO 0, 2 and 3: every gradient to 1e-5."""
+    for errors in launch(tmp_path / "j", 2, gradient_errors, world, list(INPUTS)).results():
+        assert len(errors) == 3 * len(INPUTS)
+        assert {case: error for case, error in errors.items() if not error < 1e-5} == {}
+
+
+def test_a_run_answers_what_it_hears(world: dict[str, Any], tmp_path: Path, wav: Any) -> None:
+    """Two steps; its checkpoint is a model that is asked about a sound."""
+    from kosmos import Conversation
+
+    assert jobs.run(world, str(tmp_path / "run")) == {"step": 2, "finished": True}
+    chat = Conversation(tmp_path / "run", max_new_tokens=3)
+    assert isinstance(chat.ask([Audio(wav(0.3)), "what is it?"]), str)
+    assert chat.model.config.places_of("audio") == chat.processor.places_of("audio") == PLACES["audio"]
