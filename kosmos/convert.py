@@ -289,9 +289,10 @@ def main(argv: list[str]) -> int:
     source, target = Path(arguments.source), Path(arguments.target)
     if arguments.reader:
         READERS[arguments.reader](source, target)
-        (target / "README.md").write_text(model_card(target, source=source), encoding="utf-8")
     else:
-        WRITERS[arguments.writer](find_checkpoint(source), target)
+        source = find_checkpoint(source)
+        WRITERS[arguments.writer](source, target)
+    (target / "README.md").write_text(model_card(target, source=source), encoding="utf-8")
     from rich import print as show
 
     show(f"wrote {arguments.target}")

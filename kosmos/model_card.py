@@ -1,7 +1,7 @@
 """The model card beside a checkpoint: what is known of it and what is not, in Markdown with the hub's header.
 
-It is written from what lies there: the checkpoint's configuration, and of its run directory ``config.yaml`` (data,
-objectives, steps), ``environment.json`` (versions, fingerprints of the data) and the rows of a ``results.json`` of
+It is written from what lies there: the checkpoint's configuration, the headers of its weights, and of its run
+``config.yaml`` (data, objectives, steps), ``environment.json`` (versions, fingerprints of the data) and the scores of
 ``kosmos eval``. What is not there, the card says is not known.
 """
 
@@ -9,23 +9,44 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
+
+from .hub import is_name
+from .limits import read_object
 
 LIMITS = """\
 - Answers are short and of the kinds that it was trained on; to other questions it answers too, and wrongly.
 - It says nothing of how sure it is. It was not trained to refuse, and nothing filters what it writes.
 - What the corpora lack (languages, places, people, kinds of pictures) the model lacks."""
 
-USE = """\
+UNKNOWN = "Not known: what it was made from was no checkpoint in its run directory, which would say so."
+
+USES = {
+    "code": """\
 ```python
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-model = AutoModelForImageTextToText.from_pretrained("{folder}", trust_remote_code=True)
-processor = AutoProcessor.from_pretrained("{folder}", trust_remote_code=True)
+model = AutoModelForImageTextToText.from_pretrained("{name}", trust_remote_code=True)
+processor = AutoProcessor.from_pretrained("{name}", trust_remote_code=True)
 ```
 
-With the package `kosmos` installed: `kosmos chat {folder}`, `kosmos serve {folder}`."""
+With the package `kosmos` installed: `kosmos chat {name}`, `kosmos serve {name}`.""",
+    "kosmos": """\
+With the package `kosmos` installed: `kosmos chat {name}`, `kosmos serve {name}`, and in Python
+
+```python
+import kosmos
+
+model, processor = kosmos.load("{name}")
+```
+
+`kosmos share {name} FOLDER` makes a folder of it that loads where the package is not installed.""",
+    "adapter": "`kosmos chat BASE --adapter {name}`, where BASE is the model that it was trained on; "
+    "`kosmos merge {name} --out FOLDER` makes one model of the two where the method allows it.",
+    "kosmos-2": '`Kosmos2ForConditionalGeneration.from_pretrained("{name}")` of transformers.',
+}
 
 
 def model_card(
@@ -38,29 +59,27 @@ def model_card(
     """Return the card of a checkpoint or adapter folder.
 
     Args:
-        checkpoint: a folder with ``config.json`` or ``adapter_config.json``; its weights are not read.
+        checkpoint: a folder with ``config.json`` or ``adapter_config.json``; of its weights the headers are read.
         name: heading, and the folder in the examples; None: the folder's name.
         source: the folder that it was made from, whose run is described; None: it is that itself.
         licence: of the weights, an identifier of the hub such as ``mit``; None: the card says that none was given.
-        results: a ``results.json`` of ``kosmos eval``; None: that of the run directory, if there is one.
+        results: a ``results.json`` of ``kosmos eval``; None: that of this step, or of the run, if there is one.
 
     Raises:
         ValueError: ``results`` are no rows of ``kosmos eval``.
     """
     source, name = source or checkpoint, name or checkpoint.resolve().name
-    run = run_of(source)
+    run, kind = run_of(source), _kind(checkpoint)
     settings = (_read(run / "config.yaml") if run else None) or {}
     started = (_read(run / "environment.json") if run else None) or []
-    adapter = _read(checkpoint / "adapter_config.json")
     header = ["library_name: transformers", "pipeline_tag: image-text-to-text", "tags: [kosmos, metalm]"]
     header += [f"license: {licence}"] if licence else []
     sections = {
-        f"# {name}": (_adapter(adapter) if adapter else _what(checkpoint))
-        + f"\n\nWritten from the checkpoint `{source.name}`.",
-        "## Use": f"`kosmos chat {name}`, where its base is." if adapter else USE.format(folder=name),
+        f"# {name}": f"{_what(checkpoint, kind)}\n\nMade from {_origin(source, run)}.",
+        "## Use": USES[kind].format(name=name),
         "## Data": _data(settings, started),
         "## Training": _training(settings, started),
-        "## Scores": _scores(results, run),
+        "## Scores": _scores(results, source),
         "## Limits": LIMITS + _questions(checkpoint),
         "## Licence": licence or "None was given for these weights: ask who published them before you use them.",
     }
@@ -73,25 +92,46 @@ def run_of(checkpoint: Path) -> Path | None:
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else None
 
 
-def _what(checkpoint: Path) -> str:
-    """The model in sentences: sizes, and what reads pictures and spans."""
-    import torch
+def _origin(source: Path, run: Path | None) -> str:
+    """What the folder was made from; without the folders of this machine above it, which concern nobody else."""
+    if run is not None:  # a checkpoint that is just being written has another name until it is whole
+        return f"`{source.name.removeprefix('.').removesuffix('.partial')}` of the run `{run.resolve().name}`"
+    return f"`{source}`" if is_name(source) else f"`{source.name}`"
 
+
+def _kind(checkpoint: Path) -> str:
+    """Which of ``USES`` a folder is."""
+    if (checkpoint / "adapter_config.json").is_file():
+        return "adapter"
+    described = read_object(checkpoint / "config.json")
+    if described.get("model_type") != "kosmos":
+        return "kosmos-2"
+    return "code" if "auto_map" in described else "kosmos"
+
+
+def _what(checkpoint: Path, kind: str) -> str:
+    """The model in sentences: sizes, and what reads pictures, spans, sounds, videos and entities."""
     from .configuration_kosmos import KosmosConfig
-    from .modeling_kosmos import KosmosForConditionalGeneration
 
+    count = f"{_count(checkpoint):,}"
+    if kind == "adapter":
+        return _adapter(_read(checkpoint / "adapter_config.json") or {}, count)
+    if kind == "kosmos-2":
+        return f"A KOSMOS-2 model of {count} parameters, as transformers reads it."
     config = KosmosConfig.from_pretrained(checkpoint)
-    with torch.device("meta"):  # counted, not read
-        count = sum(parameter.numel() for parameter in KosmosForConditionalGeneration(config).parameters())
     text = config.get_text_config()
     lines = [
-        f"A KOSMOS-1 / MetaLM model of {count:,} parameters: a causal decoder of {text.num_hidden_layers} layers, "
+        f"A KOSMOS-1 / MetaLM model of {count} parameters: a causal decoder of {text.num_hidden_layers} layers, "
         f"width {text.hidden_size}, vocabulary {text.vocab_size:,}."
     ]
     if config.vision_config is not None:
         lines.append(f"A vision encoder reads pictures, each of which takes {config.num_image_tokens} places.")
     if config.span_encoder_config is not None:
         lines.append("A bidirectional encoder reads the stretches of text that are marked as spans.")
+    if config.audio_connector_config is not None:
+        lines.append("An encoder reads sounds.")
+    if (video := config.video_connector_config) is not None:
+        lines.append(f"The vision encoder reads up to {video.num_frames} frames of a video, too.")
     entities: Any = config.entity_config
     if entities is not None:
         known = ", ".join(f"{size:,} of the kind {kind}" for kind, size in entities.kinds.items())
@@ -99,18 +139,31 @@ def _what(checkpoint: Path) -> str:
     return " ".join(lines)
 
 
-def _adapter(described: Mapping[str, Any]) -> str:
+def _adapter(described: Mapping[str, Any], count: str) -> str:
     """An adapter in a sentence."""
     method = str(described.get("peft_type", "?")).lower()
-    base = described.get("base_model_name_or_path") or "a model that it does not name"
-    return f"An adapter ({method}) of `{base}`."
+    base = described.get("base_model_name_or_path")
+    return (
+        f"An adapter ({method}) of {count} parameters, for {f'`{base}`' if base else 'a model that it does not name'}."
+    )
+
+
+def _count(folder: Path) -> int:
+    """The numbers in the weights. Nothing is built: on a rank of ZeRO-3 that would wait for the others."""
+    from safetensors import safe_open
+
+    total = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            total += sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 - no mapping
+    return total
 
 
 def _data(settings: Mapping[str, Any], started: Sequence[Any]) -> str:
     """A row for each source of the run."""
     sources = (settings.get("data") or {}).get("sources") or []
     if not sources:
-        return "Not known: the checkpoint was not read from a run directory."
+        return UNKNOWN
     known = (started[-1].get("data") or {}) if started else {}
     rows = [["source", "weight", "objective", "documents", "images", "fingerprint"]]
     for source in sources:
@@ -124,7 +177,7 @@ def _data(settings: Mapping[str, Any], started: Sequence[Any]) -> str:
 def _training(settings: Mapping[str, Any], started: Sequence[Any]) -> str:
     """Steps, where they began, and the versions that ran them."""
     if not settings:
-        return "Not known: the checkpoint was not read from a run directory."
+        return UNKNOWN
     begin = (settings.get("model") or {}).get("checkpoint")
     lines = [f"- {settings.get('steps', '?')} steps, from {f'`{begin}`' if begin else 'random weights'}"]
     tuning = settings.get("tuning") or {}
@@ -138,14 +191,28 @@ def _training(settings: Mapping[str, Any], started: Sequence[Any]) -> str:
     return "\n".join(lines)
 
 
-def _scores(results: str | Path | None, run: Path | None) -> str:
-    """The rows of a results.json, each beside what guessing scores."""
-    path = Path(results) if results is not None else (run or Path()) / "eval" / "results.json"
-    rows = _read(path) if results is not None or run is not None else None
+def _scores(results: str | Path | None, source: Path) -> str:
+    """The rows of a results.json, each beside what guessing scores: the given one, or that of the step or the run."""
+    run = run_of(source)
+    found = [] if run is None else [run / "eval" / source.name / "results.json", run / "eval" / "results.json"]
+    path = Path(results) if results is not None else next((path for path in found if path.is_file()), None)
+    if path is None:
+        return "None: it was not evaluated, or its results were not given (`kosmos share --results`)."
+    rows = _read(path)
     if rows is None and results is not None:
         raise ValueError(f"{path}: no results of kosmos eval")
-    if rows is None:
-        return "None: it was not evaluated, or its results were not given (`kosmos share --results`)."
+    try:
+        scored, table = _scored(rows, path)
+    except ValueError as error:
+        if results is not None:
+            raise
+        return f"None that can be read: {error}"  # a checkpoint of a run is not lost for that
+    models = sorted({str(row.get("model")) for row in scored})
+    return _table(table) + f"\n\nRows of `kosmos eval` for {', '.join(models) or 'no model'}."
+
+
+def _scored(rows: Any, path: Path) -> tuple[list[dict[str, Any]], list[list[Any]]]:
+    """The rows of the model itself, and what the card shows of them; ValueError if they are no rows."""
     try:
         scored = [row for row in rows if not row.get("baseline")]
         table = [["task", "shots", "context", "metric", "score", "95 % interval", "without seeing"]]
@@ -156,8 +223,7 @@ def _scores(results: str | Path | None, run: Path | None) -> str:
             table.append([*line, f"{max(blind):.3f}" if blind else "?"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: these are no rows of kosmos eval ({error!r})") from error
-    models = sorted({str(row.get("model")) for row in scored})
-    return _table(table) + f"\n\nRows of `kosmos eval` for {', '.join(models) or 'no model'}."
+    return scored, table
 
 
 def _questions(checkpoint: Path) -> str:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 import yaml
 from transformers.dynamic_module_utils import get_imports, get_relative_import_files
@@ -79,6 +80,9 @@ def test_what_is_not_known_is_not_claimed(run: Path, tmp_path: Path) -> None:
     assert "None: it was not evaluated" in card
     assert "license:" not in card
     (tmp_path / "no.json").write_text('{"a": 1}')
+    (run / "eval").mkdir(exist_ok=True)
+    (run / "eval" / "results.json").write_text('{"a": 1}')
+    assert "None that can be read" in model_card(run / "checkpoints" / "step-000200")
     for results in ("no.json", "missing.json"):
         with pytest.raises(ValueError, match="of kosmos eval"):
             main([str(run), str(tmp_path / "other"), "--results", str(tmp_path / results)])
@@ -92,6 +96,32 @@ def test_a_folder_that_only_lies_in_something_describes_no_run(run: Path, tmp_pa
     assert run_of(away) is None
     assert model_card(away).count("Not known") == 2
     assert model_card(away, source=tmp_path / "run" / "checkpoints" / "x").count("Not known") == 0
+
+
+def test_a_card_says_what_its_folder_is(run: Path, tmp_path: Path) -> None:
+    """How it is loaded: with its code, with this package, as an adapter, as Kosmos-2; and how many numbers it has."""
+    checkpoint = run / "checkpoints" / "step-000200"
+    card = model_card(checkpoint, "tune")
+    count = sum(parameter.numel() for parameter in load(run)[0].parameters())
+    assert f"A KOSMOS-1 / MetaLM model of {count:,} parameters" in card
+    assert "Made from `step-000200` of the run `run`." in card
+    assert 'kosmos.load("tune")' in card
+    assert "trust_remote_code" not in card  # its code is not there
+    rows = json.loads((run / "eval" / "results.json").read_text())
+    (run / "eval" / "step-000200").mkdir()
+    (run / "eval" / "step-000200" / "results.json").write_text(json.dumps([{**rows[0], "value": 0.25}]))
+    assert "| 0.250 |" in model_card(checkpoint)  # of this very step
+    main([str(run), str(tmp_path / "shared")])
+    assert "trust_remote_code=True" in (tmp_path / "shared" / "README.md").read_text()
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "runs/base"}')
+    safetensors.torch.save_file({"a": torch.ones(2, 3)}, adapter / "adapter_model.safetensors")
+    card = model_card(adapter)
+    assert "An adapter (lora) of 6 parameters, for `runs/base`." in card
+    assert "kosmos chat BASE --adapter adapter" in card
+    (adapter / "adapter_config.json").rename(adapter / "config.json").write_text('{"model_type": "kosmos-2"}')
+    assert "A KOSMOS-2 model of 6 parameters" in model_card(adapter)
 
 
 def test_what_travels_with_the_code_is_whole() -> None:

@@ -3,6 +3,7 @@
     step-000100/
         config.json, model.safetensors, tokenizer and processor files    what from_pretrained reads; a run of tuning has
                                                                           its adapter instead (kosmos/tuning/storage.py)
+        README.md                                                         the model card (kosmos/model_card.py)
         trainer/optimizer-00000-of-00002.safetensors …                    master weights and moments, one file a rank
         trainer/state.json                                                step, loader state, guard, frozen fingerprints
         trainer/manifest.json                                             every file with its size, written last
@@ -27,6 +28,7 @@ import torch
 from safetensors.torch import save_file
 
 from kosmos.atomic import open_to_umask
+from kosmos.model_card import model_card
 from kosmos.tuning import save_adapter
 
 from .engine import Engine
@@ -149,6 +151,7 @@ def _write_parts(
         processor.save_pretrained(partial)
         complete = {"format": FORMAT, "step": step, "adam_step": get_step(engine.deepspeed), "world_size": world.size}
         (partial / "trainer" / "state.json").write_text(json.dumps({**complete, **state}))
+        (partial / "README.md").write_text(model_card(partial, partial.resolve().parents[1].name), encoding="utf-8")
 
 
 def _publish(partial: Path, final: Path, keep: int) -> None:

@@ -11,8 +11,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from kosmos.model_card import model_card
-
 MANIFEST = "trainer/manifest.json"
 
 
@@ -71,7 +69,6 @@ class Uploader:
 
     def _copy(self, checkpoint: Path) -> None:
         target = f"{self.root}/{checkpoint.name}"
-        (checkpoint / "README.md").write_text(model_card(checkpoint), encoding="utf-8")
         names = [str(path.relative_to(checkpoint)) for path in sorted(checkpoint.rglob("*")) if path.is_file()]
         for name in [*(name for name in names if name != MANIFEST), MANIFEST]:
             self._put(checkpoint / name, f"{target}/{name}")
