@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import copy
 import html
+import mimetypes
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -312,6 +313,20 @@ class Conversation:
             raise ValueError(f"{kind} was given, but this model has no encoder of it; ask without")
         files, what = getattr(segment, "files", ()), "picture" if kind == "fused" else kind
         return replace(segment, **{name: file_bytes(getattr(segment, name), what) for name in files})
+
+    def take(self, path: Path, kind: str | None = None) -> Any:
+        """Read a file for the next question: a picture, or a segment of another kind.
+
+        Args:
+            kind: ``audio``, ``video`` …; None: a picture, but what this model reads otherwise, by the file's name.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: no picture, or the model has no encoder that reads it.
+        """
+        guessed = (mimetypes.guess_type(path.name)[0] or "").partition("/")[0]
+        kind = kind or (guessed if guessed in self.processor.readers else None)
+        return open_picture(path) if kind is None else self.readable(SEGMENTS[kind](path))
 
     def _refuse_blind(self) -> None:
         if self.model.config.vision_config is None:

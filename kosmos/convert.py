@@ -278,11 +278,21 @@ def main(argv: list[str]) -> int:
         "--from", dest="reader", choices=READERS, help="SRC is a checkpoint of this kind, DST becomes ours"
     )
     way.add_argument("--to", dest="writer", choices=WRITERS, help="SRC is ours, DST becomes a checkpoint of this kind")
-    parser.add_argument("source", metavar="SRC", help="folder to read, or a name of the hub")
+    parser.add_argument(
+        "source", metavar="SRC", help="folder to read, of ours a run directory too, or a name of the hub"
+    )
     parser.add_argument("target", metavar="DST", help="new folder to write")
     arguments = parser.parse_args(argv)
-    convert = READERS[arguments.reader] if arguments.reader else WRITERS[arguments.writer]
-    convert(arguments.source, arguments.target)
+    from .loading import find_checkpoint
+    from .model_card import model_card
+
+    source, target = Path(arguments.source), Path(arguments.target)
+    if arguments.reader:
+        READERS[arguments.reader](source, target)
+    else:
+        source = find_checkpoint(source)
+        WRITERS[arguments.writer](source, target)
+    (target / "README.md").write_text(model_card(target, source=source), encoding="utf-8")
     from rich import print as show
 
     show(f"wrote {arguments.target}")

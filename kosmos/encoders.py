@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .configuration_kosmos import KosmosSpanEncoderConfig, KosmosVisionConfig
+from .optional import needed
 
 
 class Encoder(nn.Module):
@@ -123,14 +124,13 @@ class OpenClipTower(VisionTower):
 
     def __init__(self, config: KosmosVisionConfig) -> None:
         super().__init__(config)
-        from open_clip.model import _build_vision_tower
-
         fields = config.model_config
         _require(fields, "embed_dim", "vision_cfg")
         vision = fields["vision_cfg"]
         if isinstance(vision.get("layers", 12), (list, tuple)) or "timm_model_name" in vision:
             raise ValueError("open_clip: only its vision transformers are read; a timm_model_name needs backend 'timm'")
-        self.encoder = _build_vision_tower(fields["embed_dim"], vision, fields.get("quick_gelu", False))
+        build = needed("open_clip.model", "open_clip_torch")._build_vision_tower
+        self.encoder = build(fields["embed_dim"], vision, fields.get("quick_gelu", False))
         self.encoder.proj = None
         self.width = self.encoder.ln_post.normalized_shape[0]
         keep_initialisation(self.encoder)
@@ -168,8 +168,7 @@ class TimmTower(VisionTower):
 
     def __init__(self, config: KosmosVisionConfig) -> None:
         super().__init__(config)
-        import timm
-
+        timm = needed("timm", "timm")
         fields = dict(config.model_config)
         _require(fields, "model_name")
         # on the CPU even inside from_pretrained's meta context: timm's unsaved tables (relative positions) need values
@@ -211,8 +210,7 @@ def pixel_statistics(config: KosmosVisionConfig) -> dict[str, list[float]]:
     """Return mean and deviation of the pixels that a published timm model reads; {} for CLIP's, the default."""
     if config.backend != "timm":
         return {}
-    import timm
-
+    timm = needed("timm", "timm")
     published = timm.get_pretrained_cfg(config.model_config["model_name"], allow_unregistered=True)
     return {} if published is None else {"image_mean": list(published.mean), "image_std": list(published.std)}
 

@@ -76,15 +76,14 @@ def read_sound(data: bytes, rate: int, most_seconds: float) -> np.ndarray:
     Raises:
         Unreadable: no sound in it, broken, without a sample, or longer than ``most_seconds``.
     """
-    import_av()
-    from av.audio.resampler import AudioResampler
-
+    av = import_av()
     parts: list[np.ndarray] = []
     count, most = 0, round(most_seconds * rate)
     with _opened(data, "sound") as container:
         if not container.streams.audio:
             raise Unreadable("the file holds no sound")
-        resampler = AudioResampler(format="fltp", rate=rate)  # FFmpeg's own mixing would add channels, not average them
+        # FFmpeg's own mixing would add channels, not average them
+        resampler = av.AudioResampler(format="fltp", rate=rate)
         for frame in _and_end(container.decode(audio=0)):
             for made in resampler.resample(frame):
                 parts.append(made.to_ndarray().mean(axis=0))
@@ -257,8 +256,7 @@ def import_av() -> Any:
 @contextmanager
 def _opened(data: bytes, what: str) -> Iterator[Any]:
     """Open a file in memory; whatever FFmpeg raises about it becomes one line."""
-    import av
-
+    av = import_av()
     options = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "none"}
     try:
         with av.open(io.BytesIO(data), options=options, metadata_errors="replace") as container:

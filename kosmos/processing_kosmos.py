@@ -34,7 +34,6 @@ from .grounding import (
     to_bins,
 )
 from .image_processing_kosmos import KosmosImageProcessor
-from .loading import encoder_folder
 from .modalities import MODALITIES, Modality, normalize_pixels, stack_inputs
 from .modality import Reader
 from .segments import (
@@ -733,7 +732,7 @@ def make_reader(name: str, given: Reader | Mapping[str, Any]) -> Reader:
     settings = dict(given)
     folder = settings.pop("encoder", None)
     try:
-        made = kind(**settings) if folder is None else kind.of(encoder_folder(folder), **settings)
+        made = kind(**settings) if folder is None else kind.of(Path(folder), **settings)
     except TypeError as error:
         names = ", ".join(["encoder", *(field.name for field in fields(kind))])
         raise ValueError(f"readers.{name} has the fields {names}; got {', '.join(given)}") from error

@@ -6,7 +6,6 @@ Ctrl-C ends an answer and not the chat. Names and answers are shown as text, wha
 
 from __future__ import annotations
 
-import mimetypes
 import shlex
 import signal
 import sys
@@ -17,9 +16,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from PIL.Image import Image
+
 from .conversation import Conversation
-from .pictures import open_picture
-from .segments import SEGMENTS, Fused
+from .segments import Fused, modality_name
 from .suggest import suggest
 
 FILES = ("audio", "video")
@@ -135,19 +135,14 @@ class Terminal:
         if not paths:
             raise ValueError(f"/{kind or 'image'} FILE: name the {kind or 'picture'} to show")
         for path in paths:
-            guessed = (mimetypes.guess_type(path.name)[0] or "").partition("/")[0]
-            named = kind or (guessed if guessed in self.chat.processor.readers else None)
             try:
-                if named is not None:
-                    self.pictures.append(self.chat.readable(SEGMENTS[named](path)))
-                    self.tell(f"{path.name}, {named}, goes with the next question.")
-                    continue
-                picture = open_picture(path)
+                taken = self.chat.take(path, kind)
             except (ValueError, OSError) as error:
                 self.tell(str(error), style="red")
                 continue
-            self.pictures.append(picture)
-            self.tell(f"{path.name}, {picture.width}×{picture.height} pixels, goes with the next question.")
+            self.pictures.append(taken)
+            what = f"{taken.width}×{taken.height} pixels" if isinstance(taken, Image) else modality_name(taken)
+            self.tell(f"{path.name}, {what}, goes with the next question.")
 
     def show_with_text(self, rest: str) -> None:
         """Take a picture and the text beside it for the next question."""

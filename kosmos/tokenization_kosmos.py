@@ -27,6 +27,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from .grounding import TOKENS as GROUNDING_TOKENS
+from .optional import needed
 
 BOS, PAD, EOS, UNK = "<s>", "<pad>", "</s>", "<unk>"
 MASK, DOCUMENT_END, IMAGE_BEGIN, IMAGE_END = "<mask>", "</doc>", "<image>", "</image>"
@@ -63,8 +64,7 @@ def train_tokenizer(
     Raises:
         ValueError: there is no text.
     """
-    import sentencepiece
-
+    sentencepiece = needed("sentencepiece", "sentencepiece")
     words = _count_words(texts)
     model = io.BytesIO()
     try:
@@ -202,19 +202,18 @@ def _normalizer(charsmap: bytes = b"") -> normalizers.Normalizer:
 
 def _read_sentencepiece(model: bytes | str | Path) -> tuple[bytes, list[tuple[str, float]]]:
     """The character map and the (piece, score) list, without ``<unk> <s> </s>``, of a SentencePiece model."""
-    from google.protobuf.message import DecodeError
-    from sentencepiece import sentencepiece_model_pb2
-
+    broken = needed("google.protobuf.message", "protobuf").DecodeError
+    layout = needed("sentencepiece.sentencepiece_model_pb2", "sentencepiece")
     name = "the SentencePiece model"
     if not isinstance(model, bytes):
         name = str(model)
         if not Path(model).is_file():
             raise FileNotFoundError(f"{model}: no such SentencePiece model")
         model = Path(model).read_bytes()
-    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    proto = layout.ModelProto()
     try:
         proto.ParseFromString(model)
-    except DecodeError as error:
+    except broken as error:
         raise ValueError(f"{name}: not a SentencePiece model") from error
     if proto.trainer_spec.model_type != 1:
         raise ValueError(f"{name}: only unigram SentencePiece models are supported, as KOSMOS uses")

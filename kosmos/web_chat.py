@@ -1,4 +1,4 @@
-"""The chat as a page in a browser: pictures are dropped or pasted, answers are streamed, two checkpoints side by side.
+"""The chat as a page in a browser: pictures and clips are dropped or pasted, answers streamed, two checkpoints shown.
 
 A visitor's conversation is kept in their session, as the messages of :class:`~kosmos.Conversation`; the models are
 shared. What a person or a model writes is shown as text, never as markup.
@@ -6,9 +6,11 @@ shared. What a person or a model writes is shown as text, never as markup.
 
 from __future__ import annotations
 
+import hashlib
 import html
 import json
 import os
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
@@ -21,7 +23,8 @@ from .admission import is_loopback
 from .conversation import Conversation, with_pictures
 from .pictures import on_white, upright
 
-HINT = "Ask about pictures: drop, paste or choose one or several, then write a question"
+HINT = "Ask about {}: drop, paste or choose one or several, then write a question"
+PLAYED = {"audio": ("sounds", ".wav"), "video": ("clips", ".mp4")}  # what a browser plays: its name, a file's suffix
 # Gradio's footer, and its button that would publish a picture on the web.
 STYLE = "footer, button[aria-label=Share], button[title=Share] {display: none !important}"
 
@@ -41,6 +44,7 @@ class Page:
         self.directory = tempfile.TemporaryDirectory(prefix="kosmos-chat-")
         self.folder = Path(self.directory.name)
         self.many = len(self.chats) > 1
+        self.kinds = [kind for kind in PLAYED if all(kind in chat.processor.readers for chat in self.chats)]
         self.stopped: set[str | None] = set()  # sessions whose answer is not wanted any more
 
     def build(self) -> gr.Blocks:
@@ -60,9 +64,14 @@ class Page:
                     for number in range(len(self.chats))
                 ]
             box = gr.MultimodalTextbox(
-                elem_id="question", placeholder=HINT, file_count="multiple", file_types=["image"], sources=["upload"],
-                show_label=False, autofocus=True,
-            )  # fmt: skip
+                elem_id="question",
+                placeholder=HINT.format(" or ".join(["pictures", *(PLAYED[kind][0] for kind in self.kinds)])),
+                file_count="multiple",
+                file_types=["image", *self.kinds],
+                sources=["upload"],
+                show_label=False,
+                autofocus=True,
+            )
             if examples := first.processor.example_questions:
                 gr.Examples([[{"text": text, "files": []}] for text in examples], [box], label="It was trained on")
             with gr.Row():
@@ -97,7 +106,8 @@ class Page:
     ) -> Iterator[list[Any]]:
         """Put the question in the box to every model."""
         try:
-            parts = self.chats[0].question(value.get("text") or "", value.get("files") or [])
+            files = [self.taken(Path(file)) for file in value.get("files") or []]
+            parts = self.chats[0].question(value.get("text") or "", files)
         except (ValueError, OSError) as error:
             raise gr.Error(html.escape(str(error)), print_exception=False) from error
         yield from self.answers([parts] * len(said), said, temperature, longest, request.session_hash)
@@ -172,7 +182,7 @@ class Page:
         except ValueError as error:
             raise gr.Error(html.escape(str(error)), print_exception=False) from error
         text = "".join(part["text"] for part in parts if part["type"] == "text")
-        files = [self.path_of(part["image"]) for part in parts if part["type"] == "image"]
+        files = [file for part in parts for file in self.files_of(part)]
         rest = self.settled([chat.messages for chat in chats])
         return [*rest[:-2], gr.MultimodalTextbox({"text": text, "files": files}), rest[-1]]
 
@@ -202,13 +212,35 @@ class Page:
         return [[line for message in with_pictures(messages) for line in self.lines(message)] for messages in said]
 
     def lines(self, message: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """One line of a chatbot for each part of a message."""
+        """One line of a chatbot for each text and each file of a message."""
         content = message["content"]
         for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-            if part["type"] == "image":
-                yield {"role": message["role"], "content": {"path": self.path_of(part["image"])}}
-            else:  # a chatbot reads HTML, with render_markdown=False too
+            if "text" in part:  # a chatbot reads HTML, with render_markdown=False too
                 yield {"role": message["role"], "content": html.escape(part["text"], quote=False) or "…"}
+            for file in self.files_of(part):
+                yield {"role": message["role"], "content": {"path": file}}
+
+    def taken(self, path: Path) -> Any:
+        """What a visitor gave, a picture or a clip; a clip's file is kept for the browser, whatever its format is."""
+        given = self.chats[0].take(path)
+        for data in _files(given):
+            shutil.copyfile(path, self.folder / f"{_digest(data)}{path.suffix.lower()}")
+        return given
+
+    def files_of(self, part: dict[str, Any]) -> list[str]:
+        """The files of a part for the browser: of a picture one, of a text none."""
+        given = part.get(part["type"])
+        if part["type"] == "image":
+            return [self.path_of(given)]
+        return [str(self.clip(part["type"], data)) for data in _files(given)]
+
+    def clip(self, kind: str, data: bytes) -> Path:
+        """The file of a clip, which came from a visitor, or from the conversation that was there before the page."""
+        name = _digest(data)
+        path = next(self.folder.glob(f"{name}.*"), self.folder / f"{name}{PLAYED[kind][1]}")
+        if not path.exists():
+            path.write_bytes(data)
+        return path
 
     def path_of(self, picture: Any) -> str:
         """The file of a picture for the browser, written once."""
@@ -217,6 +249,15 @@ class Page:
             path = picture.shown_at = self.folder / f"{uuid.uuid4().hex}.png"
             on_white(upright(picture)).save(path)
         return str(path)
+
+
+def _files(given: Any) -> list[bytes]:
+    """The bytes of a segment's files; none of a picture, which is one itself."""
+    return [getattr(given, name) for name in getattr(given, "files", ())]
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]
 
 
 def _answer(text: str) -> dict[str, Any]:

@@ -131,8 +131,8 @@ class Decoding:
             ``unconditional`` (minus the log-likelihood after ``bare_prompt``, GPT-3 section 2.4), or ``marginal``
             (minus the log of its mean likelihood with ``other_images`` in the place of the item's: the pointwise
             mutual information of image and candidate). bare_prompt: what says nothing of the item, as GPT-3's
-            ``Answer:``. other_images: so many of the demonstrations' split, drawn by hash. constrained: for ``beam``: only the
-            candidates can be written (KOSMOS-1's constrained ImageNet).
+            ``Answer:``. other_images: so many of the demonstrations' split, drawn by hash. constrained: for ``beam``:
+            only the candidates can be written (KOSMOS-1's constrained ImageNet).
     """
 
     method: Literal["greedy", "beam", "sample", "rank", "cloze", "likelihood"] = "greedy"

@@ -53,14 +53,17 @@ def main(argv: Sequence[str]) -> int:
 
     from ..atomic import whole_folder
     from ..loading import load
+    from ..model_card import model_card
     from .storage import find_adapter
 
-    find_adapter(arguments.adapter)
+    source = find_adapter(arguments.adapter)
     base = (arguments.base, [arguments.adapter]) if arguments.base else (arguments.adapter, [])
     model, processor = load(base[0], "cpu", adapters=base[1])
     merge(model, next(iter(attachments(model))))
     with whole_folder(arguments.out) as folder:
         processor.save_pretrained(folder)
         model.save_pretrained(folder)
+        card = model_card(folder, arguments.out.resolve().name, source)
+        (folder / "README.md").write_text(card, encoding="utf-8")
     print(f"{arguments.out}: merged; kosmos chat {arguments.out}")
     return 0

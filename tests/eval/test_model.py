@@ -200,9 +200,7 @@ def test_marginal_ranking_compares_with_other_images(
     images = sorted((toy_data / "test/images").glob("*.png"))
     names = ["a blue square", "red triangle circle"]
     decoding = Decoding("rank", normalisation="marginal", candidates=names)
-    task = Task(
-        "", tasks.DatasetFiles("jsonl", ""), tasks.Prompt("<image>A"), decoding=decoding, metrics=["accuracy"]
-    )
+    task = Task("", tasks.DatasetFiles("jsonl", ""), tasks.Prompt("<image>A"), decoding=decoding, metrics=["accuracy"])
     items = [Item(str(place), images=(image,)) for place, image in enumerate(images[:2])]
     others = [(image,) for image in images[2:5]]
     built = [Prompt((image, "A"), (1,)) for image in images[:2]]

@@ -99,6 +99,10 @@ def test_there_and_back_is_equal_to_the_bit(kosmos2) -> None:
     assert all(torch.equal(before[name], after[name]) and before[name].dtype == after[name].dtype for name in before)
     assert json.loads((back / "config.json").read_text()) == json.loads((folder / "config.json").read_text())
     Kosmos2ForConditionalGeneration.from_pretrained(back)
+    cards = [(path / "README.md").read_text() for path in (folder.parent / "ours", back)]
+    assert "Made from `theirs`." in cards[0]
+    assert "A KOSMOS-1 / MetaLM model of " in cards[0]
+    assert "A KOSMOS-2 model of " in cards[1]
 
 
 def read(folder: Path) -> dict[str, torch.Tensor]:

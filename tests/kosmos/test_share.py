@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 import yaml
+from transformers.dynamic_module_utils import get_imports, get_relative_import_files
 
+import kosmos
 from kosmos import load
+from kosmos.model_card import model_card, run_of
 from kosmos.share import main
+
+from .hub_server import running
 
 
 @pytest.fixture
@@ -66,6 +75,100 @@ def test_what_is_not_known_is_not_claimed(run: Path, tmp_path: Path) -> None:
     assert "None: it was not evaluated" in card
     assert "license:" not in card
     (tmp_path / "no.json").write_text('{"a": 1}')
+    (run / "eval").mkdir(exist_ok=True)
+    (run / "eval" / "results.json").write_text('{"a": 1}')
+    assert "None that can be read" in model_card(run / "checkpoints" / "step-000200")
     for results in ("no.json", "missing.json"):
         with pytest.raises(ValueError, match="of kosmos eval"):
             main([str(run), str(tmp_path / "other"), "--results", str(tmp_path / results)])
+
+
+def test_a_folder_that_only_lies_in_something_describes_no_run(run: Path, tmp_path: Path) -> None:
+    """Two folders above may stand settings of another model."""
+    away = tmp_path / "run" / "other" / "model"
+    away.parent.mkdir()
+    (run / "checkpoints" / "step-000200").rename(away)
+    assert run_of(away) is None
+    assert model_card(away).count("Not known") == 2
+    assert model_card(away, source=tmp_path / "run" / "checkpoints" / "x").count("Not known") == 0
+
+
+def test_a_card_says_what_its_folder_is(run: Path, tmp_path: Path) -> None:
+    """How it is loaded: with its code, with this package, as an adapter, as Kosmos-2; and how many numbers it has."""
+    checkpoint = run / "checkpoints" / "step-000200"
+    card = model_card(checkpoint, "tune")
+    count = sum(parameter.numel() for parameter in load(run)[0].parameters())
+    assert f"A KOSMOS-1 / MetaLM model of {count:,} parameters" in card
+    assert "Made from `step-000200` of the run `run`." in card
+    assert 'kosmos.load("tune")' in card
+    assert "trust_remote_code" not in card  # its code is not there
+    rows = json.loads((run / "eval" / "results.json").read_text())
+    (run / "eval" / "step-000200").mkdir()
+    (run / "eval" / "step-000200" / "results.json").write_text(json.dumps([{**rows[0], "value": 0.25}]))
+    assert "| 0.250 |" in model_card(checkpoint)  # of this very step
+    main([str(run), str(tmp_path / "shared")])
+    assert "trust_remote_code=True" in (tmp_path / "shared" / "README.md").read_text()
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "runs/base"}')
+    safetensors.torch.save_file({"a": torch.ones(2, 3)}, adapter / "adapter_model.safetensors")
+    card = model_card(adapter)
+    assert "An adapter (lora) of 6 parameters, for `runs/base`." in card
+    assert "kosmos chat BASE --adapter adapter" in card
+    (adapter / "adapter_config.json").rename(adapter / "config.json").write_text('{"model_type": "kosmos-2"}')
+    assert "A KOSMOS-2 model of 6 parameters" in model_card(adapter)
+
+
+def test_what_travels_with_the_code_is_whole() -> None:
+    """transformers copies the files that are imported, and refuses where a package of a plain import is missing."""
+    package = Path(kosmos.__file__).parent
+    files = {package / f"{name}.py" for name in ("modeling_kosmos", "processing_kosmos", "image_processing_kosmos")}
+    while new := {Path(name) for file in files for name in get_relative_import_files(file)} - files:
+        files |= new  # a file that is not there is an OSError
+    found = {name for file in files for name in get_imports(file)} - sys.stdlib_module_names
+    assert found <= {
+        "torch", "transformers", "tokenizers", "huggingface_hub", "safetensors", "numpy", "PIL", "packaging",
+    }, found  # fmt: skip
+    text = "".join(file.read_text() for file in files)
+    assert "from . import" not in text, "transformers does not see such an import"
+
+
+PUSH = """
+import sys
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from kosmos import KosmosProcessor, load
+from kosmos.cli import main
+
+run, shared, back = sys.argv[1:]
+assert main(["share", run, shared, "--push", "me/shared", "--licence", "mit"]) == 0
+model, processor = load(run)
+model.push_to_hub("me/pushed", token="secret")
+processor.push_to_hub("me/pushed", token="secret")
+KosmosProcessor.from_pretrained("me/pushed").save_pretrained(back)
+for name in ("av", "open_clip", "sentencepiece", "google.protobuf"):
+    sys.modules[name] = None  # not installed where the model arrives
+model = get_class_from_dynamic_module("modeling_kosmos.KosmosForConditionalGeneration", "me/shared")
+model.from_pretrained("me/shared").save_pretrained(back)
+"""
+
+
+def test_a_way_to_the_hub_and_back(run: Path, tmp_path: Path) -> None:
+    """``kosmos share --push`` and ``push_to_hub`` against a hub on this machine, with regular and large files."""
+    with running() as hub:
+        environment = os.environ | hub.environment(tmp_path / "home") | {"HF_TOKEN": "secret"}
+        words = [str(run), str(tmp_path / "shared"), str(tmp_path / "back")]
+        done = subprocess.run(
+            [sys.executable, "-c", PUSH, *words], env=environment, capture_output=True, text=True, timeout=300,
+            cwd=tmp_path,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"{hub.url}/me/shared" in done.stdout
+    assert hub.tokens == {"Bearer secret"}
+    here = {str(path.relative_to(tmp_path / "shared")): path.read_bytes()
+            for path in (tmp_path / "shared").rglob("*") if path.is_file()}  # fmt: skip
+    there = {path: content for path, content in hub.files["me/shared"].items() if path != ".gitattributes"}
+    assert there == here
+    assert hub.blobs, "weights come as large files"
+    assert {"model.safetensors", "config.json", "processor_config.json"} <= hub.files["me/pushed"].keys()
+    before, after = load(run)[0].state_dict(), load(tmp_path / "back")[0].state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())

@@ -379,6 +379,7 @@ def test_commands(build: Any, processor: Any, tmp_path: Path, capsys: pytest.Cap
 
     base, lora, prefix = (str(tmp_path / name) for name in ("base", "lora", "prefix"))
     assert main(["merge", lora, "--out", str(tmp_path / "merged")]) == 0
+    assert f"Made from `{Path(lora).name}`" in (tmp_path / "merged" / "README.md").read_text()
     capsys.readouterr()
     assert answer(lora) == answer(base, "--adapter", lora) == answer(str(tmp_path / "merged"))
     assert answer(prefix) == answer(base, "--adapter", prefix, "--adapter", lora)

@@ -26,6 +26,7 @@ def test_every_checkpoint_arrives_whole(values: dict[str, Any], tmp_path: Path) 
     assert names == {"step-000004", "step-000008", "step-000012", "latest"}
     assert bucket.cat_file("/bucket/run/latest") == b"step-000012\n"
     local = tmp_path / "run" / "checkpoints" / "step-000012"
+    assert "12 steps, from random weights" in bucket.cat_file("/bucket/run/step-000012/README.md").decode()
     for path in (path for path in local.rglob("*") if path.is_file()):
         assert bucket.cat_file(f"/bucket/run/step-000012/{path.relative_to(local)}") == path.read_bytes()
 

@@ -194,7 +194,7 @@ def _readers(config: ModelConfig, described: Any) -> dict[str, Any]:
     for name in FURTHER:
         connector, kind = getattr(described, MODALITIES[name].connector_config), MODALITIES[name].reader
         if connector is not None and kind is not None:
-            folder = {"encoder": config.named_weights[name]} if name in config.named_weights else {}
+            folder = {"encoder": encoder_folder(config.named_weights[name])} if name in config.named_weights else {}
             shared = {here: getattr(connector, there) for here, there in kind.connector.items()}
             encoder = getattr(described, MODALITIES[name].config)
             shared |= {here: getattr(encoder, there) for here, there in kind.encoder.items()}

@@ -3,6 +3,7 @@
     step-000100/
         config.json, model.safetensors, tokenizer and processor files    what from_pretrained reads; a run of tuning has
                                                                           its adapter instead (kosmos/tuning/storage.py)
+        README.md                                                         the model card (kosmos/model_card.py)
         trainer/optimizer-00000-of-00002.safetensors …                    master weights and moments, one file a rank
         trainer/state.json                                                step, loader state, guard, frozen fingerprints
         trainer/manifest.json                                             every file with its size, written last

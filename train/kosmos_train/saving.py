@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import save_file
 
 from kosmos.atomic import open_to_umask
+from kosmos.model_card import model_card
 from kosmos.tuning import save_adapter
 
 from .checkpoint import FORMAT, by_step, find_latest, step_name
@@ -173,14 +174,16 @@ class Saver:
         self.seconds = time.perf_counter() - began
 
     def _publish(self) -> None:
-        """Manifest, flush, rename, ``latest``, and only then delete what is too old."""
+        """Model card, manifest, flush, rename, ``latest``, and only then delete what is too old."""
         partial, final = self._partial, self._final
+        card = partial / "README.md"
+        card.write_text(model_card(partial, partial.resolve().parents[1].name), encoding="utf-8")
         open_to_umask(partial)
         files = [path for path in sorted(partial.rglob("*")) if path.is_file()]
         sizes = {str(path.relative_to(partial)): path.stat().st_size for path in files}
         manifest = partial / "trainer" / "manifest.json"
         manifest.write_text(json.dumps(sizes, indent=1))
-        for path in [partial / "trainer" / "state.json", manifest, partial / "trainer", partial]:
+        for path in [card, partial / "trainer" / "state.json", manifest, partial / "trainer", partial]:
             _sync(path)
         if final.exists():  # incomplete, or it would have been the one to resume from
             _remove(final)

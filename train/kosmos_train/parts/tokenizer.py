@@ -71,7 +71,7 @@ def make_processor(config: TokenizerConfig, folder: str | Path, progress: Progre
         FileNotFoundError: a corpus is missing.
         ValueError: the corpora hold no text, an unknown objective, or no tokenizer in ``span_tokenizer``.
     """
-    readers = {name: make_reader(name, given) for name, given in config.readers.items()}
+    readers = {name: make_reader(name, _found(given)) for name, given in config.readers.items()}
     entities = read_kinds(config.shards) if config.personas == "entities" else None
     extra = [*special_tokens(config.objectives), *(ENTITY_TOKENS if entities else ()), *marks_of(readers)]
     extra = [token for token in extra if token not in config.extra_tokens]
@@ -93,6 +93,11 @@ def make_processor(config: TokenizerConfig, folder: str | Path, progress: Progre
     )
     processor.save_pretrained(folder)
     return processor
+
+
+def _found(reader: dict[str, Any]) -> dict[str, Any]:
+    """A reader's fields, with the folder of its encoder where that was given by a name or in a package."""
+    return {**reader, "encoder": encoder_folder(reader["encoder"])} if reader.get("encoder") else reader
 
 
 def load_span_tokenizer(folder: str) -> Any:

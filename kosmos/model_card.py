@@ -1,0 +1,247 @@
+"""The model card beside a checkpoint: what is known of it and what is not, in Markdown with the hub's header.
+
+It is written from what lies there: the checkpoint's configuration, the headers of its weights, and of its run
+``config.yaml`` (data, objectives, steps), ``environment.json`` (versions, fingerprints of the data) and the scores of
+``kosmos eval``. What is not there, the card says is not known.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from .hub import is_name
+from .limits import read_object
+
+LIMITS = """\
+- Answers are short and of the kinds that it was trained on; to other questions it answers too, and wrongly.
+- It says nothing of how sure it is. It was not trained to refuse, and nothing filters what it writes.
+- What the corpora lack (languages, places, people, kinds of pictures) the model lacks."""
+
+UNKNOWN = "Not known: what it was made from was no checkpoint in its run directory, which would say so."
+
+USES = {
+    "code": """\
+```python
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+model = AutoModelForImageTextToText.from_pretrained("{name}", trust_remote_code=True)
+processor = AutoProcessor.from_pretrained("{name}", trust_remote_code=True)
+```
+
+With the package `kosmos` installed: `kosmos chat {name}`, `kosmos serve {name}`.""",
+    "kosmos": """\
+With the package `kosmos` installed: `kosmos chat {name}`, `kosmos serve {name}`, and in Python
+
+```python
+import kosmos
+
+model, processor = kosmos.load("{name}")
+```
+
+`kosmos share {name} FOLDER` makes a folder of it that loads where the package is not installed.""",
+    "adapter": "`kosmos chat BASE --adapter {name}`, where BASE is the model that it was trained on; "
+    "`kosmos merge {name} --out FOLDER` makes one model of the two where the method allows it.",
+    "kosmos-2": '`Kosmos2ForConditionalGeneration.from_pretrained("{name}")` of transformers.',
+}
+
+
+def model_card(
+    checkpoint: Path,
+    name: str | None = None,
+    source: Path | None = None,
+    licence: str | None = None,
+    results: str | Path | None = None,
+) -> str:
+    """Return the card of a checkpoint or adapter folder.
+
+    Args:
+        checkpoint: a folder with ``config.json`` or ``adapter_config.json``; of its weights the headers are read.
+        name: heading, and the folder in the examples; None: the folder's name.
+        source: the folder that it was made from, whose run is described; None: it is that itself.
+        licence: of the weights, an identifier of the hub such as ``mit``; None: the card says that none was given.
+        results: a ``results.json`` of ``kosmos eval``; None: that of this step, or of the run, if there is one.
+
+    Raises:
+        ValueError: ``results`` are no rows of ``kosmos eval``.
+    """
+    source, name = source or checkpoint, name or checkpoint.resolve().name
+    run, kind = run_of(source), _kind(checkpoint)
+    settings = (_read(run / "config.yaml") if run else None) or {}
+    started = (_read(run / "environment.json") if run else None) or []
+    header = ["library_name: transformers", "pipeline_tag: image-text-to-text", "tags: [kosmos, metalm]"]
+    header += [f"license: {licence}"] if licence else []
+    sections = {
+        f"# {name}": f"{_what(checkpoint, kind)}\n\nMade from {_origin(source, run)}.",
+        "## Use": USES[kind].format(name=name),
+        "## Data": _data(settings, started),
+        "## Training": _training(settings, started),
+        "## Scores": _scores(results, source),
+        "## Limits": LIMITS + _questions(checkpoint),
+        "## Licence": licence or "None was given for these weights: ask who published them before you use them.",
+    }
+    body = "\n\n".join(f"{title}\n\n{text}" for title, text in sections.items())
+    return "\n".join(["---", *header, "---", "", body, ""])
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """Return the run directory of ``RUN/checkpoints/step-000100``; None for a folder that lies elsewhere."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else None
+
+
+def _origin(source: Path, run: Path | None) -> str:
+    """What the folder was made from; without the folders of this machine above it, which concern nobody else."""
+    if run is not None:  # a checkpoint that is just being written has another name until it is whole
+        return f"`{source.name.removeprefix('.').removesuffix('.partial')}` of the run `{run.resolve().name}`"
+    return f"`{source}`" if is_name(source) else f"`{source.name}`"
+
+
+def _kind(checkpoint: Path) -> str:
+    """Which of ``USES`` a folder is."""
+    if (checkpoint / "adapter_config.json").is_file():
+        return "adapter"
+    described = read_object(checkpoint / "config.json")
+    if described.get("model_type") != "kosmos":
+        return "kosmos-2"
+    return "code" if "auto_map" in described else "kosmos"
+
+
+def _what(checkpoint: Path, kind: str) -> str:
+    """The model in sentences: sizes, and what reads pictures, spans, sounds, videos and entities."""
+    from .configuration_kosmos import KosmosConfig
+
+    count = f"{_count(checkpoint):,}"
+    if kind == "adapter":
+        return _adapter(_read(checkpoint / "adapter_config.json") or {}, count)
+    if kind == "kosmos-2":
+        return f"A KOSMOS-2 model of {count} parameters, as transformers reads it."
+    config = KosmosConfig.from_pretrained(checkpoint)
+    text = config.get_text_config()
+    lines = [
+        f"A KOSMOS-1 / MetaLM model of {count} parameters: a causal decoder of {text.num_hidden_layers} layers, "
+        f"width {text.hidden_size}, vocabulary {text.vocab_size:,}."
+    ]
+    if config.vision_config is not None:
+        lines.append(f"A vision encoder reads pictures, each of which takes {config.num_image_tokens} places.")
+    if config.span_encoder_config is not None:
+        lines.append("A bidirectional encoder reads the stretches of text that are marked as spans.")
+    if config.audio_connector_config is not None:
+        lines.append("An encoder reads sounds.")
+    if (video := config.video_connector_config) is not None:
+        lines.append(f"The vision encoder reads up to {video.num_frames} frames of a video, too.")
+    entities: Any = config.entity_config
+    if entities is not None:
+        known = ", ".join(f"{size:,} of the kind {kind}" for kind, size in entities.kinds.items())
+        lines.append(f"It knows entities, each in one place: {known}.")
+    return " ".join(lines)
+
+
+def _adapter(described: Mapping[str, Any], count: str) -> str:
+    """An adapter in a sentence."""
+    method = str(described.get("peft_type", "?")).lower()
+    base = described.get("base_model_name_or_path")
+    return (
+        f"An adapter ({method}) of {count} parameters, for {f'`{base}`' if base else 'a model that it does not name'}."
+    )
+
+
+def _count(folder: Path) -> int:
+    """The numbers in the weights. Nothing is built: on a rank of ZeRO-3 that would wait for the others."""
+    from safetensors import safe_open
+
+    total = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            total += sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 - no mapping
+    return total
+
+
+def _data(settings: Mapping[str, Any], started: Sequence[Any]) -> str:
+    """A row for each source of the run."""
+    sources = (settings.get("data") or {}).get("sources") or []
+    if not sources:
+        return UNKNOWN
+    known = (started[-1].get("data") or {}) if started else {}
+    rows = [["source", "weight", "objective", "documents", "images", "fingerprint"]]
+    for source in sources:
+        found = known.get(source["name"], {})
+        objective = source.get("objective") or {}
+        kind = objective.get("name", "?") if isinstance(objective, Mapping) else objective
+        rows.append([source["name"], source.get("weight", 1), kind, *(found.get(key, "?") for key in rows[0][3:])])
+    return _table(rows) + "\n\nHow the corpora were made, and their licences, is on the cards of their recipes."
+
+
+def _training(settings: Mapping[str, Any], started: Sequence[Any]) -> str:
+    """Steps, where they began, and the versions that ran them."""
+    if not settings:
+        return UNKNOWN
+    begin = (settings.get("model") or {}).get("checkpoint")
+    lines = [f"- {settings.get('steps', '?')} steps, from {f'`{begin}`' if begin else 'random weights'}"]
+    tuning = settings.get("tuning") or {}
+    if tuning.get("method"):
+        lines.append(f"- learnt by {tuning['method']}, the rest is the base's")
+    data = settings.get("data") or {}
+    lines.append(f"- {data.get('rows_per_step', '?')} rows of {data.get('row_tokens', '?')} tokens a step")
+    if started:
+        packages = ", ".join(f"{name} {version}" for name, version in (started[-1].get("packages") or {}).items())
+        lines.append(f"- commit {started[-1].get('commit') or 'not known'}; {packages}")
+    return "\n".join(lines)
+
+
+def _scores(results: str | Path | None, source: Path) -> str:
+    """The rows of a results.json, each beside what guessing scores: the given one, or that of the step or the run."""
+    run = run_of(source)
+    found = [] if run is None else [run / "eval" / source.name / "results.json", run / "eval" / "results.json"]
+    path = Path(results) if results is not None else next((path for path in found if path.is_file()), None)
+    if path is None:
+        return "None: it was not evaluated, or its results were not given (`kosmos share --results`)."
+    rows = _read(path)
+    if rows is None and results is not None:
+        raise ValueError(f"{path}: no results of kosmos eval")
+    try:
+        scored, table = _scored(rows, path)
+    except ValueError as error:
+        if results is not None:
+            raise
+        return f"None that can be read: {error}"  # a checkpoint of a run is not lost for that
+    models = sorted({str(row.get("model")) for row in scored})
+    return _table(table) + f"\n\nRows of `kosmos eval` for {', '.join(models) or 'no model'}."
+
+
+def _scored(rows: Any, path: Path) -> tuple[list[dict[str, Any]], list[list[Any]]]:
+    """The rows of the model itself, and what the card shows of them; ValueError if they are no rows."""
+    try:
+        scored = [row for row in rows if not row.get("baseline")]
+        table = [["task", "shots", "context", "metric", "score", "95 % interval", "without seeing"]]
+        for row in scored:
+            blind = (row.get("baselines") or {}).values()
+            interval = f"{row['low']:.3f} to {row['high']:.3f}"
+            line = [row["task"], row["shots"], row["context"], row["metric"], f"{row['value']:.3f}", interval]
+            table.append([*line, f"{max(blind):.3f}" if blind else "?"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: these are no rows of kosmos eval ({error!r})") from error
+    return scored, table
+
+
+def _questions(checkpoint: Path) -> str:
+    asked = (_read(checkpoint / "processor_config.json") or {}).get("example_questions") or []
+    return f"\n- It was trained on questions such as: {'; '.join(asked)}" if asked else ""
+
+
+def _table(rows: Sequence[Sequence[Any]]) -> str:
+    lines = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
+
+
+def _read(path: Path) -> Any:
+    """A YAML or JSON file, None if there is none that can be read."""
+    import yaml
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError):
+        return None

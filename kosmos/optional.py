@@ -1,0 +1,26 @@
+"""Packages that only some models need, imported where they are used.
+
+transformers refuses a model of the hub with its code (``trust_remote_code``) where any package is missing that the code
+imports by a plain statement, even in a function that this model never calls. So those are imported here by their name.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+
+def needed(module: str, package: str) -> Any:
+    """Return an installed module.
+
+    Args:
+        module: its name, ``open_clip.model``.
+        package: the name under which pip installs it.
+
+    Raises:
+        ModuleNotFoundError: it is not installed; says how to install it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"this model needs {module}: pip install {package}", name=error.name) from error
