@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -307,10 +308,14 @@ def encoded_bytes(model: Any, units: Mapping[str, float]) -> float:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), _without_scores():
-            measure(model, lambda twin, kind=modality, given=inputs: kind.read(twin, **given))
+            measure(model, functools.partial(_read, kind=modality, given=inputs))
         kept = sum(tensor.untyped_storage().nbytes() for tensor in seen.values())
         total += kept * units[modality.name] / modality.units(inputs)
     return total
+
+
+def _read(twin: Any, kind: Modality, given: Mapping[str, Any]) -> Any:
+    return kind.read(twin, **given)
 
 
 class _Attention(torch.autograd.Function):

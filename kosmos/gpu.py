@@ -38,7 +38,7 @@ def lacking(device: torch.device, precision: str) -> list[str]:
 
 def versions(device: torch.device) -> dict[str, str]:
     """Return the versions that all ranks of a run must share: torch, and NCCL where there is a GPU."""
-    found = {"torch": torch.__version__}
+    found = {"torch": str(torch.__version__)}
     if device.type == "cuda":
         found["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))
     return found

@@ -130,7 +130,8 @@ def _what(checkpoint: Path, kind: str) -> str:
         lines.append("A bidirectional encoder reads the stretches of text that are marked as spans.")
     if config.audio_connector_config is not None:
         lines.append("An encoder reads sounds.")
-    if (video := config.video_connector_config) is not None:
+    video: Any = config.video_connector_config
+    if video is not None:
         lines.append(f"The vision encoder reads up to {video.num_frames} frames of a video, too.")
     entities: Any = config.entity_config
     if entities is not None:

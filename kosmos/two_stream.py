@@ -28,7 +28,7 @@ def build_two_stream(config: KosmosFusedConfig) -> tuple[nn.Module, int]:
         ValueError: transformers knows no such model, or it makes no states of an image with a text.
     """
     with torch.device("meta"), torch.no_grad():
-        size = config.image_size
+        size = config.image_size or 224
         trial = read_streams(_build(config).eval(), torch.zeros(1, 3, size, size), torch.zeros(1, 1).long(), None)
     return _build(config), trial[0].shape[-1]
 

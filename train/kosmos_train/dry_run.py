@@ -60,7 +60,7 @@ def plan(config: TrainConfig, gpus: int) -> Plan:
     with torch.device("meta"):
         from kosmos import KosmosForConditionalGeneration
 
-        model = KosmosForConditionalGeneration(build_config(config.model, processor))
+        model: Any = KosmosForConditionalGeneration(build_config(config.model, processor))
     for micro in (micro for batch in batches + held_out for micro in batch.micro_batches):
         model.model.check(**micro)
     _look_ahead(config, processor)

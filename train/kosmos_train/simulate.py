@@ -66,7 +66,7 @@ def outline(config: Any) -> Outline:
     from .optim import freeze
 
     with torch.device("meta"):
-        model = KosmosForConditionalGeneration(KosmosConfig.from_dict(described_by(config.model)))
+        model: Any = KosmosForConditionalGeneration(KosmosConfig.from_dict(described_by(config.model)))
     freeze(model.to(dtype_of(config.engine)), config.model.freeze)
     return Outline(model, model_cost(model, config.data.row_tokens), encoded_bytes(model.model, {"image": 1.0}))
 
