@@ -39,9 +39,9 @@ def tab(chat: Conversation) -> Iterator[Any]:
 
     served = show([chat], wait=False)
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS, timeout=120_000)
         tab = browser.new_page(viewport={"width": 900, "height": 900})
-        tab.set_default_timeout(90_000)
+        tab.set_default_timeout(240_000)
         tab.goto(served.local_url)
         tab.wait_for_selector("#question textarea")
         yield tab
