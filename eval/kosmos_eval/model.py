@@ -8,6 +8,7 @@ before the next. Greedy decoding equals ``model.generate(do_sample=False)`` on e
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
@@ -56,19 +57,30 @@ class EvaluatedModel:
             seeds: one for each prompt, for ``sample``.
             ends: tokens that end an answer; by default those of the checkpoint.
         """
-        runner = self.runner
-        trie = None
+        ends = self.runner.ends if ends is None else ends
+        write = self._write_beams if decoding.method == "beam" else self._write
+        for group in self._groups(prompts):
+            for places, ids in write(group, decoding, seeds, ends):
+                yield {index: self.runner.decode(row) for index, row in zip(places, ids, strict=True)}
+
+    def _write(
+        self, group: Mapping[int, list[Stage]], decoding: Decoding, seeds: Sequence[int], ends: Collection[int]
+    ) -> Iterator[tuple[list[int], list[list[int]]]]:
+        """Write behind a group's prompts; yield places and ids of batches."""
+        for places, state, logits_BV in self._read(group):
+            yield places, self.runner.write(state, logits_BV, decoding, [seeds[index] for index in places], ends)
+
+    def _write_beams(
+        self, group: Mapping[int, list[Stage]], decoding: Decoding, seeds: Sequence[int], ends: Collection[int]
+    ) -> Iterator[tuple[list[int], list[list[int]]]]:
+        """The same by beams, which read whole prompts and alone can be held to the candidates."""
+        allowed = None
         if decoding.constrained:
-            trie = Trie([runner.text_ids(" " + text) for text in decoding.candidates], runner.eos)
-        ends = runner.ends if ends is None else ends
-        for batch in self._batches(prompts):
-            if decoding.method == "beam":
-                whole = [sum(stages[1:], stages[0]) for stages in batch.values()]
-                ids = runner.beam(whole, decoding, trie.allowed if trie is not None else None, ends)
-            else:
-                state, logits_BV = self._read(list(batch.values()))
-                ids = runner.write(state, logits_BV, decoding, [seeds[index] for index in batch], ends)
-            yield {index: runner.decode(row) for index, row in zip(batch, ids, strict=True)}
+            runner = self.runner
+            allowed = Trie([runner.text_ids(" " + text) for text in decoding.candidates], runner.eos).allowed
+        whole = {place: sum(stages[1:], stages[0]) for place, stages in group.items()}
+        for places in self._by_length({place: len(stage.ids) for place, stage in whole.items()}):
+            yield places, self.runner.beam([whole[place] for place in places], decoding, allowed, ends)
 
     @torch.no_grad()
     def log_likelihoods(self, pairs: Sequence[Pair]) -> Iterator[dict[int, Likelihood]]:
@@ -97,11 +109,11 @@ class EvaluatedModel:
     def _behind(self, asked: Mapping[Prompt, list[str]]) -> Iterator[dict[Prompt, list[Likelihood]]]:
         """Tell how likely each prompt's texts are behind it."""
         prompts = list(asked)
-        for batch in self._batches(prompts):
-            own = [prompts[index] for index in batch]
-            state, logits_BV = self._read(list(batch.values()))
-            rows = self._score(state, logits_BV, [asked[prompt] for prompt in own])
-            yield dict(zip(own, rows, strict=True))
+        for group in self._groups(prompts):
+            for places, state, logits_BV in self._read(group):
+                own = [prompts[index] for index in places]
+                rows = self._score(state, logits_BV, [asked[prompt] for prompt in own])
+                yield dict(zip(own, rows, strict=True))
 
     def _alone(self, texts: Sequence[str]) -> Iterator[dict[int, Likelihood]]:
         """Tell how likely whole texts are; longer ones than the model reads, in windows without overlap."""
@@ -118,8 +130,8 @@ class EvaluatedModel:
             yield {place: Likelihood(nats[place]) for place, _ in batch if not left[place]}
         yield {place: Likelihood(0.0) for place, ids in enumerate(split) if not ids}
 
-    def _batches(self, prompts: Sequence[Prompt]) -> Iterator[dict[int, list[Stage]]]:
-        """Group prompts that share beginnings, then by length; every batch has the same number of stages.
+    def _groups(self, prompts: Sequence[Prompt]) -> Iterator[dict[int, list[Stage]]]:
+        """Group prompts by their beginnings, which are as many as fit into a batch; all have the same number of stages.
 
         Raises:
             ValueError: a prompt is longer than the model reads; nothing is cut here.
@@ -137,9 +149,19 @@ class EvaluatedModel:
             prefix = tuple(stage.key for stage in stages[:-1])
             staged.append(((len(stages), lengths[:-1], prefix, lengths[-1], index), stages))
         staged.sort(key=lambda entry: entry[0])
-        lengths_of_all = [sum(lengths) + last for (_, lengths, _, last, _), _ in staged]
-        for run in self._cut(lengths_of_all, [depth for (depth, *_), _ in staged]):
-            yield {index: stages for (*_, index), stages in staged[run.start : run.stop]}
+        heads = [(depth, prefix) for (depth, _, prefix, *_), _ in staged]
+        unique = list(dict.fromkeys(heads))
+        lengths_of = {head: sum(lengths) for head, ((_, lengths, *_), _) in zip(heads, staged, strict=True)}
+        runs = self._cut([lengths_of[head] for head in unique], [depth for depth, _ in unique])
+        group_of = {head: number for number, run in enumerate(runs) for head in unique[run.start : run.stop]}
+        for _, same in itertools.groupby(zip(heads, staged, strict=True), key=lambda entry: group_of[entry[0]]):
+            yield {index: stages for _, ((*_, index), stages) in same}
+
+    def _by_length(self, lengths: Mapping[int, int]) -> Iterator[list[int]]:
+        """Divide the places of a group into batches of like lengths, so that little is padding."""
+        places = sorted(lengths, key=lambda place: lengths[place])
+        for run in self._cut([lengths[place] for place in places]):
+            yield places[run.start : run.stop]
 
     def _cut(self, lengths: Sequence[int], kinds: Sequence[object] = ()) -> Iterator[range]:
         """Divide rows, in their order, into batches: each of one kind, with no more rows and tokens than allowed."""
@@ -153,8 +175,21 @@ class EvaluatedModel:
         if lengths:
             yield range(start, len(lengths))
 
-    def _read(self, rows: Sequence[list[Stage]]) -> tuple[State, Tensor]:
-        """Read whole prompts, each shared beginning once; return the state and the next-token logits (B, V)."""
+    def _read(self, group: Mapping[int, list[Stage]]) -> Iterator[tuple[list[int], State, Tensor]]:
+        """Read whole prompts, each shared beginning once; yield the places, state and next-token logits of batches."""
+        whole = {place: sum(len(stage.ids) for stage in stages) for place, stages in group.items()}
+        state, parents, pending = self._read_beginnings(list(group.values()))
+        ends = dict(zip(group, zip(parents, pending, strict=True), strict=True))
+        for own in self._by_length(whole):
+            before = None
+            if state is not None:
+                before = state.select(torch.tensor([ends[place][0] for place in own], device=self.runner.device))
+            after, logits = self.runner.extend(before, [ends[place][1] for place in own])
+            yield own, after, logits[:, -1]
+
+    def _read_beginnings(self, rows: Sequence[list[Stage]]) -> tuple[State | None, list[int], list[Stage]]:
+        """Read what rows share; return the state, each row's place in it, and what each has still to read."""
+        rows = _with_common_start(rows)
         depth = len(rows[0])
         state: State | None = None
         pending = [Stage(())] * len(rows)
@@ -172,10 +207,7 @@ class EvaluatedModel:
             state = self._read_unique(state, keys, pending, above, parents)
             parents = {key: place for place, key in enumerate(unique)}
             above, pending = keys, [Stage(())] * len(rows)
-        if state is not None:
-            state = state.select(torch.tensor([parents[key] for key in above], device=self.runner.device))
-        state, logits = self.runner.extend(state, pending)
-        return state, logits[:, -1]
+        return state, [parents[key] for key in above], pending
 
     def _read_unique(
         self,
@@ -223,6 +255,18 @@ class EvaluatedModel:
                 greedy[b][c] &= bool((own_TV.argmax(dim=-1) == targets).all())
         counts = [[len(one) for one in row] for row in ids]
         return [list(map(Likelihood, *row)) for row in zip(totals, counts, greedy, strict=True)]
+
+
+def _with_common_start(rows: Sequence[list[Stage]]) -> Sequence[list[Stage]]:
+    """Move the tokens with which all last stages begin ("Question:") to the stage before, which is read once."""
+    ends = [row[-1] for row in rows]
+    if len(rows[0]) == 1 or any(stage.pieces for stage in ends):
+        return rows
+    first, last = min(stage.ids for stage in ends), max(stage.ids for stage in ends)
+    most = min(len(stage.ids) for stage in ends) - 1  # something has to be read last
+    common = next((i for i in range(most) if first[i] != last[i]), most)
+    start = Stage(first[:common])
+    return [[*row[:-2], row[-2] + start, Stage(row[-1].ids[common:])] for row in rows]
 
 
 def in_order(batches: Iterable[Mapping[int, Reply]]) -> list[Reply]:

@@ -16,7 +16,7 @@ from kosmos_eval import methods, tasks
 from kosmos_eval.items import Item
 from kosmos_eval.model import EvaluatedModel, in_order
 from kosmos_eval.prompts import Pair, Prompt
-from kosmos_eval.runner import Runner
+from kosmos_eval.runner import Runner, Stage, State
 from kosmos_eval.tasks import Decoding, Task
 from kosmos_eval.trie import Trie
 
@@ -110,6 +110,31 @@ def test_greedy_equals_generate_one_by_one(
     texts = in_order(asked.generate(prompts, Decoding(max_new_tokens=8), [0] * len(prompts)))
     assert texts == one_by_one(model, processor, prompts, max_new_tokens=8)
     assert len(set(texts)) > 3, "the toy model answers everything alike, so the comparison says nothing"
+
+
+def test_what_prompts_begin_with_is_read_once_and_nothing_is_padded(
+    model: KosmosForConditionalGeneration,
+    processor: KosmosProcessor,
+    prompts: list[Prompt],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each image with "Question:" is read once, whatever the batches; questions of one length stand together."""
+    runner, extend = Runner(model, processor), Runner.extend
+    read: list[list[int]] = []
+
+    def counted(self: Runner, state: State | None, stages: list[Stage], keep: int = 1) -> tuple[State, torch.Tensor]:
+        read.append([len(stage.ids) for stage in stages])
+        return extend(self, state, stages, keep)
+
+    monkeypatch.setattr(Runner, "extend", counted)
+    chosen = [prompt for prompt in prompts if prompt.cuts == (1,) and "Question" in prompt.text]
+    asked = in_order(EvaluatedModel(runner, batch_rows=3).generate(chosen, Decoding(max_new_tokens=2), [0] * 6))
+    assert asked == one_by_one(model, processor, chosen, max_new_tokens=2)
+    image = len(runner.stages(Prompt((chosen[0].segments[0],)))[0].ids)
+    beginnings, *ends = read
+    assert len(beginnings) == 3
+    assert min(beginnings) > image
+    assert [len(set(lengths)) for lengths in ends] == [1, 1]
 
 
 def test_a_watched_model_answers_the_same(
