@@ -14,7 +14,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from .demo import Demo
 
-FEW_SHOT_QUESTIONS = 600
+FEW_SHOT_QUESTIONS = 400
 """Of the test questions, for the model before tuning: prompts with eight images are long."""
 
 SHOTS = (0, 2, 4, 8)
