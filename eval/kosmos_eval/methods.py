@@ -111,7 +111,8 @@ def _rank_pairs(task: Task, item: Item, prompt: Prompt, others: Sequence[Sequenc
     heads = [prompt]
     if task.decoding.normalisation == "unconditional":
         heads.append(Prompt((task.decoding.bare_prompt,)))
-    heads += [prompts.build(task, item, images=images) for images in others]
+    elif others:  # a prompt without its image says as much with any other
+        heads += [prompts.build(task, item, images=images) for images in others] if prompt.images else [prompt]
     return [Pair(head, text) for head in heads for text in continuations(task, item)]
 
 
