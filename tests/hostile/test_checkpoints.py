@@ -24,10 +24,12 @@ from kosmos.cli import call
 from kosmos.fused import FusedReader
 from kosmos.modalities import MODALITIES
 from kosmos.tuning import Tuning, attach, load_adapter, save_adapter
+from kosmos.tuning.checks import check_described, check_fit
 from kosmos.tuning.methods import attachments
 from kosmos.video import VideoReader
 
 SEEDS = int(os.environ.get("KOSMOS_SEEDS", "96")) // 8
+KINDS = ("audio", "video", "fused", "entity")
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 CLIP = {"vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16}, "embed_dim": 16}
 WHISPER = {"model_type": "whisper", "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "max_source_positions": 50}
@@ -43,7 +45,7 @@ ABSURD += [[], {}, True, [[]], "x" * 5000, "\x1b[2J", "(a+)+$", "os", {"a": 1}, 
 def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A model of every modality with its processor, adapters of it, a Kosmos-2 and a run with trainer state."""
     folder = tmp_path_factory.mktemp("good")
-    marks = [mark for one in MODALITIES.values() for mark in one.marks if mark]
+    marks = [mark for kind in KINDS for mark in MODALITIES[kind].marks if mark]
     tokenizer = train_tokenizer(["what is it a dog or a cat"] * 5, 120, extra_tokens=marks)
     readers = {"audio": AudioReader(num_tokens=4, extractor=EXTRACTOR), "video": VideoReader(num_tokens=4)}
     readers["fused"] = FusedReader(num_tokens=4, image_size=8, max_length=20)
@@ -72,7 +74,8 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     made = {"model": folder / "model"}
     for method in ("lora", "ia3", "prefix", "p_tuning", "adapter"):
         tuned = kosmos.load(folder / "model", "cpu")[0]
-        attach(tuned, Tuning(method, tokens=3, rank=4) if method != "lora" else Tuning(rank=4), str(folder / "model"))
+        options = {"lora": {"rank": 4}, "prefix": {"tokens": 3}, "p_tuning": {"tokens": 3}}.get(method, {})
+        attach(tuned, Tuning(method, **options), str(folder / "model"))
         save_adapter(tuned, folder / method, name=next(iter(attachments(tuned))))
         made[method] = folder / method
     made["kosmos2"] = kosmos2(folder / "kosmos2")
@@ -210,6 +213,12 @@ def doors(copy: Path, kind: str, good: dict[str, Path]) -> list[Callable[[], Any
     return [lambda: load_adapter(model, copy), lambda: cli("merge", copy, "--base", good["model"], "--out", out)]
 
 
+def test_what_we_write_is_read(good: dict[str, Path]) -> None:
+    model = kosmos.load(good["model"], "cpu")[0]
+    for method in ("lora", "prefix", "p_tuning", "adapter"):
+        assert load_adapter(model, good[method]) == method
+
+
 @pytest.mark.parametrize("kind", ["model", "run", "kosmos2", "adapters"])
 def test_folders(kind: str, good: dict[str, Path], tmp_path: Path, use: Callable[..., str], secret: Path) -> None:
     refused = 0
@@ -222,3 +231,29 @@ def test_folders(kind: str, good: dict[str, Path], tmp_path: Path, use: Callable
         refused += use(what, rng.choice(doors(copy, source, good))) != "used"
         shutil.rmtree(copy.parent)
     assert refused or SEEDS < 50
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"megatron_config": {"a": 1}, "megatron_core": "antigravity"}, "megatron_config is set"),
+        ({"corda_config": {"covariance_file": "/x"}}, "corda_config is set"),
+        ({"init_lora_weights": "pissa"}, "changes the base's weights"),
+        ({"target_modules": "(a+)+$"}, "could be matched for ever"),
+        ({"rank_pattern": {"(a|b*)*": 4}}, "could be matched for ever"),
+        ({"target_modules": [{}]}, "not the names of modules"),
+        ({"r": 10**9}, r"r is 1000000000; it may be 1 to 16,384"),
+        ({"rank_pattern": {"q": 10**9}}, r"r is 1000000000"),
+    ],
+)
+def test_what_an_adapter_may_not_say(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_described(tmp_path, {"peft_type": "LORA", "r": 8, "target_modules": ["q_proj"], **fields})
+    usual = {"peft_type": "LORA", "r": 8, "target_modules": r".*decoder.*\.(q_proj|v_proj)", "init_lora_weights": True}
+    check_described(tmp_path, usual)
+
+
+def test_a_rank_that_the_weights_do_not_have(tmp_path: Path) -> None:
+    check_fit(tmp_path, Tuning(rank=4), {4, 32})
+    with pytest.raises(ValueError, match="rank is 4096, but its weights have no such side"):
+        check_fit(tmp_path, Tuning(rank=4096), {4, 32})
