@@ -12,7 +12,6 @@ connector has queries.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,12 +24,22 @@ from torch import Tensor
 
 from .configuration_kosmos import KosmosAudioConfig
 from .encoders import Encoder, from_description
+from .limits import check_sizes, read_object, readable
 from .media import file_bytes, read_sound
 from .modality import Inputs, Modality, Reader
 
 EXTRACTOR_FILE = "preprocessor_config.json"
 SECONDS = 30.0
 """Window of an encoder whose feature extractor names none (wav2vec 2.0 reads raw samples of any length)."""
+MOST_SECONDS = 600.0
+"""Longest window: what a processor of a stranger may ask to be filled with silence."""
+SIZES = {
+    "sampling_rate": (1, 1 << 18),
+    **dict.fromkeys(("feature_size", "num_mel_bins", "n_fft", "hop_length", "win_length"), (1, 1 << 14)),
+    **dict.fromkeys(("chunk_length", "max_length", "nb_max_frames"), (1, 1 << 16)),
+    "n_samples": (1, 1 << 28),
+}
+"""Smallest and largest value of each size of a feature extractor."""
 
 
 class AudioEncoder(Encoder):
@@ -83,7 +92,7 @@ class AudioReader(Reader):
         path = folder / EXTRACTOR_FILE
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: it describes the audio encoder's feature extractor")
-        return cls(**{"extractor": json.loads(path.read_text(encoding="utf-8")), **fields})
+        return cls(**{"extractor": read_object(path), **fields})
 
     @cached_property
     def feature_extractor(self) -> Any:
@@ -94,15 +103,20 @@ class AudioReader(Reader):
         kind = getattr(transformers, name, None) if name.endswith("FeatureExtractor") else None
         if kind is None or not hasattr(kind, "pad"):
             raise ValueError(f"transformers has no feature extractor of sounds {name!r}; try WhisperFeatureExtractor")
-        return kind(**{key: value for key, value in self.extractor.items() if key != "feature_extractor_type"})
+        fields = {key: value for key, value in self.extractor.items() if key != "feature_extractor_type"}
+        check_sizes("readers.audio.extractor", fields, SIZES)
+        with readable("readers.audio.extractor"):
+            return kind(**fields)
 
     @property
     def window(self) -> float:
         """Seconds that the encoder reads at once."""
-        if self.seconds is not None:
-            return self.seconds
         frames = self.extractor.get("max_length")  # AST's, of 10 ms
-        return float(self.extractor.get("chunk_length") or (frames / 100 if frames else SECONDS))
+        given = self.extractor.get("chunk_length") or (frames / 100 if frames else SECONDS)
+        seconds = float(given if self.seconds is None else self.seconds)
+        if not 0 < seconds <= MOST_SECONDS:
+            raise ValueError(f"readers.audio reads {seconds:g} s at once; it may be above 0 and up to {MOST_SECONDS:g}")
+        return seconds
 
     def features(self, data: bytes) -> np.ndarray:
         """Return what the encoder reads of a file of sound, float32 of the model's ``input_shape``.

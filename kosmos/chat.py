@@ -103,7 +103,7 @@ def read_persona(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f'{path}: no such file; it holds a persona as JSON, {{"city": "Rome"}}')
     try:
         found = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path}: a persona is an object of keys and texts, not a {type(found).__name__}")

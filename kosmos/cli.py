@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from . import __version__
 from .extras import install
+from .plain import one_line
 from .suggest import suggest
 
 VERBS: dict[str, tuple[str, str]] = {
@@ -45,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; return its exit code (2 for a user's mistake)."""
     given = list(sys.argv[1:] if argv is None else argv)
     arguments = [argument for argument in given if argument != "--debug"]
+    if arguments[:1] == ["help"] and arguments[1:]:
+        arguments = [arguments[1], "--help"]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_usage())
         return 0
@@ -53,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     verb, *rest = arguments
     if verb not in VERBS:
-        return _complain(f"unknown command {verb!r}; {suggest(verb, VERBS)}")
+        return _complain(one_line(f"unknown command {verb!r}; {suggest(verb, VERBS)}"))
     return call(VERBS[verb][0], rest, debug="--debug" in given)
 
 
@@ -104,7 +107,7 @@ def _one_line(error: BaseException) -> str:
         package = error.name.split(".")[0]
         if package in extra:
             return f"{package} is not installed; {install(extra[package])}"
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(str(error)) or type(error).__name__
 
 
 if __name__ == "__main__":

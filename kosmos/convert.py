@@ -30,7 +30,9 @@ from .atomic import open_to_umask
 from .configuration_kosmos import KosmosConfig
 from .convert_config import hf_kosmos2_fields, kosmos2_config, torchscale_config
 from .hub import fetch, is_name
+from .limits import check_weights, read_object, readable
 from .modeling_kosmos import KosmosForConditionalGeneration
+from .plain import printable
 
 log = logging.getLogger("kosmos")
 
@@ -156,7 +158,10 @@ def _convert_files(source: Path, target: Path, rename: Callable[[str], str | Non
 def _weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        places = read_object(index).get("weight_map")
+        names = sorted(set(map(str, places.values()))) if isinstance(places, dict) else []
+        if strange := [name for name in names if Path(name).name != name] or ([] if names else ["no file"]):
+            raise ValueError(f"{index} names {strange[0]!r}: weights are files of the same folder")
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise FileNotFoundError(f"{folder}: the index names {missing}, which are not there")
@@ -168,10 +173,11 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _read(file: Path) -> Iterator[tuple[str, Tensor]]:
     try:
+        check_weights(file)
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a mapping
                 yield name, tensors.get_tensor(name)
-    except SafetensorError as error:
+    except (SafetensorError, ValueError) as error:
         raise ValueError(f"{file} is not a readable safetensors file: {error}") from error
 
 
@@ -193,9 +199,9 @@ def _read_config(folder: Path, model_type: str | None) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; SRC must hold the model's configuration")
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = read_object(path)
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        raise ValueError(f"{path} is not JSON of a model: {error}") from error
     if model_type is not None and fields.get("model_type") != model_type:
         raise ValueError(f"{path} describes model_type {fields.get('model_type')!r}, expected {model_type!r}")
     return {name: value for name, value in fields.items() if name not in ("model_type", "transformers_version")}
@@ -288,12 +294,12 @@ def main(argv: list[str]) -> int:
 
     source, target = Path(arguments.source), Path(arguments.target)
     if arguments.reader:
-        READERS[arguments.reader](source, target)
+        with readable(source):
+            READERS[arguments.reader](source, target)
     else:
         source = find_checkpoint(source)
-        WRITERS[arguments.writer](source, target)
+        with readable(source):
+            WRITERS[arguments.writer](source, target)
     (target / "README.md").write_text(model_card(target, source=source), encoding="utf-8")
-    from rich import print as show
-
-    show(f"wrote {arguments.target}")
+    print(f"wrote {printable(arguments.target)}")
     return 0

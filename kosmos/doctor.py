@@ -17,6 +17,8 @@ from packaging.utils import canonicalize_name
 from rich.console import Console
 from rich.table import Table
 
+from .plain import escape
+
 if TYPE_CHECKING:
     from .configuration_kosmos import KosmosConfig
 
@@ -157,7 +159,8 @@ def describe_machine(console: Console) -> None:
     if torch.cuda.is_available():
         table.add_row("NCCL", versions(torch.device("cuda"))["NCCL"])
         set_here = {name: value for name, value in os.environ.items() if name.startswith(("NCCL_", "TORCH_NCCL_"))}
-        table.add_row("NCCL's variables", ", ".join(f"{name}={value}" for name, value in set_here.items()) or "none")
+        shown = ", ".join(f"{name}={escape(value)}" for name, value in set_here.items())
+        table.add_row("NCCL's variables", shown or "none")
     else:
         table.add_row("GPU", "none found: training and generation run on the CPU")
     console.print(table)
@@ -179,7 +182,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--length", type=int, help="tokens a row (default: the preset's training length)")
     parser.add_argument("--checkpointing", action="store_true", help="count activations with gradient checkpointing")
     arguments = parser.parse_args(argv)
-    console = Console()
+    console = Console(emoji=False)
     if arguments.preset is None and arguments.decoder is None:
         describe_machine(console)
     else:

@@ -13,7 +13,6 @@ own, with the marks that it puts around a text; without one by the decoder's tok
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,6 +26,7 @@ from torch import Tensor
 from .configuration_kosmos import KosmosFusedConfig
 from .encoders import Encoder, check_pixels, keep_initialisation
 from .image_processing_kosmos import KosmosImageProcessor
+from .limits import read_object
 from .media import file_bytes
 from .modality import Inputs, Modality, Reader
 from .multiway import MultiwayTransformer
@@ -123,11 +123,11 @@ class FusedReader(Reader):
         """
         found: dict[str, Any] = {}
         if (described := folder / "config.json").is_file():
-            config = KosmosFusedConfig(model_config=json.loads(described.read_text(encoding="utf-8")))
+            config = KosmosFusedConfig(model_config=read_object(described))
             found = {"image_size": config.image_size, "max_length": config.max_text_length}
         for name in ("processor_config.json", "preprocessor_config.json"):
             if (folder / name).is_file():
-                saved = json.loads((folder / name).read_text(encoding="utf-8"))
+                saved = read_object(folder / name)
                 saved = saved.get("image_processor", saved)
                 found |= {name: saved[name] for name in ("image_mean", "image_std") if name in saved}
         return cls(**{**found, **fields})

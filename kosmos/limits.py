@@ -11,6 +11,7 @@ import json
 import math
 import struct
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,32 @@ def check_checkpoint(folder: Path) -> None:
     if isinstance(text, dict):
         check_sizes("text_config", text)
         _check_fit(folder, text, stored)
+
+
+@contextmanager
+def readable(where: str | Path) -> Iterator[None]:
+    """Make one line of whatever the libraries raise while they read what a stranger wrote; ``where`` names it.
+
+    Raises:
+        ValueError: what was raised in the block, unless that is a user's mistake or an interruption already.
+    """
+    try:
+        yield
+    except (ValueError, OSError, ModuleNotFoundError):
+        raise
+    except BaseException as error:  # panics of tokenizers are no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+            raise
+        raise ValueError(f"{where} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def check_weights(path: Path) -> None:
+    """Refuse a safetensors file whose header does not fit it.
+
+    Raises:
+        ValueError: names the file and the fault.
+    """
+    _read_weights(path)
 
 
 def _check_fit(folder: Path, text: Mapping[str, Any], stored: int) -> None:

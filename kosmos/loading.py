@@ -58,10 +58,18 @@ def find_folder(path: str | Path, file: str) -> Path | None:
         return path
     for marker in (path / "checkpoints" / "latest", path / "latest", *_last_first(path)):
         if marker.is_file():
-            checkpoint = marker.parent / marker.read_text(encoding="utf-8").strip()
-            if (checkpoint / file).is_file():
+            checkpoint = _named(marker)
+            if checkpoint is not None and (checkpoint / file).is_file():
                 return checkpoint
     return None
+
+
+def _named(marker: Path) -> Path | None:
+    """The folder beside a ``latest`` whose name it holds; None for anything else, such as a path to elsewhere."""
+    with marker.open("rb") as file:
+        name = file.read(256).decode("utf-8", "replace").strip()
+    whole = len(name) < 200 and "\0" not in name and name == Path(name).name
+    return marker.parent / name if name and whole else None
 
 
 def _last_first(folder: Path) -> list[Path]:
@@ -70,7 +78,8 @@ def _last_first(folder: Path) -> list[Path]:
     bases = {_base(marker.parent.parent) for marker in markers}
 
     def rank(marker: Path) -> tuple[bool, int, str]:
-        run, step = marker.parent.parent.name, re.search(r"\d+", marker.read_text(encoding="utf-8"))
+        named = _named(marker)
+        run, step = marker.parent.parent.name, re.search(r"[0-9]{1,18}", named.name if named else "")
         return run not in bases, int(step[0]) if step else 0, run
 
     return sorted(markers, key=rank, reverse=True)
@@ -78,11 +87,11 @@ def _last_first(folder: Path) -> list[Path]:
 
 def _base(run: Path) -> str | None:
     """Name of the run from whose checkpoint this one started, by its ``config.yaml``."""
-    import yaml
+    from .settings import parse_yaml
 
     try:
-        parts = Path(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["model"]["checkpoint"]).parts
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        parts = Path(parse_yaml((run / "config.yaml").read_text(encoding="utf-8"))["model"]["checkpoint"]).parts
+    except (OSError, ValueError, TypeError, KeyError):
         return None  # started from nothing, or not written by us
     return parts[-3] if "checkpoints" in parts[-2:-1] and len(parts) > 2 else parts[-1] if parts else None
 
@@ -137,7 +146,7 @@ def load(
     import torch
     from transformers.utils import logging
 
-    from .limits import check_checkpoint, read_object
+    from .limits import check_checkpoint, read_object, readable
     from .modeling_kosmos import KosmosForConditionalGeneration
     from .processing_kosmos import load_processor
 
@@ -154,14 +163,9 @@ def load(
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # a bar for reading one file is noise in a chat
     try:
-        processor = load_processor(first if (first / "processor_config.json").is_file() else folder)
-        model = KosmosForConditionalGeneration.from_pretrained(folder, dtype=dtype)
-    except (ValueError, OSError):
-        raise
-    except BaseException as error:  # the libraries raise what they like; panics of tokenizers are no Exception
-        if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
-            raise
-        raise ValueError(f"{folder} cannot be read: {type(error).__name__}: {error}") from error
+        with readable(folder):
+            processor = load_processor(first if (first / "processor_config.json").is_file() else folder)
+            model = KosmosForConditionalGeneration.from_pretrained(folder, dtype=dtype)
     finally:
         if shown:
             logging.enable_progress_bar()

@@ -8,13 +8,14 @@ It is written from what lies there: the checkpoint's configuration, the headers 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from .hub import is_name
 from .limits import read_object
+from .settings import parse_yaml
 
 LIMITS = """\
 - Answers are short and of the kinds that it was trained on; to other questions it answers too, and wrongly.
@@ -70,21 +71,29 @@ def model_card(
     """
     source, name = source or checkpoint, name or checkpoint.resolve().name
     run, kind = run_of(source), _kind(checkpoint)
-    settings = (_read(run / "config.yaml") if run else None) or {}
-    started = (_read(run / "environment.json") if run else None) or []
+    settings: Any = _read(run / "config.yaml") if run else None
+    started: Any = _read(run / "environment.json") if run else None
     header = ["library_name: transformers", "pipeline_tag: image-text-to-text", "tags: [kosmos, metalm]"]
     header += [f"license: {licence}"] if licence else []
     sections = {
         f"# {name}": f"{_what(checkpoint, kind)}\n\nMade from {_origin(source, run)}.",
         "## Use": USES[kind].format(name=name),
-        "## Data": _data(settings, started),
-        "## Training": _training(settings, started),
+        "## Data": _described(_data, settings, started),
+        "## Training": _described(_training, settings, started),
         "## Scores": _scores(results, source),
         "## Limits": LIMITS + _questions(checkpoint),
         "## Licence": licence or "None was given for these weights: ask who published them before you use them.",
     }
     body = "\n\n".join(f"{title}\n\n{text}" for title, text in sections.items())
     return "\n".join(["---", *header, "---", "", body, ""])
+
+
+def _described(section: Callable[..., str], settings: Any, started: Any) -> str:
+    """A section about the run; what was written into its folder by hand may be anything."""
+    try:
+        return section(settings or {}, started or [])
+    except (AttributeError, KeyError, TypeError, IndexError, ValueError):
+        return UNKNOWN
 
 
 def run_of(checkpoint: Path) -> Path | None:
@@ -239,10 +248,8 @@ def _table(rows: Sequence[Sequence[Any]]) -> str:
 
 def _read(path: Path) -> Any:
     """A YAML or JSON file, None if there is none that can be read."""
-    import yaml
-
     try:
         text = path.read_text(encoding="utf-8")
-        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError):
+        return json.loads(text) if path.suffix == ".json" else parse_yaml(text)
+    except (OSError, ValueError, RecursionError):
         return None

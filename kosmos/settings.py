@@ -21,6 +21,7 @@ from .atomic import write_atomically
 from .suggest import suggest
 
 Settings = TypeVar("Settings")
+_MOST_VALUES = 1_000_000
 
 
 def load(cls: type[Settings], path: str | Path | None = None, overrides: Sequence[str] = ()) -> Settings:
@@ -62,20 +63,47 @@ def _parser(cls: type) -> Any:
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Return the mapping in a YAML file; ValueError if it is malformed or not a mapping."""
-    import yaml
-
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such settings file")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = parse_yaml(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:  # a wrong byte, too
         raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected 'key: value' lines, found a {type(values).__name__}")
     return values
+
+
+def parse_yaml(text: str) -> Any:
+    """What a YAML text says.
+
+    Raises:
+        ValueError: it is malformed, nested too deep, or its aliases stand for more than a million values: written out,
+            nine lines of aliases of aliases would fill the memory.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(text)
+        if _count(values, {}) > _MOST_VALUES:
+            raise ValueError(f"its aliases stand for more than {_MOST_VALUES:,} values")
+    except (yaml.YAMLError, RecursionError, OverflowError) as error:
+        raise ValueError(str(error)) from error
+    return values
+
+
+def _count(value: Any, known: dict[int, int]) -> int:
+    """Values in ``value`` with its aliases written out; each list and mapping is walked once."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = _MOST_VALUES  # an alias of itself, which would have no end
+        inner = value.values() if isinstance(value, dict) else value
+        known[id(value)] = min(_MOST_VALUES + 1, 1 + sum(_count(one, known) for one in inner))
+    return known[id(value)]
 
 
 def to_dict(settings: Any) -> dict[str, Any]:
@@ -93,8 +121,6 @@ def write_yaml(settings: Any, path: str | Path) -> None:
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
-    import yaml
-
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ValueError(f"override {override!r} is not of the form key=value")
@@ -104,8 +130,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         values[parent] = child if isinstance(child, dict) else {}
         values = values[parent]
     try:
-        values[last] = yaml.safe_load(text) if text.strip() else ""  # none is written null
-    except yaml.YAMLError as error:
+        values[last] = parse_yaml(text) if text.strip() else ""  # none is written null
+    except ValueError as error:
         raise ValueError(f"override {override!r}: the value is not valid YAML") from error
     if isinstance(values[last], str):  # YAML 1.1 reads 2e-4 as a string; users mean a number
         with contextlib.suppress(ValueError):  # any other text stays as YAML read it, without its quotes

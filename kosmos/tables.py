@@ -23,12 +23,16 @@ def fitting(console: Console, table: Table) -> RenderableType:
     needed = Measurement.get(console, console.options.update(max_width=10_000), table).minimum
     if needed <= console.width:
         return table
-    columns = [(str(column.header).replace("\n", " ").strip(), list(column.cells)) for column in table.columns]
+    headings = [Text.from_markup(str(column.header), emoji=False).plain for column in table.columns]
+    columns = [
+        (heading.replace("\n", " ").strip(), list(column.cells))
+        for heading, column in zip(headings, table.columns, strict=True)
+    ]
     lines: list[RenderableType] = []
     for row in range(table.row_count):
         for number, (heading, cells) in enumerate(columns):
             cell = cells[row]
-            shown = Text.from_markup(cell) if isinstance(cell, str) else Text(str(cell))
+            shown = Text.from_markup(cell, emoji=False) if isinstance(cell, str) else Text(str(cell))
             shown.rstrip()
             if number == 0 and shown.plain:
                 lines.append(shown)

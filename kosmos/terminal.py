@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 from PIL.Image import Image
 
 from .conversation import Conversation
+from .plain import printable
 from .segments import Fused, modality_name
 from .suggest import suggest
 
@@ -52,7 +53,7 @@ class Terminal:
 
         self.chat = chat
         self.pictures = list(pictures or [])
-        self.console = Console(highlight=False)
+        self.console = Console(emoji=False, highlight=False)
         self.told_blind = False
 
     def run(self) -> int:
@@ -253,14 +254,6 @@ def print_boxes(chat: Conversation) -> None:
             begin, end = entry["phrase"]
             boxes = "; ".join(" ".join(f"{edge:.2f}" for edge in box) for box in entry["boxes"])
             print(f"  {printable(part['text'][begin:end])}: {boxes}")
-
-
-def printable(text: str) -> str:
-    """``text`` without what moves a cursor, and without the halves of characters that odd bytes of a name become."""
-    whole = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    return "".join(
-        letter if letter.isprintable() or letter in "\n\t" else "\N{REPLACEMENT CHARACTER}" for letter in whole
-    )
 
 
 def paths_in(text: str) -> list[Path]:

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
+
+from kosmos.plain import escape
 
 from .adapters import FORMATS
 
@@ -24,6 +25,9 @@ from .adapters import FORMATS
 def main(argv: Sequence[str]) -> int:
     """Run one verb of ``kosmos data``; return the exit code."""
     parser = _parser()
+    if not argv:
+        parser.print_help(sys.stderr)
+        return 2
     arguments, rest = parser.parse_known_args(argv)
     arguments.overrides = rest  # key=value may stand anywhere, as for every other verb of kosmos
     if wrong := [word for word in rest if "=" not in word or word.startswith("-") or "overridable" not in arguments]:
@@ -39,7 +43,7 @@ def _make(arguments: argparse.Namespace) -> None:
     console = Console(stderr=True)
     with Progress(console=console) as progress:
         report = recipes.make(arguments.recipe, arguments.out, overrides, progress)
-    Console().print_json(data=report)
+    Console(emoji=False).print_json(data=report)
 
 
 def _web(arguments: argparse.Namespace) -> None:
@@ -56,17 +60,18 @@ def _web(arguments: argparse.Namespace) -> None:
     with Progress(console=Console(stderr=True)) as progress:
         ledger = run(warcs, arguments.out, options, progress)
     if ledger is None:
-        Console().print(f"handed to Slurm; when the jobs are done: kosmos data report {escape(arguments.out)}")
+        done = f"handed to Slurm; when the jobs are done: kosmos data report {escape(arguments.out)}"
+        Console(emoji=False).print(done)
     else:
-        Console().print(table(ledger))
+        Console(emoji=False).print(table(ledger))
 
 
 def _report(arguments: argparse.Namespace) -> None:
     from .web.ledger import read_ledger
     from .web.ledger_report import table, write_report
 
-    Console().print(table(read_ledger(arguments.folder)))
-    Console().print(f"as a page to look at: {escape(str(write_report(arguments.folder)))}", soft_wrap=True)
+    Console(emoji=False).print(table(read_ledger(arguments.folder)))
+    Console(emoji=False).print(f"as a page to look at: {escape(str(write_report(arguments.folder)))}", soft_wrap=True)
 
 
 def _fetch(arguments: argparse.Namespace) -> None:
@@ -80,7 +85,7 @@ def _fetch(arguments: argparse.Namespace) -> None:
     table = Table("addresses", "outcome")
     for reason, count in counts.items():
         table.add_row(str(count), escape(reason))
-    Console().print(table)
+    Console(emoji=False).print(table)
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
@@ -89,7 +94,8 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
     processor = _load_processor(arguments.processor) if arguments.processor else None
     try:
-        inspect(arguments.path, Console(), arguments.objective, processor, arguments.masks, arguments.objective_seed)
+        console, seed = Console(emoji=False), arguments.objective_seed
+        inspect(arguments.path, console, arguments.objective, processor, arguments.masks, seed)
     except BadSample as error:
         raise ValueError(f"{arguments.path}: {error}; kosmos data check lists all such samples") from error
 
@@ -108,7 +114,7 @@ def _check(arguments: argparse.Namespace) -> int:
                 found = report.problems + report.bad.lines()
                 mark = "[red]" + escape("\n".join(found)) + "[/red]" if found else "[green]none[/green]"
                 table.add_row(escape(f"{folder}/{report.name}"), str(report.documents), str(report.images), mark)
-    Console().print(table)
+    Console(emoji=False).print(table)
     return 2 if bad else 0
 
 
@@ -118,18 +124,18 @@ def _import(arguments: argparse.Namespace) -> None:
     options = {"field": arguments.field, "turns": arguments.turns}
     shards, skipped = convert(arguments.format, arguments.source, arguments.out, arguments.images, **options)
     documents, images = sum(shard.documents for shard in shards), sum(shard.images for shard in shards)
-    Console().print(
+    Console(emoji=False).print(
         f"{escape(arguments.out)}: {documents} documents, {images} images in {len(shards)} shards", soft_wrap=True
     )
     for line in skipped.lines():
-        Console().print(f"[yellow]skipped {escape(line)}[/yellow]", soft_wrap=True)
+        Console(emoji=False).print(f"[yellow]skipped {escape(line)}[/yellow]", soft_wrap=True)
 
 
 def _index(arguments: argparse.Namespace) -> None:
     from .check import index_folder
 
     shards = index_folder(arguments.path)
-    Console().print(
+    Console(emoji=False).print(
         f"{escape(arguments.path)}: indexed {len(shards)} shards, {sum(s.documents for s in shards)} documents"
     )
 
@@ -148,7 +154,7 @@ def _replay(arguments: argparse.Namespace) -> None:
 
     config, processor = _read_run(arguments)
     state = Path(arguments.state) if arguments.state else None
-    console = Console()
+    console = Console(emoji=False)
     for number, row in replay(config, processor, arguments.step, state):
         if arguments.row is not None and number != arguments.row:
             continue
@@ -183,7 +189,7 @@ def _load_processor(folder: str) -> Any:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="kosmos data", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="kosmos data", description=(__doc__ or "").splitlines()[0].replace("``", ""))
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     _add_verbs_that_make(verbs)
     _add_verbs_of_the_web(verbs)

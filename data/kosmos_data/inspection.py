@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 from rich.console import Console
-from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
 from kosmos.media import describe
+from kosmos.plain import escape
 from kosmos.segments import modality_name
 
 from . import objectives, objectives_view
@@ -171,7 +171,7 @@ def inspect(
     for corpus in corpora_below(path):
         images = sum(shard.images for shard in corpus.shards)
         console.print(
-            f"[bold]{corpus.root}[/bold]  {len(corpus)} documents, {images} images, {len(corpus.shards)} shards"
+            f"[bold]{escape(corpus.root)}[/bold]  {len(corpus)} documents, {images} images, {len(corpus.shards)} shards"
         )
         for kind, document in kinds(corpus):
             show_document(console, f"{kind}: {document.key}", document)

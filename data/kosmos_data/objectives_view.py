@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from PIL import Image as Pictures
 from rich.console import Console
-from rich.markup import escape
 from rich.text import Text as Line
 
 from kosmos.attention import document_mask
+from kosmos.plain import escape
 
 from .example import Example
 
@@ -122,4 +122,4 @@ def show(console: Console, example: Example, processor: KosmosProcessor, picture
     console.print(mask_art(example), highlight=False)
     if picture is not None:
         save_mask(example, picture)
-        console.print(f"mask written to {picture}")
+        console.print(f"mask written to {escape(picture)}")

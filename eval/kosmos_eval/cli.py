@@ -228,7 +228,7 @@ def _tasks(argv: Sequence[str]) -> int:
     for name in tasks.known():
         task = tasks.load(name)
         table.add_row(name, task.description, task.metrics[0], task.decoding.method)
-    console = Console()
+    console = Console(emoji=False)
     show(console, table)
     console.print(
         f"\nThe files, with their data and expected numbers: {tasks.known()['easy_vqa'].parent}", soft_wrap=True

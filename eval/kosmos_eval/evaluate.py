@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from kosmos.loading import find_model, load
+from kosmos.plain import escape
 from kosmos.tables import show
 
 from . import results, tasks
@@ -119,7 +119,7 @@ def evaluate_checkpoint(
         one.subset(limit)
     named = Path(checkpoint if adapter is None else adapter)
     out = Path(out) if out is not None else named / "eval"
-    console = Console(quiet=rank.index > 0)
+    console = Console(emoji=False, quiet=rank.index > 0)
     model, processor = load(checkpoint, rank.device(device), adapters=[] if adapter is None else [adapter])
     rows: list[Row] = []
     for one in loaded:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import string
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -50,3 +52,16 @@ def stable_hash(*parts: object) -> int:
     """A 64-bit number that depends on ``parts`` only: not on the process, the batch or the rank."""
     digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big")
+
+
+def check_fields(pattern: str) -> None:
+    """Refuse braces that hold more than a field's name and a short width: ``{x.__class__}``, ``{x:>999999999}``.
+
+    Raises:
+        ValueError: names them.
+    """
+    for _, name, form, _ in string.Formatter().parse(pattern):
+        if name is not None and set(name) & set(".[]"):
+            raise ValueError(f"{{{name[:60]}}} is no field's name")
+        if form and ("{" in form or re.search(r"\d{3}", form)):
+            raise ValueError(f"{{{name}:{form[:60]}}} asks for more than 99 characters")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import corpus_items, formats, published
-from .items import Item
+from .items import Item, check_fields
 
 if TYPE_CHECKING:
     from .tasks import DatasetFiles, Task  # whose formats are the keys of FORMATS
@@ -46,7 +46,11 @@ def _with_synonyms(item: Item, other: Mapping[str, str]) -> Item:
 
 
 def _path(data: Path, pattern: str, split: str, **names: Any) -> Path:
+    for name, value in names.items():  # a data set of a stranger shows no picture from outside of its folder
+        if isinstance(value, str) and (Path(value).is_absolute() or ".." in Path(value).parts):
+            raise ValueError(f"{name} {value[:80]!r} lies outside of the data folder; give paths below it")
     try:
+        check_fields(pattern)
         return data / pattern.format(split=split, **names)
     except (KeyError, IndexError, ValueError) as error:
         known = ", ".join(f"{{{name}}}" for name in ("split", *names))

@@ -18,6 +18,7 @@ from rich.table import Table
 import kosmos
 from kosmos.atomic import write_atomically
 from kosmos.doctor import commit
+from kosmos.plain import escape
 
 from . import metrics, statistics
 from .items import Item
@@ -148,21 +149,21 @@ def table(rows: Sequence[Row]) -> Table:
     output = Table(box=box.SIMPLE_HEAD, padding=(0, 0), pad_edge=False)
     output.add_column("shots, context", no_wrap=True, min_width=14)
     output.add_column("  metric", no_wrap=True, min_width=12)
-    for name in ("score ± 95 %", "n", *(name.replace(" ", "\n") for name in baselines)):
+    for name in ("score ± 95 %", "n", *(escape(name).replace(" ", "\n") for name in baselines)):
         output.add_column(name, justify="right", no_wrap=True, min_width=9 if name != "n" else 6)
     last = None
     for row in rows:
         minor = row.get("question_type") is not None
         if is_baseline(row) or (minor and row["context"] != "image+text"):
             continue
-        section = f"[bold]{row['task']}[/]", f"  [bold]{row['model']}[/]"
+        section = f"[bold]{escape(row['task'])}[/]", f"  [bold]{escape(row['model'])}[/]"
         if section != last:
             if last is not None:
                 output.add_section()
             output.add_row(*section)
             last = section
         half = (row["high"] - row["low"]) / 2
-        cells = ["" if minor else f"{row['shots']}, {row['context']}", f"  {row['metric']}"]
+        cells = ["" if minor else f"{row['shots']}, {escape(row['context'])}", f"  {escape(row['metric'])}"]
         cells += [f"{row['value']:.3f} ±{half:.3f}", str(row["n"])]
         cells += [f"{row['baselines'][name]:.3f}" if name in row.get("baselines", {}) else "" for name in baselines]
         output.add_row(*cells, style="dim" if minor else "")

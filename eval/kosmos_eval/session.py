@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import Progress
 
 from kosmos.grounding import to_picture
 from kosmos.pictures import read_picture, upright
+from kosmos.plain import escape
 from kosmos.segments import Phrase
 
 from . import baselines, methods, metrics, prompts, results
@@ -69,7 +69,7 @@ class Session:
     ) -> None:
         self.data, self.task, self.items = data, data.task, data.items
         self.seed, self.name = seed, name
-        self.console = console or Console(quiet=True)
+        self.console = console or Console(emoji=False, quiet=True)
         self.rank = rank or Rank.from_environment()
         self.folder = Path(out) / "samples" / name.replace("/", "_") if out is not None else None
         self.runner = Runner(model, processor)
@@ -122,7 +122,7 @@ class Session:
         if done:
             self.console.print(f"  {len(done)} answers taken over from {escape(str(self.folder))}")
         with log, Progress(console=self.console, transient=True, disable=self.console.quiet) as progress:
-            bar = progress.add_task(f"  {run.name}", total=len(open_places))
+            bar = progress.add_task(f"  {escape(run.name)}", total=len(open_places))
             for records in self._answers(run, built, open_places, requests):
                 log.add(records)
                 progress.advance(bar, len(records))

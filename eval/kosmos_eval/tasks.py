@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import string
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 from kosmos import settings
 from kosmos.suggest import suggest
 
+from .items import check_fields
 from .metrics import CONFIDENCE_METRICS, LIKELIHOOD_METRICS, resolve
 from .readers import FORMATS
 
@@ -195,7 +195,19 @@ class Task:
 
     def __post_init__(self) -> None:
         self.metrics = resolve(self.metrics)
-        _check_template(self.prompt.template)
+        if self.prompt.template != self.prompt.template.rstrip():
+            raise ValueError(
+                f"prompt.template {self.prompt.template!r} ends in white space; the answer brings its own blank"
+            )
+        for where, text in {
+            "prompt.template": self.prompt.template,
+            "prompt.answer": self.prompt.answer,
+            "rationale": self.rationale,
+        }.items():
+            try:
+                check_fields(text)
+            except ValueError as error:
+                raise ValueError(f"{where} {text!r}: {error}") from error
         self._check_answers()
         is_likelihood = self.decoding.method == "likelihood"
         if any((metric in LIKELIHOOD_METRICS) != is_likelihood for metric in self.metrics):
@@ -225,15 +237,6 @@ class Task:
                 f"metrics {self.metrics}: roc_auc needs decoding.method rank and two candidates, the positive first; "
                 f"this task has method {method} and {len(candidates)} candidates"
             )
-
-
-def _check_template(template: str) -> None:
-    if template != template.rstrip():
-        raise ValueError(f"prompt.template {template!r} ends in white space; the answer brings its own blank")
-    try:
-        list(string.Formatter().parse(template))
-    except ValueError as error:
-        raise ValueError(f"prompt.template {template!r}: {error}") from error
 
 
 def load(name: str | Path, overrides: Sequence[str] = ()) -> Task:

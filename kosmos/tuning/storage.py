@@ -24,7 +24,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GenerationConfig
 
+from ..limits import check_weights, read_object, readable
 from ..loading import find_folder
+from ..settings import from_dict
+from .checks import check_described, check_fit
 from .methods import Attached, activate_places, attach, attachments, plain_name, prompt_encoder, prompts_if_any
 from .settings import OWN_METHODS, PEFT_METHODS, PROMPT_METHODS, Tuning
 
@@ -196,16 +199,24 @@ def read_adapter(where: str | Path) -> Saved:
         ValueError: it is of a method that is not known here, or damaged.
     """
     folder = find_adapter(where)
-    described = _read_json(folder / CONFIG)
+    with readable(folder):
+        return _read_adapter(folder)
+
+
+def _read_adapter(folder: Path) -> Saved:
+    described = read_object(folder / CONFIG)
     kind = str(described.get("peft_type"))
-    settings = _read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
+    settings = read_object(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
     if not settings and kind not in PEFT_TYPES:
         raise ValueError(f"{folder}: method {kind} is not known here; there are {', '.join(PEFT_TYPES)}")
-    tuning = Tuning(**settings["tuning"]) if settings else _foreign(PEFT_TYPES[kind], described)
+    check_described(folder, described)
+    tuning = from_dict(Tuning, settings["tuning"], f"{folder}: ") if settings else _foreign(PEFT_TYPES[kind], described)
     if not (folder / WEIGHTS).is_file():
         raise FileNotFoundError(f"{folder}: {WEIGHTS} is missing")
+    check_weights(folder / WEIGHTS)
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - a safetensors handle is no dict
+    check_fit(folder, tuning, {side for tensor in tensors.values() for side in tensor.shape})
     config = None
     if tuning.method not in OWN_METHODS:
         from peft import PeftConfig
@@ -215,7 +226,7 @@ def read_adapter(where: str | Path) -> Saved:
         if tuning.method in PEFT_METHODS:
             config.modules_to_save = None  # these values are swapped in place, see use()
     base = settings.get("base") or described.get("base_model_name_or_path") or ""
-    fused = [Tuning(**asked) for asked in settings.get("fused", [])]
+    fused = [from_dict(Tuning, asked, f"{folder}: ") for asked in settings.get("fused", [])]
     return Saved(folder, tuning, config, base, settings.get("base_fingerprint"), tensors, fused)
 
 
@@ -224,16 +235,6 @@ def _foreign(method: str, described: dict[str, Any]) -> Tuning:
     if method in PROMPT_METHODS:
         return Tuning(method, tokens=described["num_virtual_tokens"])  # type: ignore[arg-type]
     return Tuning(method, rank=described["r"]) if method == "lora" else Tuning(method)  # type: ignore[arg-type]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds a {type(found).__name__}, not an object")
-    return found
 
 
 def load_adapter(model: Any, where: str | Path, name: str | None = None) -> str:
@@ -251,11 +252,12 @@ def load_adapter(model: Any, where: str | Path, name: str | None = None) -> str:
     saved.check(model)
     name = (name or _run_name(saved.folder)).replace(".", "_")
     training = model.training
-    record = attach(model, saved.tuning, saved.base, name, saved.config, saved.fused)
-    record.also = {}
-    saved.fill(model, name)
-    if (saved.folder / "generation_config.json").is_file():
-        record.rules = GenerationConfig.from_pretrained(saved.folder)
+    with readable(saved.folder):
+        record = attach(model, saved.tuning, saved.base, name, saved.config, saved.fused)
+        record.also = {}
+        saved.fill(model, name)
+        if (saved.folder / "generation_config.json").is_file():
+            record.rules = GenerationConfig.from_pretrained(saved.folder)
     model.requires_grad_(False).train(training)
     use(model, name)
     return name

@@ -41,7 +41,10 @@ def is_complete(checkpoint: Path) -> bool:
     manifest = checkpoint / "trainer" / "manifest.json"
     if not manifest.is_file():
         return False
-    sizes = json.loads(manifest.read_text())
+    try:
+        sizes = _read_json(manifest)
+    except ValueError:  # damaged, so the checkpoint is
+        return False
     return all((checkpoint / name).is_file() and (checkpoint / name).stat().st_size == sizes[name] for name in sizes)
 
 
@@ -54,10 +57,20 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     path = checkpoint / "trainer" / "state.json"
     if not path.is_file():
         raise ValueError(f"{checkpoint} is not a training checkpoint: {path} is missing")
-    state = json.loads(path.read_text())
+    state = _read_json(path)
     if state.get("format") != FORMAT:
         raise ValueError(f"{checkpoint}: trainer format {state.get('format')}, this version reads {FORMAT}")
     return state
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged: it holds a {type(found).__name__}")
+    return found
 
 
 def fingerprint(model: torch.nn.Module) -> dict[str, str]:

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from kosmos import settings
+from kosmos.plain import escape
 
 _HERE = Path(__file__).resolve().parent
 # Beside the package in the source tree, inside it in an installed wheel.
@@ -113,7 +114,7 @@ def run_demo(
     from .demo_scores import close, evaluate
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    demo = Demo(Path(out), console or Console(), steps_factor, limit, processes or min(2, cores), recipes)
+    demo = Demo(Path(out), console or Console(emoji=False), steps_factor, limit, processes or min(2, cores), recipes)
     demo.out.mkdir(parents=True, exist_ok=True)
     stages: tuple[tuple[str, Callable[[Demo], None]], ...] = (
         (
@@ -257,10 +258,10 @@ def chat(demo: Demo) -> None:
 
     image = demo.path("corpus", "eval", "test", "images", "7.png")
     conversation = Conversation(demo.path("tune"))
-    demo.console.print(f"image: {image}")
+    demo.console.print(f"image: {escape(image)}")
     for number, question in enumerate(QUESTIONS):
         answer = conversation.ask(question, images=[] if number else [image])
-        demo.console.print(f"  [bold]you[/]    {question}\n  [bold]kosmos[/] {answer}")
+        demo.console.print(f"  [bold]you[/]    {question}\n  [bold]kosmos[/] {escape(answer)}")
 
 
 def train(demo: Demo, name: str) -> None:

@@ -15,6 +15,7 @@ import torch
 from kosmos.cost import PEAKS, Cost, device_peak, encoded_bytes, model_cost
 from kosmos.loading import encoder_folder
 from kosmos.modalities import MODALITIES
+from kosmos.plain import escape
 from kosmos.tuning import attach
 from kosmos_data import DataConfig
 from kosmos_data.loader import rows_by_worker
@@ -123,8 +124,8 @@ def dry_run(config: TrainConfig, gpus: int, done: int = 0, utilisation: float = 
     table.add_row("memory", f"{sum(found.memory.values()) / 2**30:.2f} GiB a GPU")
     table.add_section()
     for name, value in _schedule(config, found, gpus, done, utilisation).items():
-        table.add_row(name, value)
-    Console().print(table)
+        table.add_row(escape(name), escape(value))
+    Console(emoji=False).print(table)
 
 
 def _schedule(config: TrainConfig, found: Plan, gpus: int, done: int, utilisation: float) -> dict[str, str]:

@@ -12,8 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
+from kosmos.plain import escape
 from kosmos.tuning import attach
 from kosmos_eval import results, tasks
 from kosmos_eval.evaluate import evaluate

@@ -32,7 +32,7 @@ class RunLog:
 
     def __init__(self, metrics: Path, config: LogConfig, total_steps: int, run_name: str, start_step: int) -> None:
         self.config, self.total = config, total_steps
-        self.console = Console(soft_wrap=True, highlight=False)
+        self.console = Console(emoji=False, soft_wrap=True, highlight=False)
         self._path = metrics
         self.tokens = cut_after(metrics, start_step)
         self._file: IO[str] = metrics.open("a", encoding="utf-8")

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from rich.markup import escape
 
 from kosmos.cost import Cost, device_peak
+from kosmos.plain import escape
 
 from . import checkpoint
 from .config import TrainConfig

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kosmos.plain import escape
+
 TASKS = "eval_tasks"
 
 
@@ -27,10 +29,20 @@ def read_metrics(run: str | Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"{run} is no run directory: {path} is missing")
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    rows = [json.loads(line) for line in lines if line.endswith("\n")]
+    rows = [_row(path, number, line) for number, line in enumerate(lines, start=1) if line.endswith("\n")]
     if not rows:
         raise ValueError(f"{path} holds no step yet")
     return rows
+
+
+def _row(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}:{number}: not valid JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{path}:{number}: a {type(row).__name__}, not what a step writes")
+    return row
 
 
 def read_all(runs: Sequence[str | Path]) -> dict[str, list[dict[str, Any]]]:
@@ -140,9 +152,9 @@ def score_table(runs: Sequence[str | Path]) -> Any:
     if not lines:
         raise ValueError(f"no task scores in {', '.join(map(str, runs))}; set eval.tasks and eval.tasks_every")
     names = sorted({name for _, _, scores in lines for name in scores})
-    shown = Table("run", "step", *names, box=SIMPLE)
+    shown = Table("run", "step", *map(escape, names), box=SIMPLE)
     for run, step, scores in lines:
-        shown.add_row(run, str(step), *(f"{scores[name]:.4f}" if name in scores else "–" for name in names))
+        shown.add_row(escape(run), str(step), *(f"{scores[name]:.4f}" if name in scores else "–" for name in names))
     return shown
 
 
@@ -161,7 +173,7 @@ def table(runs: Sequence[str | Path]) -> Any:
         wait = sum(row["seconds"] * row["data_wait"] for row in rows)
         held_out = [row["eval_loss"]["loss"] for row in rows if "eval_loss" in row]
         shown.add_row(
-            name,
+            escape(name),
             str(rows[-1]["step"]),
             f"{rows[-1]['tokens']:,}",
             f"{smooth([row['loss'] for row in rows], 20)[-1]:.4f}",
@@ -176,7 +188,6 @@ def table(runs: Sequence[str | Path]) -> Any:
 def main(argv: Sequence[str]) -> int:
     """The command ``kosmos runs``."""
     from rich.console import Console
-    from rich.markup import escape
 
     from kosmos.tables import show
 
@@ -192,7 +203,7 @@ def main(argv: Sequence[str]) -> int:
     scores = verbs.add_parser("scores", help="task scores measured during training, one line an evaluation")
     scores.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
     arguments = parser.parse_args(list(argv))
-    console = Console()
+    console = Console(emoji=False)
     if arguments.verb == "plot":
         out = plot(arguments.runs, arguments.out, arguments.against, arguments.window)
         console.print(f"wrote {escape(str(out))}")

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from PIL import Image
-from rich.markup import escape
+
+from kosmos.plain import escape
 
 from .config import SampleConfig
 from .engine import Engine

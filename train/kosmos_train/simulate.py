@@ -197,4 +197,4 @@ def _show(config: Any, run: Outline, arguments: argparse.Namespace, rates: Any, 
     table.add_row("assumed", f"{assumed}, images-per-row {arguments.images_per_row:g}; rows without padding")
     if others := [name for name in run.cost.unit_flops if name != "image"]:
         table.add_row("left out", f"what the encoders of {', '.join(others)} read")
-    Console().print(table)
+    Console(emoji=False).print(table)

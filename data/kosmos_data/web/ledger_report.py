@@ -16,6 +16,8 @@ from typing import Any
 
 from rich.table import Table
 
+from kosmos.plain import escape as plain
+
 from ..document import Document, Image
 from ..errors import BadSample
 from ..images import open_image
@@ -49,7 +51,8 @@ def table(ledger: Ledger) -> Table:
         for stage, reason, rule in ledger.dropped(kind):
             left -= rule.count
             share = f"{_share(rule.count, ledger.entered[kind]):.2%}"
-            shown.add_row(stage, reason, SOURCES.get(reason, ""), f"{rule.count:,}", share, f"{left:,}")
+            names = (plain(name) for name in (stage, reason, SOURCES.get(reason, "")))
+            shown.add_row(*names, f"{rule.count:,}", share, f"{left:,}")
         shown.add_row("", "[bold]out[/bold]", "", "", "", f"[bold]{ledger.kept[kind]:,}[/bold]", end_section=True)
     return shown
 

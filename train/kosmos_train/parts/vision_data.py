@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from rich.progress import Progress
 from torch import Tensor
 
+from kosmos.plain import escape
 from kosmos.processing_kosmos import KosmosProcessor
 from kosmos_data.document import Image, Text
 from kosmos_data.errors import BadSample
@@ -86,7 +87,7 @@ def read_pairs(config: VisionConfig, processor: KosmosProcessor, bars: Progress 
     corpora: list[int] = []
     for number, root in enumerate(config.shards):
         corpus, left_out = Corpus(root), Counter[str]()
-        task = bars.add_task(f"read {Path(root).name}", total=len(corpus), note="") if bars else None
+        task = bars.add_task(f"read {escape(Path(root).name)}", total=len(corpus), note="") if bars else None
         for index in range(len(corpus)):
             if bars and task is not None:
                 bars.update(task, completed=index + 1, note=f"{len(captions)} pairs")

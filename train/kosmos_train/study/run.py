@@ -206,7 +206,7 @@ def plan(study: StudyConfig, base: TrainConfig, folder: Path) -> tuple[list[Job]
 
 def run(study: StudyConfig, folder: Path, command: str = "", console: Console | None = None) -> dict[str, Any]:
     """Do what is not done, write the report, and return what it is made of."""
-    console = console or Console()
+    console = console or Console(emoji=False)
     base = load_base(study)
     folder.mkdir(parents=True, exist_ok=True)
     prepare(study, base, folder, console)
@@ -246,7 +246,7 @@ def conditions(study: StudyConfig, base: TrainConfig, command: str, date: str) -
 def main(argv: Sequence[str]) -> None:
     """``python -m kosmos_train.study CONFIG run=DIR [key=value …]``."""
     study, folder = parse_run("python -m kosmos_train.study", "Compare objectives.", StudyConfig, argv)
-    path, console = Path(folder), Console()
+    path, console = Path(folder), Console(emoji=False)
     run(study, path, " ".join(["python -m kosmos_train.study", *argv]), console)
     console.print(Markdown((path / "study.md").read_text(encoding="utf-8")))
     console.print(f"{path}: study.md, study.json, study-*.png")

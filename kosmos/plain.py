@@ -1,0 +1,39 @@
+"""Text of others on a terminal: shown as text, whatever it holds."""
+
+from __future__ import annotations
+
+LONGEST = 2000
+"""Characters of a message; what a file holds may be a megabyte."""
+
+
+def printable(text: str) -> str:
+    """``text`` without what moves a cursor, and without the halves of characters that odd bytes of a name become."""
+    whole = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace") if _is_whole(text) else _mended(text)
+    return "".join(
+        letter if letter.isprintable() or letter in "\n\t" else "\N{REPLACEMENT CHARACTER}" for letter in whole
+    )
+
+
+def one_line(text: str) -> str:
+    """A message in one printable line of at most :data:`LONGEST` characters."""
+    line = " ".join(printable(text[: 4 * LONGEST]).split())
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 2]} …"
+
+
+def _is_whole(text: str) -> bool:
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half of a pair that JSON spelled, and no byte of a name
+        return False
+    return True
+
+
+def _mended(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def escape(text: object) -> str:
+    """Any text as rich prints it unchanged: no ``[tag]`` in it is markup, and no sequence moves the cursor."""
+    from rich.markup import escape as without_markup
+
+    return without_markup(printable(str(text)))
