@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .configuration_kosmos import KosmosConfig
+from .modalities import IMAGE, MODALITIES
 
 
 def kosmos2_config(fields: dict[str, Any]) -> KosmosConfig:
@@ -65,7 +66,7 @@ def hf_kosmos2_fields(config: KosmosConfig) -> dict[str, Any]:
         "connector": (config.connector_config.kind, "xconnector"),
         "connector heads": (config.connector_config.num_heads or text.num_attention_heads, text.num_attention_heads),
         "coupling": (config.coupling, "input"),
-        "span encoder": (config.span_encoder_config, None),
+        **{f"{kind.name} encoder": (kind.described(config), None) for kind in MODALITIES.values() if kind is not IMAGE},
     }
     wrong = [f"{name} is {ours!r}, Kosmos-2 has {theirs!r}" for name, (ours, theirs) in has.items() if ours != theirs]
     if wrong:

@@ -30,7 +30,7 @@ from .entities import EntityOutput, RatingHead, read_entities
 from .generation import KosmosGenerationMixin
 from .initialization import init_embedding
 from .loss import TokenLoss, cross_entropy, shift, supervised
-from .modalities import IMAGE, MODALITIES, SPAN, Modality, input_names
+from .modalities import IMAGE, MODALITIES, Modality, input_names
 from .positions import count_positions
 from .rows import RowLayout, find_packing
 from .transformers_decoder import TransformersDecoder
@@ -128,13 +128,6 @@ class KosmosModel(KosmosPreTrainedModel):
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """Normalised pixels (I, 3, S, S) to unscaled decoder inputs (I, Q, D)."""
         return self.encode(IMAGE, pixel_values=pixel_values)
-
-    def get_span_features(self, span_input_ids: Tensor, span_attention_mask: Tensor | None = None) -> Tensor:
-        """Read spans (S, L), each with its BOS, and return unscaled decoder inputs.
-
-        They are (N, D), one for every other valid token, or (S, Q, D) of a span connector with Q queries.
-        """
-        return self.encode(SPAN, span_input_ids=span_input_ids, span_attention_mask=span_attention_mask)
 
     def encode(self, modality: Modality, **inputs: Tensor | None) -> Tensor:
         """Read inputs of one modality and return unscaled decoder inputs, (I, Q, D) or end to end (N, D).
@@ -331,9 +324,10 @@ class KosmosModel(KosmosPreTrainedModel):
         low, high = (int(bound) for bound in input_ids_BT.aminmax())
         size = self.decoder.embed_tokens.num_embeddings
         if low < 0 or high >= size:
+            tokens = {name: getattr(self.config, modality.token, None) for name, modality in MODALITIES.items()}
+            known = ", ".join(f"{name} {token}" for name, token in tokens.items() if token is not None)
             raise ValueError(
-                f"input_ids hold {low if low < 0 else high}, but the vocabulary is {size} "
-                f"(image placeholder {self.config.image_token_id}, span placeholder {self.config.span_token_id})"
+                f"input_ids hold {low if low < 0 else high}, but the vocabulary is {size} (placeholders: {known})"
             )
 
     def _positions_by_id(self, input_ids_BT: Tensor | None) -> Tensor | None:
@@ -435,10 +429,6 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
             raise ValueError(f"{path}: the model has no {MODALITIES[modality].config}, whose weights these would be")
         load_encoder_weights(encoder, path)
 
-    def load_span_weights(self, path: str | Path) -> None:
-        """Load the text encoder's weights from a local file or folder."""
-        load_encoder_weights(self.model.span_encoder, path)
-
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if module is getattr(self, "lm_head", None) and not self.config.tie_word_embeddings:
@@ -453,8 +443,6 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         pixel_values: Tensor | None = None,
-        span_input_ids: Tensor | None = None,
-        span_attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         shift_labels: Tensor | None = None,
         loss_weight: Tensor | None = None,
@@ -477,9 +465,6 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
             past_key_values: a transformers cache; one or many new tokens at a time.
             inputs_embeds: (B, T, D) unscaled, instead of ``input_ids``.
             pixel_values: (I, 3, S, S) normalised floats, images in the row-major order of their placeholders.
-            span_input_ids: (S, L) text spans in the row-major order of their placeholders, ids of the span encoder. The
-                tokens after the first of each span fill the placeholders one to one, or its Q queries do.
-            span_attention_mask: (S, L) with 0 on padding, which stands on the right; all tokens count by default.
             labels: (B, T) unshifted, -100 ignored, as everywhere in transformers.
             shift_labels: (B, T) already shifted: what each output must predict.
             loss_weight: (B, T) fp32 weight of each output's loss, 1 by default.
@@ -493,14 +478,16 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
             layout: what ``model.describe_rows`` found in these inputs while they were on the CPU, moved to the device:
                 nothing is asked of the device then (rows.py).
             kwargs: ``use_cache``, ``dummy_image`` (touch encoders that this batch leaves out, so that no rank waits
-                for a gradient), ``output_hidden_states``, ``output_attentions``, and inputs of further modalities.
+                for a gradient), ``output_hidden_states``, ``output_attentions``, and the inputs of other modalities
+                by the names that ``MODALITIES`` has: of text spans, ids and mask (S, L) of the text encoder.
 
         Raises:
             ValueError: anything that does not fit, naming both sides.
         """
         past_key_values = either(past_key_values, cache)
-        others = (inputs_embeds, pixel_values, span_input_ids, labels, shift_labels, document_ids, block_ids)
-        if past_key_values is not None and input_ids is not None and input_ids.shape[1] == 1 and others == (None,) * 7:
+        others = (inputs_embeds, pixel_values, labels, shift_labels, document_ids, block_ids)
+        single = past_key_values is not None and input_ids is not None and input_ids.shape[1] == 1
+        if single and others == (None,) * 6:
             logits = self._decode_step(
                 input_ids, attention_mask, position_ids, past_key_values, position_in_span, kwargs
             )
@@ -508,8 +495,7 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
                 return KosmosOutput(logits=logits, **named(past_key_values))
         outputs = self.model(
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, document_ids=document_ids,
-            block_ids=block_ids, position_in_span=position_in_span, pixel_values=pixel_values,
-            span_input_ids=span_input_ids, span_attention_mask=span_attention_mask, layout=layout, **kwargs,
+            block_ids=block_ids, position_in_span=position_in_span, pixel_values=pixel_values, layout=layout, **kwargs,
         )  # fmt: skip
         targets = shift(labels) if shift_labels is None and labels is not None else shift_labels
         if skip_logits is None:

@@ -402,6 +402,12 @@ class KosmosProcessor(ProcessorMixin):
             *tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"],
         ]
 
+    def encode_between_marks(self, text: str) -> list[int]:
+        """Ids of a text with the marks around it that an encoder of text was trained with; spelled marks are text."""
+        if self.span_tokenizer is None:
+            return [self.token_id(BOS), *self.encode_text(text), self.token_id(EOS)]
+        return self.span_tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"]
+
     @property
     def max_span_length(self) -> int | None:
         """Most tokens of a span that the text encoder reads, its begin token included; None: not known."""
