@@ -59,6 +59,7 @@ def hf_kosmos2_fields(config: KosmosConfig) -> dict[str, Any]:
         ValueError: Kosmos-2 has no such architecture.
     """
     text, vision = config.text_config, config.vision_config
+    others = {name: kind for name, kind in MODALITIES.items() if kind is not IMAGE}
     has = {
         "position_type": (text.position_type, "sinusoidal"),
         "vision backend": (vision.backend if vision else None, "clip"),
@@ -66,7 +67,7 @@ def hf_kosmos2_fields(config: KosmosConfig) -> dict[str, Any]:
         "connector": (config.connector_config.kind, "xconnector"),
         "connector heads": (config.connector_config.num_heads or text.num_attention_heads, text.num_attention_heads),
         "coupling": (config.coupling, "input"),
-        **{f"{kind.name} encoder": (kind.described(config), None) for kind in MODALITIES.values() if kind is not IMAGE},
+        **{f"{name} encoder": (kind.described(config) is not None, False) for name, kind in others.items()},
     }
     wrong = [f"{name} is {ours!r}, Kosmos-2 has {theirs!r}" for name, (ours, theirs) in has.items() if ours != theirs]
     if wrong:

@@ -29,7 +29,7 @@ from .grounding import (
 )
 from .modalities import MODALITIES, Modality
 from .modality import Reader
-from .segments import Encoded, Entity, Image, Persona, Placed, Segment, Span, Text, Token, modality_name
+from .segments import WRITTEN, Encoded, Entity, Image, Persona, Placed, Segment, Span, Text, Token, modality_name
 from .tokenization_kosmos import BOS, ENTITY_BEGIN, ENTITY_END, EOS, ESCAPE, IMAGE_END, encode_text
 
 
@@ -103,7 +103,7 @@ class SegmentWriter:
         except (TypeError, ValueError) as error:
             raise ValueError(str(error)) from error
         return [
-            {"type": "entity", "entity": part} if isinstance(part, Entity) else {"type": "span", "text": part.text}
+            {"type": (kind := modality_name(part)), **({"text": part.text} if kind in WRITTEN else {kind: part})}
             for part in parts
         ]
 

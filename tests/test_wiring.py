@@ -22,24 +22,24 @@ NAMES_IT = {
 # Fields, arguments, attributes, keys and tokens of the modality. Documents and prompts are made of segments everywhere:
 # that some part of the library makes a ``Span`` is no wiring.
 WIRING = re.compile(
-    r"\bspan\b|SPAN|SPAN_(SLOT|BEGIN)|num_span_tokens|\w*SpanEncoder\w*|(encode|load|max|get)_span\w*"
-    r"|span_(encoder|connector|token|input_ids|attention_mask|weights|slot|queries)\w*"
+    r"SPAN|SPAN_(SLOT|BEGIN)|num_span_tokens|\w*SpanEncoder\w*|(encode|load|max|get)_span\w*"
+    r"|span_(encoder|connector|input|attention|weights|slot|tokens|tokenizer|token_)\w*"
 )
 
 
 def strings_and_names(tree: ast.AST) -> Iterator[str]:
-    """Identifiers, and strings that are no docstrings, of a module."""
+    """Identifiers, and strings that are no docstrings, of a module; the string "span" as the constant."""
     docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
-            yield node.value
+            yield "SPAN" if node.value == "span" else node.value
         elif isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.alias)):
             yield node.name
         elif isinstance(node, (ast.arg, ast.keyword)):
             yield node.arg or ""
         elif isinstance(node, ast.Attribute):
             yield node.attr
-        elif isinstance(node, ast.Name) and node.id not in ("span", "spans"):  # a stretch of whatever
+        elif isinstance(node, ast.Name):
             yield node.id
 
 
