@@ -47,7 +47,8 @@ def test_few_files_name_text_spans() -> None:
     found = set()
     for package in ("kosmos", "data/kosmos_data", "train/kosmos_train", "eval/kosmos_eval"):
         for path in (ROOT / package).rglob("*.py"):
-            names = strings_and_names(ast.parse(path.read_text(encoding="utf-8")))
+            text = path.read_text(encoding="utf-8")
+            names = strings_and_names(ast.parse(text)) if "span" in text.lower() else ()
             if any(WIRING.fullmatch(name) for name in names):
                 found.add(path.relative_to(ROOT).as_posix())
     html = "data/kosmos_data/web/html/html_reader.py"  # there it is an element of a page
