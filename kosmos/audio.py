@@ -176,5 +176,6 @@ AUDIO = Modality(
     smallest=_silence,
     units=lambda inputs: len(inputs["audio_features"]),
     unit="sound",
+    about=lambda config: "An encoder reads sounds.",
     reader=AudioReader,
 )

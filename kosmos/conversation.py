@@ -20,7 +20,7 @@ from .grounding import draw_boxes, read_answer, to_picture
 from .loading import find_model, load
 from .media import file_bytes
 from .pictures import as_data_uri, on_white, open_picture, upright
-from .segments import SEGMENTS, Audio, Phrase, Span, TooLong, modality_name
+from .segments import SEGMENTS, WRITTEN, Audio, Phrase, Span, TooLong, modality_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -200,7 +200,7 @@ class Conversation:
     ) -> list[Part]:
         """Return the parts of a message that puts a question; arguments and errors are those of :meth:`ask`."""
         spans = [context] if isinstance(context, str) else list(context)
-        if spans and self.model.config.span_encoder_config is None:
+        if spans and not self._reads(modality_name(Span(""))):
             raise ValueError("a context was given, but this model has no text encoder; write it into the question")
         given = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
         asked = list(question) if isinstance(question, (list, tuple)) else [question]
@@ -213,7 +213,7 @@ class Conversation:
             self._refuse_blind()
         return [
             *(self._part(image) for image in given),
-            *({"type": "span", "text": text} for text in spans),
+            *(self._part(Span(text)) for text in spans),
             *({"type": "text", "text": part} if isinstance(part, str) else self._part(part) for part in asked),
         ]
 
@@ -282,8 +282,7 @@ class Conversation:
     def _read_persona(self, persona: Mapping[str, str | list[str]]) -> list[Part]:
         """The parts of a message that say who answers; ValueError where this model cannot read them."""
         parts = self.processor.persona_message(persona)
-        lacks = {"entity": self.model.config.entity_config, "span": self.model.config.span_encoder_config}
-        if any(lacks[part["type"]] is None for part in parts):
+        if not all(self._reads(part["type"]) for part in parts):
             raise ValueError(
                 "a persona was given, but this model was not trained with personas; write it as system text"
             )
@@ -297,7 +296,7 @@ class Conversation:
         if not isinstance(given, tuple(SEGMENTS.values())):
             return {"type": "image", "image": open_picture(given)}
         kind, segment = modality_name(given), self.readable(given)
-        return {"type": kind, "text": segment.text} if isinstance(segment, Span) else {"type": kind, kind: segment}
+        return {"type": kind, "text": segment.text} if kind in WRITTEN else {"type": kind, kind: segment}
 
     def readable(self, segment: Any) -> Any:
         """Return a segment with the bytes of its files.
@@ -306,13 +305,17 @@ class Conversation:
             ValueError: the model has no encoder that reads it.
             FileNotFoundError: no such file.
         """
-        from .modalities import MODALITIES  # it imports torch
-
         kind = modality_name(segment)
-        if getattr(self.model.config, MODALITIES[kind].connector_config, None) is None:
+        if not self._reads(kind):
             raise ValueError(f"{kind} was given, but this model has no encoder of it; ask without")
         files, what = getattr(segment, "files", ()), "picture" if kind == "fused" else kind
         return replace(segment, **{name: file_bytes(getattr(segment, name), what) for name in files})
+
+    def _reads(self, kind: str) -> bool:
+        """Whether the model has an encoder of this modality."""
+        from .modalities import MODALITIES  # it imports torch
+
+        return MODALITIES[kind].described(self.model.config) is not None
 
     def take(self, path: Path, kind: str | None = None) -> Any:
         """Read a file for the next question: a picture, or a segment of another kind.
@@ -399,7 +402,7 @@ def _parts_of(message: dict[str, Any]) -> list[Part]:
 
 
 def _exported(part: Part) -> Part:
-    if part["type"] in ("text", "span"):
+    if part["type"] in WRITTEN:
         return part
     if part["type"] != "image":
         return {"type": part["type"], part["type"]: _plain(part[part["type"]])}
@@ -407,7 +410,7 @@ def _exported(part: Part) -> Part:
 
 
 def _html_part(part: Part) -> str:
-    if part["type"] in ("text", "span"):
+    if part["type"] in WRITTEN:
         return html.escape(part["text"])
     if part["type"] != "image":
         return _played(part["type"], part[part["type"]])

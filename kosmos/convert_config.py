@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .configuration_kosmos import KosmosConfig
+from .modalities import IMAGE, MODALITIES
 
 
 def kosmos2_config(fields: dict[str, Any]) -> KosmosConfig:
@@ -58,6 +59,7 @@ def hf_kosmos2_fields(config: KosmosConfig) -> dict[str, Any]:
         ValueError: Kosmos-2 has no such architecture.
     """
     text, vision = config.text_config, config.vision_config
+    others = {name: kind for name, kind in MODALITIES.items() if kind is not IMAGE}
     has = {
         "position_type": (text.position_type, "sinusoidal"),
         "vision backend": (vision.backend if vision else None, "clip"),
@@ -65,7 +67,7 @@ def hf_kosmos2_fields(config: KosmosConfig) -> dict[str, Any]:
         "connector": (config.connector_config.kind, "xconnector"),
         "connector heads": (config.connector_config.num_heads or text.num_attention_heads, text.num_attention_heads),
         "coupling": (config.coupling, "input"),
-        "span encoder": (config.span_encoder_config, None),
+        **{f"{name} encoder": (kind.described(config) is not None, False) for name, kind in others.items()},
     }
     wrong = [f"{name} is {ours!r}, Kosmos-2 has {theirs!r}" for name, (ours, theirs) in has.items() if ours != theirs]
     if wrong:

@@ -155,7 +155,7 @@ class Pair(NamedTuple):
 
 def _payload(processor: Any, fused: Any) -> Pair:
     reader = processor.reader("fused")
-    ids = _write_text(processor, fused.words)
+    ids = processor.encode_between_marks(fused.words)
     if len(ids) > reader.max_length:
         raise TooLong(
             f"the text {fused.words[:40]!r} has {len(ids)} tokens, its encoder reads {reader.max_length}; shorten it"
@@ -166,14 +166,6 @@ def _payload(processor: Any, fused: Any) -> Pair:
     except (ValueError, OSError) as error:
         raise BrokenPicture(f"the picture of a fused segment cannot be read: {error}") from error
     return Pair(reader.image_processor.normalize(pixels_3HH[None])[0].numpy(), np.array(ids, dtype=np.int32))
-
-
-def _write_text(processor: Any, words: str) -> list[int]:
-    """Ids with the marks around a text that the encoder was trained with; special tokens spelled in it are text."""
-    tokenizer = processor.span_tokenizer
-    if tokenizer is None:
-        return [processor.token_id("<s>"), *processor.encode_text(words), processor.token_id("</s>")]
-    return tokenizer(words, split_special_tokens=True, verbose=False)["input_ids"]
 
 
 def _stack(pairs: Sequence[Pair]) -> dict[str, Tensor]:
@@ -238,5 +230,6 @@ FUSED = Modality(
     index=_check,
     units=lambda inputs: len(inputs["fused_input_ids"]),
     unit="image with text",
+    about=lambda config: "An encoder reads a picture and a text together.",
     reader=FusedReader,
 )

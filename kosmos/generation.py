@@ -141,7 +141,8 @@ class KosmosGenerationMixin(GenerationMixin):
         step = _STEP.get()
         if not isinstance(step, DecodeStep) or step.decoder is not self.model.decoder:
             return None
-        if any(value for name, value in options.items() if name not in ("use_cache", "return_dict")):
+        asked = [value for name, value in options.items() if name not in ("use_cache", "return_dict")]
+        if any(torch.is_tensor(value) or value for value in asked):
             return None
         embeds_BD = step.decoder.embed_tokens(input_ids)[:, 0]
         return self.lm_head(step(embeds_BD, position_ids, attention_mask, cache, position_in_span))[:, None]

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .segments import SEGMENTS
 from .suggest import suggest
 
 SIZES: dict[str, tuple[int, int]] = {
@@ -32,8 +33,7 @@ SIZES: dict[str, tuple[int, int]] = {
     "num_heads": (1, 1 << 12),
     "head_dim": (1, 1 << 14),
     "depth": (1, 1000),
-    "num_image_tokens": (1, 1 << 14),
-    "num_span_tokens": (1, 1 << 14),
+    **{f"num_{modality}_tokens": (1, 1 << 14) for modality in SEGMENTS},
     "num_frames": (1, 1 << 12),
     "input_shape": (1, 1 << 23),
     "train_last_blocks": (0, 1000),

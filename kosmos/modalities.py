@@ -118,6 +118,11 @@ def _span_tokens(inputs: Inputs) -> int:
     return inputs["span_input_ids"].numel() if mask_SL is None else int(mask_SL.sum())
 
 
+def _known_entities(config: Any) -> str:
+    known = ", ".join(f"{size:,} of the kind {kind}" for kind, size in config.entity_config.kinds.items())
+    return f"It knows entities, each in one place: {known}."
+
+
 IMAGE = Modality(
     name="image",
     inputs=("pixel_values",),
@@ -135,6 +140,10 @@ IMAGE = Modality(
     places=_image_places,
     smallest=_black_image,
     units=lambda inputs: len(inputs["pixel_values"]),
+    size="num_image_tokens",
+    plural="images",
+    logged="images",
+    about=lambda config: f"A vision encoder reads pictures, each of which takes {config.num_image_tokens} places.",
 )
 SPAN = Modality(
     name="span",
@@ -156,6 +165,11 @@ SPAN = Modality(
     unit="span token",
     units=_span_tokens,
     index=_valid_span_tokens,
+    size="num_span_tokens",
+    tokenizer="span_tokenizer",
+    plural="text spans",
+    logged="span_tokens",
+    about=lambda config: "A bidirectional encoder reads the stretches of text that are marked as spans.",
 )
 ENTITY = Modality(
     name="entity",
@@ -174,8 +188,16 @@ ENTITY = Modality(
     places=lambda config, inputs: [1] * len(inputs["entity_ids"]),
     smallest=lambda config, device: {"entity_ids": torch.zeros(1, dtype=torch.long, device=device)},
     units=lambda inputs: len(inputs["entity_ids"]),
+    plural="entities",
+    logged="entities",
+    about=_known_entities,
 )
 MODALITIES: dict[str, Modality] = {modality.name: modality for modality in (IMAGE, SPAN, ENTITY, AUDIO, VIDEO, FUSED)}
+
+
+def text_encoder(config: Any) -> Modality | None:
+    """Return the modality whose encoder reads text alone, if the model that ``config`` describes has one."""
+    return next((kind for kind in MODALITIES.values() if kind.tokenizer and kind.described(config) is not None), None)
 
 
 def input_names() -> set[str]:

@@ -63,6 +63,12 @@ class Modality:
         index: finds in inputs on the CPU, by the encoder, what ``read`` would have to ask a device for, as further
             arguments of it; None: nothing. ValueError for inputs that the encoder would refuse.
         reader: class of the processor's settings for this modality, see ``Reader``; None: it has none.
+        size: field of config and processor that holds the places of one input; None: places are told in another way.
+        tokenizer: attribute of the processor that holds the encoder's own tokenizer, None there if it reads the
+            decoder's tokens; None here: the encoder reads no text alone.
+        plural: what several inputs are called; None: ``name``.
+        logged: name of the count of units in a run's metrics; None: it is not logged.
+        about: says in a sentence, by the config, what the encoder reads, for a model card; None: nothing.
     """
 
     name: str
@@ -85,11 +91,20 @@ class Modality:
     unit: str | None = None
     index: Callable[[Any, Inputs], dict[str, Tensor]] | None = None
     reader: type[Reader] | None = None
+    size: str | None = None
+    tokenizer: str | None = None
+    plural: str | None = None
+    logged: str | None = None
+    about: Callable[[Any], str] | None = None
 
     @property
     def mark(self) -> str:
         """What stands for one input in the text of a prompt: the mark before it, or else its placeholder."""
         return self.marks[0] or self.marks[1]
+
+    def described(self, config: Any) -> Any:
+        """Return what a config, or its fields as a mapping, says of the encoder; None: the model has none."""
+        return config.get(self.config) if isinstance(config, Mapping) else getattr(config, self.config, None)
 
     def given(self, inputs: Inputs) -> dict[str, Tensor]:
         """Return those of ``inputs`` that are this modality's and are there; empty: this batch has none of it."""

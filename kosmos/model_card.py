@@ -119,8 +119,9 @@ def _kind(checkpoint: Path) -> str:
 
 
 def _what(checkpoint: Path, kind: str) -> str:
-    """The model in sentences: sizes, and what reads pictures, spans, sounds, videos and entities."""
+    """The model in sentences: sizes, and what its encoders read."""
     from .configuration_kosmos import KosmosConfig
+    from .modalities import MODALITIES
 
     count = f"{_count(checkpoint):,}"
     if kind == "adapter":
@@ -133,20 +134,8 @@ def _what(checkpoint: Path, kind: str) -> str:
         f"A KOSMOS-1 / MetaLM model of {count} parameters: a causal decoder of {text.num_hidden_layers} layers, "
         f"width {text.hidden_size}, vocabulary {text.vocab_size:,}."
     ]
-    if config.vision_config is not None:
-        lines.append(f"A vision encoder reads pictures, each of which takes {config.num_image_tokens} places.")
-    if config.span_encoder_config is not None:
-        lines.append("A bidirectional encoder reads the stretches of text that are marked as spans.")
-    if config.audio_connector_config is not None:
-        lines.append("An encoder reads sounds.")
-    video: Any = config.video_connector_config
-    if video is not None:
-        lines.append(f"The vision encoder reads up to {video.num_frames} frames of a video, too.")
-    entities: Any = config.entity_config
-    if entities is not None:
-        known = ", ".join(f"{size:,} of the kind {kind}" for kind, size in entities.kinds.items())
-        lines.append(f"It knows entities, each in one place: {known}.")
-    return " ".join(lines)
+    kinds = [kind for kind in MODALITIES.values() if kind.about is not None and kind.described(config) is not None]
+    return " ".join([*lines, *(kind.about(config) for kind in kinds if kind.about is not None)])
 
 
 def _adapter(described: Mapping[str, Any], count: str) -> str:

@@ -119,6 +119,8 @@ class Image:
 class Span:
     """A stretch of text that the bidirectional text encoder reads in the decoder's place (MetaLM, section 2.1)."""
 
+    marks: ClassVar[tuple[str, str]] = ("<span>", "</span>")
+    """Around it in the text of a prompt; they are not written."""
     text: str
 
     def __post_init__(self) -> None:
@@ -236,6 +238,10 @@ Each is a dataclass, whose first field stands under that key, others beside it b
 their defaults. Fields that ``files`` names are bytes of files, which lie beside a document's JSON. The segment of a
 further modality is put here, beside its entry in ``MODALITIES``.
 """
+
+
+WRITTEN = ("text", *(name for name, kind in SEGMENTS.items() if list(kind.__dataclass_fields__) == ["text"]))
+"""Types of a message's parts that are text, under the key ``text``."""
 
 
 def modality_name(segment: Any) -> str:

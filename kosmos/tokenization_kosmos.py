@@ -28,11 +28,12 @@ from transformers import PreTrainedTokenizerFast
 
 from .grounding import TOKENS as GROUNDING_TOKENS
 from .optional import needed
+from .segments import Span
 
 BOS, PAD, EOS, UNK = "<s>", "<pad>", "</s>", "<unk>"
 MASK, DOCUMENT_END, IMAGE_BEGIN, IMAGE_END = "<mask>", "</doc>", "<image>", "</image>"
 CHUNK_END, LINE_END = "</chunk>", "</line>"
-IMAGE_SLOT, SPAN_BEGIN, SPAN_END, SPAN_SLOT = "<image_slot>", "<span>", "</span>", "<span_slot>"
+IMAGE_SLOT, SPAN_BEGIN, SPAN_END, SPAN_SLOT = "<image_slot>", *Span.marks, "<span_slot>"
 KOSMOS1_TOKENS = (MASK, DOCUMENT_END, IMAGE_BEGIN, IMAGE_END, CHUNK_END, LINE_END)
 ENTITY_BEGIN, ENTITY_END, ENTITY_SLOT = "<entity>", "</entity>", "<entity_slot>"
 ENTITY_TOKENS = (ENTITY_BEGIN, ENTITY_END, ENTITY_SLOT)

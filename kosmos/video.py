@@ -100,5 +100,8 @@ VIDEO = Modality(
     typical=lambda config, device: _black(config, config.video_connector_config.num_frames, device),
     units=_count_frames,
     unit="frame",
+    about=lambda config: (
+        f"The vision encoder reads up to {config.video_connector_config.num_frames} frames of a video, too."
+    ),
     reader=VideoReader,
 )

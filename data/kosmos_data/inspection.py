@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from kosmos.processing_kosmos import KosmosProcessor
 
 _LONGEST_TEXT = 600
-_MANY = {"span": "text spans", "entity": "entities"}
-"""What several segments of a modality are called, where that is not its name."""
 
 
 def corpora_below(path: str) -> list[Corpus]:
@@ -64,11 +62,13 @@ def kind_of(document: Document) -> str:
 
     Of a persona, and of what further encoders read, its name: ``with audio``.
     """
+    from kosmos.modalities import MODALITIES  # it imports torch
+
     if any(isinstance(segment, Persona) for segment in document.segments):
         return "with a persona"
     kinds = [modality_name(segment) for segment in document.segments if not isinstance(segment, (Text, Image))]
     if kinds:
-        return f"with {_MANY.get(kinds[0], kinds[0])}"
+        return f"with {MODALITIES[kinds[0]].plural or kinds[0]}"
     images = len(document.images)
     if images == 1:
         return "pair" if len(document.segments) <= 2 else "one image, several texts"

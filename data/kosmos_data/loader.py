@@ -15,6 +15,8 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from kosmos.modalities import MODALITIES
+
 from .batch import StepBatch, collate, count_inputs, statistics
 from .config import FREE_AT_RESUME, DataConfig, validate
 from .lane import Lane, LaneState, Source
@@ -80,7 +82,8 @@ def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def identity(config: DataConfig, sources: Sequence[Source], processor: KosmosProcessor) -> dict[str, Any]:
     """Everything that decides which rows come; a state may only be used with the same."""
-    span_tokenizer = processor.span_tokenizer
+    own = {kind.tokenizer: getattr(processor, kind.tokenizer) for kind in MODALITIES.values() if kind.tokenizer}
+    sizes = {kind.size: getattr(processor, kind.size) for kind in MODALITIES.values() if kind.size}
     resolved = ("sources", "lanes")
     settings = {name: value for name, value in asdict(config).items() if name not in (*FREE_AT_RESUME, *resolved)}
     return settings | {
@@ -90,10 +93,9 @@ def identity(config: DataConfig, sources: Sequence[Source], processor: KosmosPro
         ],
         "corpora": {source.name: source.corpus.fingerprint for source in sources},
         "tokenizer": _hash(processor.tokenizer.get_vocab()),
-        "span_tokenizer": None if span_tokenizer is None else _hash(span_tokenizer.get_vocab()),
+        **{name: None if tokenizer is None else _hash(tokenizer.get_vocab()) for name, tokenizer in own.items()},
         "images": _hash(processor.image_processor.to_dict()),
-        "image_tokens": processor.num_image_tokens,
-        **({} if processor.num_span_tokens is None else {"span_tokens": processor.num_span_tokens}),
+        **{name.removeprefix("num_"): places for name, places in sizes.items() if places is not None},
         **({} if processor.entities is None else {"entities": _hash(processor.entities)}),
         **({} if processor.personas == "entities" else {"personas": processor.personas}),
     }

@@ -28,7 +28,8 @@ from .items import Item, content_hash, stable_hash
 from .tasks import CANDIDATE, CONTEXTS, IMAGE_MARK, IMAGES_MARK, RATIONALE, Task
 
 Segment = str | Path | Span | Token  # text, an image file, encoded text, a special token
-_MARKS = re.compile(f"({IMAGE_MARK}|<span>.*?</span>)", re.DOTALL)
+_ENCODED, _ENCODED_END = Span.marks
+_MARKS = re.compile(f"({IMAGE_MARK}|{_ENCODED}.*?{_ENCODED_END})", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -236,8 +237,8 @@ def _fill(
     for piece in _MARKS.split(template):
         if piece == IMAGE_MARK:
             segments.append(next(pictures))
-        elif piece.startswith("<span>"):
-            segments.append(Span(_format(task, item, piece[len("<span>") : -len("</span>")], fields)))
+        elif piece.startswith(_ENCODED):
+            segments.append(Span(_format(task, item, piece[len(_ENCODED) : -len(_ENCODED_END)], fields)))
         elif piece:
             segments.append(_format(task, item, piece, fields))
     return segments
@@ -256,7 +257,7 @@ def _shown(segment: Segment) -> str:
     if isinstance(segment, Path):
         return IMAGE_MARK
     if isinstance(segment, Span):
-        return f"<span>{segment.text}</span>"
+        return f"{_ENCODED}{segment.text}{_ENCODED_END}"
     return segment.text if isinstance(segment, Token) else segment
 
 

@@ -27,7 +27,7 @@ from kosmos.grounding import read_answer
 from kosmos.modalities import IMAGE, MODALITIES, Modality, normalize_pixels
 from kosmos.modeling_kosmos import KosmosModel
 from kosmos.sampling import Forbid, Picker, Place, write
-from kosmos.segments import Encoded, Image, Phrase, Span, Text
+from kosmos.segments import Encoded, Image, Phrase, Text
 
 from .items import content_hash
 from .prompts import Prompt, Segment
@@ -133,10 +133,11 @@ class Runner:
         return [stage for stage in [*stages, current] if stage.ids]
 
     def _stage(self, segment: Segment) -> Stage:
-        if isinstance(segment, Span) and self.model.config.span_token_id is None:
-            raise ValueError(f"the prompt has a span ({segment.text[:40]!r}), but the model has no text encoder for it")
         encoded, pieces = self._encode(segment), []
         for placed in encoded.placed:
+            if MODALITIES[placed.modality].described(self.model.config) is None:
+                lacks = "text encoder" if MODALITIES[placed.modality].tokenizer else f"encoder of {placed.modality}"
+                raise ValueError(f"the prompt holds {str(segment)[:60]!r}, but the model has no {lacks} for it")
             payload = placed.payload
             parts = payload if isinstance(payload, tuple) else (payload,)
             own = content_hash(payload) if isinstance(payload, Path) else b"".join(map(_bytes_of, parts))

@@ -237,7 +237,7 @@ def real(objective_processor: KosmosProcessor) -> tuple[KosmosForConditionalGene
         span_token_id=processor.span_slot_id,
     )
     model = KosmosForConditionalGeneration(config).eval()
-    model.load_span_weights(folder)
+    model.load_weights("span", folder)
     return model, processor
 
 

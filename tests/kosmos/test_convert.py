@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, Kosmos2Config, Kosmos2ForConditionalGeneration
 
-from kosmos import KosmosForConditionalGeneration
+from kosmos import KosmosConfig, KosmosForConditionalGeneration
 from kosmos.cli import main
 from kosmos.convert import from_torchscale
+from kosmos.convert_config import hf_kosmos2_fields
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "kosmos" / "torchscale"
 GOLDEN = FIXTURES / "subln_xpos"
@@ -228,3 +229,18 @@ def test_only_kosmos2_architectures_become_kosmos2(build, tmp_path, capsys) -> N
     message = capsys.readouterr().err
     assert "position_type is 'xpos', Kosmos-2 has 'sinusoidal'" in message
     assert "vision backend is 'open_clip', Kosmos-2 has 'clip'" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("span", {"span_encoder_config": {"model_config": {"model_type": "bert"}}, "span_token_id": 65}),
+        ("entity", {"entity_config": {"kinds": {"user": 3}}, "entity_token_id": 66}),
+        ("video", {"video_connector_config": {}, "video_token_id": 67}),
+    ],
+)
+def test_no_encoder_is_left_out_in_silence(name: str, fields: dict) -> None:
+    """Kosmos-2 reads images: a model that reads more is not written as one."""
+    config = KosmosConfig.preset("kosmos-2", **fields)
+    with pytest.raises(ValueError, match=f"{name} encoder is True, Kosmos-2 has False"):
+        hf_kosmos2_fields(config)

@@ -17,6 +17,7 @@ from kosmos import KosmosForConditionalGeneration
 from kosmos.configuration_kosmos import KosmosSpanEncoderConfig, KosmosVisionConfig
 from kosmos.encoder_weights import load_encoder_weights
 from kosmos.encoders import SpanEncoder, build_vision_tower
+from kosmos.modalities import SPAN
 
 CLIP = {
     "embed_dim": 32,
@@ -262,7 +263,7 @@ def test_span_features_land_in_their_places(build, ids) -> None:
     spans = torch.randint(0, 50, (3, 6))
     mask = torch.tensor([[1, 1, 1, 1, 1, 0], [1, 1, 1, 0, 0, 0], [1] * 6])
     logits = model(input_ids=ids, span_input_ids=spans, span_attention_mask=mask).logits
-    features = model.model.get_span_features(spans, mask)
+    features = model.model.encode(SPAN, span_input_ids=spans, span_attention_mask=mask)
     embeds = model.get_input_embeddings()(ids.clamp(max=96)).clone()
     embeds[0, 3:7], embeds[0, 20:22], embeds[1, 8:13] = features[:4], features[4:6], features[6:]
     torch.testing.assert_close(logits, model(inputs_embeds=embeds).logits)

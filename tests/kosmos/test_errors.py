@@ -103,7 +103,10 @@ def test_configs(fields: dict, message: str) -> None:
             "KosmosConnectorConfig has no field 'queries'; did you mean 'num_queries'",
         ),
         ({"visions": None}, "KosmosConfig has no field 'visions'; did you mean 'vision_config'"),
-        ({"layers": 3}, "KosmosConfig has no field 'layers'; there are: audio_config, audio_connector_config"),
+        (
+            {"layers": 3},
+            "KosmosConfig has no field 'layers'; there are: audio_config, audio_connector_config, audio_token_id, boi_token_id, connector_config",
+        ),
     ],
 )
 def test_mistyped_fields(fields: dict, message: str) -> None:

@@ -11,6 +11,7 @@ from transformers import AutoProcessor
 from kosmos import Conversation, KosmosConfig, KosmosForConditionalGeneration, KosmosProcessor
 from kosmos.configuration_kosmos import KosmosConnectorConfig
 from kosmos.connectors import build_connector
+from kosmos.modalities import SPAN
 
 QUERIES = 3
 
@@ -72,7 +73,7 @@ def test_a_span_is_read_as_if_alone(model, with_places) -> None:
     batch = with_places(text=[short, long], return_tensors="pt", padding=True)
     alone = with_places(text=short, return_tensors="pt")
     names = ("span_input_ids", "span_attention_mask")
-    together, single = (model.model.get_span_features(**{n: x[n] for n in names}) for x in (batch, alone))
+    together, single = (model.model.encode(SPAN, **{n: x[n] for n in names}) for x in (batch, alone))
     assert together.shape == (2, QUERIES, 32)
     torch.testing.assert_close(together[:1], single, atol=1e-5, rtol=1e-5)
     logits = model(**batch).logits

@@ -6,7 +6,8 @@ in ``DIR/config.yaml``. The DeepSpeed JSON is generated from here (``engine.deep
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from kosmos.tuning.settings import Tuning
@@ -25,6 +26,10 @@ class DecoderConfig:
     """Branch, tag or commit on the hub."""
     grounding: bool = False
     """Append KOSMOS-2's tokens for phrases and boxes to the tokenizer."""
+
+
+WEIGHTS = {"image": "vision_weights", "span": "span_weights"}
+"""Modality → the setting that names its encoder's weights; ``encoder_weights`` has the others."""
 
 
 @dataclass
@@ -60,14 +65,25 @@ class ModelConfig:
     """torch.compile each decoder block. For GPUs: on a CPU every new layout of a packed row would be compiled anew."""
 
     @property
-    def tower_weights(self) -> str | None:
-        """``vision_weights`` where they name a file or folder."""
-        return None if self.vision_weights == "random" else self.vision_weights
+    def named_weights(self) -> dict[str, str]:
+        """Modality → weights of its encoder, where they name a file or folder."""
+        given = {**{name: getattr(self, field) for name, field in WEIGHTS.items()}, **self.encoder_weights}
+        return {name: where for name, where in given.items() if where is not None and where != "random"}
 
     @property
-    def named_weights(self) -> dict[str, str]:
-        """Those of ``encoder_weights`` that name a file or folder."""
-        return {name: where for name, where in self.encoder_weights.items() if where != "random"}
+    def has_text_encoder(self) -> bool:
+        """Whether ``overrides`` describe a bidirectional text encoder."""
+        return "span_encoder_config" in self.overrides
+
+    def read_text(self, weights: Path, model_config: dict[str, Any]) -> None:
+        """Take a text encoder of one's own: its weights, and what its transformers config says."""
+        described = self.overrides.get("span_encoder_config", {})
+        self.overrides = {**self.overrides, "span_encoder_config": {**described, "model_config": model_config}}
+        self.span_weights = str(weights)
+
+    def started_from(self, checkpoint: Path) -> ModelConfig:
+        """Return the same settings for a run that starts from a checkpoint of a model that is made."""
+        return replace(self, preset=None, checkpoint=str(checkpoint), overrides={}, span_weights=None)
 
 
 @dataclass

@@ -92,9 +92,8 @@ def _look_ahead(config: TrainConfig, processor: Any) -> None:
     """What the run would only miss after its start: weights, tasks, sample pictures, trackers' packages."""
     from kosmos.encoder_weights import find_weights
 
-    for weights in (config.model.tower_weights, config.model.span_weights, *config.model.named_weights.values()):
-        if weights is not None:
-            find_weights(encoder_folder(weights))
+    for weights in config.model.named_weights.values():
+        find_weights(encoder_folder(weights))
     if config.eval.tasks_every:
         from .evaluation import check_tasks
 

@@ -17,6 +17,7 @@ from typing import IO, Any
 from rich.console import Console
 
 from kosmos.atomic import write_atomically
+from kosmos.modalities import MODALITIES
 
 from .config import LogConfig
 from .engine import StepResult
@@ -53,9 +54,7 @@ class RunLog:
             "loss_exposure": round(result.supervised / max(1, result.tokens), 4),
             "source_loss": result.source_loss,
             "source_tokens": result.source_tokens,
-            "images": result.encoded["image"],
-            "span_tokens": result.encoded["span"],
-            **({"entities": result.encoded["entity"]} if result.encoded["entity"] else {}),
+            **_encoded(result),
             "lr": rate,
             "grad_norm": result.grad_norm,
             **({"part_norms": result.part_norms} if result.part_norms else {}),
@@ -180,3 +179,10 @@ def _duration(seconds: float) -> str:
     if seconds < 86400:
         return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
     return f"{seconds // 86400}d{seconds % 86400 // 3600:02d}h"
+
+
+def _encoded(result: StepResult) -> dict[str, int]:
+    """What the encoders read, by the names that rows of metrics have; entities only where there are some."""
+    found = {kind.logged: result.encoded[name] for name, kind in MODALITIES.items() if kind.logged}
+    always = {kind.logged for kind in MODALITIES.values() if kind.size}
+    return {name: count for name, count in found.items() if count or name in always}

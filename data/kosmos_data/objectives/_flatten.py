@@ -108,7 +108,7 @@ def write(
     try:
         encoded = processor.encode(_as_seen(segments, processor), skip_empty=True)
     except TooLong as error:
-        raise BadSample(errors.SPAN_TOO_LONG, f"{key}: {error}") from error
+        raise BadSample(errors.ENCODED_TOO_LONG, f"{key}: {error}") from error
     except Unreadable as error:
         reason = errors.IMAGE_BROKEN if isinstance(error, BrokenPicture) else errors.UNREADABLE
         raise BadSample(reason, f"{key}: {error}") from error

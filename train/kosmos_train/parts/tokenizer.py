@@ -75,7 +75,7 @@ def make_processor(config: TokenizerConfig, folder: str | Path, progress: Progre
     entities = read_kinds(config.shards) if config.personas == "entities" else None
     extra = [*special_tokens(config.objectives), *(ENTITY_TOKENS if entities else ()), *marks_of(readers)]
     extra = [token for token in extra if token not in config.extra_tokens]
-    span_tokenizer = load_span_tokenizer(config.span_tokenizer) if config.span_tokenizer else None
+    span_tokenizer = load_encoder_tokenizer(config.span_tokenizer) if config.span_tokenizer else None
     tokenizer = train_tokenizer(
         texts(config, progress), config.vocab_size, config.extra_tokens + extra, config.grounding
     )
@@ -100,7 +100,12 @@ def _found(reader: dict[str, Any]) -> dict[str, Any]:
     return {**reader, "encoder": encoder_folder(reader["encoder"])} if reader.get("encoder") else reader
 
 
-def load_span_tokenizer(folder: str) -> Any:
+def take_encoder_tokenizer(processor: KosmosProcessor, folder: str) -> None:
+    """Let a processor write for a text encoder with its own tokenizer; errors are those of loading one."""
+    processor.span_tokenizer = load_encoder_tokenizer(folder)
+
+
+def load_encoder_tokenizer(folder: str) -> Any:
     """The text encoder's own tokenizer from a local folder, also of an installed package.
 
     Raises:

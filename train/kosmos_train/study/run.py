@@ -36,7 +36,7 @@ from ..arguments import parse_run
 from ..build import build_config, build_processor
 from ..config import TrainConfig
 from ..parts.encoder import EncoderConfig
-from ..parts.tokenizer import TokenizerConfig, load_span_tokenizer, make_processor
+from ..parts.tokenizer import TokenizerConfig, make_processor, take_encoder_tokenizer
 from . import arms, blanks, tuning, write_up
 from .blanks import BlankSet
 from .jobs import Job, do_all
@@ -66,7 +66,7 @@ class StudyConfig:
     tokenizer: str | None = None
     """YAML of the processor, made where the base expects it if it is missing."""
     encoder: str | None = None
-    """YAML of a text encoder for runs whose ``models`` have a span_encoder_config: pretrained first, FLOPs counted."""
+    """YAML of a text encoder for runs whose ``models`` have one: pretrained first, FLOPs counted."""
     pretrained: dict[str, str] = field(default_factory=dict)
     """Name of a run → folder of a public text encoder instead of one's own, or ``package:NAME/FOLDER`` of an installed
     package; its own pretraining is not counted."""
@@ -115,7 +115,7 @@ def prepare(study: StudyConfig, base: TrainConfig, folder: Path, console: Consol
                 make_processor(settings.load(TokenizerConfig, study.tokenizer), partial, progress)
         for name, weights in study.pretrained.items():
             processor = build_processor(base)
-            processor.span_tokenizer = load_span_tokenizer(str(public_encoder(weights)))
+            take_encoder_tokenizer(processor, str(public_encoder(weights)))
             processor.save_pretrained(folder / f"processor-{name}")
         blanks.write_blanks(study.blanks, base.eval.data.sources[0].shards, folder / "blanks")
         for name, wanted in progress.track(study.tuning.sets.items(), description="labelled texts"):
@@ -127,18 +127,15 @@ def configs(study: StudyConfig, base: TrainConfig, folder: Path) -> dict[str, Tr
     encoder = settings.load(EncoderConfig, study.encoder) if study.encoder else None
     runs = {}
     for name, objective in study.objectives.items():
-        overrides = {**base.model.overrides, **study.models.get(name, {})}
-        model = replace(base.model, overrides=overrides)
+        model = replace(base.model, overrides={**base.model.overrides, **study.models.get(name, {})})
         processor = base.processor
         if name in study.pretrained:
             public = public_encoder(study.pretrained[name])
             fields = json.loads((public / "config.json").read_text(encoding="utf-8"))
-            overrides["span_encoder_config"] = {**overrides.get("span_encoder_config", {}), "model_config": fields}
-            model.span_weights, processor = str(public), str(folder / f"processor-{name}")
-        elif encoder is not None and "span_encoder_config" in overrides:
-            own = {**overrides["span_encoder_config"], "model_config": dict(encoder.model)}
-            overrides["span_encoder_config"] = own
-            model.span_weights = str(folder / arms.ENCODER)
+            model.read_text(public, fields)
+            processor = str(folder / f"processor-{name}")
+        elif encoder is not None and model.has_text_encoder:
+            model.read_text(folder / arms.ENCODER, dict(encoder.model))
         source = replace(base.data.sources[0], objective=objective)
         for seed in study.seeds:
             data = replace(base.data, sources=[source, *base.data.sources[1:]], seed=seed)
@@ -186,12 +183,12 @@ def plan(study: StudyConfig, base: TrainConfig, folder: Path) -> tuple[list[Job]
     runs = configs(study, base, folder)
     jobs: list[Job] = []
     own = folder / arms.ENCODER
-    if study.encoder and any(config.model.span_weights == str(own) for config in runs.values()):
+    if study.encoder and any(str(own) in config.model.named_weights.values() for config in runs.values()):
         jobs.append(arms.encoder_job(settings.load(EncoderConfig, study.encoder), processor, own))
     starts: dict[str, tuple[str, float]] = {}
     for name, config in runs.items():
         objective = name.rpartition("-")[0]
-        before = jobs[0].cost if config.model.span_weights == str(own) else 0.0
+        before = jobs[0].cost if str(own) in config.model.named_weights.values() else 0.0
         flops = arms.step_flops(config, build_processor(config))
         if (steps := int((budget - before) / flops)) < 1:
             raise ValueError(f"{study.encoder}: pretraining takes the whole budget of {budget:.3g} FLOPs; lower steps")

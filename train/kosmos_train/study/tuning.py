@@ -110,7 +110,7 @@ def task_of(name: str, wanted: LabelSet, folder: Path, form: str) -> Task:
     return Task(
         description=f"{name}, {form} input",
         dataset=tasks.DatasetFiles("jsonl", "{split}.jsonl"),
-        prompt=tasks.Prompt(f"<span>{template}</span>" if form == "encoded" else template),
+        prompt=tasks.Prompt(template.join(Span.marks) if form == "encoded" else template),
         decoding=tasks.Decoding("rank", candidates=labels),
         metrics=["accuracy"],
         chance=1 / len(labels),
@@ -186,7 +186,7 @@ def tune_config(
     source = replace(base.data.sources[0], name="labels", shards=str(shards), objective=dict(FORMATS[form]))
     return replace(
         base,
-        model=replace(base.model, preset=None, checkpoint=str(start), overrides={}, span_weights=None),
+        model=base.model.started_from(start),
         processor=None,
         data=replace(base.data, sources=[source], seed=seed),
         steps=tuning.steps,

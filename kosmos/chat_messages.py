@@ -1,0 +1,178 @@
+"""Messages → prompt: the chat templates, what a person may put into a message, and how an answer ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from transformers.processing_utils import ProcessorMixin
+
+from .entities import spell_entity
+from .further_segments import further_modalities, segment_of
+from .modalities import MODALITIES
+from .modality import Reader
+from .segments import WRITTEN, Entity
+from .tokenization_kosmos import ENTITY_BEGIN, ENTITY_END, LINE_END, escape
+
+ROLES = ("system", "developer", "user", "assistant")
+
+# Question and answer as KOSMOS-1 evaluates them (section 4, "Question: {question} Answer: {answer}"): one turn a line,
+# or each answer up to its </s>, so that it may have several lines. A turn's only picture stands before its question,
+# several stand where the question has them: so are conversations written (kosmos_data/turns.py).
+_TURN = """\
+{{- bos_token -}}
+{%- for message in messages -%}
+  {%- if message.role == "assistant" -%}
+    {%- generation -%}
+    {{- " " -}}
+    {%- if message.content is string -%}{{- message.content -}}
+    {%- else -%}{%- for part in message.content -%}{{- part.text -}}{%- endfor -%}{%- endif -%}
+    {{- TURN_END -}}
+    {%- endgeneration -%}
+  {%- else -%}
+    {%- set text = namespace(value="") -%}
+    {%- if message.content is string -%}{%- set text.value = message.content -%}
+    {%- else -%}
+      {%- set one = message.content | selectattr("type", "equalto", "image") | list | length == 1 -%}
+      {%- for part in message.content -%}
+        {%- if part.type == "image" and (one or not text.value | trim) -%}
+          {{- "<image>" -}}{%- set text.value = text.value ~ " " -%}
+        {%- elif part.type == "image" -%}{%- set text.value = text.value ~ "<image>" -%}
+        {%- elif part.type == "span" -%}{%- set text.value = text.value ~ "<span>" ~ part.text ~ "</span>" -%}
+        {%- else -%}{%- set text.value = text.value ~ part.text -%}{%- endif -%}
+      {%- endfor -%}
+    {%- endif -%}
+    {%- if message.role in ("system", "developer") -%}{{- text.value ~ "\\n" -}}
+    {%- else -%}{{- "Question: " ~ text.value | trim ~ " Answer:" -}}{%- endif -%}
+  {%- endif -%}
+{%- endfor -%}
+"""
+CHAT_TEMPLATES = {"line": _TURN.replace("TURN_END", '"\\n"'), "eos": _TURN.replace("TURN_END", "eos_token")}
+
+# In front of a template that expects each message's content to be a string: the parts of a message become one.
+PARTS_TO_TEXT = """\
+{%- set flat = namespace(messages=[]) -%}
+{%- for message in messages -%}
+  {%- if message.content is string or message.content is not defined or message.content is none -%}
+    {%- set flat.messages = flat.messages + [message] -%}
+  {%- else -%}
+    {%- set text = namespace(value="") -%}
+    {%- for part in message.content -%}
+      {%- if part.type == "image" -%}{%- set text.value = text.value ~ "<image>" -%}
+      {%- elif part.type == "span" -%}{%- set text.value = text.value ~ "<span>" ~ part.text ~ "</span>" -%}
+      {%- else -%}{%- set text.value = text.value ~ part.text -%}{%- endif -%}
+    {%- endfor -%}
+    {%- set flat.messages = flat.messages + [dict(message, content=text.value)] -%}
+  {%- endif -%}
+{%- endfor -%}
+{%- set messages = flat.messages -%}
+"""
+
+
+def with_parts(template: str) -> str:
+    """Return a language model's chat template that also takes messages of several parts, images and spans."""
+    return PARTS_TO_TEXT + template
+
+
+class ChatProcessor(ProcessorMixin):
+    """What a processor knows of chats; its constructor sets what is declared here."""
+
+    tokenizer: Any
+    turn_end: str
+    answer_ends: list[str] | None
+    readers: dict[str, Reader]
+    token_id: Callable[[str], int]
+    placeholder_ids: Callable[[], list[int]]
+
+    def end_turns(self, turn_end: str) -> None:
+        """Let answers end in another way from now on, and with them chats, unless their template is somebody's own.
+
+        Raises:
+            ValueError: neither ``line`` nor ``eos``.
+        """
+        if turn_end not in CHAT_TEMPLATES:
+            raise ValueError(f"turn_end={turn_end!r}: choose one of {', '.join(CHAT_TEMPLATES)}")
+        if self.chat_template in CHAT_TEMPLATES.values():
+            self.chat_template = CHAT_TEMPLATES[turn_end]
+        self.turn_end = turn_end
+
+    def answer_end_ids(self) -> list[int]:
+        """The tokens that end an answer: ``</s>`` (or ``answer_ends``), with ``turn_end: line`` also its line's end."""
+        ends = [self.tokenizer.eos_token_id]
+        if self.answer_ends is not None:
+            ends = [self.token_id(token) for token in self.answer_ends]
+        return [*ends, *self._line_end_ids()] if self.turn_end == "line" else ends
+
+    def _line_end_ids(self) -> list[int]:
+        """The token of a line's end; none where the tokenizer of a language model has no single one."""
+        if LINE_END in self.tokenizer.get_vocab():
+            return [self.tokenizer.convert_tokens_to_ids(LINE_END)]
+        newline = self.tokenizer("\n", add_special_tokens=False)["input_ids"]
+        return newline if len(newline) == 1 else []
+
+    def writing_rules(self) -> dict[str, Any]:
+        """How an answer is written, as fields of a GenerationConfig: its ends, its padding, and what it never holds.
+
+        A model takes them once (``take_rules``) and keeps them in ``generation_config.json``; nothing else says them.
+        """
+        return {
+            "bos_token_id": self.tokenizer.bos_token_id,
+            "eos_token_id": self.answer_end_ids(),
+            "pad_token_id": self.tokenizer.pad_token_id,
+            "suppress_tokens": self.placeholder_ids(),
+        }
+
+    def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; what a person typed stays text, even where it spells ``<image>`` or ``</s>``.
+
+        Args:
+            conversation: messages, or a batch of them. A content is text or a list of parts: text, image, span,
+                OpenAI's ``image_url``, and those of further modalities: ``{"type": "audio", "audio": "dog.ogg"}``.
+
+        Raises:
+            ValueError: a role or a part that no Kosmos prompt has, naming its type.
+        """
+        batched = bool(conversation) and not isinstance(conversation[0], dict)
+        taken: dict[str, list[Any]] = {}
+        chats = [
+            [self._plain(message, taken) for message in chat] for chat in (conversation if batched else [conversation])
+        ]
+        if taken and kwargs.get("tokenize"):
+            kwargs["processor_kwargs"] = {**(kwargs.get("processor_kwargs") or {}), "further": taken}
+        return super().apply_chat_template(chats if batched else chats[0], *args, **kwargs)
+
+    def _plain(self, message: Any, taken: dict[str, list[Any]]) -> dict[str, Any]:
+        """A message whose texts spell no special token; what further modalities read goes to ``taken``, by name."""
+        role, content = message.get("role"), message.get("content")
+        if role not in ROLES:
+            raise ValueError(f"a message of the role {role!r}; a conversation has {', '.join(ROLES)}")
+        if isinstance(content, str):
+            return {**message, "content": escape(self.tokenizer, content)}
+        if not isinstance(content, (list, tuple)):
+            raise ValueError(f"the content of a message is text or a list of parts, not {type(content).__name__}")
+        return {**message, "content": [self._plain_part(part, role, taken) for part in content]}
+
+    def _plain_part(self, part: Any, role: str, taken: dict[str, list[Any]]) -> dict[str, Any]:
+        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+        if kind == "image_url" and part.get("image_url"):
+            given = part["image_url"]
+            kind, part = "image", {"type": "image", "url": given["url"] if isinstance(given, dict) else given}
+        unread = set(further_modalities()) - set(self.readers)
+        known = ("text", *(() if role == "assistant" else (name for name in MODALITIES if name not in unread)))
+        if not isinstance(part, dict) or kind not in known:
+            raise ValueError(f"a part of the type {kind!r} in a message of the {role}; it may hold {', '.join(known)}")
+        if kind in WRITTEN:
+            if not isinstance(part.get("text"), str):
+                raise ValueError(f"a part of the type {kind!r} has no text: {str(part)[:80]}")
+            return {**part, "text": escape(self.tokenizer, part["text"])}
+        if kind == "entity":  # as text between its marks, which a template writes as it is
+            try:
+                given = part.get("entity")
+                spelled = spell_entity((given if isinstance(given, Entity) else Entity(given)).ids)
+            except TypeError as error:
+                raise ValueError(f"a part of the type 'entity': {error}") from error
+            return {**part, "text": f"{ENTITY_BEGIN}{escape(self.tokenizer, spelled)}{ENTITY_END}"}
+        if kind in further_modalities():  # the mark stands where it is, in any chat template
+            taken.setdefault(kind, []).append(segment_of(kind, part))
+            return {"type": "text", "text": MODALITIES[kind].mark}
+        return part
