@@ -36,6 +36,7 @@ from .grounding import (
 from .image_processing_kosmos import KosmosImageProcessor
 from .modalities import MODALITIES, Modality, normalize_pixels, stack_inputs
 from .modality import Reader
+from .plain_prompts import PlainPrompts
 from .segments import (
     SEGMENTS,
     Encoded,
@@ -385,6 +386,10 @@ class KosmosProcessor(ProcessorMixin):
         begins = self.tokenizer("red")["input_ids"][:1] == [self.tokenizer.bos_token_id]
         return "" if begins else self.tokenizer.bos_token
 
+    @cached_property
+    def _plain_prompts(self) -> PlainPrompts:
+        return PlainPrompts(self)
+
     def encode_span(self, text: str) -> list[int]:
         """What the text encoder reads of a span: its begin token, then the text.
 
@@ -481,7 +486,9 @@ class KosmosProcessor(ProcessorMixin):
 
         Args:
             images: one picture, a list, or a list of lists; in reading order, one for each ``<image>`` of the text.
-            text: one prompt or a batch, text spans between ``<span>`` and ``</span>``. ``<s>`` is added in front.
+            text: one prompt or a batch, text spans between ``<span>`` and ``</span>``. It is written as documents are:
+                BOS is added in front, unless it or another token of the language model stands there, and a space in
+                front of each text, whatever the tokenizer does; with ``add_special_tokens=False`` it stays as it is.
             **kwargs: ``return_tensors="pt"``, ``padding=True`` … as for any processor.
 
         Returns:
@@ -498,6 +505,8 @@ class KosmosProcessor(ProcessorMixin):
         placed: list[Placed] = []
         given = dict(kwargs.pop("further", {}))  # by apply_chat_template, as transformers passes its own audio=None
         given |= {name: _listed(kwargs.pop(name)) for name in _further() if kwargs.get(name) is not None}
+        by_template = kwargs.pop("by_template", False)  # said by apply_chat_template
+        plain = not by_template and {**kwargs, **kwargs.get("text_kwargs", {})}.get("add_special_tokens", True)
         if text is not None:
             prompts = [text] if isinstance(text, str) else list(text)
             prompts = [self._take_entities(self._take_spans(prompt, placed), placed) for prompt in prompts]
@@ -505,6 +514,8 @@ class KosmosProcessor(ProcessorMixin):
             for name, modality in _further().items():
                 if name in given or modality.mark in known:  # elsewhere a spelled mark is text
                     prompts = self._take_given(prompts, modality, given.get(name, []), placed)
+            if plain:
+                prompts = [self._plain_prompts.write(prompt) for prompt in prompts]
             text = prompts[0] if isinstance(text, str) else prompts
         features = super().__call__(images=images, text=text, **kwargs)
         features.update(normalize_pixels(stack_inputs(placed), self.image_processor))
@@ -532,8 +543,9 @@ class KosmosProcessor(ProcessorMixin):
         chats = [
             [self._plain(message, taken) for message in chat] for chat in (conversation if batched else [conversation])
         ]
-        if taken and kwargs.get("tokenize"):
-            kwargs["processor_kwargs"] = {**(kwargs.get("processor_kwargs") or {}), "further": taken}
+        if kwargs.get("tokenize") and (taken or self._plain_prompts.changes):  # transformers calls this processor then
+            further = {"further": taken} if taken else {}
+            kwargs["processor_kwargs"] = {**(kwargs.get("processor_kwargs") or {}), **further, "by_template": True}
         return super().apply_chat_template(chats if batched else chats[0], *args, **kwargs)
 
     def _plain(self, message: Any, taken: dict[str, list[Any]]) -> dict[str, Any]:
