@@ -83,6 +83,7 @@ class ChatProcessor(ProcessorMixin):
     readers: dict[str, Reader]
     token_id: Callable[[str], int]
     placeholder_ids: Callable[[], list[int]]
+    plain_prompts: Any
 
     def end_turns(self, turn_end: str) -> None:
         """Let answers end in another way from now on, and with them chats, unless their template is somebody's own.
@@ -137,8 +138,9 @@ class ChatProcessor(ProcessorMixin):
         chats = [
             [self._plain(message, taken) for message in chat] for chat in (conversation if batched else [conversation])
         ]
-        if taken and kwargs.get("tokenize"):
-            kwargs["processor_kwargs"] = {**(kwargs.get("processor_kwargs") or {}), "further": taken}
+        if kwargs.get("tokenize") and (taken or self.plain_prompts.changes):  # transformers calls this processor then
+            further = {"further": taken} if taken else {}
+            kwargs["processor_kwargs"] = {**(kwargs.get("processor_kwargs") or {}), **further, "by_template": True}
         return super().apply_chat_template(chats if batched else chats[0], *args, **kwargs)
 
     def _plain(self, message: Any, taken: dict[str, list[Any]]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from .further_segments import marks_of as marks_of
 from .image_processing_kosmos import KosmosImageProcessor
 from .modalities import normalize_pixels, stack_inputs
 from .modality import Reader
+from .plain_prompts import PlainPrompts
 from .segment_writer import SegmentWriter, puts_space
 from .segments import Image, Placed, Span, TooLong
 from .tokenization_kosmos import (
@@ -41,7 +43,7 @@ from .tokenization_kosmos import (
 SPAN_FOLDER = "span_tokenizer"
 
 
-class KosmosProcessor(SegmentWriter, ChatProcessor):
+class KosmosProcessor(SegmentWriter, ChatProcessor):  # type: ignore[misc]  # transformers has another image_token_ids
     """Tokenizer and image processor of a Kosmos checkpoint, and the tokenizer of its text encoder where it has one.
 
     Text between ``<span>`` and ``</span>`` of a prompt goes through the bidirectional text encoder: it takes as many
@@ -162,7 +164,9 @@ class KosmosProcessor(SegmentWriter, ChatProcessor):
 
         Args:
             images: one picture, a list, or a list of lists; in reading order, one for each ``<image>`` of the text.
-            text: one prompt or a batch, text spans between ``<span>`` and ``</span>``. ``<s>`` is added in front.
+            text: one prompt or a batch, text spans between ``<span>`` and ``</span>``. It is written as documents are:
+                BOS is added in front, unless it or another token of the language model stands there, and a space in
+                front of each text, whatever the tokenizer does; with ``add_special_tokens=False`` it stays as it is.
             **kwargs: ``return_tensors="pt"``, ``padding=True`` … as for any processor.
 
         Returns:
@@ -179,6 +183,8 @@ class KosmosProcessor(SegmentWriter, ChatProcessor):
         placed: list[Placed] = []
         given = dict(kwargs.pop("further", {}))  # by apply_chat_template, as transformers passes its own audio=None
         given |= {name: listed(kwargs.pop(name)) for name in further_modalities() if kwargs.get(name) is not None}
+        by_template = kwargs.pop("by_template", False)  # said by apply_chat_template
+        plain = not by_template and {**kwargs, **kwargs.get("text_kwargs", {})}.get("add_special_tokens", True)
         if text is not None:
             prompts = [text] if isinstance(text, str) else list(text)
             prompts = [self._take_entities(self._take_spans(prompt, placed), placed) for prompt in prompts]
@@ -186,6 +192,8 @@ class KosmosProcessor(SegmentWriter, ChatProcessor):
             for name, modality in further_modalities().items():
                 if name in given or modality.mark in known:  # elsewhere a spelled mark is text
                     prompts = self._take_given(prompts, modality, given.get(name, []), placed)
+            if plain:
+                prompts = [self.plain_prompts.write(prompt) for prompt in prompts]
             text = prompts[0] if isinstance(text, str) else prompts
         features = super().__call__(images=images, text=text, **kwargs)
         features.update(normalize_pixels(stack_inputs(placed), self.image_processor))
@@ -197,6 +205,11 @@ class KosmosProcessor(SegmentWriter, ChatProcessor):
                     f"(an image counts {self.num_image_tokens + 2}); shorten it or use fewer images"
                 )
         return features
+
+    @cached_property
+    def plain_prompts(self) -> PlainPrompts:
+        """What writes a plain prompt as a document is written."""
+        return PlainPrompts(self)
 
     def _take_spans(self, prompt: str, placed: list[Placed]) -> str:
         """The prompt with slots in the place of its spans, which are appended to ``placed``."""

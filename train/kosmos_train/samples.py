@@ -29,7 +29,7 @@ def encode_prompts(config: SampleConfig, processor: Any) -> list[Any]:
     encoded = []
     for prompt in config.prompts:
         images = [Image.open(name) for name in prompt.images] or None
-        text = processor.opening() + "<image>" * len(prompt.images) + prompt.text
+        text = "<image>" * len(prompt.images) + prompt.text
         encoded.append(processor(images=images, text=text, return_tensors="pt"))
     return encoded
 
