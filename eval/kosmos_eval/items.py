@@ -63,5 +63,5 @@ def check_fields(pattern: str) -> None:
     for _, name, form, _ in string.Formatter().parse(pattern):
         if name is not None and set(name) & set(".[]"):
             raise ValueError(f"{{{name[:60]}}} is no field's name")
-        if form and ("{" in form or re.search(r"\d{3}", form)):
+        if form and ("{" in form or re.search(r"[1-9]\d\d", form)):
             raise ValueError(f"{{{name}:{form[:60]}}} asks for more than 99 characters")
