@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, TypeAlias
 
 Box: TypeAlias = tuple[float, float, float, float]
@@ -240,7 +240,7 @@ further modality is put here, beside its entry in ``MODALITIES``.
 """
 
 
-WRITTEN = ("text", *(name for name, kind in SEGMENTS.items() if list(kind.__dataclass_fields__) == ["text"]))
+WRITTEN = ("text", *(name for name, kind in SEGMENTS.items() if [each.name for each in fields(kind)] == ["text"]))
 """Types of a message's parts that are text, under the key ``text``."""
 
 

@@ -105,7 +105,8 @@ def test_configs(fields: dict, message: str) -> None:
         ({"visions": None}, "KosmosConfig has no field 'visions'; did you mean 'vision_config'"),
         (
             {"layers": 3},
-            "KosmosConfig has no field 'layers'; there are: audio_config, audio_connector_config, audio_token_id, boi_token_id, connector_config",
+            "KosmosConfig has no field 'layers'; there are: audio_config, audio_connector_config, audio_token_id, "
+            "boi_token_id, connector_config",
         ),
     ],
 )
