@@ -71,7 +71,9 @@ def _stop_at_parser(door: Any) -> argparse.ArgumentParser:
     def stop(parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
         raise _ParserFound(parser)
 
-    with mock.patch.multiple(argparse.ArgumentParser, parse_known_args=stop, parse_known_intermixed_args=stop):
+    # A command that does nothing without arguments prints its help instead of parsing.
+    stops = dict.fromkeys(("parse_known_args", "parse_known_intermixed_args", "print_help"), stop)
+    with mock.patch.multiple(argparse.ArgumentParser, **stops):
         try:
             door([])
         except _ParserFound as found:

@@ -240,11 +240,7 @@ further modality is put here, beside its entry in ``MODALITIES``.
 """
 
 
-def _is_text(kind: Any) -> bool:
-    return [each.name for each in fields(kind)] == ["text"]
-
-
-WRITTEN = ("text", *(name for name, kind in SEGMENTS.items() if _is_text(kind)))
+WRITTEN = ("text", *(name for name, kind in SEGMENTS.items() if [each.name for each in fields(kind)] == ["text"]))
 """Types of a message's parts that are text, under the key ``text``."""
 
 

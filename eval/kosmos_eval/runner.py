@@ -135,8 +135,9 @@ class Runner:
     def _stage(self, segment: Segment) -> Stage:
         encoded, pieces = self._encode(segment), []
         for placed in encoded.placed:
-            if MODALITIES[placed.modality].described(self.model.config) is None:
-                lacks = "text encoder" if MODALITIES[placed.modality].tokenizer else f"encoder of {placed.modality}"
+            modality = MODALITIES[placed.modality]
+            if getattr(self.model.config, modality.token, None) is None:
+                lacks = "text encoder" if modality.tokenizer else f"encoder of {modality.name}"
                 raise ValueError(f"the prompt holds {str(segment)[:60]!r}, but the model has no {lacks} for it")
             payload = placed.payload
             parts = payload if isinstance(payload, tuple) else (payload,)
