@@ -136,7 +136,8 @@ class Runner:
         encoded, pieces = self._encode(segment), []
         for placed in encoded.placed:
             modality = MODALITIES[placed.modality]
-            if getattr(self.model.config, modality.token, None) is None:
+            # A picture's places can be counted without a tower; what reads it says that there is none.
+            if modality is not IMAGE and getattr(self.model.config, modality.token, None) is None:
                 lacks = "text encoder" if modality.tokenizer else f"encoder of {modality.name}"
                 raise ValueError(f"the prompt holds {str(segment)[:60]!r}, but the model has no {lacks} for it")
             payload = placed.payload
