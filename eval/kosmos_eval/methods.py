@@ -53,7 +53,7 @@ def answers(
     items: Sequence[Item],
     built: Sequence[Prompt],
     seed: int,
-    others: Sequence[Sequence[Path]] = (),
+    others: Sequence[Path] = (),
 ) -> Iterator[dict[int, Answer]]:
     """Ask about all items; answers by the item's place, as soon as all replies for it are there.
 
@@ -106,13 +106,12 @@ def rationales(model: EvaluatedModel, task: Task, chosen: Sequence[Prompt]) -> l
     return in_order(model.generate(chosen, Decoding(max_new_tokens=task.rationale_tokens), [0] * len(chosen)))
 
 
-def _rank_pairs(task: Task, item: Item, prompt: Prompt, others: Sequence[Sequence[Path]] = ()) -> list[Pair]:
+def _rank_pairs(task: Task, item: Item, prompt: Prompt, others: Sequence[Path] = ()) -> list[Pair]:
     """Each candidate behind the prompt and, to be compared with, behind prompts that say nothing of the item."""
     heads = [prompt]
     if task.decoding.normalisation == "unconditional":
         heads.append(Prompt((task.decoding.bare_prompt,)))
-    elif others:  # a prompt without its image says as much with any other
-        heads += [prompts.build(task, item, images=images) for images in others] if prompt.images else [prompt]
+    heads += [prompts.with_last_image(prompt, image) for image in others]  # a prompt without images stays the same
     return [Pair(head, text) for head in heads for text in continuations(task, item)]
 
 

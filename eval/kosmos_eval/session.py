@@ -204,7 +204,7 @@ class Session:
         stages = [stage for stage in (prompt, prompt.then) if stage is not None]
         images = [content_hash(path) for stage in stages for path in stage.images]
         images += [content_hash(path) for path in item.candidate_images]
-        images += [content_hash(path) for shown in self.data.other_images for path in shown]
+        images += [content_hash(path) for path in self.data.other_images]
         decoding = run.task.decoding
         scored: Sequence[str] = ()
         if decoding.method in ("rank", "cloze"):

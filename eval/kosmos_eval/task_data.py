@@ -63,25 +63,22 @@ class TaskData:
         return self._pool
 
     @cached_property
-    def other_images(self) -> list[tuple[Path, ...]]:
+    def other_images(self) -> list[Path]:
         """Images of the demonstrations' split, drawn by hash, for a task that normalises by them; else none.
 
         Raises:
-            ValueError: the split has none, or the items' numbers of images differ.
+            ValueError: the split has none, or an item has not one image.
         """
-        decoding = self.task.decoding
-        if decoding.normalisation != "marginal":
+        if self.task.decoding.normalisation != "marginal":
             return []
-        counts = {len(item.images) for item in self.items}
-        shown = {item.images for item in self.train if {len(item.images)} == counts and item.images}
-        if not shown:
+        shown = {item.images[0] for item in self.train if item.images}
+        if not shown or any(len(item.images) != 1 for item in self.items):
             raise ValueError(
-                f"task {self.task.name}: decoding.normalisation=marginal compares with the images of other items, as "
-                f"many an item as here ({', '.join(map(str, sorted(counts)))}); "
-                f"demonstrations.split={self.task.demonstrations.split!r} has none. Use normalisation=sum"
+                f"task {self.task.name}: decoding.normalisation=marginal puts images of "
+                f"demonstrations.split={self.task.demonstrations.split!r} ({len(shown)} here) in the place of each "
+                "item's one; use normalisation=sum"
             )
-        ordered = sorted(shown, key=lambda images: content_hash(images[0]))
-        return ordered[: decoding.other_images]
+        return sorted(shown, key=content_hash)[: self.task.decoding.other_images]
 
     def subset(self, limit: int | None) -> list[Item]:
         """``limit`` items chosen by hash, in file order, the same ones for every model; all if there are no more.
@@ -105,7 +102,7 @@ class TaskData:
                 without its Java program.
         """
         metrics.check_available(self.task.metrics)
-        _ = self.other_images
+        _ = self.other_images  # refuses a task that has none
         for context in contexts:
             if context not in CONTEXTS:
                 raise ValueError(f"unknown context {context!r}; choose from {', '.join(CONTEXTS)}")

@@ -227,14 +227,15 @@ def test_marginal_ranking_compares_with_other_images(
     decoding = Decoding("rank", normalisation="marginal", candidates=names)
     task = Task("", tasks.DatasetFiles("jsonl", ""), tasks.Prompt("<image>A"), decoding=decoding, metrics=["accuracy"])
     items = [Item(str(place), images=(image,)) for place, image in enumerate(images[:2])]
-    others = [(image,) for image in images[2:5]]
-    built = [Prompt((image, "A"), (1,)) for image in images[:2]]
+    others = images[2:5]
+    shot = (images[5], "A dog\n")  # the second item has a demonstration, which stays
+    built = [Prompt((images[0], "A"), (1,)), Prompt((*shot, images[1], "A"), (2, 3))]
     answers = in_order(methods.answers(EvaluatedModel(Runner(model, processor)), task, items, built, 0, others))
-    for prompt, answer in zip(built, answers, strict=True):
+    for prompt, before, answer in zip(built, ((), shot), answers, strict=True):
         expected = []
         for name in names:
             own, _ = log_likelihood(model, processor, prompt, f" {name}")
-            rest = [log_likelihood(model, processor, Prompt((other, "A")), f" {name}")[0] for (other,) in others]
+            rest = [log_likelihood(model, processor, Prompt((*before, other, "A")), f" {name}")[0] for other in others]
             expected.append(own - torch.tensor(rest, dtype=torch.float64).exp().mean().log().item())
         assert answer.scores == pytest.approx(expected, abs=1e-4)
         assert answer.text == names[expected.index(max(expected))]
