@@ -94,7 +94,7 @@ def _rare_collection() -> Iterator[None]:
     """Look for cyclic garbage a seventieth as often.
 
     What is imported, read and answered here stays until the end, and Python searches it again after every 700 new
-    objects: about an eighth of the CPU time of an evaluation of easy_vqa by a model of 2 M parameters.
+    objects, which of a small model's evaluation is a part that one sees in a profile.
     """
     before = gc.get_threshold()
     gc.set_threshold(50_000, 20, 100)
