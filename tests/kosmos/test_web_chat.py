@@ -165,8 +165,10 @@ def test_a_visit(page, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_an_answer_grows_and_can_be_stopped(page, folder: Path) -> None:
-    """A long drawn answer is seen before it is whole, and the button ends it."""
-    page.locator("input[type=number]").nth(0).fill("2")
+    """A long answer is seen before it is whole, and the button ends it.
+
+    The likeliest words are asked for: the first model repeats a letter to the end, while a drawn answer could end at once.
+    """
     page.locator("input[type=number]").nth(1).fill("256")
     page.locator("input[type=number]").nth(1).press("Tab")
     page.evaluate(
@@ -179,7 +181,7 @@ def test_an_answer_grows_and_can_be_stopped(page, folder: Path) -> None:
     page.wait_for_function("new Set(window.lengths).size > 3")
     page.click("#stop")
     page.wait_for_function("!document.querySelector('#question textarea').disabled")
-    stopped = texts(page, 0), texts(page, 1)  # the first may have drawn its end before the click, and the second begun
+    stopped = texts(page, 0), texts(page, 1)  # the first may have ended before the click, and the second begun
     page.wait_for_timeout(1000)
     assert (texts(page, 0), texts(page, 1)) == stopped  # nothing more is written
     ask(page, "and now?")
