@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,10 +19,11 @@ from typing import Any
 import jobs
 import pytest
 import yaml
-from forks import free_port, launch_each
+from forks import context, free_port, launch_each
 
 from kosmos import settings
 from kosmos_train import TrainConfig, train
+from kosmos_train.launcher import PRELOAD, launch_here
 from kosmos_train.runs import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -117,6 +119,42 @@ def test_launcher_hands_on_the_exit_code(config: Path, environment: dict[str, st
     done = subprocess.run(command, env=environment, check=False, timeout=300, capture_output=True, text=True)
     assert done.returncode == 2
     assert "unknown key 'optim.lrr'" in done.stderr
+
+
+def test_ranks_of_one_command(config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """``--processes 2``: a rank's mistake is 2 and no traceback; Ctrl-C saves and is 75; resumed, it ends well; the
+    caller's variables reach the ranks, and its handlers of signals are its own again."""
+    context()  # the fork server of the tests, if it does not run
+    handler, run = signal.getsignal(signal.SIGINT), tmp_path / "run"
+    words = ["train", str(config), f"run={run}", "--resume", "checkpoint.every=1000", "steps=40"]
+    assert launch_here(2, ["train", str(config), f"run={tmp_path / 'wrong'}", "model.vision_weights=/nowhere"]) == 2
+    assert "Traceback" not in "".join(capfd.readouterr())  # of the agent
+
+    def press() -> None:
+        wait_for(run / "metrics.jsonl", 3, lambda: True)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    assert launch_here(2, words) == 75
+    thread.join()
+    stopped = len(read_metrics(run))
+    assert (run / "checkpoints" / "latest").read_text() == f"step-{stopped:06d}\n"
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert launch_here(2, words) == 0
+    launches = json.loads((run / "environment.json").read_text())
+    assert [(launch["from_step"], launch["processes"]) for launch in launches] == [(0, 2), (stopped, 2)]
+
+
+def test_what_is_forked_has_opened_no_gpu(environment: dict[str, str]) -> None:
+    """CUDA cannot be used in a process that was forked from one that has asked for its devices."""
+    asked = "import torch\ndef boom(*_): raise SystemExit('a GPU was opened')\n"
+    asked += "torch._C._cuda_init = torch._C._cuda_getDeviceCount = torch.cuda._lazy_init = boom\n"
+    done = subprocess.run(
+        [sys.executable, "-c", asked + "\n".join(f"import {name}" for name in PRELOAD)],
+        env=environment, check=False, timeout=300, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.parametrize(("state", "code", "comes_back"), [("COMPLETING", 75, False), ("RUNNING", 75, True),

@@ -199,8 +199,11 @@ def make_tokenizer(demo: Demo) -> None:
     """Vocabulary and processor."""
     from kosmos.processing_kosmos import load_processor
 
+    from .launcher import prepare
     from .parts.tokenizer import TokenizerConfig, make_processor
 
+    if demo.processes > 1:
+        prepare()  # one core imports what the ranks of the trainings need, while another counts pieces
     folder = demo.path("processor")
     if not (folder / "processor_config.json").is_file():
         with Progress(console=demo.console, transient=True) as progress:

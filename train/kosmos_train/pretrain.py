@@ -106,14 +106,6 @@ def _plan(config: Any, gpus: int | None, run: str | None) -> int:
     return 0
 
 
-def _launch(processes: int, verb: str, words: list[str], resume: bool) -> int:
-    """The same command once per process, under torchrun; the exit code is that of the ranks."""
-    from .launcher import main as launch
-
-    here = ["--standalone", "--nproc-per-node", str(processes)]
-    return launch([*here, "-m", "kosmos_train.pretrain", verb, *words, *(["--resume"] if resume else [])])
-
-
 def main(argv: Sequence[str]) -> int:
     """The command ``kosmos train``."""
     return _command("train", argv)
@@ -151,7 +143,9 @@ def _command(verb: str, argv: Sequence[str]) -> int:
     if arguments.processes > 1:
         config.check(arguments.processes)
         words = [arguments.config, *arguments.overrides, f"run={require_run(run)}"]
-        return _launch(arguments.processes, verb, words, arguments.resume)
+        from .launcher import launch_here
+
+        return launch_here(arguments.processes, [verb, *words, *(["--resume"] if arguments.resume else [])])
     return 0 if train(config, require_run(run), arguments.resume).finished else INTERRUPTED
 
 
