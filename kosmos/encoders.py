@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .configuration_kosmos import KosmosSpanEncoderConfig, KosmosVisionConfig
 from .optional import needed
+from .span_rows import FIRST_POSITION, SpanRows, lay_in_rows
 
 
 class Encoder(nn.Module):
@@ -224,29 +225,54 @@ class SpanEncoder(Encoder):
         if hasattr(self.encoder, "pooler"):
             self.encoder.pooler = None
         self.width = self.encoder.config.hidden_size
+        self.first_position = FIRST_POSITION.get(self.encoder.config.model_type)
         self.freeze(config.train_last_blocks)
         self.eval()
 
     def forward(
-        self, input_ids_SL: Tensor, attention_mask_SL: Tensor | None = None, valid_N: Tensor | None = None
+        self,
+        input_ids_SL: Tensor,
+        attention_mask_SL: Tensor | None = None,
+        valid_N: Tensor | None = None,
+        rows: SpanRows | None = None,
     ) -> Tensor:
         """Return the features of all spans' tokens end to end, (N, C); each span's first token is its BOS, dropped.
 
         Args:
             valid_N: flat indices of the valid tokens in the spans without their BOS, (S, L - 1) laid end to end, of
                 inputs that were checked; found and checked here if they are not given.
+            rows: the same spans in fewer rows, as ``lay_in_rows`` makes them; on a CPU they are made here.
 
         Raises:
             ValueError: an id outside the encoder's vocabulary, or a span longer than its positions.
         """
         if valid_N is None:
             self.check(input_ids_SL)
+            rows = self.lay_in_rows(input_ids_SL, attention_mask_SL)
+        if rows is not None:
+            return self._read_rows(rows)
         with self.gradients():
             states = self.encoder(input_ids=input_ids_SL, attention_mask=attention_mask_SL).last_hidden_state
         read = states[:, 1:]
         if attention_mask_SL is None:
             return read.flatten(0, 1)
         return read[attention_mask_SL[:, 1:].bool()] if valid_N is None else read.flatten(0, 1).index_select(0, valid_N)
+
+    def lay_in_rows(self, input_ids_SL: Tensor, attention_mask_SL: Tensor | None) -> SpanRows | None:
+        """Lay spans on a CPU into fewer rows; None where this encoder cannot read them so, or it saves nothing."""
+        known = self.first_position is not None and self.encoder.config._attn_implementation in ("sdpa", "eager")
+        if not known or attention_mask_SL is None or attention_mask_SL.device.type != "cpu":
+            return None
+        return lay_in_rows(input_ids_SL, attention_mask_SL)
+
+    def _read_rows(self, rows: SpanRows) -> Tensor:
+        ids_RL, positions_RL, _ = rows.tokens
+        mask_R1LL = rows.mask(next(self.encoder.parameters()).dtype)
+        with self.gradients():
+            states = self.encoder(
+                input_ids=ids_RL, attention_mask=mask_R1LL, position_ids=positions_RL + self.first_position
+            ).last_hidden_state
+        return states.flatten(0, 1).index_select(0, rows.taken)
 
     def check(self, input_ids_SL: Tensor) -> None:
         """Refuse spans that the encoder does not read.

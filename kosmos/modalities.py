@@ -29,6 +29,7 @@ from .entities import EntityEncoder, stack_entities
 from .fused import FUSED
 from .modality import Inputs, Modality
 from .segments import Placed, TooLong
+from .span_rows import SpanRows
 from .tokenization_kosmos import ENTITY_SLOT, IMAGE_BEGIN, IMAGE_END, IMAGE_SLOT, SPAN_SLOT
 from .video import VIDEO
 
@@ -70,13 +71,19 @@ def _stack_spans(spans: Sequence[np.ndarray]) -> dict[str, Tensor]:
 
 
 def _read_spans(
-    model: Any, span_input_ids: Tensor, span_attention_mask: Tensor | None = None, valid: Tensor | None = None
+    model: Any,
+    span_input_ids: Tensor,
+    span_attention_mask: Tensor | None = None,
+    valid: Tensor | None = None,
+    tokens: Tensor | None = None,
+    taken: Tensor | None = None,
 ) -> Tensor:
     """Spans (S, L) to (N, D), one feature for every valid token after the first, or to (S, Q, D) of Q queries.
 
-    ``valid``: see ``SpanEncoder.forward``.
+    ``valid``: see ``SpanEncoder.forward``; ``tokens`` and ``taken``: the fields of its rows.
     """
-    features_NC = model.span_encoder(span_input_ids, span_attention_mask, valid).to(model.dtype)
+    rows = None if tokens is None or taken is None else SpanRows(tokens, taken)
+    features_NC = model.span_encoder(span_input_ids, span_attention_mask, valid, rows).to(model.dtype)
     if model.config.num_span_tokens is None:
         return model.span_connector(features_NC)
     if span_attention_mask is None:
@@ -89,10 +96,13 @@ def _read_spans(
 
 
 def _valid_span_tokens(encoder: Any, inputs: Inputs) -> dict[str, Tensor]:
-    """Find the valid tokens behind each span's BOS, as ``read`` takes them."""
+    """Find the valid tokens behind each span's BOS, and fewer rows for the spans, as ``read`` takes them."""
     encoder.check(inputs["span_input_ids"])
     mask_SL = inputs.get("span_attention_mask")
-    return {} if mask_SL is None else {"valid": mask_SL[:, 1:].flatten().nonzero().squeeze(1)}
+    if mask_SL is None:
+        return {}
+    rows = encoder.lay_in_rows(inputs["span_input_ids"], mask_SL)
+    return {"valid": mask_SL[:, 1:].flatten().nonzero().squeeze(1)} | ({} if rows is None else rows._asdict())
 
 
 def _span_places(config: Any, inputs: Inputs) -> list[int]:
