@@ -6,9 +6,16 @@ the context read by the decoder itself or left out, chance.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import io
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -18,40 +25,108 @@ FEW_SHOT_QUESTIONS = 400
 """Of the test questions, for the model before tuning: prompts with eight images are long."""
 
 SHOTS = (0, 2, 4, 8)
+SEEN = ("image+text", "shuffled")
 READING = ("reading_encoded", "reading", "reading_closed")
-Row = dict[str, Any]
+Row: TypeAlias = dict[str, Any]
+Ask: TypeAlias = "Callable[[Asked, Console], list[Row]]"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the two models are asked about.
+
+    Attributes:
+        out: the demo's folder.
+        limit: most items of an evaluation; None: all.
+        pictures: whether there are pictures of things with names.
+    """
+
+    out: Path
+    limit: int | None
+    pictures: bool
+
+    def data(self, corpus: str, console: Console) -> dict[str, Any]:
+        """Return arguments of an evaluation on what a recipe held out."""
+        return {"data": self.out / corpus / "eval", "out": self.out / "eval", "console": console, "limit": self.limit}
 
 
 def evaluate(demo: Demo) -> None:
     """Ask the tuned and the pretrained model; write ``results.json`` and the picture of answers."""
-    from kosmos.loading import load
     from kosmos_eval import results
-    from kosmos_eval.evaluate import evaluate as ask
     from kosmos_eval.gallery import gallery
 
     if all(demo.path(name).is_file() for name in ("results.json", "answers.png")):
         return
-    seen = ("image+text", "shuffled")
-    shapes: dict[str, Any] = {"data": demo.path("corpus", "eval"), "out": demo.path("eval"), "console": demo.console}
-    pictures = shapes | {"data": demo.path("pictures", "eval")}
-    few = min(FEW_SHOT_QUESTIONS, demo.limit or FEW_SHOT_QUESTIONS)
-    tuned, processor = load(demo.path("tune"))
-    rows = ask(tuned, processor, "easy_vqa", name="tuned", limit=demo.limit, contexts=seen, **shapes)
-    for task in READING:
-        rows += ask(tuned, processor, task, name="tuned", limit=demo.limit, **shapes)
-    if demo.has("pictures"):
-        rows += ask(tuned, processor, "picture_vqa", name="tuned", limit=demo.limit, contexts=seen, **pictures)
-    base, processor = load(demo.path("pretrain"))
-    if demo.has("pictures"):
-        for task in ("picture_names_described", "picture_names", "picture_captions"):
-            rows += ask(base, processor, task, name="pretrained", limit=demo.limit, contexts=seen, **pictures)
-    rows += ask(base, processor, "easy_vqa_caption", name="pretrained", limit=demo.limit, contexts=seen, **shapes)
-    shots = ask(base, processor, "easy_vqa", name="pretrained", shots=SHOTS, limit=few, **shapes)
-    # The baselines of all questions are rows already; here they only stand beside each score.
-    rows += [row for row in shots if not results.is_baseline(row)]
+    asked = Asked(demo.out, demo.limit, demo.has("pictures"))
+    asking = {"the tuned model": ask_tuned, "the pretrained model": ask_pretrained}
+    if demo.processes == 1:
+        found = [ask(asked, demo.console) for ask in asking.values()]
+    else:
+        found = _ask_side_by_side(asked, asking, demo.console)
     samples = demo.path("eval", "samples", "tuned", "easy_vqa-0shot-image+text.jsonl")
     gallery(samples, demo.path("corpus", "eval"), demo.path("answers.png"))
-    results.write(rows, demo.path("results.json"))
+    results.write([row for rows in found for row in rows], demo.path("results.json"))
+
+
+def _ask_side_by_side(asked: Asked, asking: Mapping[str, Ask], console: Console) -> list[list[Row]]:
+    """Ask in a process each: two cores do little more than one for a model of this size, but two models keep both."""
+    from .launcher import prepare
+
+    prepare()  # of one thread each
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with (
+        Progress(*columns, console=console) as bars,
+        ProcessPoolExecutor(2, mp_context=get_context("forkserver")) as pool,
+    ):
+        made = {pool.submit(_heard, ask, asked, console.width): name for name, ask in asking.items()}
+        tasks = {name: bars.add_task(name, total=1) for name in asking}
+        for future in as_completed(made):
+            console.print(future.result()[1], markup=False, highlight=False, end="")
+            bars.update(tasks[made[future]], completed=1)
+        return [future.result()[0] for future in made]
+
+
+def _heard(ask: Ask, asked: Asked, width: int) -> tuple[list[Row], str]:
+    """Return the rows and what was said."""
+    console = Console(file=io.StringIO(), width=width, emoji=False)
+    rows = ask(asked, console)
+    return rows, console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def ask_tuned(asked: Asked, console: Console) -> list[Row]:
+    """Ask the tuned model questions about shapes, contexts and pictures."""
+    from kosmos.loading import load
+    from kosmos_eval.evaluate import evaluate as ask
+
+    tuned, processor = load(asked.out / "tune")
+    shapes = {"name": "tuned", **asked.data("corpus", console)}
+    rows = ask(tuned, processor, "easy_vqa", contexts=SEEN, **shapes)
+    for task in READING:
+        rows += ask(tuned, processor, task, **shapes)
+    if asked.pictures:
+        pictures = shapes | asked.data("pictures", console)
+        rows += ask(tuned, processor, "picture_vqa", contexts=SEEN, **pictures)
+    return rows
+
+
+def ask_pretrained(asked: Asked, console: Console) -> list[Row]:
+    """Ask the pretrained model for names and captions, and questions with demonstrations."""
+    from kosmos.loading import load
+    from kosmos_eval import results
+    from kosmos_eval.evaluate import evaluate as ask
+
+    base, processor = load(asked.out / "pretrain")
+    shapes = {"name": "pretrained", **asked.data("corpus", console)}
+    rows: list[Row] = []
+    if asked.pictures:
+        pictures = shapes | asked.data("pictures", console)
+        for task in ("picture_names_described", "picture_names", "picture_captions"):
+            rows += ask(base, processor, task, contexts=SEEN, **pictures)
+    rows += ask(base, processor, "easy_vqa_caption", contexts=SEEN, **shapes)
+    few = shapes | {"limit": min(FEW_SHOT_QUESTIONS, asked.limit or FEW_SHOT_QUESTIONS)}
+    shots = ask(base, processor, "easy_vqa", shots=SHOTS, **few)
+    # The baselines of all questions are rows already; here they only stand beside each score.
+    return rows + [row for row in shots if not results.is_baseline(row)]
 
 
 def close(demo: Demo, rows: Sequence[Row], seconds: float) -> None:
