@@ -21,6 +21,7 @@ from kosmos_data.turns import turn
 
 Png = Callable[..., bytes]
 QUESTION, ANSWER = {"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "A dog."}
+GONE = {"role": "user", "content": [{"type": "image", "image": "gone.png"}, {"type": "text", "text": "What is it?"}]}
 
 
 def imported(name: str, source: Path, **options: Any) -> tuple[list[Document], Any]:
@@ -228,16 +229,28 @@ def test_a_document_is_what_the_chat_reads(
     assert flat.ids[flat.weight > 0].tolist() == learnt
 
 
-def test_nothing_usable_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = lines(tmp_path / "m.jsonl", {"messages": [QUESTION, {"role": "assistant", "content": ""}]})
-    for name, said in (
-        ("messages", "skipped: {'empty': 1} (first: m-00000000: no caption)"),
-        ("alpaca", "no instruction; its fields are messages"),
-    ):
-        assert main(["data", "import", name, str(source), "--out", str(tmp_path / "o")]) == 2
-        error = capsys.readouterr().err
-        assert said in error
-        assert error.count("\n") == 1
+@pytest.mark.parametrize(
+    ("name", "record", "said"),
+    [
+        ("messages", [QUESTION, ANSWER | {"content": ""}], "skipped: {'empty': 1} (first: m-00000000: no caption)"),
+        (
+            "messages",
+            [QUESTION, {"content": "A dog."}],
+            "{'role missing or unknown': 1} (first: m-00000000: a message without role)",
+        ),
+        ("messages", [GONE, ANSWER], "{'image missing': 1} (first: m-00000000: "),
+        ("alpaca", [QUESTION, ANSWER], "no instruction; its fields are messages"),
+    ],
+)
+def test_nothing_usable_is_one_line(
+    tmp_path: Path, name: str, record: list[Any], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All answers empty, a message without role, an image that is named and missing, another layout."""
+    source = lines(tmp_path / "m.jsonl", {"messages": record})
+    assert main(["data", "import", name, str(source), "--out", str(tmp_path / "o")]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
 
 
 def test_a_dialogue_longer_than_a_row_goes_on_at_a_question(

@@ -16,6 +16,7 @@ from kosmos import KosmosForConditionalGeneration
 from kosmos.cli import main
 from kosmos.tuning import Tuning, attach, load_adapter, load_tuned, save_adapter, use
 from kosmos.tuning.merge import merge
+from kosmos.tuning.storage import fingerprint
 
 PEFT_TUNINGS = [
     Tuning("lora", rank=4, alpha=8),
@@ -388,7 +389,17 @@ def test_commands(build: Any, processor: Any, tmp_path: Path, capsys: pytest.Cap
     chat = Conversation(base, adapter=[lora, prefix], max_new_tokens=8)
     chat.use("prefix")
     assert chat.ask("what is the red thing?") + "\n" == answer(prefix)
+    with torch.no_grad():
+        next(model.parameters()).add_(1.0)
+    other = str(tmp_path / "other")
+    processor.save_pretrained(other)
+    model.save_pretrained(other)
+    prints = [fingerprint(Path(folder)) for folder in (base, other)]
+    capsys.readouterr()
+    another = f"was trained on another model: its base {base} has fingerprint {prints[0]}, {other} has {prints[1]}"
     mistakes = [
+        (["chat", other, "--adapter", lora, *ask], another),
+        (["merge", lora, "--base", other, "--out", str(tmp_path / "x")], another),
         (["merge", prefix, "--out", str(tmp_path / "x")], "method prefix cannot be merged"),
         (["merge", base, "--out", str(tmp_path / "x")], "is no adapter"),
         (["merge", lora, "--out", base], "is not empty"),
@@ -400,6 +411,7 @@ def test_commands(build: Any, processor: Any, tmp_path: Path, capsys: pytest.Cap
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
+    assert not (tmp_path / "x").exists()
     settings = json.loads((tmp_path / "lora" / "tuning.json").read_text())
     assert settings["tuning"]["rank"] == 4
     assert settings["base"] == base

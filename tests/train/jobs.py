@@ -130,3 +130,10 @@ def engine_losses(
         engine.close()
         collected.append(losses)
     return collected
+
+
+def command(words: list[str]) -> int:
+    """``kosmos WORDS``; returns the exit code."""
+    from kosmos.cli import main
+
+    return main(words)

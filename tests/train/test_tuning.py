@@ -173,10 +173,10 @@ def test_killed_and_resumed(tuning_values: dict[str, Any], tmp_path: Path, size:
         assert kept[0].read_bytes() == kept[1].read_bytes()
 
 
-def kill_behind_a_checkpoint(job: Job, run: Path, size: int) -> None:
-    """kill -9 of all ranks once the third step is logged."""
+def kill_behind_a_checkpoint(job: Job, run: Path, size: int, step: int = 3) -> None:
+    """kill -9 of all ranks once a step is logged."""
     deadline, lines = time.monotonic() + 300, run / "metrics.jsonl"
-    while job.alive() and (not lines.exists() or len(lines.read_text().splitlines()) < 3):
+    while job.alive() and (not lines.exists() or len(lines.read_text().splitlines()) < step):
         assert time.monotonic() < deadline
         time.sleep(0.005)
     for rank in range(size):
