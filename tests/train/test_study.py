@@ -36,8 +36,9 @@ from kosmos_train.parts.encoder import EncoderConfig
 from kosmos_train.study import arms as study_arms
 from kosmos_train.study import tuning as study_tuning
 from kosmos_train.study.blanks import BlankSet, find_blanks
+from kosmos_train.study.command import main
 from kosmos_train.study.jobs import Job, do_all
-from kosmos_train.study.run import StudyConfig, configs, load_base, main, plan, prepare, public_encoder, with_steps
+from kosmos_train.study.run import StudyConfig, configs, load_base, plan, prepare, public_encoder, with_steps
 
 CONFIGS = Path(__file__).parents[2] / "train" / "configs" / "objectives"
 ENCODER = {"model_type": "bert", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
