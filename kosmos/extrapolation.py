@@ -1,7 +1,7 @@
 """Reading beyond the training length: blockwise causal attention for a model that is there already.
 
-xPos (arXiv 2212.10554, section 3.3): outside training a token sees its own block of l/2 tokens and the one before it, so
-that no distance occurs that training did not show. The answer to a prompt of up to l tokens does not change.
+xPos (arXiv 2212.10554, section 3.3): outside training a token sees its own block of l/2 tokens and the one before it,
+so that no distance occurs that training did not show. The answer to a prompt of up to l tokens does not change.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def extrapolate(model: Any, processor: Any, times: int = TIMES) -> int:
         raise ValueError(f"extrapolate: the decoder is a {text.model_type} of transformers, which reads as it was made")
     if text.position_type not in ("xpos", "rope"):
         raise ValueError(
-            f"extrapolate: text_config.position_type is {text.position_type!r}, whose places behind the training length "
-            "the model has never seen; train with 'xpos'"
+            f"extrapolate: text_config.position_type is {text.position_type!r}, whose places behind the training "
+            "length the model has never seen; train with 'xpos'"
         )
     length = text.max_position_embeddings
     text.blockwise_causal_length = length - length % 2  # a block is half of it

@@ -57,7 +57,7 @@ def test_the_same_examples_say_something_else(toy_data: Path) -> None:
 
 def test_candidates_come_first(toy_data: Path) -> None:
     """Labels are what may be answered: the example's candidates, or those of the item whose own it is."""
-    shots = tuple(Item(f"d{n}", {"question": "?"}, (), ("red",), candidates=("red", "blue")) for n in range(20))
+    shots = tuple(Item(f"d{n}", {"question": f"{n}?"}, (), ("red",), candidates=("red", "blue")) for n in range(20))
     asked = Item("q", {"question": "?"}, (), ("one",), candidates=("one", "two"), demonstrations=shots)
     bare = dataclasses.replace(asked, demonstrations=tuple(dataclasses.replace(shot, candidates=()) for shot in shots))
     task = tasks.load("concept_binding", ["demonstrations.labels=random"])

@@ -73,7 +73,7 @@ def test_evaluation_reads_long_prompts_alike_in_any_batch(short: Path, tmp_path:
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = tmp_path / "long.yaml"
     task.write_text(
-        "description: long texts\ndataset: {format: jsonl, annotations: '{split}.jsonl'}\nprompt: {template: '{text}'}\n"
+        "description: long\ndataset: {format: jsonl, annotations: '{split}.jsonl'}\nprompt: {template: '{text}'}\n"
         "decoding: {method: rank, candidates: [calm, cold, far sea]}\nmetrics: [accuracy]\n"
     )
     asked = [str(short), "--tasks", str(task), "--data", str(tmp_path), "--device", "cpu"]

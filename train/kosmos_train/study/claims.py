@@ -1,9 +1,9 @@
 """The registry of claims: what a paper says, and how it is tried here; one YAML each in ``train/configs/evidence/``.
 
-A claim is tried by a table of cells: each ``arm`` (a way of doing it, the control among them) at each ``point`` (a length,
-a learning rate, a number of shots) with each seed. Arms and points change two things alike: the run that is trained, and how the
-finished run is read. Cells whose run is the same share it, whatever claim they belong to. A claim holds where every
-comparison's whole 95 % interval lies on the side that it expects.
+A claim is tried by a table of cells: each ``arm`` (a way of doing it, the control among them) at each ``point`` (a
+length, a learning rate, a number of shots) with each seed. Arms and points change two things alike: the run that is
+trained, and how the finished run is read. Cells whose run is the same share it, whatever claim they belong to. A claim
+holds where every comparison's whole 95 % interval lies on the side that it expects.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Claim:
     limits: str = ""
     """What the trial does not show."""
     measure: Literal["windows", "task", "study"] = "windows"
-    """How a finished run is read: loss on held-out windows of text, a task of ``kosmos eval``, or the tables of a study."""
+    """How a finished run is read: loss on held-out windows of text, a task of ``kosmos eval``, or as a study does."""
     base: str = ""
     """YAML of the run, or of the study, in the folder of configs."""
     train: dict[str, Any] = field(default_factory=dict)

@@ -63,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     """The command's parser."""
     made = argparse.ArgumentParser(
         prog=PROG,
-        description="Try what papers claim, with controls, seeds and intervals; or compare objectives by a study's YAML.",
+        description="Try what papers claim, with controls, seeds and intervals; or compare objectives by a study.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -71,8 +71,8 @@ def parser() -> argparse.ArgumentParser:
         "words",
         nargs="*",
         metavar="WORD",
-        help="names of claims (--list), all, or a YAML; run=DIR for runs and results, page=FILE.md for the page, and any "
-        "field of the claim or study, e.g. train.steps=50 seeds=[0]",
+        help="names of claims (--list), all, or a YAML; run=DIR for runs and results, page=FILE.md for the page, and "
+        "any field of the claim or study, e.g. train.steps=50 seeds=[0]",
     )
     made.add_argument("--list", action="store_true", help="the claims, and which command tries each")
     made.add_argument("--jobs", type=int, default=1, metavar="N", help="runs of claims at a time (1)")

@@ -1,8 +1,8 @@
 """Uncertainty of figures that depend on a seed and on an item: both are drawn anew, crossed (Owen 2007).
 
 A figure is the mean over a matrix of values, one row a seed, one column an item (a window of text, a picture). What
-training makes of another seed and what the test makes of other items are both in its interval, so it is wider than that over
-items alone. With three seeds the share of the seeds is estimated roughly, and rather too small.
+training makes of another seed and what the test makes of other items are both in its interval. With three seeds the
+share of the seeds is estimated roughly, and rather too small.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def combined(cells: Sequence[tuple[float, Cell]]) -> Cell:
                 f"cells of {first.values_SN.shape} and {cell.values_SN.shape} seeds and items are not paired: measure "
                 "the same items with the same seeds"
             )
-    return Cell(sum(weight * cell.values_SN for weight, cell in cells), first.weight_N)
+    weighted = [weight * cell.values_SN for weight, cell in cells]
+    return Cell(np.sum(weighted, axis=0), first.weight_N)
 
 
 def interval(cell: Cell, seed: int = 0) -> tuple[float, float, float]:

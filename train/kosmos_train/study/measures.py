@@ -1,7 +1,7 @@
 """How a finished run is read for a claim: one value an item, so that arms are compared item by item.
 
-``windows``: loss in nats a token of the last tokens of held-out windows, which are the same tokens whatever part of the text
-before them is read. ``task``: a metric of ``kosmos eval``, summed up by picture or item.
+``windows``: loss in nats a token of the last tokens of held-out windows, which are the same tokens whatever part of the
+text before them is read. ``task``: a metric of ``kosmos eval``, summed up by picture or item.
 """
 
 from __future__ import annotations

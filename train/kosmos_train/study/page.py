@@ -21,13 +21,14 @@ OUTCOMES = {"holds": "**holds**", "open": "not shown", "not": "**does not hold**
 HEAD = """\
 # Evidence
 
-What the papers claim, tried here: small models, real text and pictures from packages, minutes on a processor. Each claim has
-a control, several seeds and 95 % intervals, and one command that does it all again. What does not hold is printed as such. This page is
-drawn from the JSON files that the commands wrote, by `python -m kosmos_train.study page=docs/evidence.md`.
+What the papers claim, tried here: small models, real text and pictures from packages, minutes on a processor. Each
+claim has a control, several seeds and 95 % intervals, and one command that does it all again. What does not hold is
+printed as such. This page is drawn from the JSON files that the commands wrote, by
+`python -m kosmos_train.study page=docs/evidence.md`.
 
-A claim **holds** where the whole interval of each of its comparisons lies on the expected side, and **does not hold** where one lies
-wholly on the other; else it is not shown. Intervals draw both seeds and items anew (bootstrap). Models of this size show what a part
-does, not what a large model gains by it.
+A claim **holds** where the whole interval of each of its comparisons lies on the expected side, and **does not hold**
+where one lies wholly on the other; else it is not shown. Intervals draw both seeds and items anew (bootstrap). Models
+of this size show what a part does, not what a large model gains by it.
 """
 
 
@@ -111,13 +112,15 @@ def _cells(found: Found) -> str:
     rows = []
     for arm in dict.fromkeys(cell["arm"] for cell in found["cells"]):
         own = [cells.get(cell_name(arm, point)) for point in points]
-        shown = [
-            "" if cell is None else f"{cell['value']:.3f} ± {(cell['high'] - cell['low']) / 2:.3f}" for cell in own
-        ]
+        shown = ["" if cell is None else _half(cell) for cell in own]
         if len(points) == 1 and own[0] is not None:
             shown[0] += f" ({', '.join(f'{seed:.3f}' for seed in own[0]['seeds'])})"
         rows.append([arm, *shown])
     return table(heads, rows)
+
+
+def _half(cell: Found) -> str:
+    return f"{cell['value']:.3f} ± {(cell['high'] - cell['low']) / 2:.3f}"
 
 
 def _comparison(one: Found) -> str:

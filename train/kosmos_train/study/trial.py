@@ -29,7 +29,7 @@ from kosmos.loading import find_model
 from ..config import TrainConfig
 from ..pretrain import train
 from . import crossed, measures
-from .claims import Claim, cell_name, key_of
+from .claims import Claim, cell_name, find_config, key_of, merged
 from .crossed import Cell
 from .inputs import make_corpus, make_vocabulary
 from .jobs import Figures, Job, do_all
@@ -100,24 +100,56 @@ def _train(config: TrainConfig, folder: Path) -> Figures:
 def try_claim(claim: Claim, folder: Path, command: str = "", console: Console | None = None, jobs: int = 1) -> Any:
     """Do what is not done of a claim, and return what goes into its JSON."""
     console = console or Console(emoji=False)
-    prepare(claim, console)
-    work, named = jobs_of(claim, folder)
-    figures = do_all(work, jobs, console)
-    cells = {cell: _cell([figures[named[*cell, seed]] for seed in claim.seeds]) for cell in claim.cells()}
+    if claim.measure == "study":
+        cells, figures = by_study(claim, folder, console, jobs)
+    else:
+        prepare(claim, console)
+        work, named = jobs_of(claim, folder)
+        figures = list(do_all(work, jobs, console).values())
+        by_job = dict(zip((job.name for job in work), figures, strict=True))
+        cells = {cell: _cell([by_job[named[*cell, seed]] for seed in claim.seeds]) for cell in claim.cells()}
     by_name = {cell_name(*cell): found for cell, found in cells.items()}
     return {
         **{word: getattr(claim, word) for word in WORDS},
         "command": command,
         "date": time.strftime("%Y-%m-%d"),
         "hardware": f"{jobs} of {os.cpu_count()} cores ({platform.machine()})",
-        "minutes": round(sum(one["seconds"] for one in figures.values()) / 60, 1),
-        "runs": sum(job.name in figures and not job.name.startswith("reading") for job in work),
+        "minutes": round(sum(one["seconds"] for one in figures) / 60, 1),
+        "runs": sum("steps" in one for one in figures),
         "seeds": claim.seeds,
-        "items": len(next(iter(cells.values())).weight_N),
+        "items": max(len(cell.weight_N) for cell in cells.values()),
         "arms": {name: arm.what for name, arm in claim.arms.items()},
         "cells": [{"arm": arm, "point": point, **_summary(cell)} for (arm, point), cell in cells.items()],
         "comparisons": [_compared(words, claim, by_name) for words in claim.comparisons],
     }
+
+
+def by_study(
+    claim: Claim, folder: Path, console: Console, jobs: int
+) -> tuple[dict[tuple[str, str], Cell], list[Figures]]:
+    """The cells of a claim that a study of objectives answers, and the figures of all its jobs.
+
+    Held-out loss of each objective, one value a seed of pretraining; accuracy of each tuned arm on each set, by item.
+    """
+    from . import run as studies  # it needs all parts of the trainer
+
+    values = merged(settings.read_yaml(find_config(claim.base)), claim.train)
+    study = settings.from_dict(studies.StudyConfig, {**values, "jobs": jobs}, f"claim {claim.name}: ")
+    own = folder / "studies" / claim.name
+    studies.run(study, own, claim.name, console)
+    cells = {}
+    for objective in study.objectives:
+        losses = [_figures(own / f"{objective}-{seed}")["held_out_loss"] for seed in study.seeds]
+        cells[objective, "held-out loss"] = Cell(np.array(losses)[:, None], np.ones(1))
+    for name in study.tuning.sets:
+        for arm in study.tuning.arms:
+            right = [_figures(own / "tuning" / name / f"{arm}-{seed}")["right"] for seed in study.tuning.seeds]
+            cells[arm, name] = Cell(np.array(right, dtype=float), np.ones(len(right[0])))
+    return cells, [_figures(path.parent) for path in own.rglob("arm.json")]
+
+
+def _figures(folder: Path) -> Figures:
+    return json.loads((folder / "arm.json").read_text(encoding="utf-8"))["figures"]
 
 
 def _cell(readings: Sequence[Figures]) -> Cell:
