@@ -14,7 +14,7 @@ from kosmos.keys import add_keys
 from kosmos.suggest import suggest
 
 from ..arguments import require_run
-from . import claims, page, trial
+from . import claims, page
 from .claims import Claim
 
 PROG = "python -m kosmos_train.study"
@@ -96,6 +96,8 @@ def is_study(name: str) -> bool:
 
 def try_one(claim: Claim, folder: Path, target: Path, overrides: Sequence[str], jobs: int, console: Console) -> None:
     """Try one claim, write its JSON, and say what came out."""
+    from . import trial  # it needs all parts of the trainer; --help does not
+
     console.print(f"{claim.name}: {claim.claim}", markup=False)
     command = " ".join([PROG, claim.name, *overrides])
     found = trial.try_claim(claim, folder, command, console, jobs)
@@ -112,7 +114,7 @@ def compare_objectives(
     Raises:
         ValueError: more than one YAML.
     """
-    from . import run  # it needs all parts of the trainer
+    from . import run
 
     if len(names) > 1:
         raise ValueError(f"one study at a time, not {', '.join(names)}")

@@ -130,6 +130,11 @@ def read_run(folder: str, reading: dict[str, Any], _: Path) -> Figures:
     return {"values": [round(value, 5) for value in values], "weights": [1] * len(values)}
 
 
+def without_demonstrations(reading: dict[str, Any], seed: int) -> tuple[dict[str, Any], int]:
+    """The same reading of a task and its seed, but for zero shots with nothing that decides about demonstrations."""
+    return ({**reading, "labels": True}, 0) if not reading.get("shots") else (reading, seed)
+
+
 def read_task(checkpoint: str, reading: dict[str, Any], seed: int, folder: Path) -> Figures:
     """What a checkpoint scores on a task with the demonstrations of a seed; one value a picture, or an item."""
     asked = settings.from_dict(Asked, reading, "read: ")

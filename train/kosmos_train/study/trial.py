@@ -69,8 +69,9 @@ def jobs_of(claim: Claim, folder: Path) -> tuple[list[Job], dict[tuple[str, str,
             reading = claim.reading(arm, point)
             title = f"{cell_name(arm, point)}, seed {seed}"
             if claim.checkpoint is not None:
-                asked = {"checkpoint": claim.checkpoint, "read": reading, "seed": seed}
-                work = partial(measures.read_task, claim.checkpoint, reading, seed)
+                reading, drawn = measures.without_demonstrations(reading, seed)
+                asked = {"checkpoint": _stamp(claim.checkpoint), "read": reading, "seed": drawn}
+                work = partial(measures.read_task, claim.checkpoint, reading, drawn)
                 job = Job(f"reading {title}", work, folder / "readings" / key_of(asked), asked, 1, 1.0)
             else:
                 run = _run_job(claim.run_of(arm, point, seed), title, folder)
@@ -81,6 +82,12 @@ def jobs_of(claim: Claim, folder: Path) -> tuple[list[Job], dict[tuple[str, str,
                 job = Job(f"reading {title}", work, place, asked, 1, READING_COST * run.cost, (run.name,))
             named[arm, point, seed] = readings.setdefault(str(job.folder), job).name
     return [*runs.values(), *readings.values()], named
+
+
+def _stamp(checkpoint: str) -> list[Any]:
+    """What tells a checkpoint from another one that stood, or will stand, at the same place."""
+    folder = find_model(checkpoint)
+    return [str(folder), max(file.stat().st_mtime_ns for file in folder.iterdir())]
 
 
 def _run_job(config: TrainConfig, title: str, folder: Path) -> Job:
