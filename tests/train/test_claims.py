@@ -13,7 +13,11 @@ import yaml
 
 from kosmos import settings
 from kosmos.cli import call
+from kosmos.loading import load
+from kosmos.processing_kosmos import load_processor
+from kosmos_eval.evaluate import evaluate
 from kosmos_train import TrainConfig
+from kosmos_train.build import build_model
 from kosmos_train.study import claims, crossed, page, trial
 from kosmos_train.study.claims import Claim
 from kosmos_train.study.command import main
@@ -135,6 +139,37 @@ def test_mistakes_are_named(claim: Path, tmp_path: Path, capsys: pytest.CaptureF
         assert message in " ".join(capsys.readouterr().err.split())
     assert call("kosmos_train.study.command:main", ["--list"]) == 0
     assert "xpos_length" in capsys.readouterr().out
+
+
+def test_a_claim_about_demonstrations(values: dict[str, Any], tmp_path: Path) -> None:
+    """Cells are what ``kosmos eval`` says of the checkpoint; without demonstrations one reading serves all."""
+    values["model"]["overrides"] = {"vision_config": None}
+    processor = load_processor(values["processor"])
+    model = build_model(settings.from_dict(TrainConfig, values), processor)
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "made")
+    for split, count in (("train", 30), ("test", 8)):
+        rows = [
+            {"text": f"{'fish' if n % 2 else 'rain'} {n}", "label": "sea" if n % 2 else "far"} for n in range(count)
+        ]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "task.yaml").write_text(
+        "description: words\ndataset: {format: labelled, annotations: '{split}.jsonl'}\nprompt: {template: '{text}'}\n"
+        "demonstrations: {split: train}\ndecoding: {method: rank}\nmetrics: [accuracy]\n"
+    )
+    overrides = [f"checkpoint={tmp_path / 'made'}", "seeds=[0, 1]", f"read.task={tmp_path / 'task.yaml'}"]
+    overrides += [f"read.data={tmp_path}", "read.metric=accuracy", "points.8.read.shots=3"]
+    claim = claims.load("demonstration_labels", overrides)
+    found = trial.try_claim(claim, tmp_path / "out")
+    assert len(list((tmp_path / "out" / "readings").iterdir())) == 1 + 2 * 3 * 2
+    cells = {f"{cell['arm']} @ {cell['point']}": cell for cell in found["cells"]}
+    rows = evaluate(*load(tmp_path / "made", "cpu"), str(tmp_path / "task.yaml"), tmp_path, shots=(0, 4))
+    assert cells["random labels @ 0"]["value"] == cells["true labels @ 0"]["value"] == pytest.approx(rows[0]["value"])
+    assert cells["true labels @ 4"]["seeds"][0] == pytest.approx(rows[1]["value"])
+    assert {one["verdict"] for one in found["comparisons"]} <= {"holds", "open", "not"}
+    model.save_pretrained(tmp_path / "made")  # as if it had been trained anew
+    jobs, _ = trial.jobs_of(claim, tmp_path / "out")
+    assert all(job.finished() is None for job in jobs)
 
 
 def test_a_checkpoint_that_is_not_there(tmp_path: Path) -> None:
