@@ -85,7 +85,7 @@ def plan_attention(
         refuse_xpos_blocks(config, block_ids_BT)
     documents_BT = documents_of(hidden_BTD, attention_mask, past_key_values, document_ids_BT, block_ids_BT)
     if documents_BT is None:
-        and_mask = _blockwise_causal(config, hidden_BTD, past_key_values, training)
+        and_mask = _blockwise_causal(config, hidden_BTD, attention_mask, past_key_values, training)
         mask = create_causal_mask(config, hidden_BTD, attention_mask, past_key_values, and_mask_function=and_mask)
         return AttentionPlan(mask=mask, whole_rows=False)
     if config._attn_implementation == "eager":
@@ -363,9 +363,17 @@ def refuse_xpos_blocks(config: KosmosTextConfig, block_ids_BT: Tensor) -> None:
 
 
 def _blockwise_causal(
-    config: KosmosTextConfig, hidden_BTD: Tensor, past_key_values: Cache | None, training: bool
+    config: KosmosTextConfig,
+    hidden_BTD: Tensor,
+    attention_mask: Tensor | None,
+    past_key_values: Cache | None,
+    training: bool,
 ) -> Callable[..., Tensor] | None:
-    """Return the mask function of blockwise causal attention where the input is longer than the training length."""
+    """Return the mask function of blockwise causal attention where the input is longer than the training length.
+
+    Blocks are counted in real tokens: padding before or between them would otherwise move the borders of a row by what
+    its batch happens to hold.
+    """
     length = config.blockwise_causal_length
     if length is None or training:
         return None
@@ -373,6 +381,13 @@ def _blockwise_causal(
     if total <= length:
         return None
     half = length // 2
+    if attention_mask is not None and attention_mask.ndim == 2:
+        block_BP = (attention_mask.long().cumsum(1) - 1).clamp(min=0) // half
+
+        def near_by_tokens(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return block_BP[row, query] - block_BP[row, key] <= 1
+
+        return near_by_tokens
 
     def near(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return query // half - key // half <= 1

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from . import extrapolation
 from .conversation import Conversation
 from .pictures import open_picture
 from .segments import SEGMENTS, Fused
@@ -57,6 +58,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--system", help="text in front of the conversation")
     parser.add_argument("--persona", metavar="FILE", help='JSON that says who answers, {"city": "Rome", …}')
     parser.add_argument("--max-new-tokens", type=int, default=64, help="longest answer in tokens (64)")
+    extrapolation.add_argument(parser)
     parser.add_argument("--temperature", type=float, default=0.0, help="sample with this temperature; 0: greedy")
     parser.add_argument("--web", action="store_true", help="chat on a page in the browser")
     parser.add_argument("--beside", metavar="CHECKPOINT", help="with --web: another checkpoint, asked the same")
@@ -74,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.beside and not arguments.web:
         raise ValueError("--beside shows two checkpoints on a page: add --web")
     persona = None if arguments.persona is None else read_persona(Path(arguments.persona).expanduser())
-    shared = {name: getattr(arguments, name) for name in ("system", "max_new_tokens", "grounding")}
+    shared = {name: getattr(arguments, name) for name in ("system", "max_new_tokens", "grounding", "extrapolate")}
     chats = [
         Conversation(path, adapter=adapters, persona=persona, **shared, **sampling)
         for path, adapters in ((arguments.checkpoint, arguments.adapter), (arguments.beside, ()))

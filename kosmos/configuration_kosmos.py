@@ -101,6 +101,8 @@ class KosmosTextConfig(PreTrainedConfig):
         blockwise_causal_length: training length l for blockwise causal attention (xPos paper, section 3.3): outside
             training a query sees its own block of l/2 tokens and the one before it. None: ordinary attention.
         xpos_scale_base: tokens over which xPos decays by its factor (512 in the paper).
+        sub_layer_norm: MAGNETO's norms before the output projections of attention and feed-forward part. False:
+            ordinary pre-LN, as GPT-2, to compare with.
         initialization: ``magneto_paper`` | ``magneto_torchscale`` | ``normal``, see initialization.py.
         initializer_range: standard deviation of ``normal``.
         use_cache: keep keys and values while writing.
@@ -127,6 +129,7 @@ class KosmosTextConfig(PreTrainedConfig):
     max_position_embeddings: int = 2048
     xpos_scale_base: int = 512
     blockwise_causal_length: int | None = None
+    sub_layer_norm: bool = True
     initialization: Literal["magneto_paper", "magneto_torchscale", "normal"] = "magneto_paper"
     initializer_range: float = 0.02
     use_cache: bool = True

@@ -15,6 +15,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from . import extrapolation
 from .grounding import BEGIN as GROUNDING
 from .grounding import draw_boxes, read_answer, to_picture
 from .loading import find_model, load
@@ -45,6 +46,7 @@ class Conversation:
         persona: who answers, ``{"president": "Abraham Lincoln"}``, for a model that was trained with personas.
         max_new_tokens: longest answer, in tokens; 64, unless ``generation`` says how long it may be.
         grounding: let answers have phrases with boxes (KOSMOS-2): ``<grounding>`` begins each answer.
+        extrapolate: read up to so many training lengths, by blockwise causal attention (``kosmos.extrapolation``).
         adapter: one or several tunings of the model (``kosmos.tuning``); the first answers until :meth:`use`.
         **generation: anything ``generate()`` takes, e.g. ``do_sample=True, temperature=0.7``; greedy by default. Beams
             write no answer piece by piece, it comes as a whole.
@@ -66,6 +68,7 @@ class Conversation:
         adapter: Sequence[str | Path] | str | Path = (),
         persona: Mapping[str, str | list[str]] | None = None,
         grounding: bool = False,
+        extrapolate: int | None = None,
         **generation: Any,
     ) -> None:
         self.checkpoint: Path | None = None
@@ -81,6 +84,8 @@ class Conversation:
             raise ValueError("give the processor that belongs to the model: Conversation(model, processor)")
         if generation.get("num_return_sequences", 1) != 1:
             raise ValueError(f"num_return_sequences={generation['num_return_sequences']}: a question has one answer")
+        if extrapolate is not None:
+            extrapolation.extrapolate(model, processor, extrapolate)
         model.take_rules(processor)
         self.model = model
         self.processor = processor

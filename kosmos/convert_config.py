@@ -62,6 +62,7 @@ def hf_kosmos2_fields(config: KosmosConfig) -> dict[str, Any]:
     others = {name: kind for name, kind in MODALITIES.items() if kind is not IMAGE}
     has = {
         "position_type": (text.position_type, "sinusoidal"),
+        "sub_layer_norm": (text.sub_layer_norm, True),
         "vision backend": (vision.backend if vision else None, "clip"),
         "l2_normalize": (vision.l2_normalize if vision else None, True),
         "connector": (config.connector_config.kind, "xconnector"),

@@ -4,6 +4,8 @@
     x = x + W2 · LN_ffn(gelu(W1 · LN_f(x)))          LN_ffn over the width of the FFN
     logits = LN_final(x) · Eᵀ
 
+``sub_layer_norm: false`` leaves LN_inner and LN_ffn out: pre-LN, the block that MAGNETO is compared with.
+
 Parameter names are torchscale's; ``final_layer_norm`` is the norm before the FFN, despite its name.
 
 Differs from torchscale: the cache holds rotated keys (positions.py) and takes any number of tokens at a time, left
@@ -43,6 +45,11 @@ from .rows import RowLayout
 from .versions import either, named, refuse_other_caches
 
 
+def sub_norm(config: KosmosTextConfig, width: int) -> nn.Module:
+    """Return the norm of sub-LN before an output projection; of a pre-LN decoder, nothing."""
+    return nn.LayerNorm(width, eps=config.layer_norm_eps) if config.sub_layer_norm else nn.Identity()
+
+
 class KosmosAttention(nn.Module):
     """Causal self-attention with sub-LN before the output projection."""
 
@@ -60,7 +67,7 @@ class KosmosAttention(nn.Module):
         self.q_proj = linear(width, width, plain)
         self.k_proj = linear(width, width, plain)
         self.v_proj = linear(width, width, scaled)
-        self.inner_attn_ln = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.inner_attn_ln = sub_norm(config, width)
         self.out_proj = linear(width, width, scaled)
 
     def forward(
@@ -110,7 +117,7 @@ class KosmosFeedForward(nn.Module):
         self.activation_dropout = config.activation_dropout
         scaled = partial(init_projection, config=config, scaled=True)
         self.fc1 = linear(config.hidden_size, config.intermediate_size, scaled)
-        self.ffn_layernorm = nn.LayerNorm(config.intermediate_size, eps=config.layer_norm_eps)
+        self.ffn_layernorm = sub_norm(config, config.intermediate_size)
         self.fc2 = linear(config.intermediate_size, config.hidden_size, scaled)
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from kosmos import extrapolation
+
 _EPILOG = """\
 examples:
   kosmos eval runs/demo/tune --tasks easy_vqa --data corpora/starter/eval \\
@@ -76,6 +78,7 @@ def _evaluate(argv: Sequence[str]) -> int:
     add("--name", help="the model's name in the results (the checkpoint folder's)")
     add("--seed", metavar="N", type=int, default=0, help="of shuffled images, sampling and intervals (0)")
     add("--batch-size", dest="batch_rows", metavar="N", type=int, default=128, help="prompts in a batch at most (128)")
+    extrapolation.add_argument(parser)
     add("--device", help="cpu, cuda, cuda:1 … (a GPU if there is one)")
     add(
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE",

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -46,6 +47,7 @@ class DemonstrationPool:
         self.pool = [item for item in pool if item.answers]
         self._evaluated = {content_key(item) for item in evaluated}
         self.leaking: set[str] = set()
+        self._by_group: dict[str, list[str]] = {}
         self._nearest: Mapping[tuple[Path, ...], list[int]] = {}
         if task.demonstrations.method == "rices":
             if embed is None or not all(item.images for item in [*self.pool, *evaluated]):
@@ -75,7 +77,37 @@ class DemonstrationPool:
                 f"task {self.task.name}: {shots} demonstrations wanted, but {source} has {len(drawn)} usable ones "
                 f"({len(self.leaking)} share content with the evaluated split)"
             )
-        return drawn[::-1] if self.task.demonstrations.method == "rices" else drawn
+        drawn = drawn[::-1] if self.task.demonstrations.method == "rices" else drawn
+        return self._relabelled(item, drawn)
+
+    def _relabelled(self, item: Item, drawn: Sequence[Item]) -> list[Item]:
+        """The demonstrations with the answers that ``demonstrations.labels`` asks for.
+
+        Random ones are drawn in the order of the examples, so that shots stay nested; ``shuffled`` hands answers round.
+        """
+        options, count = self.task.demonstrations, len(drawn)
+        if options.labels is True or (options.labels == "shuffled" and count < 2):
+            return list(drawn)
+        draw = random.Random(stable_hash("labels", options.seed, self.task.name, item.id))
+        if options.labels == "shuffled":
+            others = draw.randrange(1, count)
+            answers = [drawn[(place + others) % count].answers[0] for place in range(count)]
+        else:
+            answers = [draw.choice(self._labels(example, item)) for example in drawn]
+        return [replace(example, answers=(answer,)) for example, answer in zip(drawn, answers, strict=True)]
+
+    def _labels(self, example: Item, item: Item) -> Sequence[str]:
+        """The answers that an example might have had: candidates, or what examples of its question type say."""
+        own = item.candidates if self.is_own else ()
+        if choices := example.candidates or own or self.task.decoding.candidates:
+            return choices
+        if example.group not in self._by_group:
+            alike = item.demonstrations if self.is_own else self.pool
+            answers = sorted({one.answers[0] for one in alike if one.group == example.group})
+            if self.is_own:  # they are the item's alone
+                return answers
+            self._by_group[example.group] = answers
+        return self._by_group[example.group]
 
     @property
     def is_own(self) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
+from kosmos import extrapolation
 from kosmos.loading import find_model, load
 from kosmos.plain import escape
 from kosmos.tables import show
@@ -87,6 +88,7 @@ def evaluate_checkpoint(
     contexts: Sequence[str] = ("image+text",),
     limit: int | None = None,
     adapter: str | Path | None = None,
+    extrapolate: int | None = None,
     **asked: Any,
 ) -> list[Row]:
     """Evaluate a checkpoint on tasks; prints one table, and writes ``samples/`` and, after each task, ``results.json``.
@@ -106,6 +108,7 @@ def evaluate_checkpoint(
         contexts: what the prompt contains.
         limit: evaluate so many items.
         adapter: a tuning of the checkpoint (``kosmos.tuning``): default name and folder are its own.
+        extrapolate: read up to so many training lengths, by blockwise causal attention (``kosmos.extrapolation``).
         asked: other arguments of :func:`evaluate`.
 
     Raises:
@@ -121,6 +124,9 @@ def evaluate_checkpoint(
     out = Path(out) if out is not None else named / "eval"
     console = Console(emoji=False, quiet=rank.index > 0)
     model, processor = load(checkpoint, rank.device(device), adapters=[] if adapter is None else [adapter])
+    if extrapolate is not None:
+        longest = extrapolation.extrapolate(model, processor, extrapolate)
+        console.print(f"up to {longest} tokens, by blockwise causal attention")
     rows: list[Row] = []
     for one in loaded:
         asked |= {"shots": shots, "contexts": contexts, "limit": limit, "console": console, "rank": rank, "out": out}

@@ -1,5 +1,5 @@
 """Readers of classification sets in the files in which they are published: SuperGLUE, PIQA, HellaSwag, Winogrande,
-Winograd, StoryCloze, HatefulMemes; and any texts with labels.
+Winograd, COPA, StoryCloze, HatefulMemes, SST-2; and any texts with labels.
 
 Each reader turns a published file into entries of our JSON lines (``id``, ``answers``, ``candidates``, fields), whose
 wording the task's YAML then decides. What the field does to the texts before asking (GPT-3, appendix G; lm-eval's
@@ -8,16 +8,21 @@ HellaSwag clean-up) is done here, because no template can. Labels that are not p
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
-from . import formats
-
-Entry = dict[str, Any]
+from .published_rows import (
+    Entry,
+    Rows,
+    comma_separated,
+    copa_xml,
+    json_lines,
+    tab_separated,
+    winograd_blocks,
+    winograd_xml,
+)
 
 
 def read(kind: str, path: Path) -> Iterator[tuple[int, Entry]]:
@@ -31,7 +36,10 @@ def read(kind: str, path: Path) -> Iterator[tuple[int, Entry]]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    rows, convert = FORMATS[kind]
+    by_suffix, convert = FORMATS[kind]
+    kinds = ", ".join(by_suffix)
+    if (rows := by_suffix.get(path.suffix.lower()) or by_suffix.get(".jsonl")) is None:
+        raise ValueError(f"{path}: format {kind} is read from {kinds} files as they are published")
     for number, row in rows(path):
         try:
             entry = convert(row)
@@ -39,36 +47,9 @@ def read(kind: str, path: Path) -> Iterator[tuple[int, Entry]]:
             hint = "; the labels of the test split are not public" if error.args[0] in ("label", "answer") else ""
             raise ValueError(f"{path}:{number}: no {error} here, which format {kind} has{hint}") from error
         except (IndexError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}:{number}: not an entry of format {kind}: {error}") from error
+            problem = f"{path}:{number}: not an entry of format {kind}: {error}"
+            raise ValueError(problem if len(by_suffix) == 1 else f"{problem} (read as published: {kinds})") from error
         yield number, {"id": number, **entry}
-
-
-def _json_lines(path: Path) -> Iterator[tuple[int, Entry]]:
-    """Objects of a JSON lines file; a file NAME-labels.lst beside it (PIQA, Winogrande) brings the labels."""
-    labels = path.with_name(f"{path.stem}-labels.lst")
-    answers = labels.read_text(encoding="utf-8-sig").split() if labels.is_file() else None
-    rows = list(formats.read_json_lines(path))
-    if answers is not None and len(answers) != len(rows):
-        raise ValueError(f"{labels}: {len(answers)} labels for {len(rows)} entries of {path.name}")
-    for place, (number, row) in enumerate(rows):
-        yield number, row if answers is None else {"label": answers[place], **row}
-
-
-def _csv(path: Path) -> Iterator[tuple[int, Entry]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        yield from enumerate(csv.DictReader(file), start=1)
-
-
-def _xml(path: Path) -> Iterator[tuple[int, Entry]]:
-    """The schemas of ``WSCollection.xml``: text before and after the pronoun, two answers, the right one."""
-    try:
-        root = ElementTree.parse(path).getroot()
-    except ElementTree.ParseError as error:
-        raise ValueError(f"{path}: not valid XML ({error})") from error
-    for number, schema in enumerate(root.iter("schema"), start=1):
-        parts = {name: " ".join((schema.findtext(f"text/{name}") or "").split()) for name in ("txt1", "pron", "txt2")}
-        answers = [" ".join((answer.text or "").split()) for answer in schema.iter("answer")]
-        yield number, parts | {"answers": answers, "label": (schema.findtext("correctAnswer") or "").strip(" .")}
 
 
 def _yes_no(label: Any) -> list[str]:
@@ -134,7 +115,7 @@ def _winogrande(row: Entry) -> Entry:
 
 def _winograd(row: Entry) -> Entry:
     options = [_lower_article(text) if row["txt1"] else text for text in row["answers"]]
-    return {"before": row["txt1"], "after": row["txt2"]} | _chosen(options, "AB".index(row["label"]))
+    return {"before": row["txt1"], "after": row["txt2"]} | _chosen(options, ("A", "B").index(row["label"]))
 
 
 def _story_cloze(row: Entry) -> Entry:
@@ -145,6 +126,11 @@ def _story_cloze(row: Entry) -> Entry:
 
 def _hateful_memes(row: Entry) -> Entry:
     return {"id": row["id"], "images": [row["img"]], "text": row["text"], "answers": _yes_no(bool(int(row["label"])))}
+
+
+def _sst2(row: Entry) -> Entry:
+    """GLUE's table; its sentences are tokenized, which is left as it is."""
+    return {"text": row["sentence"].strip(), "answers": [("negative", "positive")[int(row["label"])]]}
 
 
 def _labelled(row: Entry) -> Entry:
@@ -167,20 +153,21 @@ def _lower_article(text: str) -> str:
     return f"{lowered} {rest}".strip()
 
 
-Rows = Callable[[Path], Iterator[tuple[int, Entry]]]
-# format → how its files are read, what makes an entry of a row
-FORMATS: dict[str, tuple[Rows, Callable[[Entry], Entry]]] = {
-    "boolq": (_json_lines, _boolq),
-    "cb": (_json_lines, _entailment),
-    "rte": (_json_lines, _entailment),
-    "copa": (_json_lines, _copa),
-    "wic": (_json_lines, _wic),
-    "wsc": (_json_lines, _wsc),
-    "piqa": (_json_lines, _piqa),
-    "hellaswag": (_json_lines, _hellaswag),
-    "winogrande": (_json_lines, _winogrande),
-    "winograd": (_xml, _winograd),
-    "storycloze": (_csv, _story_cloze),
-    "hateful_memes": (_json_lines, _hateful_memes),
-    "labelled": (_json_lines, _labelled),
+_JSON_LINES: dict[str, Rows] = {".jsonl": json_lines, ".json": json_lines}
+# format → how its files are read, by their suffix; what makes an entry of a row
+FORMATS: dict[str, tuple[dict[str, Rows], Callable[[Entry], Entry]]] = {
+    "boolq": (_JSON_LINES, _boolq),
+    "cb": (_JSON_LINES, _entailment),
+    "rte": (_JSON_LINES, _entailment),
+    "copa": (_JSON_LINES | {".xml": copa_xml}, _copa),
+    "wic": (_JSON_LINES, _wic),
+    "wsc": (_JSON_LINES, _wsc),
+    "piqa": (_JSON_LINES, _piqa),
+    "hellaswag": (_JSON_LINES, _hellaswag),
+    "winogrande": (_JSON_LINES, _winogrande),
+    "winograd": ({".xml": winograd_xml, ".txt": winograd_blocks}, _winograd),
+    "storycloze": ({".csv": comma_separated}, _story_cloze),
+    "hateful_memes": (_JSON_LINES, _hateful_memes),
+    "sst2": ({".tsv": tab_separated}, _sst2),
+    "labelled": (_JSON_LINES, _labelled),
 }

@@ -78,8 +78,10 @@ class Session:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of what answers: the weights, and where an answer ends."""
-        return request_hash(fingerprint(self.runner.model), sorted(self.runner.ends))
+        """Of what answers: the weights, where an answer ends, and how far back a token sees."""
+        blocks = getattr(self.runner.model.config.text_config, "blockwise_causal_length", None)
+        own = () if blocks is None else (blocks,)
+        return request_hash(fingerprint(self.runner.model), sorted(self.runner.ends), *own)
 
     def evaluate(
         self,
@@ -161,6 +163,7 @@ class Session:
         reduced = sum(record["shots"] < run.shots for record in records)
         if run.shots:
             labels |= {"demonstration_seed": run.task.demonstrations.seed, "items_with_fewer_shots": reduced}
+            labels |= {"demonstration_labels": str(run.task.demonstrations.labels).lower()}
         if run.task.prompt.shorten:
             labels["items_shortened"] = sum(record.get("shortened", False) for record in records)
         predictions = [record["prediction"] for record in records]

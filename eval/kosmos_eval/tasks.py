@@ -46,9 +46,9 @@ class DatasetFiles:
             ``dataset_coco.json``, ``dataset_flickr30k.json``), ``vizwiz`` (a list of image, question, answers),
             ``jsonl`` (one object a line) or ``parquet`` (the same columns; needs pyarrow), ``text`` (lines with
             ``text``), ``shards`` (a corpus folder as made for training), or a classification set in its published
-            files: ``boolq``, ``cb``, ``rte``, ``copa``, ``wic``, ``wsc`` (SuperGLUE), ``piqa``, ``hellaswag``,
-            ``winogrande``, ``winograd``, ``storycloze``, ``hateful_memes``; ``labelled``: JSON lines with ``text`` and
-            ``label``.
+            files: ``boolq``, ``cb``, ``rte``, ``wic``, ``wsc`` (SuperGLUE), ``piqa``, ``hellaswag``,
+            ``winogrande``, ``winograd`` (XML, or ``wsc273.txt``), ``copa`` (its XML too), ``storycloze``,
+            ``hateful_memes``, ``sst2`` (GLUE); ``labelled``: JSON lines with ``text`` and ``label``.
         questions: VQAv2 question file.
         annotations: VQAv2 annotations, COCO captions, the Karpathy file, the JSON lines, or the corpus folder.
         images: image path with ``{image_id}`` or, where the file has it, ``{file_name}`` (and ``{split}``); empty for
@@ -105,11 +105,15 @@ class Demonstrations:
             whose images are nearest by the vision tower (Yang et al. 2021), the nearest last; ``own`` takes the first
             of those that each item of a ``jsonl`` file brings with it, and needs no split.
         seed: of the draw.
+        labels: the answers that they show: the ``true`` ones; ``random`` ones of the same candidates, or of examples of
+            the same question type; or ``shuffled``, each that of another of them (one alone keeps its own). Min et al.
+            2022 ask so whether demonstrations show more than the form.
     """
 
     split: str = ""
     method: Literal["random", "shared", "rices", "own"] = "random"
     seed: int = 0
+    labels: Literal[True, "random", "shuffled"] = True
 
 
 @dataclass
@@ -217,6 +221,11 @@ class Task:
             )
         if self.demonstrations.split and self.demonstrations.split == self.split:
             raise ValueError(f"demonstrations.split is {self.split!r}, the evaluated split; draw them from another one")
+        if self.demonstrations.labels == "shuffled" and self.decoding.described:
+            raise ValueError(
+                "demonstrations.labels=shuffled: with decoding.described an example has no words for the answer of "
+                "another one; use labels=random"
+            )
         if self.decoding.constrained and self.decoding.method != "beam":
             raise ValueError(
                 f"decoding.constrained needs method beam, not {self.decoding.method}; to rank, use method rank"

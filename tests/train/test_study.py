@@ -36,8 +36,11 @@ from kosmos_train.parts.encoder import EncoderConfig
 from kosmos_train.study import arms as study_arms
 from kosmos_train.study import tuning as study_tuning
 from kosmos_train.study.blanks import BlankSet, find_blanks
+from kosmos_train.study.claims import Claim, Comparison
+from kosmos_train.study.command import main
 from kosmos_train.study.jobs import Job, do_all
-from kosmos_train.study.run import StudyConfig, configs, load_base, main, plan, prepare, public_encoder, with_steps
+from kosmos_train.study.run import StudyConfig, configs, load_base, plan, prepare, public_encoder, with_steps
+from kosmos_train.study.trial import try_claim
 
 CONFIGS = Path(__file__).parents[2] / "train" / "configs" / "objectives"
 ENCODER = {"model_type": "bert", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
@@ -123,6 +126,24 @@ def test_one_command_makes_each_run_once(study: dict[str, Any], tmp_path: Path) 
     assert {path.parent.name for path in after if after[path] != before[path]} == {"prefix-0"}
     with pytest.raises(ValueError, match=r"causal-0 was made with other settings \(.*steps"):
         main([*words, "steps=7"])
+    _claim_on(tmp_path / "study.yaml", out, found)
+
+
+def _claim_on(study: Path, done: Path, found: dict[str, Any]) -> None:
+    """A claim that this study answers takes its cells from what is done, item by item."""
+    words = dict.fromkeys(("claim", "paper", "says", "control", "figure"), "x")
+    wanted = Comparison({"semi @ weather": 1, "causal @ weather": -1}, "above")
+    claim = Claim(**words, name="c", measure="study", base=str(study), comparisons={"more": wanted})
+    claim.check()
+    (done.parent / "evidence" / "studies").mkdir(parents=True)
+    (done.parent / "evidence" / "studies" / "c").symlink_to(done)
+    tried = try_claim(claim, done.parent / "evidence")
+    cells = {f"{cell['arm']} @ {cell['point']}": cell["value"] for cell in tried["cells"]}
+    for name, arm in found["arms"].items():
+        assert cells[f"{name} @ held-out loss"] == pytest.approx(arm["held_out_loss"], abs=1e-4)
+    assert cells["semi @ weather"] == pytest.approx(found["tuning"]["weather"]["arms"]["semi"]["value"], abs=1e-4)
+    (difference,) = found["tuning"]["weather"]["differences"]
+    assert tried["comparisons"][0]["value"] == pytest.approx(difference["difference"], abs=1e-4)
 
 
 def test_flops_against_torchs_own_count(study: dict[str, Any], tmp_path: Path) -> None:

@@ -5,4 +5,4 @@ import sys
 from kosmos.cli import call
 
 if __name__ == "__main__":
-    sys.exit(call("kosmos_train.study.run:main", sys.argv[1:]))
+    sys.exit(call("kosmos_train.study.command:main", sys.argv[1:]))

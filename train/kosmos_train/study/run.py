@@ -16,29 +16,25 @@ import json
 import os
 import platform
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.markdown import Markdown
 from rich.progress import Progress
 
 from kosmos import settings
-from kosmos.atomic import whole_folder
 from kosmos.loading import encoder_folder
-from kosmos_data import recipes
-from kosmos_data.index import INDEX_NAME
 
-from ..arguments import parse_run
 from ..build import build_config, build_processor
 from ..config import TrainConfig
 from ..parts.encoder import EncoderConfig
-from ..parts.tokenizer import TokenizerConfig, make_processor, take_encoder_tokenizer
+from ..parts.tokenizer import take_encoder_tokenizer
 from . import arms, blanks, tuning, write_up
 from .blanks import BlankSet
+from .claims import find_config
+from .inputs import make_corpus, make_vocabulary
 from .jobs import Job, do_all
 from .tuning import TuningConfig
 
@@ -92,7 +88,7 @@ def load_base(study: StudyConfig) -> TrainConfig:
         if unknown := sorted(getattr(study, section).keys() - study.objectives.keys()):
             known = ", ".join(study.objectives)
             raise ValueError(f"study: {section}.{unknown[0]} belongs to no objective; there are {known}")
-    config = settings.load(TrainConfig, study.base)
+    config = settings.load(TrainConfig, find_config(study.base))
     if config.eval.data is None:
         raise ValueError(f"{study.base}: eval.data is not set: the study compares held-out loss")
     return replace(config, steps=study.steps or config.steps)
@@ -103,16 +99,8 @@ def prepare(study: StudyConfig, base: TrainConfig, folder: Path, console: Consol
     with Progress(console=console, transient=True) as progress:
         assert base.eval.data is not None, "load_base() has refused this"
         shards = [source.shards for data in (base.data, base.eval.data) for source in data.sources]
-        if study.recipe and not all((Path(path) / INDEX_NAME).is_file() for path in shards):
-            if Path(study.corpus).exists():
-                raise ValueError(
-                    f"{study.corpus} is there, but not all of {', '.join(shards)}; correct {study.base} or move it away"
-                )
-            with whole_folder(Path(study.corpus)) as partial:
-                recipes.make(study.recipe, partial, progress=progress)
-        if study.tokenizer and base.processor and not Path(base.processor).is_dir():
-            with whole_folder(Path(base.processor)) as partial:
-                make_processor(settings.load(TokenizerConfig, study.tokenizer), partial, progress)
+        make_corpus(study.recipe, study.corpus, shards, study.base, progress)
+        make_vocabulary(study.tokenizer, base.processor, progress)
         for name, weights in study.pretrained.items():
             processor = build_processor(base)
             take_encoder_tokenizer(processor, str(public_encoder(weights)))
@@ -124,7 +112,7 @@ def prepare(study: StudyConfig, base: TrainConfig, folder: Path, console: Consol
 
 def configs(study: StudyConfig, base: TrainConfig, folder: Path) -> dict[str, TrainConfig]:
     """The pretraining runs by name, before the steps of each are worked out from its FLOPs."""
-    encoder = settings.load(EncoderConfig, study.encoder) if study.encoder else None
+    encoder = settings.load(EncoderConfig, find_config(study.encoder)) if study.encoder else None
     runs = {}
     for name, objective in study.objectives.items():
         model = replace(base.model, overrides={**base.model.overrides, **study.models.get(name, {})})
@@ -184,7 +172,7 @@ def plan(study: StudyConfig, base: TrainConfig, folder: Path) -> tuple[list[Job]
     jobs: list[Job] = []
     own = folder / arms.ENCODER
     if study.encoder and any(str(own) in config.model.named_weights.values() for config in runs.values()):
-        jobs.append(arms.encoder_job(settings.load(EncoderConfig, study.encoder), processor, own))
+        jobs.append(arms.encoder_job(settings.load(EncoderConfig, find_config(study.encoder)), processor, own))
     starts: dict[str, tuple[str, float]] = {}
     for name, config in runs.items():
         objective = name.rpartition("-")[0]
@@ -238,12 +226,3 @@ def conditions(study: StudyConfig, base: TrainConfig, command: str, date: str) -
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "vocabulary": len(processor.tokenizer),
     }
-
-
-def main(argv: Sequence[str]) -> None:
-    """``python -m kosmos_train.study CONFIG run=DIR [key=value …]``."""
-    study, folder = parse_run("python -m kosmos_train.study", "Compare objectives.", StudyConfig, argv)
-    path, console = Path(folder), Console(emoji=False)
-    run(study, path, " ".join(["python -m kosmos_train.study", *argv]), console)
-    console.print(Markdown((path / "study.md").read_text(encoding="utf-8")))
-    console.print(f"{path}: study.md, study.json, study-*.png")

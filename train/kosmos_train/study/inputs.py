@@ -1,0 +1,43 @@
+"""What runs of a study or a claim read: corpus and vocabulary, made by their recipes where they are missing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.progress import Progress
+
+from kosmos import settings
+from kosmos.atomic import whole_folder
+from kosmos_data import recipes
+from kosmos_data.index import INDEX_NAME
+
+from ..parts.tokenizer import TokenizerConfig, make_processor
+from .claims import find_config
+
+
+def make_corpus(recipe: str | None, corpus: str, shards: Sequence[str], base: str, progress: Progress) -> None:
+    """Make a corpus by its recipe, unless all its shards are there.
+
+    Args:
+        recipe: its name; None: the corpus is the user's own.
+        corpus: the folder that it fills.
+        shards: folders that runs read.
+        base: the YAML that names them.
+
+    Raises:
+        ValueError: the folder is there, but not all shards.
+    """
+    if not recipe or all((Path(path) / INDEX_NAME).is_file() for path in shards):
+        return
+    if Path(corpus).exists():
+        raise ValueError(f"{corpus} is there, but not all of {', '.join(shards)}; correct {base} or move it away")
+    with whole_folder(Path(corpus)) as partial:
+        recipes.make(recipe, partial, progress=progress)
+
+
+def make_vocabulary(tokenizer: str | None, processor: str | None, progress: Progress) -> None:
+    """Make the processor of a run by the YAML ``tokenizer``, unless it is there."""
+    if tokenizer and processor and not Path(processor).is_dir():
+        with whole_folder(Path(processor)) as partial:
+            make_processor(settings.load(TokenizerConfig, find_config(tokenizer)), partial, progress)

@@ -1,0 +1,160 @@
+"""How a finished run is read for a claim: one value an item, so that arms are compared item by item.
+
+``windows``: loss in nats a token of the last tokens of held-out windows, which are the same tokens whatever part of the
+text before them is read. ``task``: a metric of ``kosmos eval``, summed up by picture or item.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from kosmos import settings
+from kosmos.loading import load
+from kosmos_data.reader import Corpus
+from kosmos_eval import tasks
+from kosmos_eval.evaluate import evaluate
+from kosmos_eval.readers import load_items
+
+from .jobs import Figures
+
+BATCH = 16
+
+
+@dataclass
+class Windows:
+    """Held-out windows of text, one a document, from its beginning."""
+
+    shards: str = ""
+    """Corpus."""
+    keys: str = ""
+    """Only documents whose key begins so."""
+    count: int = 128
+    """So many windows, spread evenly over the documents that are long enough."""
+    longest: int = 128
+    """Tokens of a window; shorter documents are left out."""
+    context: int = 128
+    """The last so many tokens of it are read, behind ``<s>``, which counts as one."""
+    targets: int = 64
+    """Loss is that of the last so many."""
+    bidirectional: bool = False
+    """What stands before the targets is seen both ways, as PrefixLM does."""
+    blockwise: int | None = None
+    """Training length of blockwise causal attention; None: every token sees all before it."""
+
+    def check(self) -> None:
+        """Refuse windows that do not fit together."""
+        if not 0 < self.targets < self.context <= self.longest:
+            raise ValueError(
+                f"read: targets={self.targets}, context={self.context}, longest={self.longest} must rise from 1 on"
+            )
+
+
+@dataclass
+class Asked:
+    """A task of ``kosmos eval``."""
+
+    task: str = ""
+    """Name of the task."""
+    data: str = ""
+    """Folder of its data."""
+    shots: int = 0
+    """Demonstrations."""
+    labels: Literal[True, "random", "shuffled"] = True
+    """Labels of the demonstrations, see ``demonstrations.labels``."""
+    context: str = "image+text"
+    """What a prompt holds."""
+    limit: int | None = None
+    """So many items, the same ones every time."""
+    metric: str = "accuracy"
+    """What is taken of each item."""
+
+
+def windows(processor: Any, wanted: Windows) -> Tensor:
+    """The windows' token ids, (N, ``longest``).
+
+    Raises:
+        ValueError: no document is long enough.
+    """
+    wanted.check()
+    found = list(_long_enough(processor, wanted))
+    if not found:
+        raise ValueError(f"{wanted.shards}: no document {wanted.keys!r}… has {wanted.longest} tokens")
+    step = max(1, len(found) // wanted.count)
+    return torch.tensor(found[::step][: wanted.count])
+
+
+def _long_enough(processor: Any, wanted: Windows) -> Iterator[list[int]]:
+    corpus = Corpus(wanted.shards)
+    for index in range(len(corpus)):
+        document = corpus[index]
+        if document.key.startswith(wanted.keys):
+            ids = processor.encode_text(document.text)[: wanted.longest]
+            if len(ids) == wanted.longest:
+                yield ids
+
+
+@torch.no_grad()
+def window_losses(model: Any, processor: Any, wanted: Windows) -> list[float]:
+    """Mean loss of each window's targets in nats; what is no number counts as a guess among all tokens."""
+    model.eval()
+    model.config.text_config.blockwise_causal_length = wanted.blockwise
+    rows_NT = windows(processor, wanted)[:, wanted.longest - wanted.context :]
+    rows_NT[:, 0] = processor.tokenizer.bos_token_id
+    guess = math.log(model.config.text_config.vocab_size)
+    losses: list[float] = []
+    for ids_BT in rows_NT.split(BATCH):
+        asked: dict[str, Tensor] = {}
+        if wanted.bidirectional:
+            asked = {"block_ids": torch.full_like(ids_BT, -1)}
+            asked["block_ids"][:, : wanted.context - wanted.targets] = 0
+        loss_BT = model(input_ids=ids_BT, labels=ids_BT, **asked).token_loss
+        own_B = (
+            loss_BT[:, -wanted.targets - 1 : -1].double().mean(1)
+        )  # an output is judged by the token that follows it
+        losses += torch.where(own_B.isfinite(), own_B, guess).tolist()
+    return losses
+
+
+def read_run(folder: str, reading: dict[str, Any], _: Path) -> Figures:
+    """Losses of a run on its windows."""
+    model, processor = load(folder, "cpu")
+    values = window_losses(model, processor, settings.from_dict(Windows, reading, "read: "))
+    return {"values": [round(value, 5) for value in values], "weights": [1] * len(values)}
+
+
+def without_demonstrations(reading: dict[str, Any], seed: int) -> tuple[dict[str, Any], int]:
+    """The same reading of a task and its seed, but for zero shots with nothing that decides about demonstrations."""
+    return ({**reading, "labels": True}, 0) if not reading.get("shots") else (reading, seed)
+
+
+def read_task(checkpoint: str, reading: dict[str, Any], seed: int, folder: Path) -> Figures:
+    """What a checkpoint scores on a task with the demonstrations of a seed; one value a picture, or an item."""
+    asked = settings.from_dict(Asked, reading, "read: ")
+    changes = [f"demonstrations.seed={seed}", f"demonstrations.labels={asked.labels}"]
+    task = tasks.load(asked.task, changes)
+    model, processor = load(checkpoint, "cpu")
+    evaluate(
+        model, processor, task, asked.data, shots=[asked.shots], contexts=[asked.context], limit=asked.limit,
+        out=folder, with_baselines=False,
+    )  # fmt: skip
+    (path,) = (folder / "samples").rglob("*.jsonl")
+    scores = {
+        record["id"]: float(record["metrics"][asked.metric])
+        for record in map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    }
+    by_picture: dict[str, list[float]] = {}
+    for item in load_items(task, Path(asked.data), task.split):
+        if item.id in scores:
+            by_picture.setdefault(item.cluster, []).append(scores[item.id])
+    return {
+        "values": [round(sum(own) / len(own), 5) for own in by_picture.values()],
+        "weights": [len(own) for own in by_picture.values()],
+    }
