@@ -242,7 +242,7 @@ def conditions(study: StudyConfig, base: TrainConfig, command: str, date: str) -
 
 def main(argv: Sequence[str]) -> None:
     """``python -m kosmos_train.study CONFIG run=DIR [key=value …]``."""
-    study, folder = parse_run("python -m kosmos_train.study", "Compare objectives.", StudyConfig, argv)
+    study, folder = parse_run("python -m kosmos_train.study", "Compare objectives.", StudyConfig, argv, new=False)
     path, console = Path(folder), Console(emoji=False)
     run(study, path, " ".join(["python -m kosmos_train.study", *argv]), console)
     console.print(Markdown((path / "study.md").read_text(encoding="utf-8")))
