@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from kosmos.plain import counted
+
 _EPILOG = """\
 examples:
   kosmos eval runs/demo/tune --tasks easy_vqa --data corpora/starter/eval \\
@@ -171,7 +173,7 @@ def _gallery(argv: Sequence[str]) -> int:
     _add_which(parser)
     options = parser.parse_args(argv)
     shown = gallery(**vars(options))
-    sys.stderr.write(f"{options.out}: {len(shown)} items\n")
+    sys.stderr.write(f"{options.out}: {counted(len(shown), 'item')}\n")
     return 0
 
 

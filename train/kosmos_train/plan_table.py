@@ -9,7 +9,7 @@ import torch
 
 from kosmos.cost import PEAKS, Cost, device_peak
 from kosmos.modalities import MODALITIES
-from kosmos.plain import escape
+from kosmos.plain import counted, escape
 from kosmos_data import DataConfig
 from kosmos_data.loader import rows_by_worker
 
@@ -68,11 +68,12 @@ def _schedule(config: TrainConfig, found: Plan, gpus: int | None, done: int, uti
     units = {MODALITIES[name].unit or name: flops for name, flops in found.cost.unit_flops.items()}
     flops = {"token": found.cost.token_flops, **units, "step": found.flops_per_step}
     peak, whose = _peak(gpus)
+    micro_batches = counted(found.micro_batches, "micro-batch")
     seconds, left = found.flops_per_step / ((gpus or 1) * peak * utilisation), max(0, config.steps - done)
     return {
         **({"may run on": f"{describe_worlds(config, gpus)} GPUs"} if gpus and gpus > 1 else {}),
         "a step": f"{data.rows_per_step} rows of {data.row_tokens} = {found.tokens_per_step:,.0f} tokens, "
-        f"{found.images_per_step:,.0f} images; {found.micro_batches} micro-batches of {data.rows_per_micro_batch} rows",
+        f"{found.images_per_step:,.0f} images; {micro_batches} of {data.rows_per_micro_batch} rows",
         **_workers(config, gpus or 1),
         **({"assumed": found.assumed} if found.assumed else {"packing": _packing(data, found)}),
         "FLOPs": ", ".join(f"{count:.3g} {_a(unit)}" for unit, count in flops.items()),
