@@ -20,6 +20,12 @@ def one_line(text: str) -> str:
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 2]} …"
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 shard``, ``2,000 shards``."""
+    plural = "es" if noun.endswith(("ch", "sh", "s", "x")) else "s"
+    return f"{number:,} {noun}{'' if number == 1 else plural}"
+
+
 def _is_whole(text: str) -> bool:
     try:
         text.encode("utf-8", "surrogateescape")

@@ -11,13 +11,13 @@ import copy
 import dataclasses
 import functools
 import re
-import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from typing import Any, TypeVar
 
 from .atomic import write_atomically
+from .short_forms import MisfitError, written_out
 from .suggest import suggest
 
 Settings = TypeVar("Settings")
@@ -33,22 +33,38 @@ def load(cls: type[Settings], path: str | Path | None = None, overrides: Sequenc
             an override that is not of the form ``key=value``.
     """
     values = read_yaml(path) if path is not None else {}
-    where = f"{path}: " if path is not None else ""
     for override in overrides:
         _apply_override(values, override)
-    return from_dict(cls, values, where)
+
+    def where(key: str) -> str:  # the last word that said it, else the file
+        for override in reversed(overrides):
+            name = override.partition("=")[0]
+            if (key and f"{key}.".startswith(f"{name}.")) or f"{name}.".startswith(f"{key}."):
+                return f"{override}: "
+        return f"{path}: " if path is not None else ""
+
+    return _build(cls, values, where)
 
 
 def from_dict(cls: type[Settings], values: dict[str, Any], where: str = "") -> Settings:
     """Check ``values`` against the dataclass ``cls`` and build it; ``where`` begins every error message."""
+    return _build(cls, values, lambda _: where)
+
+
+def _build(cls: type[Settings], values: dict[str, Any], where: Callable[[str], str]) -> Settings:
+    """The instance; ``where`` says of a key which file or word gave it, the beginning of an error message."""
     from jsonargparse import ArgumentError
 
-    _reject_unknown_keys(cls, values, where)
     parser = _parser(typing.cast(Any, cls))  # mypy takes no type variable for hashable
     try:
-        return parser.instantiate(parser.parse_object({"settings": copy.deepcopy(values)})).settings
+        whole = written_out(cls, copy.deepcopy(values))
+        return parser.instantiate(parser.parse_object({"settings": whole})).settings
+    except MisfitError as error:
+        raise ValueError(f"{where(error.key)}{error}") from error
     except (ArgumentError, TypeError, ValueError) as error:
-        raise ValueError(f"{where}{_readable(error)}") from error
+        text = _readable(error)
+        named = re.search(r'key "([^"]+)"|\b([a-z_]+(?:\.[a-z_]+)*) is required', text)
+        raise ValueError(f"{where((named[1] or named[2]) if named else '')}{text}") from error
 
 
 @functools.cache
@@ -124,50 +140,46 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ValueError(f"override {override!r} is not of the form key=value")
-    *parents, last = key.split(".")
-    for parent in parents:
-        child = values.get(parent)
-        values[parent] = child if isinstance(child, dict) else {}
-        values = values[parent]
     try:
-        values[last] = parse_yaml(text) if text.strip() else ""  # none is written null
+        value = parse_yaml(text) if text.strip() else ""  # none is written null
     except ValueError as error:
         raise ValueError(f"override {override!r}: the value is not valid YAML") from error
-    if isinstance(values[last], str):  # YAML 1.1 reads 2e-4 as a string; users mean a number
+    if isinstance(value, str):  # YAML 1.1 reads 2e-4 as a string; users mean a number
         with contextlib.suppress(ValueError):  # any other text stays as YAML read it, without its quotes
-            values[last] = float(values[last])
+            value = float(value)
+    *parents, last = key.split(".")
+    group: Any = values
+    for parent in parents:
+        place = _place(group, parent, override)
+        if not isinstance(group[place] if isinstance(group, list) else group.get(place), dict | list):
+            group[place] = {}
+        group = group[place]
+    group[_place(group, last, override)] = value
 
 
-def _reject_unknown_keys(cls: Any, values: Any, where: str, prefix: str = "") -> None:
-    """Walk nested dataclasses, lists and mappings; raise on the first key or choice that no dataclass declares."""
-    cls = _without_none(cls)
-    if dataclasses.is_dataclass(cls) and isinstance(values, dict):
-        hints = typing.get_type_hints(cls)
-        names = [field.name for field in dataclasses.fields(cls)]
-        for key, value in values.items():
-            if key not in names:
-                raise ValueError(f"{where}unknown key {prefix + str(key)!r}; {suggest(str(key), names)}")
-            _reject_unknown_keys(hints[key], value, where, f"{prefix}{key}.")
-    elif typing.get_origin(cls) in (list, tuple) and isinstance(values, list):
-        for index, value in enumerate(values):
-            _reject_unknown_keys(typing.get_args(cls)[0], value, where, f"{prefix}{index}.")
-    elif typing.get_origin(cls) is dict and isinstance(values, dict):
-        for key, value in values.items():
-            _reject_unknown_keys(typing.get_args(cls)[1], value, where, f"{prefix}{key}.")
-    elif typing.get_origin(cls) is Literal and values is not None and values not in typing.get_args(cls):
-        choices = ", ".join(map(str, typing.get_args(cls)))
-        raise ValueError(f"{where}{prefix.removesuffix('.')}={values!r}: choose one of {choices}")
-
-
-def _without_none(cls: Any) -> Any:
-    if typing.get_origin(cls) in (Union, types.UnionType):
-        options = [option for option in typing.get_args(cls) if option is not type(None)]
-        return options[0] if len(options) == 1 else cls
-    return cls
+def _place(group: dict[str, Any] | list[Any], word: str, override: str) -> Any:
+    """The key that ``word`` is; in a list the number of the entry, which its ``name`` may say too."""
+    if isinstance(group, dict):
+        return word
+    names = [str(entry.get("name")) if isinstance(entry, dict) else "" for entry in group]
+    if word in names:
+        return names.index(word)
+    if not (word.isascii() and word.isdigit() and int(word) < len(group)):
+        known = [*map(str, range(len(group))), *filter(None, names)]
+        raise ValueError(f"{override}: the list has no entry {word!r}; {suggest(word, known)}")
+    return int(word)
 
 
 def _readable(error: Exception) -> str:
+    """jsonargparse's message in the words of YAML."""
     text = " ".join(str(error).split())
     if re.search(r"class 'str'>.* Got value: (True|False)|Expected a? ?str.*Got:? (True|False)", text):
         text += "; YAML reads yes, no, on and off as true and false: quote them"
-    return text.replace('Parser key "settings": ', "").replace('Parser key "settings.', 'key "')
+    text = re.sub(r"Problem with given class_path '[^']*': ", "", text).replace('Parser key "', 'key "')
+    text = re.sub(r"the following arguments are required: settings\.([\w.]+)", r"\1 is required", text)
+    text = text.replace('key "settings": ', "").replace('key "settings.', 'key "')
+    return re.sub(r"Expected a <class '(\w+)'>", lambda kind: f"expected {_WORDS.get(kind[1], kind[0])}", text)
+
+
+_WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
+_WORDS |= {"list": "a list, [a, b]", "tuple": "a list, [a, b]", "dict": "a mapping, {key: value}"}

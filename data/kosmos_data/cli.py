@@ -17,9 +17,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from kosmos.plain import escape
+from kosmos.plain import counted, escape
 
 from .adapters import FORMATS
+from .recipes import known
 
 
 def main(argv: Sequence[str]) -> int:
@@ -125,7 +126,9 @@ def _import(arguments: argparse.Namespace) -> None:
     shards, skipped = convert(arguments.format, arguments.source, arguments.out, arguments.images, **options)
     documents, images = sum(shard.documents for shard in shards), sum(shard.images for shard in shards)
     Console(emoji=False).print(
-        f"{escape(arguments.out)}: {documents} documents, {images} images in {len(shards)} shards", soft_wrap=True
+        f"{escape(arguments.out)}: {counted(documents, 'document')}, {counted(images, 'image')} in "
+        f"{counted(len(shards), 'shard')}",
+        soft_wrap=True,
     )
     for line in skipped.lines():
         Console(emoji=False).print(f"[yellow]skipped {escape(line)}[/yellow]", soft_wrap=True)
@@ -199,8 +202,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_verbs_that_make(verbs: Any) -> None:
-    make = verbs.add_parser("make", help="build a corpus: make RECIPE --out DIR [key=value …]")
-    make.add_argument("recipe", help="name of a recipe (starter, …) or path of a recipe YAML")
+    make = verbs.add_parser(
+        "make",
+        help="build a corpus: make RECIPE --out DIR [key=value …]",
+        epilog="key=value changes an option of the recipe, as its YAML has it: kosmos data make text --out corpora "
+        "text_characters=1000",
+    )
+    make.add_argument("recipe", help=f"{', '.join(known())}, or path of a recipe YAML")
     make.add_argument("--out", required=True, help="folder to fill; new or empty")
     make.add_argument("--seed", type=int, help="overrides the recipe's seed")
     make.set_defaults(run=_make, overridable=True)

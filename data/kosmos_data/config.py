@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from kosmos.short_forms import short
+
 FREE_AT_RESUME = ("workers", "rows_per_micro_batch", "skip_steps", "max_bad_rate")
 """Settings that a resumed run may change: they do not decide which rows come."""
 PACKING = ("sentences", "best_fit", "cut")
@@ -18,13 +20,14 @@ class SourceConfig:
         name: what it is called in logs and in the loader's state.
         shards: folder (or fsspec URL) that holds ``index.json``.
         weight: share of the tokens, relative to the other sources.
-        objective: ``name`` of an objective and its options, for example ``{name: causal, loss: supervised}``.
+        objective: ``name`` of an objective and its options, for example ``{name: causal, loss: supervised}``;
+            a name alone will do.
     """
 
     name: str
     shards: str
     weight: float = 1.0
-    objective: dict[str, Any] = field(default_factory=lambda: {"name": "causal"})
+    objective: dict[str, Any] = field(default_factory=lambda: {"name": "causal"}, metadata=short("name"))
 
 
 @dataclass
@@ -92,9 +95,14 @@ def validate(config: DataConfig, world_size: int = 1) -> None:
     for source in config.sources:
         if not source.weight > 0:
             raise ValueError(f"source {source.name!r}: weight must be above 0, got {source.weight}")
-    for setting in ("row_tokens", "rows_per_step", "rows_per_micro_batch", "max_images_per_row", "lane_count"):
-        if getattr(config, setting) < 1:
-            raise ValueError(f"data.{setting} must be at least 1, got {getattr(config, setting)}")
+    for setting in ("row_tokens", "rows_per_step", "rows_per_micro_batch", "max_images_per_row", "lanes"):
+        value = getattr(config, setting)
+        if value is not None and value < 1:
+            raise ValueError(f"data.{setting} must be at least 1, got {value}")
+    if config.workers < 0:
+        raise ValueError(f"data.workers must be at least 0, got {config.workers}")
+    if world_size < 1:
+        raise ValueError(f"a run needs at least 1 process or GPU, got {world_size}")
     if not 0 <= config.max_bad_rate < 1:
         raise ValueError(f"data.max_bad_rate must be at least 0 and below 1, got {config.max_bad_rate}")
     if not config.temperature > 0:

@@ -14,7 +14,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from kosmos.media import describe
-from kosmos.plain import escape
+from kosmos.plain import counted, escape
 from kosmos.segments import modality_name
 
 from . import objectives, objectives_view
@@ -171,7 +171,8 @@ def inspect(
     for corpus in corpora_below(path):
         images = sum(shard.images for shard in corpus.shards)
         console.print(
-            f"[bold]{escape(corpus.root)}[/bold]  {len(corpus)} documents, {images} images, {len(corpus.shards)} shards"
+            f"[bold]{escape(corpus.root)}[/bold]  {counted(len(corpus), 'document')}, {counted(images, 'image')}, "
+            f"{counted(len(corpus.shards), 'shard')}"
         )
         for kind, document in kinds(corpus):
             show_document(console, f"{kind}: {document.key}", document)

@@ -37,6 +37,8 @@ def find_tars(folder: Path) -> list[Path]:
         raise FileNotFoundError(f"{folder} holds no .tar files, but {packed.name}: unpack it to .tar first (gunzip)")
     if deeper is not None:
         raise FileNotFoundError(f"{folder} holds no .tar files itself, but {deeper.parent} does: give that folder")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
     found = sorted({path.suffix.lower() for path in folder.glob("*") if path.is_file() and path.suffix})
     what = f"files ending in {', '.join(found[:5])}" if found else "nothing of use"
     raise FileNotFoundError(f"{folder} holds no .tar files, but {what}; kosmos data import reads other formats")

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kosmos import extrapolation
+from kosmos.plain import counted
 
 _EPILOG = """\
 examples:
@@ -174,7 +175,7 @@ def _gallery(argv: Sequence[str]) -> int:
     _add_which(parser)
     options = parser.parse_args(argv)
     shown = gallery(**vars(options))
-    sys.stderr.write(f"{options.out}: {len(shown)} items\n")
+    sys.stderr.write(f"{options.out}: {counted(len(shown), 'item')}\n")
     return 0
 
 

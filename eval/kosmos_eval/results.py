@@ -104,9 +104,15 @@ def _provenance(task: Task) -> dict[str, Any]:
 
 
 def write(rows: Sequence[Row], path: Path) -> list[Row]:
-    """Write ``results.json``; rows of the same run in the file are replaced, others kept. Returns what it now holds."""
+    """Write ``results.json``; rows of the same run in the file are replaced, others kept. Returns what it now holds.
+
+    All rows of a run go where it was made again on other items: their question types may not occur any more.
+    """
     fresh = {key(row) for row in rows} | {key(row | {"data": None}) for row in rows}  # older files name no data
-    kept = [row for row in read(path) if key(row) not in fresh] if path.is_file() else []
+    sizes = {_run(row): row["n"] for row in overall(rows) if not is_baseline(row)}
+    held = read(path) if path.is_file() else []
+    stale = {run for row in overall(held) if (run := _run(row)) in sizes and row["n"] != sizes[run]}
+    kept = [row for row in held if key(row) not in fresh and (is_baseline(row) or _run(row) not in stale)]
     merged = {key(row): row for row in (*kept, *rows)}
     write_atomically(path, json.dumps(list(merged.values()), indent=1, ensure_ascii=False) + "\n")
     return list(merged.values())
@@ -131,6 +137,10 @@ def read(path: str | Path) -> list[Row]:
 def key(row: Row) -> tuple[Any, ...]:
     """What makes two rows the same run; a baseline also depends on which items it was scored on."""
     return tuple(row.get(name) for name in (*_KEY, *(("n",) if is_baseline(row) else ())))
+
+
+def _run(row: Row) -> tuple[Any, ...]:
+    return tuple(row.get(name) for name in _KEY if name != "metric")
 
 
 def overall(rows: Iterable[Row]) -> list[Row]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _LOG = re.compile(r"(?P<task>.+)-(?P<shots>\d+)shot-(?P<context>.+)\.jsonl")
+_OF_TRAINING = ("metrics.jsonl", "samples.jsonl")
+"""What the run folder of a training holds besides, and is no sample log."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ def find_log(path: Path, task: str | None = None, shots: int | None = None, cont
     if path.is_file():
         return Log.of(path)
     patterns = ("*.jsonl", "samples/*/*.jsonl", "eval/samples/*/*.jsonl")
-    files = next((some for pattern in patterns if (some := sorted(path.glob(pattern)))), [])
+    found_by = ([file for file in sorted(path.glob(pattern)) if file.name not in _OF_TRAINING] for pattern in patterns)
+    files = next(filter(None, found_by), [])
     files = files or next((some for step in _steps(path, "samples") if (some := sorted(step.glob("*/*.jsonl")))), [])
     logs = [Log.of(file) for file in files if ".part-" not in file.name]
     if not logs:

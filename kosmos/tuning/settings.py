@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 PEFT_METHODS = ("lora", "ia3")
 PROMPT_METHODS = ("prefix", "prompt", "p_tuning")
@@ -25,6 +25,7 @@ READS: dict[str, tuple[str, ...]] = {
 class Tuning:
     """A method, and what it needs to know; the rest of the model is frozen."""
 
+    SHORT: ClassVar = "method"
     method: Literal["lora", "ia3", "prefix", "prompt", "p_tuning", "adapter", "fusion"] = "lora"
     """``lora`` (arXiv 2106.09685), ``ia3`` (2205.05638), ``prefix`` (2101.00190), ``prompt`` (2104.08691), ``p_tuning``
     (2103.10385), ``adapter`` (1902.00751, 2005.00247) or ``fusion`` of adapters (2005.00247)."""

@@ -329,7 +329,7 @@ def test_import_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "a.jsonl").write_text('{"text": "One"}\nx\n')
     assert main(["data", "import", "text", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "out")]) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert "1 documents, 0 images in 1 shards" in printed
+    assert "1 document, 0 images in 1 shard" in printed
     assert "skipped 1 × broken json" in printed
     for arguments, message in (
         (["txt", "a", "--out", "o"], "did you mean 'text'"),

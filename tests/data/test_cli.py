@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,3 +86,14 @@ def test_mistakes_are_one_line_and_exit_code_2(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_what_a_recipe_takes_and_how_many_there_are(corpora: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["data", "make", "--help"])
+    assert main(["data", "inspect", str(corpora / "pairs")]) == 0
+    shown = capsys.readouterr().out
+    assert "text_characters=1000" in " ".join(shown.split())
+    assert not re.search(r"\b1 (documents|images|shards)\b", shown)
+    assert main(["data", "index", "nowhere"]) == 2
+    assert "nowhere: no such folder" in capsys.readouterr().err

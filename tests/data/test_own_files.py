@@ -68,7 +68,7 @@ def test_a_folder_of_photos(photos: Path, make_png: Png, capsys: pytest.CaptureF
     assert str(photos / "none.png") in tally.examples["no caption"][0]
     assert main(["data", "import", "folder", str(photos), "--out", str(photos.parent / "cli")]) == 0
     printed = capsys.readouterr().out
-    assert "3 documents, 3 images in 1 shards" in printed
+    assert "3 documents, 3 images in 1 shard" in printed
     assert f"skipped 1 × no caption: {photos / 'none.png'}" in printed
 
 

@@ -181,3 +181,24 @@ def test_the_help_fits_eighty_columns(capsys: pytest.CaptureFixture[str], monkey
     with pytest.raises(SystemExit):
         main(["eval", "--help"])
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_the_records_of_a_training_are_no_sample_logs(tmp_path: Path) -> None:
+    log = tmp_path / "run" / "eval" / "samples" / "run" / "vqa-0shot-image+text.jsonl"
+    log.parent.mkdir(parents=True)
+    log.write_text("{}\n")
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        (tmp_path / "run" / name).write_text("{}\n")
+    assert find_log(tmp_path / "run").path == log
+
+
+def test_fewer_items_leave_no_rows_of_the_others_behind(tmp_path: Path) -> None:
+    def row(metric: str, n: int, **more: object) -> dict[str, object]:
+        names = {"task": "vqa", "model": "m", "shots": 0, "context": "none", "split": "test", "seed": 0, "data": "d"}
+        return {**names, "metric": metric, "n": n, "value": 0.5, "low": 0.0, "high": 1.0, "question_type": None, **more}
+
+    of_eight = [row("vqa", 8), row("bleu", 8), row("vqa:shape", 2, question_type="shape"), row("vqa", 8, shots=2)]
+    results.write(of_eight, tmp_path / "results.json")
+    assert len(results.write([row("vqa", 8)], tmp_path / "results.json")) == 4  # another metric of the same items stays
+    found = results.write([row("vqa", 4)], tmp_path / "results.json")
+    assert [(one["metric"], one["shots"], one["n"]) for one in found] == [("vqa", 2, 8), ("vqa", 0, 4)]

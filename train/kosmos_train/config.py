@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from kosmos.tuning.settings import Tuning
 from kosmos_data import DataConfig
 from kosmos_data.config import validate
+
+from .bounds import check_bounds
 
 
 @dataclass
 class DecoderConfig:
     """A causal language model of transformers that a fresh model's decoder begins as."""
 
+    SHORT: ClassVar = "pretrained"
     pretrained: str
     """Folder, GGUF file (also ``package:NAME/FILE`` of an installed package), or a name of the hub. Tokenizer and chat
     template come with it, unless ``processor`` is set."""
@@ -160,6 +163,7 @@ class CheckpointConfig:
 class Prompt:
     """One fixed prompt whose greedy answer is logged during training."""
 
+    SHORT: ClassVar = "text"
     text: str = ""
     """What follows the images, e.g. ``Question: what shape is shown? Answer:``."""
     images: list[str] = field(default_factory=list)
@@ -309,9 +313,7 @@ class TrainConfig:
             raise ValueError(f"optim.lr={self.optim.lr} must be above 0 with optim.name=muon, whose rate follows it")
         if not 0 <= self.optim.muon.momentum < 1:
             raise ValueError(f"optim.muon.momentum={self.optim.muon.momentum} must lie from 0 to below 1")
-        for name, value in {"steps": self.steps, "log.every": self.log.every, "keep": self.checkpoint.keep}.items():
-            if value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
+        check_bounds(self)
         if not 0 <= self.optim.warmup <= self.steps:
             raise ValueError(f"optim.warmup={self.optim.warmup} must lie between 0 and steps={self.steps}")
         if not 0 < self.optim.decay_share <= 1:

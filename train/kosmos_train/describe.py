@@ -11,6 +11,7 @@ from kosmos.docking import find_language_model, read_config
 from kosmos.hub import is_name
 from kosmos.loading import encoder_folder, find_checkpoint
 from kosmos.modalities import MODALITIES, Modality, text_encoder
+from kosmos.suggest import suggest
 from kosmos.tokenization_kosmos import ENTITY_SLOT
 
 from .config import WEIGHTS, DecoderConfig, ModelConfig
@@ -117,7 +118,9 @@ _DESCRIPTIONS = {"image": _vision_fields}
 def _override(values: dict[str, Any], changes: dict[str, Any], where: str) -> None:
     for key, value in changes.items():
         if key not in values:
-            raise ValueError(f"{where}{key} is no field of the model's config; fields: {', '.join(sorted(values))}")
+            inside = [f"{group}.{key}" for group, part in values.items() if isinstance(part, dict) and key in part]
+            near = f"did you mean {' or '.join(inside)}?" if inside else suggest(key, sorted(values), "fields")
+            raise ValueError(f"{where}{key} is no field of the model's config; {near}")
         old = values[key]
         if isinstance(value, dict) and isinstance(old, dict) and key != "model_config":
             _override(old, value, f"{where}{key}.")

@@ -2,50 +2,38 @@
 
 Settings are checked, corpora opened and a few batches read, weights and sample pictures looked for, the model is built
 on the meta device (no memory) and asked what of the batches it would refuse, and a table says how large it is, what a
-GPU must hold, and how long the run takes at an assumed utilisation.
+GPU must hold, and how long the run takes at an assumed utilisation. What is not there yet is listed with the command
+that makes it; the size is told all the same.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 import torch
 
-from kosmos.cost import PEAKS, Cost, device_peak, encoded_bytes, model_cost
+from kosmos.cost import encoded_bytes, model_cost
 from kosmos.loading import encoder_folder
 from kosmos.modalities import MODALITIES
-from kosmos.plain import escape
 from kosmos.tuning import attach
 from kosmos_data import DataConfig
-from kosmos_data.loader import rows_by_worker
 
 from .build import build_config, build_processor
 from .config import TrainConfig
 from .corpora import describe
 from .engine import dtype_of
+from .inputs import check_inputs, missing_inputs
 from .optim import freeze, parameter_groups
+from .plan_table import Plan, show
 from .samples import encode_prompts
-from .simulate import describe_worlds, memory_of
+from .simulate import memory_of, outline
 from .trackers import require
 
 PROBE_BATCHES = 2
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run will be."""
-
-    cost: Cost
-    tokens_per_step: float
-    """Mean over the batches read, without padding."""
-    images_per_step: float
-    packed: float
-    """Share of the positions that are no padding."""
-    micro_batches: int
-    memory: dict[str, float]
-    """Bytes on a GPU by what they hold."""
-    flops_per_step: float
+IMAGES = 12
+"""Pictures in a row where there are no corpora to count them in."""
 
 
 def plan(config: TrainConfig, gpus: int) -> Plan:
@@ -55,6 +43,7 @@ def plan(config: TrainConfig, gpus: int) -> Plan:
         ValueError, OSError: what would stop the run, with the reason.
     """
     config.check(gpus)
+    check_inputs(config)
     processor = build_processor(config)
     batches = _probe(config.data, processor)
     held_out = _probe(config.eval.data, processor) if config.eval.every and config.eval.data else []
@@ -63,7 +52,10 @@ def plan(config: TrainConfig, gpus: int) -> Plan:
 
         model: Any = KosmosForConditionalGeneration(build_config(config.model, processor))
     for micro in (micro for batch in batches + held_out for micro in batch.micro_batches):
-        model.model.check(**micro)
+        try:
+            model.model.check(**micro)
+        except ValueError as error:
+            raise ValueError(f"{_blocked(config, micro)}{error}") from error
     _look_ahead(config, processor)
     if config.tuning is not None:
         with torch.device("meta"):
@@ -85,7 +77,56 @@ def plan(config: TrainConfig, gpus: int) -> Plan:
         micro_batches=config.micro_batches(gpus),
         memory=memory_of(config, model, cost, gpus, encoded_bytes(model.model, each)),
         flops_per_step=cost.flops(tokens, units, supervised),
+        passes=_passes(config, batches),
+        crowded=_crowded(config.data, batches),
     )
+
+
+def outlined(config: TrainConfig, gpus: int) -> Plan:
+    """The same from the settings alone: rows are taken to be full, with :data:`IMAGES` pictures each.
+
+    Raises:
+        ValueError, OSError: the settings alone do not say what the model is like.
+    """
+    run, data = outline(config), config.data
+    rows, images = data.rows_per_step, IMAGES if "image" in run.cost.unit_flops else 0
+    tokens = float(rows * data.row_tokens)
+    units = dict.fromkeys(run.cost.unit_flops, 0.0) | ({"image": float(rows * images)} if images else {})
+    return Plan(
+        cost=run.cost,
+        tokens_per_step=tokens,
+        images_per_step=rows * images,
+        packed=1.0,
+        micro_batches=config.micro_batches(gpus),
+        memory=memory_of(config, run.model, run.cost, gpus, run.image_bytes * images * data.rows_per_micro_batch),
+        flops_per_step=run.cost.flops(tokens, units),
+        assumed="full rows" + (f" with {images} pictures each" if images else "") + ", the preset's vocabulary",
+    )
+
+
+def _passes(config: TrainConfig, batches: list[Any]) -> dict[str, float]:
+    """How often the run reads each document, from the documents that begin in the batches read."""
+    begun: Counter[int] = Counter()
+    for micro in (micro for batch in batches for micro in batch.micro_batches):
+        for documents, sources in zip(micro["document_ids"].tolist(), micro["source_ids"].tolist(), strict=True):
+            begun.update(source for document, source in set(zip(documents, sources, strict=True)) if document >= 0)
+    held = [found["documents"] for found in describe(config.data).values()]
+    names = [source.name for source in config.data.sources]
+    return {name: config.steps * begun[number] / len(batches) / held[number] for number, name in enumerate(names)}
+
+
+def _crowded(data: DataConfig, batches: list[Any]) -> float:
+    rows = [inputs.get("image", 0) for batch in batches for inputs in batch.inputs]
+    return sum(count >= data.max_images_per_row for count in rows) / len(rows)
+
+
+def _blocked(config: TrainConfig, micro: dict[str, Any]) -> str:
+    """The sources whose tokens see to the right, the beginning of a message about them."""
+    if "block_ids" not in micro:
+        return ""
+    names = [source.name for source in config.data.sources]
+    found = sorted(set(micro["source_ids"][micro["block_ids"] >= 0].tolist()) - {-1})
+    return f"data.sources {', '.join(names[number] for number in found)}: " if found else ""
 
 
 def _look_ahead(config: TrainConfig, processor: Any) -> None:
@@ -103,58 +144,23 @@ def _look_ahead(config: TrainConfig, processor: Any) -> None:
         require(name)
 
 
-def dry_run(config: TrainConfig, gpus: int, done: int = 0, utilisation: float = 0.4) -> None:
-    """Print the plan of a run of which so many steps are ``done``."""
-    from rich.console import Console
-    from rich.table import Table
+def dry_run(config: TrainConfig, gpus: int | None, done: int = 0, utilisation: float = 0.4) -> None:
+    """Print the plan of a run of which so many steps are ``done``.
 
-    found = plan(config, gpus)
-    table = Table(
-        "", "", show_header=False, title=f"GPUs: {gpus}, ZeRO {config.engine.zero_stage}, {config.engine.precision}"
-    )
-    for part, count in found.cost.parameters.items():
-        frozen = found.cost.frozen[part]
-        note = "" if not frozen else ", frozen" if frozen == count else f", {frozen:,} of them frozen"
-        table.add_row(part, f"{count:,} parameters{note}")
-    table.add_row("total", f"{sum(found.cost.parameters.values()):,}, {found.cost.trainable:,} trainable")
-    table.add_section()
-    for name, size in found.memory.items():
-        table.add_row(name, f"{size / 2**30:.2f} GiB a GPU")
-    table.add_row("memory", f"{sum(found.memory.values()) / 2**30:.2f} GiB a GPU")
-    table.add_section()
-    for name, value in _schedule(config, found, gpus, done, utilisation).items():
-        table.add_row(escape(name), escape(value))
-    Console(emoji=False).print(table)
+    Args:
+        gpus: processes that share it; None: one, on the CPU of this machine.
 
-
-def _schedule(config: TrainConfig, found: Plan, gpus: int, done: int, utilisation: float) -> dict[str, str]:
-    data, own_peak = config.data, device_peak()
-    units = {MODALITIES[name].unit or name: flops for name, flops in found.cost.unit_flops.items()}
-    flops = {"token": found.cost.token_flops, **units, "step": found.flops_per_step}
-    peak, whose = (PEAKS["H100"], "an H100's") if own_peak is None else (own_peak, "this GPU's")
-    seconds, left = found.flops_per_step / (gpus * peak * utilisation), max(0, config.steps - done)
-    return {
-        **({"may run on": f"{describe_worlds(config, gpus)} GPUs"} if gpus > 1 else {}),
-        "a step": f"{data.rows_per_step} rows of {data.row_tokens} = {found.tokens_per_step:,.0f} tokens, "
-        f"{found.images_per_step:,.0f} images; {found.micro_batches} micro-batches of {data.rows_per_micro_batch} rows",
-        **_workers(config, gpus),
-        "packing": f"{100 * found.packed:.1f} % of the positions are tokens",
-        "FLOPs": ", ".join(f"{count:.3g} a {unit}" for unit, count in flops.items()),
-        "the run": f"{config.steps:,} steps, {config.steps * found.tokens_per_step / 1e9:.3g} B tokens",
-        "to go": f"{left:,} steps, {left * found.tokens_per_step / 1e9:.3g} B tokens, "
-        f"{seconds * left / 86400:.3g} days",
-        "at": f"{seconds:.3g} s a step, {100 * utilisation:.0f} % of {whose} {peak / 1e12:.0f} TFLOP/s",
-    }
-
-
-def _workers(config: TrainConfig, gpus: int) -> dict[str, str]:
-    """What to say of loader workers that have unequal shares: the one with most rows sets the pace."""
-    shares = rows_by_worker(config.data, gpus)
-    if not shares or min(shares) == max(shares):
-        return {}
-    even = max(count for count in range(1, len(shares) + 1) if sum(shares) % count == 0)
-    shown = ", ".join(map(str, shares))
-    return {"loader": f"rows of a step by worker of a rank: {shown}; data.workers={even} would share evenly"}
+    Raises:
+        FileNotFoundError: inputs are missing; what can be said without them is printed before.
+    """
+    processes = 1 if gpus is None else gpus
+    if not missing_inputs(config):
+        show(config, plan(config, processes), gpus, done, utilisation)
+        return
+    config.check(processes)
+    with suppress(ValueError, OSError):  # the checkpoint may be what is missing
+        show(config, outlined(config, processes), gpus, done, utilisation)
+    check_inputs(config)
 
 
 def _probe(config: DataConfig, processor: Any) -> list[Any]:

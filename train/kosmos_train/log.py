@@ -46,6 +46,8 @@ class RunLog:
     def step(self, step: int, result: StepResult, rate: float, seconds: float, waited: float, **extra: Any) -> None:
         """Take in one step: ``seconds`` it took, ``waited`` of them for data."""
         self.tokens += result.tokens
+        if step == self._start_step + 1:
+            self._began = time.perf_counter()  # what comes first takes longer than a step
         row: dict[str, Any] = {
             "step": step,
             "loss": result.loss,
@@ -103,7 +105,8 @@ class RunLog:
         mean = self._since
         by_source = " ".join(f"{name} {loss:.3g}" for name, loss in mean.by_source().items())
         speed = mean.tokens / max(mean.seconds, 1e-9)
-        per_step = (time.perf_counter() - self._began) / max(1, step - self._start_step)
+        timed = step - self._start_step - 1
+        per_step = (time.perf_counter() - self._began) / max(1, timed)
         parts = [
             f"step {step}/{self.total}",
             f"loss [bold]{mean.loss():.4g}[/bold]" + (f" ({by_source})" if len(mean.sources) > 1 else ""),
@@ -114,7 +117,7 @@ class RunLog:
             f"wait {100 * mean.waited / max(mean.seconds, 1e-9):.0f}%",
             *([f"mfu {100 * extra['mfu']:.1f}%"] if extra.get("mfu") else []),
             *([f"mem {extra['memory_gb']:.1f}G"] if extra.get("memory_gb") else []),
-            f"eta {_duration(per_step * (self.total - step))}",
+            f"eta {_duration(per_step * (self.total - step)) if timed > 0 or step == self.total else '–'}",
         ]
         return "  ".join(parts)
 

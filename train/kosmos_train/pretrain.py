@@ -45,11 +45,13 @@ def train(config: Any, run_dir: str | Path, resume: bool = False) -> Outcome:
     """
     from .checkpoint import find_latest
     from .distributed import check_machines, start
+    from .inputs import check_inputs
     from .run_dir import RunDir, default_threads
 
     default_threads()
     world = start(config.engine.timeout_minutes)
     config.check(world.size)
+    check_inputs(config)
     check_machines(world, config.engine.precision)
     run = RunDir(run_dir)
     run.open(config, resume, world)
@@ -101,7 +103,7 @@ def _plan(config: Any, gpus: int | None, run: str | None) -> int:
     latest = find_latest(RunDir(run).checkpoints) if run else None
     if run and latest:
         RunDir(run).check_same(config)
-    devices = torch.cuda.device_count() or 1 if gpus is None else gpus
+    devices = gpus if gpus is not None else torch.cuda.device_count() or None
     dry_run(config, devices, read_state(latest)["step"] if latest else 0)
     return 0
 
@@ -120,6 +122,7 @@ def _command(verb: str, argv: Sequence[str]) -> int:
     from .answers import learn_answers, report_answers
     from .arguments import add_run_arguments, parse_run_arguments, require_run
     from .config import TrainConfig
+    from .inputs import check_inputs
 
     parser = argparse.ArgumentParser(
         prog=f"kosmos {verb}",
@@ -140,13 +143,22 @@ def _command(verb: str, argv: Sequence[str]) -> int:
             report_answers(config)
     if arguments.dry_run:
         return _plan(config, arguments.gpus, run if arguments.resume else None)
+    if arguments.processes < 1:
+        raise ValueError(f"--processes {arguments.processes}: at least 1 is needed")
     if arguments.processes > 1:
         config.check(arguments.processes)
+        check_inputs(config)
         words = [arguments.config, *arguments.overrides, f"run={require_run(run)}"]
         from .launcher import launch_here
 
         return launch_here(arguments.processes, [verb, *words, *(["--resume"] if arguments.resume else [])])
-    return 0 if train(config, require_run(run), arguments.resume).finished else INTERRUPTED
+    outcome = train(config, require_run(run), arguments.resume)
+    if outcome.finished and int(os.environ.get("RANK", "0")) == 0:
+        print(
+            f"{run}: {outcome.step:,} steps are done; next: kosmos chat {run}, kosmos eval {run} --help, "
+            f"kosmos runs plot {run}"
+        )
+    return 0 if outcome.finished else INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -55,6 +55,8 @@ class RunDir:
         world.attempt(f"opening {self.path}", lambda: self._open(config, resume) if world.is_main else None)
 
     def _open(self, config: TrainConfig, resume: bool) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"run={self.path} is a file; name a folder, which is made")
         if self.metrics.exists() and self.metrics.stat().st_size:  # a start that failed before its first step is no run
             if not resume:
                 raise ValueError(f"{self.path} already holds a run; add --resume to go on, or choose another run=DIR")

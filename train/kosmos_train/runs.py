@@ -45,8 +45,18 @@ def _row(path: Path, number: int, line: str) -> dict[str, Any]:
     return row
 
 
+def run_folders(paths: Sequence[str | Path]) -> list[Path]:
+    """The runs that are meant: each path, or the runs within it where it is a folder of runs."""
+    found: list[Path] = []
+    for path in map(Path, paths):
+        inner = [] if (path / "metrics.jsonl").is_file() else sorted({*path.glob("*/metrics.jsonl")})
+        found += [metrics.parent for metrics in inner] or [path]
+    return found
+
+
 def read_all(runs: Sequence[str | Path]) -> dict[str, list[dict[str, Any]]]:
     """The rows of each run by its folder's name, or by its path where two folders have the same name."""
+    runs = run_folders(runs)
     names = [Path(run).resolve().name for run in runs]
     if len(set(names)) < len(names):
         names = [str(run) for run in runs]
@@ -80,7 +90,8 @@ def plot(runs: Sequence[str | Path], out: str | Path, against: str = "step", win
 
     Args:
         against: horizontal axis, ``step`` or ``tokens``.
-        window: steps in the moving mean; the raw loss is drawn faintly behind it.
+        window: steps in the moving mean, at most a tenth of the run's, lest it lags behind a short one; the raw loss
+            is drawn faintly behind it.
     """
     import matplotlib
 
@@ -93,15 +104,19 @@ def plot(runs: Sequence[str | Path], out: str | Path, against: str = "step", win
         titles.append("task scores")
     figure, panels = pyplot.subplots(1, len(titles), figsize=(6 * len(titles), 4.5), sharex=True)
     for name, rows in metrics.items():
-        _draw_loss(panels[0], rows, name, against, window)
+        steps = max(1, min(window, len(rows) // 10))
+        _draw_loss(panels[0], rows, name, against, steps)
         prefix = "" if len(metrics) == 1 else f"{name}: "
         for source, points in _series(rows, "source_loss", against).items():
-            panels[1].plot(*_smoothed(points, window), label=prefix + source)
+            panels[1].plot(*_smoothed(points, steps), label=prefix + source)
         for score, points in _series(rows, TASKS, against).items():
             panels[2].plot(*zip(*points, strict=True), "o-", label=prefix + score)
+    if len(panels) > 2 and all(0 <= value <= 1 for line in panels[2].lines for value in line.get_ydata()):
+        panels[2].set_ylim(-0.02, 1.02)  # a score that is 0 throughout is at the bottom, not in the middle
     for axes, title in zip(panels, titles, strict=True):
         axes.set_title(title)
         axes.set_xlabel(against)
+        axes.set_ylabel("score" if title == "task scores" else "nats a token")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     figure.tight_layout()
@@ -199,7 +214,7 @@ def main(argv: Sequence[str]) -> int:
     draw.add_argument("--against", choices=("step", "tokens"), default="step", help="horizontal axis")
     draw.add_argument("--window", type=int, default=20, help="steps in the moving mean")
     lines = verbs.add_parser("list", help="one line a run")
-    lines.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
+    lines.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or folders of them")
     scores = verbs.add_parser("scores", help="task scores measured during training, one line an evaluation")
     scores.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
     arguments = parser.parse_args(list(argv))

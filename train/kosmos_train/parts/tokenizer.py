@@ -148,5 +148,8 @@ def main(argv: Sequence[str]) -> None:
     with Progress(console=Console(stderr=True)) as progress:
         processor = make_processor(config, run, progress)
     example = "Question: what is in the image? Answer:"
+    made = processor.tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False)
+    if made < config.vocab_size:
+        print(f"{made:,} pieces, not vocab_size={config.vocab_size:,}: the corpora have no more to offer")
     pieces = " ".join(processor.tokenizer.convert_ids_to_tokens(encode_text(processor.tokenizer, example)))
     print(f"{run}: {len(processor.tokenizer)} tokens; {example!r} → {pieces}")

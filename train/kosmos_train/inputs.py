@@ -1,0 +1,68 @@
+"""What a run reads and is not there yet, all of it at once, each with the command that makes it.
+
+On a fresh clone nothing is there: who is told of one thing a start gives up at the third.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kosmos.hub import is_name
+
+from .config import WEIGHTS
+
+if TYPE_CHECKING:
+    from .config import TrainConfig
+
+
+def missing_inputs(config: TrainConfig) -> dict[str, str]:
+    """Return the local paths that ``config`` names and that do not exist → what each is, and how one gets it.
+
+    A path that exists is somebody else's question: whether it holds what it should, its reader says.
+    """
+    found = {}
+    sources = [*config.data.sources, *(config.eval.data.sources if config.eval.data else [])]
+    for source in sources:
+        if _is_missing(source.shards):
+            found[source.shards] = f"shards of {source.name}: {_make_shards(source.shards)}"
+    if config.processor is not None and _is_missing(config.processor):
+        found[config.processor] = f"processor: {_make_processor(config)}"
+    start = config.model.checkpoint
+    if start is not None and not is_name(start) and _is_missing(start):
+        found[start] = "model.checkpoint: a run or checkpoint to start from, as kosmos train leaves one"
+    for name, where in config.model.named_weights.items():
+        if not is_name(where) and _is_missing(where):
+            found[where] = f"model.{WEIGHTS.get(name, f'encoder_weights.{name}')}: {_make_weights(name, where)}"
+    return found
+
+
+def check_inputs(config: TrainConfig) -> None:
+    """Raise FileNotFoundError that names all that is missing."""
+    if missing := missing_inputs(config):
+        listed = [f"{path} – {what}" for path, what in missing.items()]
+        numbered = "; ".join(f"({number}) {line}" for number, line in enumerate(listed, 1))
+        raise FileNotFoundError(
+            f"{len(missing)} inputs are not there: {numbered}" if listed[1:] else f"not there: {listed[0]}"
+        )
+
+
+def _is_missing(path: str) -> bool:
+    return not path.startswith("package:") and "://" not in path and not Path(path).exists()
+
+
+def _make_shards(folder: str) -> str:
+    if Path(folder).parts[:2] == ("runs", "demo"):
+        return "kosmos demo"
+    return f"kosmos data import FORMAT SOURCE --out {folder}"
+
+
+def _make_processor(config: TrainConfig) -> str:
+    shards = ", ".join(dict.fromkeys(source.shards for source in config.data.sources))
+    return f"kosmos tokenizer tokenizer run={config.processor} 'shards=[{shards}]'"
+
+
+def _make_weights(name: str, where: str) -> str:
+    if name == "image":
+        return f"kosmos vision CONFIG run={where}; or open_clip's from the hub: model.vision_weights=ViT-B-32/openai"
+    return f"kosmos encoder CONFIG run={where}" if name == "span" else "download it there, or give its name on the hub"
