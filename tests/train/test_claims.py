@@ -18,6 +18,7 @@ from kosmos.processing_kosmos import load_processor
 from kosmos_eval.evaluate import evaluate
 from kosmos_train import TrainConfig
 from kosmos_train.build import build_model
+from kosmos_train.named_configs import find_config
 from kosmos_train.study import claims, crossed, page, trial
 from kosmos_train.study.claims import Claim
 from kosmos_train.study.command import main
@@ -60,7 +61,7 @@ def test_every_claim_of_the_registry_is_sound() -> None:
     """It loads; each of its runs is a valid one, each reading has known keys; a command stands on its first lines."""
     assert len(claims.known()) >= 3
     for claim in claims.every():
-        assert claim.checkpoint or claims.find_config(claim.base).is_file()
+        assert claim.checkpoint or Path(find_config(claim.base)).is_file()
         head = claims.known()[claim.name].read_text().split("row:")[0]
         assert f"python -m kosmos_train.study {claim.name} run=" in head
         for arm, point in claim.cells():
@@ -207,7 +208,7 @@ def test_verdicts() -> None:
 
 
 def test_configs_are_found_in_a_checkout_and_by_their_old_names() -> None:
-    assert claims.find_config("evidence/base.yaml") == claims.find_config("train/configs/evidence/base.yaml").absolute()
+    assert Path(find_config("evidence/base.yaml")) == Path(find_config("train/configs/evidence/base.yaml")).absolute()
     with pytest.raises(FileNotFoundError, match="no such settings file"):
-        claims.find_config("evidence/none.yaml")
+        find_config("evidence/none.yaml")
     assert Claim(name="x", arms={"a": claims.Change()}).cells

@@ -21,10 +21,7 @@ from kosmos import settings
 from kosmos.suggest import suggest
 
 from ..config import TrainConfig
-
-# In a checkout the YAML files lie in train/configs; a wheel carries them inside kosmos_train.
-_FOLDERS = (Path(__file__).parents[2] / "configs", Path(__file__).parents[1] / "configs")
-_IN_A_CHECKOUT = "train/configs/"
+from ..named_configs import FOLDER, find_config
 
 
 @dataclass
@@ -172,23 +169,9 @@ def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def find_config(path: str) -> Path:
-    """The file that a YAML names ``train/configs/…`` or below it, in a checkout or an installed package.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    below = path.removeprefix(_IN_A_CHECKOUT)
-    for candidate in (Path(path), *(folder / below for folder in _FOLDERS)):
-        if candidate.is_file():
-            return candidate
-    raise FileNotFoundError(f"{path}: no such settings file, neither here nor among the configs of kosmos_train")
-
-
 def known() -> dict[str, Path]:
     """Paths of the claims that come with the package, by name."""
-    folders = [folder / "evidence" / "claims" for folder in reversed(_FOLDERS)]
-    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+    return {path.stem: path for path in sorted((FOLDER / "evidence" / "claims").glob("*.yaml"))}
 
 
 def load(name: str | Path, overrides: Sequence[str] = ()) -> Claim:

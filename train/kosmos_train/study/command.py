@@ -14,6 +14,7 @@ from kosmos.keys import add_keys
 from kosmos.suggest import suggest
 
 from ..arguments import require_run
+from ..named_configs import find_config
 from . import claims, page
 from .claims import Claim
 
@@ -45,8 +46,9 @@ def main(argv: Sequence[str]) -> None:
     if not names:
         draw_page(places.get("page"), console)
         return
+    study = is_study(names[0])
     folder = Path(require_run(places.get("run")))
-    if is_study(names[0]):
+    if study:
         compare_objectives(names, overrides, folder, " ".join([PROG, *argv]), console)
         return
     known = list(claims.known())
@@ -87,7 +89,7 @@ def is_study(name: str) -> bool:
         ValueError: it is neither a YAML nor a claim.
     """
     if name.endswith((".yaml", ".yml")):
-        return "comparisons" not in settings.read_yaml(claims.find_config(name))
+        return "comparisons" not in settings.read_yaml(find_config(name))
     if name != "all" and name not in claims.known():
         known = suggest(name, claims.known(), "known claims")
         raise ValueError(f"{name!r} is no claim and no YAML; {known}")
@@ -118,7 +120,7 @@ def compare_objectives(
 
     if len(names) > 1:
         raise ValueError(f"one study at a time, not {', '.join(names)}")
-    study = settings.load(run.StudyConfig, claims.find_config(names[0]), overrides)
+    study = settings.load(run.StudyConfig, find_config(names[0]), overrides)
     run.run(study, folder, command, console)
     console.print(Markdown((folder / "study.md").read_text(encoding="utf-8")))
     console.print(f"{folder}: study.md, study.json, study-*.png")

@@ -12,8 +12,8 @@ from kosmos.atomic import whole_folder
 from kosmos_data import recipes
 from kosmos_data.index import INDEX_NAME
 
+from ..named_configs import find_config
 from ..parts.tokenizer import TokenizerConfig, make_processor
-from .claims import find_config
 
 
 def make_corpus(recipe: str | None, corpus: str, shards: Sequence[str], base: str, progress: Progress) -> None:

@@ -29,11 +29,11 @@ from kosmos.loading import encoder_folder
 
 from ..build import build_config, build_processor
 from ..config import TrainConfig
+from ..named_configs import find_config
 from ..parts.encoder import EncoderConfig
 from ..parts.tokenizer import take_encoder_tokenizer
 from . import arms, blanks, tuning, write_up
 from .blanks import BlankSet
-from .claims import find_config
 from .inputs import make_corpus, make_vocabulary
 from .jobs import Job, do_all
 from .tuning import TuningConfig

@@ -27,9 +27,10 @@ from kosmos.atomic import write_atomically
 from kosmos.loading import find_model
 
 from ..config import TrainConfig
+from ..named_configs import find_config
 from ..pretrain import train
 from . import crossed, measures
-from .claims import Claim, cell_name, find_config, key_of, merged
+from .claims import Claim, cell_name, key_of, merged
 from .crossed import Cell
 from .inputs import make_corpus, make_vocabulary
 from .jobs import Figures, Job, do_all
@@ -142,7 +143,7 @@ def by_study(
 
     values = merged(settings.read_yaml(find_config(claim.base)), claim.train)
     study = settings.from_dict(studies.StudyConfig, {**values, "jobs": jobs}, f"claim {claim.name}: ")
-    own = folder / "studies" / claim.name
+    own = (folder / "studies" / claim.name).resolve()  # jobs know their paths; a link leads to a study that is done
     studies.run(study, own, claim.name, console)
     cells = {}
     for objective in study.objectives:
