@@ -19,6 +19,7 @@ import kosmos
 from kosmos.atomic import write_atomically
 from kosmos.doctor import commit
 from kosmos.plain import escape
+from kosmos.read_json import parse_json
 
 from . import metrics, statistics
 from .items import Item
@@ -126,7 +127,7 @@ def read(path: str | Path) -> list[Row]:
     """
     path = find_results(Path(path))
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = parse_json(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) and {*_CONTRACT} <= row.keys() for row in rows):

@@ -19,6 +19,7 @@ import torch
 from kosmos import settings
 from kosmos.atomic import write_atomically
 from kosmos.doctor import commit, installed
+from kosmos.read_json import parse_json
 from kosmos_data.config import FREE_AT_RESUME
 
 from .config import TrainConfig
@@ -84,7 +85,7 @@ class RunDir:
             origins: folder of each published part that the run began from (``decoder`` …); of one of the hub it is
                 named by its commit.
         """
-        launches = json.loads(self.environment.read_text()) if self.environment.exists() else []
+        launches = parse_json(self.environment.read_text()) if self.environment.exists() else []
         launches.append(
             {
                 "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

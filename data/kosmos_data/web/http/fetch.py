@@ -95,7 +95,7 @@ def fetch(
         ValueError: ``out`` holds another file where the table should be.
         ModuleNotFoundError: the extra ``web`` is not installed.
     """
-    wanted = list(dict.fromkeys(urls))
+    wanted = list(dict.fromkeys(url.encode("utf-8", "replace").decode() for url in urls))  # no half characters
     out = Path(out)
     progress = progress or Progress(disable=True)
     with FetchTable(out) as table:
