@@ -8,9 +8,9 @@ LONGEST = 2000
 
 def printable(text: str) -> str:
     """``text`` without what moves a cursor, and without the halves of characters that odd bytes of a name become."""
-    whole = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace") if _is_whole(text) else _mended(text)
+    found = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace") if _is_whole(text) else whole(text)
     return "".join(
-        letter if letter.isprintable() or letter in "\n\t" else "\N{REPLACEMENT CHARACTER}" for letter in whole
+        letter if letter.isprintable() or letter in "\n\t" else "\N{REPLACEMENT CHARACTER}" for letter in found
     )
 
 
@@ -18,6 +18,11 @@ def one_line(text: str) -> str:
     """A message in one printable line of at most :data:`LONGEST` characters."""
     line = " ".join(printable(text[: 4 * LONGEST]).split())
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 2]} …"
+
+
+def whole(text: str) -> str:
+    """``text`` with ``?`` for each half of a surrogate pair, which JSON can spell and no file or tokenizer takes."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def counted(number: int, noun: str) -> str:
@@ -32,10 +37,6 @@ def _is_whole(text: str) -> bool:
     except UnicodeEncodeError:  # half of a pair that JSON spelled, and no byte of a name
         return False
     return True
-
-
-def _mended(text: str) -> str:
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def escape(text: object) -> str:

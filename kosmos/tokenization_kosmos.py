@@ -28,6 +28,7 @@ from transformers import PreTrainedTokenizerFast
 
 from .grounding import TOKENS as GROUNDING_TOKENS
 from .optional import needed
+from .plain import whole
 from .segments import Span
 
 BOS, PAD, EOS, UNK = "<s>", "<pad>", "</s>", "<unk>"
@@ -159,7 +160,7 @@ def encode_text(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     try:
         ids: list[int] = backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
     except TypeError:  # half of a pair of surrogates, as JSON can spell it and no file can hold it
-        text = text.encode("utf-8", "replace").decode()
+        text = whole(text)
         ids = backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
     line_end = backend.token_to_id(LINE_END)
     if line_end is None or ids.count(line_end) <= text.count("\n"):
@@ -197,8 +198,8 @@ def _normalizer(charsmap: bytes = b"") -> normalizers.Normalizer:
     # A precompiled SentencePiece map turns newlines into spaces, so they are put aside before it.
     return normalizers.Sequence(
         [
-            # ``[^\S\n]*\r?\n[^\S\n]*``, but begun at the beginning of a run of spaces only: from each of 100,000 spaces to
-            # the end of them takes a minute
+            # ``[^\S\n]*\r?\n[^\S\n]*``, but begun at the first of some spaces only: to go from each of 100,000 to their
+            # end takes a minute
             normalizers.Replace(Regex(r"(?:(?<![^\S\n])[^\S\n]+)?\r?\n[^\S\n]*"), LINE_END),
             *steps,
             normalizers.Replace(Regex(r"\s+"), " "),

@@ -93,8 +93,9 @@ PATHS = [
 
 
 def address(rng: random.Random) -> str:
-    scheme = rng.choice(SCHEMES)
-    return f"{scheme}{rng.choice(['://', '://', '://', ':', ':/', ''])}{rng.choice(USERS)}{rng.choice(HOSTS)}{rng.choice(PORTS)}{rng.choice(PATHS)}"
+    between = rng.choice(["://", "://", "://", ":", ":/", ""])
+    parts = (SCHEMES, [between], USERS, HOSTS, PORTS, PATHS)
+    return "".join(rng.choice(part) for part in parts)
 
 
 def test_no_address_leads_to_a_connection(

@@ -121,7 +121,8 @@ def record(rng: random.Random, inner: bytes) -> bytes:
     """One record, its lengths, types and encodings right or not."""
     body = rng.choice([inner, gzip.compress(inner), *BOMBS, b""])
     encoding = rng.choice(["", "gzip", "deflate", "br", "gzip, gzip, gzip", "x" * 1000])
-    head = f"HTTP/1.1 {rng.choice([200, 404, 99999999999, -1])} OK\r\nContent-Type: {rng.choice(['text/html', 'image/png', ''])}\r\n"
+    status, media = rng.choice([200, 404, 99999999999, -1]), rng.choice(["text/html", "image/png", ""])
+    head = f"HTTP/1.1 {status} OK\r\nContent-Type: {media}\r\n"
     head += (
         f"Content-Encoding: {encoding}\r\nContent-Length: {rng.choice([len(body), 10**12, -5])}\r\n"
         + "X: y\r\n" * rng.choice([0, 5000])
@@ -132,7 +133,8 @@ def record(rng: random.Random, inner: bytes) -> bytes:
     address = rng.choice(
         ["http://a.example/", "<http://b.example/>", "file:///etc/passwd", "\0", "http://[::1", "x" * 10**5]
     )
-    lines = f"WARC/1.0\r\nWARC-Type: {kind}\r\nWARC-Target-URI: {address}\r\nContent-Type: application/http; msgtype=response\r\n"
+    lines = f"WARC/1.0\r\nWARC-Type: {kind}\r\nWARC-Target-URI: {address}\r\n"
+    lines += "Content-Type: application/http; msgtype=response\r\n"
     return lines.encode() + f"Content-Length: {length}\r\n\r\n".encode() + content + b"\r\n\r\n"
 
 
