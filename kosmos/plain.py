@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 LONGEST = 2000
 """Characters of a message; what a file holds may be a megabyte."""
 
@@ -43,4 +45,11 @@ def escape(text: object) -> str:
     """Any text as rich prints it unchanged: no ``[tag]`` in it is markup, and no sequence moves the cursor."""
     from rich.markup import escape as without_markup
 
-    return without_markup(printable(str(text)))
+    # rich takes the backslash before any bracket away, but doubles those before a tag only
+    return without_markup(re.sub(r"\\(?=\[(?![a-z#/@][^[]*?\]))", r"\\\\", printable(str(text))))
+
+
+def styled(style: str, text: object) -> str:
+    """Any text in a style of rich; backslashes at its end would take the end of the style for text."""
+    ending = len(shown := printable(str(text))) - len(shown.rstrip("\\"))
+    return f"[{style}]{escape(text).rstrip(chr(92))}{chr(92) * 2 * ending}[/{style}]"

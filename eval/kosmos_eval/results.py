@@ -18,7 +18,7 @@ from rich.table import Table
 import kosmos
 from kosmos.atomic import write_atomically
 from kosmos.doctor import commit
-from kosmos.plain import escape
+from kosmos.plain import escape, styled
 from kosmos.read_json import parse_json
 
 from . import metrics, statistics
@@ -167,7 +167,7 @@ def table(rows: Sequence[Row]) -> Table:
         minor = row.get("question_type") is not None
         if is_baseline(row) or (minor and row["context"] != "image+text"):
             continue
-        section = f"[bold]{escape(row['task'])}[/]", f"  [bold]{escape(row['model'])}[/]"
+        section = f"{styled('bold', row['task'])}", f"  {styled('bold', row['model'])}"
         if section != last:
             if last is not None:
                 output.add_section()
