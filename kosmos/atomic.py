@@ -29,6 +29,17 @@ def open_to_umask(folder: Path) -> None:
 
 
 @contextmanager
+def writing(where: object) -> Iterator[None]:
+    """Around libraries in Rust, which have errors of their own for a full disk: raise the OSError that they mean."""
+    try:
+        yield
+    except Exception as error:
+        if "(os error " in str(error) and not isinstance(error, OSError):
+            raise OSError(f"{where}: {error}") from error
+        raise
+
+
+@contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """A new folder to fill, which takes the name ``path`` only when the block ends well."""
     partial = path.with_name(path.name + ".partial")

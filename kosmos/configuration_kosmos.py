@@ -8,7 +8,6 @@ KOSMOS-2 code dropped it silently as well).
 """
 
 # No `from __future__ import annotations` here: strict checks the types of fields, and skips those that are strings.
-import json
 import logging
 from contextvars import ContextVar
 from dataclasses import fields
@@ -21,6 +20,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers.configuration_utils import PreTrainedConfig
 
 from .limits import check_encoder, check_kinds, check_sizes
+from .read_json import parse_json
 from .suggest import suggest
 
 log = logging.getLogger("kosmos")
@@ -632,4 +632,4 @@ class KosmosConfig(PreTrainedConfig):
         if not path.is_file():
             names = ", ".join(sorted(file.stem for file in PRESETS.glob("*.json")))
             raise ValueError(f"unknown preset {name!r}; there are: {names}")
-        return cls(**{**json.loads(path.read_text()), **changes})
+        return cls(**{**parse_json(path.read_text()), **changes})

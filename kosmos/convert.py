@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .atomic import open_to_umask
+from .atomic import open_to_umask, writing
 from .configuration_kosmos import KosmosConfig
 from .convert_config import hf_kosmos2_fields, kosmos2_config, torchscale_config
 from .hub import fetch, is_name
@@ -108,7 +108,8 @@ def from_torchscale(source: str | Path, target: str | Path) -> None:
     if output is not None:
         renamed[OUTPUT] = output
     with _writing(target):
-        save_file(renamed, target / "model.safetensors", {"format": "pt"})
+        with writing(target):
+            save_file(renamed, target / "model.safetensors", {"format": "pt"})
         open_to_umask(target)
         _finish(config, source, target)
 
@@ -146,7 +147,8 @@ def _convert_files(source: Path, target: Path, rename: Callable[[str], str | Non
     files = _weight_files(source)
     for file in files:
         renamed = {new: tensor for name, tensor in _read(file) if (new := rename(name)) is not None}
-        save_file(renamed, target / file.name, {"format": "pt"})
+        with writing(target):
+            save_file(renamed, target / file.name, {"format": "pt"})
         open_to_umask(target)
         places.update(dict.fromkeys(renamed, file.name))
         size += sum(tensor.nbytes for tensor in renamed.values())

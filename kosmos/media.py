@@ -184,9 +184,17 @@ def _animation(data: bytes) -> PIL.Image.Image | None:
     return picture
 
 
+def _frame_count(picture: PIL.Image.Image) -> int:
+    """Frames of an animation, which Pillow finds by walking through the file."""
+    try:
+        return getattr(picture, "n_frames", 1)
+    except Exception as error:
+        raise Unreadable(f"the video cannot be decoded: {error}") from error
+
+
 def _frames_of_pictures(picture: PIL.Image.Image, count: int) -> list[PIL.Image.Image]:
     """The frames of an animation, each as long as it says."""
-    number = getattr(picture, "n_frames", 1)
+    number = _frame_count(picture)
     if number > MAX_FRAMES:
         raise Unreadable(f"the video has more than {MAX_FRAMES:,} frames; cut it")
     _check_pixels(*picture.size, number)
@@ -215,7 +223,7 @@ def read_through(data: bytes) -> None:
         Unreadable: it is broken, has neither sound nor pictures, or is beyond the limits of a video.
     """
     if (pictures := _animation(data)) is not None:
-        _frames_of_pictures(pictures, getattr(pictures, "n_frames", 1))
+        _frames_of_pictures(pictures, _frame_count(pictures))
         return
     import_av()
     count = 0
@@ -232,7 +240,10 @@ def read_through(data: bytes) -> None:
 def describe(data: bytes) -> str:
     """Return in a few words what a file of sound or video is, by its header: for people who look at a corpus."""
     if (pictures := _animation(data)) is not None:
-        return f"{pictures.format}, {getattr(pictures, 'n_frames', 1)} frames"
+        try:
+            return f"{pictures.format}, {_frame_count(pictures)} frames"
+        except Unreadable as error:
+            return str(error)
     try:
         import_av()
         with _opened(data, "file") as container:

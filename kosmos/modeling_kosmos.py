@@ -16,6 +16,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
+from .atomic import writing
 from .base_model import KosmosModel, KosmosModelOutput
 from .configuration_kosmos import QUERYING, KosmosConfig
 from .decoder import KosmosPreTrainedModel
@@ -83,7 +84,8 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """As everywhere in transformers; a processor that was saved to the folder before gives its rules of writing."""
         self.take_rules_of(save_directory)
-        super().save_pretrained(save_directory, *args, **kwargs)
+        with writing(save_directory):
+            super().save_pretrained(save_directory, *args, **kwargs)
 
     def load_vision_weights(self, path: str | Path) -> None:
         """Load the vision tower's weights from a local file or folder, see encoder_weights.py."""

@@ -41,9 +41,22 @@ def read_picture(source: str | Path) -> Image.Image:
     return _decoded(io.BytesIO(content), repr(shown))
 
 
+def orientation(image: Image.Image) -> int:
+    """How its EXIF says that a picture is to be turned, 1 to 8; 1, not at all, where that cannot be read."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # what a stranger wrote there raises SyntaxError, struct.error …; browsers show the picture
+        return 1
+
+
 def upright(image: Image.Image) -> Image.Image:
     """Turned as its EXIF says; ``exif_transpose`` would copy also what needs no turning."""
-    return ImageOps.exif_transpose(image) if image.getexif().get(ExifTags.Base.Orientation, 1) != 1 else image
+    if orientation(image) == 1:
+        return image
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # it writes the rest of the EXIF anew
+        return image
 
 
 def on_white(image: Image.Image) -> Image.Image:
@@ -118,10 +131,15 @@ def _decoded(file: Any, name: str) -> Image.Image:
     try:
         image = Image.open(file, formats=[kind for kind in FORMATS if kind in Image.OPEN])
         width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise ValueError(f"{name} has {width}×{height} pixels, at most {MAX_PIXELS} are read; make it smaller")
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error … on hostile bytes
+        raise ValueError(f"{name} cannot be read as an image: {error}") from error
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{name} has {width}×{height} pixels, at most {MAX_PIXELS} are read; make it smaller")
+    try:
         image.load()
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:
         raise ValueError(f"{name} cannot be read as an image: {error}") from error
     return image
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 LONGEST = 2000
 """Characters of a message; what a file holds may be a megabyte."""
 
 
 def printable(text: str) -> str:
     """``text`` without what moves a cursor, and without the halves of characters that odd bytes of a name become."""
-    whole = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace") if _is_whole(text) else _mended(text)
+    found = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace") if _is_whole(text) else whole(text)
     return "".join(
-        letter if letter.isprintable() or letter in "\n\t" else "\N{REPLACEMENT CHARACTER}" for letter in whole
+        letter if letter.isprintable() or letter in "\n\t" else "\N{REPLACEMENT CHARACTER}" for letter in found
     )
 
 
@@ -18,6 +20,11 @@ def one_line(text: str) -> str:
     """A message in one printable line of at most :data:`LONGEST` characters."""
     line = " ".join(printable(text[: 4 * LONGEST]).split())
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 2]} …"
+
+
+def whole(text: str) -> str:
+    """``text`` with ``?`` for each half of a surrogate pair, which JSON can spell and no file or tokenizer takes."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def counted(number: int, noun: str) -> str:
@@ -34,12 +41,15 @@ def _is_whole(text: str) -> bool:
     return True
 
 
-def _mended(text: str) -> str:
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
 def escape(text: object) -> str:
     """Any text as rich prints it unchanged: no ``[tag]`` in it is markup, and no sequence moves the cursor."""
     from rich.markup import escape as without_markup
 
-    return without_markup(printable(str(text)))
+    # rich takes the backslash before any bracket away, but doubles those before a tag only
+    return without_markup(re.sub(r"\\(?=\[(?![a-z#/@][^[]*?\]))", r"\\\\", printable(str(text))))
+
+
+def styled(style: str, text: object) -> str:
+    """Any text in a style of rich; backslashes at its end would take the end of the style for text."""
+    ending = len(shown := printable(str(text))) - len(shown.rstrip("\\"))
+    return f"[{style}]{escape(text).rstrip(chr(92))}{chr(92) * 2 * ending}[/{style}]"

@@ -17,6 +17,7 @@ from transformers.image_utils import ImageInput, make_flat_list_of_images
 from transformers.processing_utils import BatchFeature, MultiModalData
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from .atomic import writing
 from .chat_messages import CHAT_TEMPLATES, ChatProcessor
 from .chat_messages import with_parts as with_parts
 from .entities import Rows
@@ -25,6 +26,7 @@ from .further_segments import marks_of as marks_of
 from .image_processing_kosmos import KosmosImageProcessor
 from .modalities import normalize_pixels, stack_inputs
 from .modality import Reader
+from .plain import whole
 from .plain_prompts import PlainPrompts
 from .segment_writer import SegmentWriter, puts_space
 from .segments import Image, Placed, Span, TooLong
@@ -186,7 +188,7 @@ class KosmosProcessor(SegmentWriter, ChatProcessor):  # type: ignore[misc]  # tr
         by_template = kwargs.pop("by_template", False)  # said by apply_chat_template
         plain = not by_template and {**kwargs, **kwargs.get("text_kwargs", {})}.get("add_special_tokens", True)
         if text is not None:
-            prompts = [text] if isinstance(text, str) else list(text)
+            prompts = list(map(whole, [text] if isinstance(text, str) else text))
             prompts = [self._take_entities(self._take_spans(prompt, placed), placed) for prompt in prompts]
             known = self.tokenizer.get_added_vocab()
             for name, modality in further_modalities().items():
@@ -258,14 +260,16 @@ class KosmosProcessor(SegmentWriter, ChatProcessor):  # type: ignore[misc]  # tr
         """
         folder = Path(save_directory)
         if self.span_tokenizer is not None:
-            self.span_tokenizer.save_pretrained(folder / SPAN_FOLDER)
+            with writing(folder):
+                self.span_tokenizer.save_pretrained(folder / SPAN_FOLDER)
         if (folder / "config.json").is_file():
             given = (folder / GENERATION_CONFIG_NAME).is_file()
             rules = GenerationConfig.from_pretrained(folder) if given else GenerationConfig()
             if rules.suppress_tokens is None:
                 rules.update(**self.writing_rules())
                 rules.save_pretrained(folder)
-        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        with writing(folder):
+            return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     @classmethod
     def from_args_and_dict(cls, args: list[Any], processor_dict: dict[str, Any], **kwargs: Any) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import io
 import os
+import random
+import struct
 import wave
 from collections.abc import Callable
 from pathlib import Path
@@ -79,3 +81,30 @@ def wav() -> Callable[..., bytes]:
         return file.getvalue()
 
     return make
+
+
+@pytest.fixture(scope="session")
+def spoil_weights() -> Callable[[Path, random.Random], None]:
+    """Damage a safetensors file, for tests of checkpoints of strangers."""
+
+    def spoil(path: Path, rng: random.Random) -> None:
+        """Bits flipped in the header, a file cut off, a header that lies about its length, a pickle under this name."""
+        data = bytearray(path.read_bytes())
+        length = struct.unpack("<Q", data[:8])[0]
+        match rng.randrange(6):
+            case 0:
+                data[8 + rng.randrange(length)] ^= 1 << rng.randrange(7)
+            case 1:
+                del data[rng.randrange(len(data)) :]
+            case 2:
+                data[:8] = struct.pack("<Q", rng.choice([0, 1, 10**9, 2**63, length + 8]))
+            case 3:
+                data[:] = b"\x80\x04cos\nsystem\n(S'touch /tmp/x'\ntR."
+            case 4:
+                raw = bytes(data[8 : 8 + length]).replace(b'"F32"', rng.choice([b'"F64"', b'"I32"', b'"XXX"']), 1)
+                data[8 : 8 + length] = raw
+            case _:
+                data += b"\0" * 64
+        path.write_bytes(data)
+
+    return spoil

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from kosmos.plain import counted, escape
+from kosmos.plain import counted, escape, styled
 
 from .adapters import FORMATS
 from .recipes import known
@@ -163,7 +163,7 @@ def _replay(arguments: argparse.Namespace) -> None:
             continue
         console.rule(f"step {arguments.step}, row {number}")
         for source, text in row:
-            console.print(f"[cyan]{escape(source)}[/cyan] {escape(text)}")
+            console.print(f"{styled('cyan', source)} {escape(text)}")
 
 
 def _read_run(arguments: argparse.Namespace) -> tuple[Any, Any]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from kosmos.atomic import write_atomically
+from kosmos.read_json import parse_json
 
 from .document import Document, Entity, Persona
 
@@ -81,7 +82,7 @@ def read_kinds(roots: Iterable[str | Path]) -> Kinds | None:
 
 def _read(path: Path) -> Kinds:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: not valid JSON: {error}") from error
     fits = isinstance(found, dict) and all(

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import PIL.features
 import PIL.Image
-from PIL import ExifTags
 
-from kosmos.pictures import MAX_PIXELS
+from kosmos.pictures import MAX_PIXELS, orientation
 
 from . import errors
 from .errors import BadSample
@@ -58,7 +57,7 @@ def upright_size(data: bytes) -> tuple[int, int]:
     """Width and height as EXIF turns the picture, by its header alone; BadSample as for :func:`decode`."""
     image = open_header(data)
     width, height = image.size
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    turned = orientation(image) in (5, 6, 7, 8)
     return (height, width) if turned else (width, height)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from kosmos.atomic import write_atomically
+from kosmos.read_json import parse_json
 
 from .document import PICTURES
 
@@ -70,15 +71,26 @@ def read_index(root: str) -> tuple[list[ShardInfo], bytes]:
     except FileNotFoundError:
         raise FileNotFoundError(f"{root} holds no {INDEX_NAME}{_instead(root)}") from None
     try:
-        body = json.loads(raw)
+        body = parse_json(raw)
         if body["version"] != INDEX_VERSION:
             raise ValueError(f"version {body['version']}, this program reads version {INDEX_VERSION}")
-        shards = [ShardInfo(**shard) for shard in body["shards"]]
+        shards = [_checked(ShardInfo(**shard)) for shard in body["shards"]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a shard index: {error}") from error
     if not any(shard.documents for shard in shards):
         raise ValueError(f"{root} holds no documents")
     return shards, raw
+
+
+def _checked(shard: ShardInfo) -> ShardInfo:
+    """The shard, if its name lies in the corpus's own folder and its numbers are some; ValueError otherwise."""
+    if not isinstance(shard.name, str) or shard.name in ("", ".", "..") or {"/", "\\", "\0"} & set(shard.name):
+        raise ValueError(f"{shard.name!r} is no name of a file beside it")
+    for field in ("bytes", "documents", "images", "characters"):
+        number = getattr(shard, field)
+        if type(number) is not int or not 0 <= number < 2**63:
+            raise ValueError(f"{shard.name}: {field} is {number!r}")
+    return shard
 
 
 def write_index(root: Path, shards: list[ShardInfo]) -> None:

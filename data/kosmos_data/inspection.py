@@ -14,7 +14,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from kosmos.media import describe
-from kosmos.plain import counted, escape
+from kosmos.plain import counted, escape, styled
 from kosmos.segments import modality_name
 
 from . import objectives, objectives_view
@@ -90,11 +90,11 @@ def show_document(console: Console, title: str, document: Document) -> None:
         elif named:
             data = getattr(segment, named[0])
             kind = f"▣ {modality_name(segment)} {describe(data)}, {len(data)} bytes"
-            lines.append(f"[cyan]{escape(kind)}[/cyan]")
+            lines.append(styled("cyan", kind))
         text = segment.text if hasattr(segment, "text") else "" if named else str(segment)
         text = text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + " …"
         style = "magenta" if not isinstance(segment, Text) else "white" if segment.supervised else "dim"
-        lines.append(f"[{style}]{escape(text)}[/{style}]")
+        lines.append(styled(style, text))
         if not isinstance(segment, Text):
             continue
         for phrase in segment.boxes or ():
@@ -171,7 +171,7 @@ def inspect(
     for corpus in corpora_below(path):
         images = sum(shard.images for shard in corpus.shards)
         console.print(
-            f"[bold]{escape(corpus.root)}[/bold]  {counted(len(corpus), 'document')}, {counted(images, 'image')}, "
+            f"{styled('bold', corpus.root)}  {counted(len(corpus), 'document')}, {counted(images, 'image')}, "
             f"{counted(len(corpus.shards), 'shard')}"
         )
         for kind, document in kinds(corpus):

@@ -158,7 +158,15 @@ class SourceStream:
 
     def _reopen(self, document: OpenDocument) -> Entry:
         back, offset = (document, 0) if isinstance(document, int) else document
-        return self.entry(self.cursor - back, offset)
+        try:
+            return self.entry(self.cursor - back, offset)
+        except BadSample as error:
+            _, index = self.place(self.cursor - back)
+            shard = self.source.corpus.shard_of(index)
+            raise ValueError(
+                f"{shard} has changed since the run was saved, which had begun a document of it: {error}; bring the "
+                f"shard back, or start another run"
+            ) from error
 
 
 class Lane:

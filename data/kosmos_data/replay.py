@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from kosmos.modalities import MODALITIES, input_names
+from kosmos.read_json import parse_json
 
 from .batch import StepBatch
 from .config import DataConfig
@@ -133,7 +134,7 @@ def documents_of(row: Row, processor: Any, names: list[str]) -> list[tuple[str, 
 def _read_state(path: Path | None, start: int) -> dict[str, Any] | None:
     if path is None or not path.exists():
         return None
-    state = json.loads(path.read_text())
+    state = parse_json(path.read_text())
     if state["step"] > start:
         raise ValueError(f"{path} stands at step {state['step']}, after step {start}")
     return state

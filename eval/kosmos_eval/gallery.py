@@ -13,7 +13,7 @@ from PIL import Image
 from rich.cells import cell_len
 
 from kosmos.grounding import draw_boxes
-from kosmos.pictures import on_white, upright
+from kosmos.pictures import on_white, open_picture, upright
 from kosmos.segments import Phrase
 
 from .compare import read_samples
@@ -109,10 +109,9 @@ def _figure(records: Sequence[dict[str, Any]], images: Sequence[Path]) -> Figure
     figure = Figure(figsize=(2.6 * columns, 3.3 * rows + 0.3), layout="constrained")
     for place, (record, path) in enumerate(zip(records, images, strict=True), 1):
         axes = figure.add_subplot(rows, columns, place)
-        with Image.open(path) as image:
-            shown = on_white(upright(image))  # as the model's processor shows it
-            phrases = [Phrase.from_json(entry) for entry in record.get("boxes", ())]
-            axes.imshow(_square(draw_boxes(shown, record["prediction"], phrases) if phrases else shown))
+        shown = on_white(upright(open_picture(path)))  # as the model's processor shows it
+        phrases = [Phrase.from_json(entry) for entry in record.get("boxes", ())]
+        axes.imshow(_square(draw_boxes(shown, record["prediction"], phrases) if phrases else shown))
         axes.set(xticks=[], yticks=[])
         right = _score(record) >= 0.5
         answer = record["prediction"] if right else f"{record['prediction']}  (reference: {record['answers'][0]})"

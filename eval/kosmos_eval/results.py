@@ -18,7 +18,8 @@ from rich.table import Table
 import kosmos
 from kosmos.atomic import write_atomically
 from kosmos.doctor import commit
-from kosmos.plain import escape
+from kosmos.plain import escape, styled
+from kosmos.read_json import parse_json
 
 from . import metrics, statistics
 from .items import Item
@@ -126,7 +127,7 @@ def read(path: str | Path) -> list[Row]:
     """
     path = find_results(Path(path))
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = parse_json(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) and {*_CONTRACT} <= row.keys() for row in rows):
@@ -166,7 +167,7 @@ def table(rows: Sequence[Row]) -> Table:
         minor = row.get("question_type") is not None
         if is_baseline(row) or (minor and row["context"] != "image+text"):
             continue
-        section = f"[bold]{escape(row['task'])}[/]", f"  [bold]{escape(row['model'])}[/]"
+        section = f"{styled('bold', row['task'])}", f"  {styled('bold', row['model'])}"
         if section != last:
             if last is not None:
                 output.add_section()

@@ -17,8 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image as Pictures
-from PIL import UnidentifiedImageError
 from torch import Tensor, nn
 from transformers.generation import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
 
@@ -26,6 +24,7 @@ from kosmos.decode_step import GrowingCache
 from kosmos.grounding import read_answer
 from kosmos.modalities import IMAGE, MODALITIES, Modality, normalize_pixels
 from kosmos.modeling_kosmos import KosmosModel
+from kosmos.pictures import open_picture
 from kosmos.sampling import Forbid, Picker, Place, write
 from kosmos.segments import Encoded, Image, Phrase, Text
 
@@ -195,9 +194,8 @@ class Runner:
 
     def _pixels(self, path: Path) -> Tensor:
         try:
-            with Pictures.open(path) as image:
-                return self.processor.image_processor.to_tensor(image)
-        except (UnidentifiedImageError, OSError, ValueError, Pictures.DecompressionBombError) as error:
+            return self.processor.image_processor.to_tensor(open_picture(path))
+        except (OSError, ValueError) as error:
             raise ValueError(
                 f"{path}: not a readable image ({error}); evaluation skips nothing, mend or remove it"
             ) from error

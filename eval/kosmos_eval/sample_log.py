@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from kosmos.atomic import write_atomically
+from kosmos.read_json import parse_json
 
 _POLL_SECONDS = 0.2, 5.0  # at first and at most: each look reads all parts again
 _STALL_SECONDS = 1800.0
@@ -143,7 +144,7 @@ class SampleLog:
         with path.open(encoding="utf-8", errors="replace") as file:
             for line in file:
                 try:
-                    record = json.loads(line)
+                    record = parse_json(line)
                     self._records[record["id"], record["request"]] = record
                 except (json.JSONDecodeError, KeyError, TypeError):
                     continue  # torn by a kill, or half written as we read: the item is asked, or looked for, again

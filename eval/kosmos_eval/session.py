@@ -16,7 +16,7 @@ from rich.progress import Progress
 
 from kosmos.grounding import to_picture
 from kosmos.pictures import read_picture, upright
-from kosmos.plain import escape
+from kosmos.plain import escape, styled
 from kosmos.segments import Phrase
 
 from . import baselines, methods, metrics, prompts, results
@@ -113,7 +113,7 @@ class Session:
         """Answer, log and score one run."""
         if set(run.task.metrics) & set(metrics.CONFIDENCE_METRICS):
             auc.check_classes([results.is_positive(run.task, item) for item in run.items])
-        self.console.print(f"[bold]{escape(run.name)}[/]: {len(run.items)} of {len(self.items)} items")
+        self.console.print(f"{styled('bold', run.name)}: {len(run.items)} of {len(self.items)} items")
         built = self._prompts(run)
         requests = {item.id: self._request(run, item, prompt) for item, prompt in zip(run.items, built, strict=True)}
         self._show_first(built[0])
@@ -201,7 +201,7 @@ class Session:
         return built
 
     def _warn(self, text: str) -> None:
-        self.console.print(f"  [bold red]{escape(text)}[/]")
+        self.console.print(f"  {styled('bold red', text)}")
 
     def _request(self, run: Run, item: Item, prompt: Prompt) -> str:
         stages = [stage for stage in (prompt, prompt.then) if stage is not None]

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GenerationConfig
 
+from ..atomic import writing
 from ..limits import check_weights, read_object, readable
 from ..loading import find_folder
 from ..settings import from_dict
@@ -144,7 +145,8 @@ def save_adapter(
         tensors = {"prompt_embeddings": _virtual(model, record, state, name)}
     plain = {plain_name(key): value for key, value in state.items()}
     tensors |= {PREFIX + key: plain[key] for key in record.also}
-    save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, folder / WEIGHTS)
+    with writing(folder):
+        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, folder / WEIGHTS)
     described = _peft_config(record)
     (folder / CONFIG).write_text(json.dumps(described, indent=2, sort_keys=True), encoding="utf-8")
     settings = {

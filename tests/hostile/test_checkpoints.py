@@ -9,7 +9,6 @@ import json
 import os
 import random
 import shutil
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -130,28 +129,7 @@ LIBRARY_FIELDS = [
 ]
 
 
-def spoil_weights(path: Path, rng: random.Random) -> None:
-    """Bits flipped in the header, a file cut off, a header that lies about its length, a pickle under this name."""
-    data = bytearray(path.read_bytes())
-    length = struct.unpack("<Q", data[:8])[0]
-    match rng.randrange(6):
-        case 0:
-            data[8 + rng.randrange(length)] ^= 1 << rng.randrange(7)
-        case 1:
-            del data[rng.randrange(len(data)) :]
-        case 2:
-            data[:8] = struct.pack("<Q", rng.choice([0, 1, 10**9, 2**63, length + 8]))
-        case 3:
-            data[:] = b"\x80\x04cos\nsystem\n(S'touch /tmp/x'\ntR."
-        case 4:
-            raw = bytes(data[8 : 8 + length]).replace(b'"F32"', rng.choice([b'"F64"', b'"I32"', b'"XXX"']), 1)
-            data[8 : 8 + length] = raw
-        case _:
-            data += b"\0" * 64
-    path.write_bytes(data)
-
-
-def spoil(folder: Path, rng: random.Random) -> str:
+def spoil(folder: Path, rng: random.Random, spoil_weights: Callable[..., None]) -> str:
     """Spoil one file of a folder; returns which and how."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     path, kind = rng.choice(paths), rng.random()
@@ -220,14 +198,16 @@ def test_what_we_write_is_read(good: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["model", "run", "kosmos2", "adapters"])
-def test_folders(kind: str, good: dict[str, Path], tmp_path: Path, use: Callable[..., str], secret: Path) -> None:
+def test_folders(
+    kind: str, good: dict[str, Path], tmp_path: Path, use: Callable[..., str], secret: Path, spoil_weights: Any
+) -> None:
     refused = 0
     for seed in range(max(1, SEEDS // 4)):
         rng = random.Random(f"{kind} {seed}")
         source = rng.choice(["lora", "ia3", "prefix", "p_tuning", "adapter"]) if kind == "adapters" else kind
         copy = tmp_path / str(seed) / "in"
         shutil.copytree(good[source], copy)
-        what = (seed, source, spoil(copy, rng))
+        what = (seed, source, spoil(copy, rng, spoil_weights))
         refused += use(what, rng.choice(doors(copy, source, good))) != "used"
         shutil.rmtree(copy.parent)
     assert refused or SEEDS < 50

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from kosmos import cli, settings
 from kosmos.loading import find_folder
-from kosmos.plain import LONGEST, escape, one_line, printable
+from kosmos.plain import LONGEST, escape, one_line, printable, styled
 from kosmos.tables import show
 from kosmos_data import Document, Text
 from kosmos_data.cli import main as data
@@ -77,7 +77,7 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["runs", "list", str(folder / text / "none")]) == 2
         found = capsys.readouterr()
         assert not CURSOR & set(found.out + found.err), (seed, text)
-        first = next(line for line in found.out.splitlines() if "documents" in line)
+        first = next(line for line in found.out.splitlines() if "1 document, " in line)
         assert printable(str(folder / "out")) in first, (seed, first)
 
 
@@ -95,6 +95,8 @@ def test_one_line() -> None:
     assert one_line("a\n  b\x1b[2J\ud800") == "a b�[2J?"
     assert len(one_line("x" * 10**7)) == LONGEST
     assert escape("[b]\x07") == "\\[b]�"
+    for text in ("\\[1]", "a\\", "\\\\", "\\[b]", "[", "\\[", "\\\\[1]\\"):
+        assert printed(lambda console, text=text: console.print(styled("bold", text) + "!")) == f"{text}!\n"
 
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from kosmos.docking import find_language_model, read_config
 from kosmos.hub import is_name
 from kosmos.loading import encoder_folder, find_checkpoint
 from kosmos.modalities import MODALITIES, Modality, text_encoder
+from kosmos.read_json import parse_json
 from kosmos.suggest import suggest
 from kosmos.tokenization_kosmos import ENTITY_SLOT
 
@@ -62,7 +62,7 @@ def described_by(config: ModelConfig) -> dict[str, Any]:
     if config.checkpoint is not None:
         values = KosmosConfig.from_pretrained(find_checkpoint(config.checkpoint)).to_dict()
     elif Path(str(config.preset)).suffix == ".json":
-        values = KosmosConfig(**json.loads(Path(str(config.preset)).read_text(encoding="utf-8"))).to_dict()
+        values = KosmosConfig(**parse_json(Path(str(config.preset)).read_text(encoding="utf-8"))).to_dict()
     else:
         values = (KosmosConfig() if config.preset is None else KosmosConfig.preset(config.preset)).to_dict()
     if config.decoder is not None:
@@ -101,14 +101,14 @@ def _vision_fields(folder: Path) -> dict[str, Any]:
     described = folder / "open_clip_config.json"
     if not described.is_file():
         return {}
-    model = json.loads(described.read_text(encoding="utf-8"))["model_cfg"]
+    model = parse_json(described.read_text(encoding="utf-8"))["model_cfg"]
     return {"backend": "open_clip", "model_config": model, "image_size": model["vision_cfg"]["image_size"]}
 
 
 def _encoder_fields(folder: Path) -> dict[str, Any]:
     """What a transformers folder says of its own encoder; empty for a weight file."""
     described = folder / "config.json"
-    return {"model_config": json.loads(described.read_text(encoding="utf-8"))} if described.is_file() else {}
+    return {"model_config": parse_json(described.read_text(encoding="utf-8"))} if described.is_file() else {}
 
 
 _DESCRIPTIONS = {"image": _vision_fields}

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kosmos.plain import escape
+from kosmos.plain import styled
 from kosmos.tuning import attach
 from kosmos_eval import results, tasks
 from kosmos_eval.evaluate import evaluate
@@ -54,7 +54,7 @@ class TaskEvaluator:
                 for name, metrics in scores_of(rows).items():
                     scores[name] = metrics
                     shown = "  ".join(f"{metric} {value:.4g}" for metric, value in metrics.items())
-                    say(f"  [cyan]{escape(name)}[/cyan] {shown}")
+                    say(f"  {styled('cyan', name)} {shown}")
         return scores
 
     def _rows(self, wanted: EvalTask, model: Any, out: Path, rank: Rank) -> list[results.Row]:

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from kosmos.atomic import write_atomically
 from kosmos.modalities import MODALITIES
+from kosmos.read_json import parse_json
 
 from .config import LogConfig
 from .engine import StepResult
@@ -164,7 +165,7 @@ def cut_after(path: Path, step: int) -> int:
 def _parse(line: str) -> dict[str, Any] | None:
     """A line, or None if a kill cut it short."""
     try:
-        return json.loads(line)
+        return parse_json(line)
     except json.JSONDecodeError:
         return None
 

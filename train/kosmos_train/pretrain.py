@@ -12,6 +12,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,12 +55,13 @@ def train(config: Any, run_dir: str | Path, resume: bool = False) -> Outcome:
     check_inputs(config)
     check_machines(world, config.engine.precision)
     run = RunDir(run_dir)
-    run.open(config, resume, world)
-    loop = _assemble(config, run, resume, world)
-    try:
-        finished = loop.run()
-    finally:
-        loop.close()
+    with closing(run):
+        run.open(config, resume, world)
+        loop = _assemble(config, run, resume, world)
+        try:
+            finished = loop.run()
+        finally:
+            loop.close()
     return Outcome(loop.step, finished, find_latest(run.checkpoints))
 
 

@@ -6,6 +6,7 @@ eval/step-000100/
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
@@ -19,6 +20,7 @@ import torch
 from kosmos import settings
 from kosmos.atomic import write_atomically
 from kosmos.doctor import commit, installed
+from kosmos.read_json import parse_json
 from kosmos_data.config import FREE_AT_RESUME
 
 from .config import TrainConfig
@@ -44,6 +46,7 @@ class RunDir:
         self.metrics = self.path / "metrics.jsonl"
         self.samples = self.path / "samples.jsonl"
         self.evaluation = self.path / "eval"
+        self._held: int | None = None
 
     def open(self, config: TrainConfig, resume: bool, world: World) -> None:
         """Create the folder, or check that it may be continued, and write the resolved config.
@@ -57,12 +60,39 @@ class RunDir:
     def _open(self, config: TrainConfig, resume: bool) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"run={self.path} is a file; name a folder, which is made")
+        if self.path.is_dir():
+            self._hold()
         if self.metrics.exists() and self.metrics.stat().st_size:  # a start that failed before its first step is no run
             if not resume:
                 raise ValueError(f"{self.path} already holds a run; add --resume to go on, or choose another run=DIR")
             self.check_same(config)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self._hold()
         settings.write_yaml(config, self.config)
+
+    def _hold(self) -> None:
+        """Refuse a second process that would write here; the lock is the folder's, and ends with this process.
+
+        File systems without locks let both go on, as before.
+        """
+        if self._held is not None:
+            return
+        held = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(held)
+            raise ValueError(f"{self.path}: another process trains in this folder; wait for it, or end it") from None
+        except OSError:
+            os.close(held)
+            return
+        self._held = held
+
+    def close(self) -> None:
+        """Let others write here."""
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
 
     def check_same(self, config: TrainConfig) -> None:
         """Refuse to go on with the run here under settings that would make it another one; ValueError names the first.
@@ -84,7 +114,7 @@ class RunDir:
             origins: folder of each published part that the run began from (``decoder`` …); of one of the hub it is
                 named by its commit.
         """
-        launches = json.loads(self.environment.read_text()) if self.environment.exists() else []
+        launches = parse_json(self.environment.read_text()) if self.environment.exists() else []
         launches.append(
             {
                 "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
+from kosmos.pictures import open_picture
 from kosmos.plain import escape
 
 from .config import SampleConfig
@@ -28,7 +28,7 @@ def encode_prompts(config: SampleConfig, processor: Any) -> list[Any]:
         return []
     encoded = []
     for prompt in config.prompts:
-        images = [Image.open(name) for name in prompt.images] or None
+        images = [open_picture(name) for name in prompt.images] or None
         text = "<image>" * len(prompt.images) + prompt.text
         encoded.append(processor(images=images, text=text, return_tensors="pt"))
     return encoded

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from kosmos.atomic import open_to_umask
+from kosmos.atomic import open_to_umask, writing
 from kosmos.model_card import model_card
 from kosmos.tuning import save_adapter
 
@@ -160,7 +160,8 @@ class Saver:
             if tensors:
                 path = trainer / f"optimizer-{self.world.rank:05d}-of-{self.world.size:05d}.safetensors"
                 unfinished = path.with_suffix(".partial")
-                save_file(tensors, unfinished)
+                with writing(unfinished):
+                    save_file(tensors, unfinished)
                 _sync(unfinished)
                 unfinished.rename(path)
             if model is not None:

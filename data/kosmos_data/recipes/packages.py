@@ -31,6 +31,8 @@ from urllib.parse import unquote
 
 from rich.progress import Progress
 
+from kosmos.read_json import parse_json
+
 logger = logging.getLogger(__name__)
 
 _HINTS = {
@@ -187,7 +189,7 @@ def describe(files: Path) -> dict[str, Any]:
     ``wanted_version`` is there only where another version than the recipe's was taken.
     """
     home = next(parent for parent in (files, *files.parents) if (parent / "record.json").is_file())
-    record = json.loads((home / "record.json").read_text(encoding="utf-8"))
+    record = parse_json((home / "record.json").read_text(encoding="utf-8"))
     return record if home.name == record["version"] else {**record, "wanted_version": home.name}
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from kosmos.read_json import parse_json
 
 from ..errors import BadSample
 from ..overlap import LENGTHS, grams, text_grams, words
@@ -74,9 +75,9 @@ def _texts(path: Path) -> Iterator[str]:
                 yield from content.splitlines()
             case ".jsonl":
                 for line in content.splitlines():
-                    yield from _strings(json.loads(line) if line.strip() else None)
+                    yield from _strings(parse_json(line) if line.strip() else None)
             case ".json":
-                yield from _strings(json.loads(content))
+                yield from _strings(parse_json(content))
             case _:
                 raise ValueError("held-out texts are .txt, .json or .jsonl files")
     except ValueError as error:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from kosmos.atomic import write_atomically
+from kosmos.read_json import parse_json
 
 RECORDS: Final = "records"
 PAGES: Final = "pages"
@@ -138,7 +139,7 @@ class Ledger:
     def from_json(cls, text: str) -> Ledger:
         """Read what :meth:`to_json` wrote; ValueError if it is something else."""
         try:
-            body = json.loads(text)
+            body = parse_json(text)
             if body["version"] != _VERSION:
                 raise ValueError(f"version {body['version']}, this program reads version {_VERSION}")
             ledger = cls(body["examples_per_rule"])

@@ -154,7 +154,9 @@ def _text_example(example: Example) -> str:
 
 
 def _image_example(example: Example) -> str:
-    shown = f'<img src="{escape(example["thumbnail"])}" alt="">' if "thumbnail" in example else '<i class="none"></i>'
+    thumbnail = str(example.get("thumbnail", ""))  # of a ledger that somebody else wrote, perhaps
+    drawn = thumbnail.startswith("data:image/")
+    shown = f'<img src="{escape(thumbnail)}" alt="">' if drawn else '<i class="none"></i>'
     size = "×".join(map(str, example["size"])) if "size" in example else ""
     detail = example.get("detail", "")
     name = example["url"].rsplit("/", 1)[-1] or example["url"]

@@ -17,6 +17,7 @@ from typing import Any
 
 from kosmos import settings
 from kosmos.atomic import write_atomically
+from kosmos.read_json import parse_json
 
 from .options import WebOptions
 
@@ -58,7 +59,7 @@ def open_work(out: Path, job: Job) -> Path:
     work = out / FOLDER
     path = work / _RUN
     if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = parse_json(path.read_text(encoding="utf-8"))
         if before != (now := json.loads(json.dumps(job.to_dict()))):
             changed = ", ".join(name for name in now if before.get(name) != now[name])
             raise ValueError(f"{out} holds a run with other {changed}; give a new folder, or remove it to start anew")
@@ -72,7 +73,7 @@ def open_work(out: Path, job: Job) -> Path:
 
 def read_job(work: Path) -> Job:
     """What :func:`open_work` wrote, in a task of the run."""
-    body = json.loads((work / _RUN).read_text(encoding="utf-8"))
+    body = parse_json((work / _RUN).read_text(encoding="utf-8"))
     return Job(body["warcs"], body["sizes"], settings.from_dict(WebOptions, body["options"]), body["tasks"])
 
 

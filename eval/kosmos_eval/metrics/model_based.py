@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
+
+from kosmos.pictures import on_white, open_picture
 
 _BATCH = 64
 _CLIP_WEIGHT = 2.5
@@ -66,8 +67,7 @@ class ClipScorer:
         for start in range(0, len(paths), _BATCH):
             pixels = []
             for path in paths[start : start + _BATCH]:
-                with Image.open(path) as image:
-                    pixels.append(self.transform(image.convert("RGB")))
+                pixels.append(self.transform(on_white(open_picture(path))))
             chunks.append(normalize(self.model.encode_image(torch.stack(pixels)), dim=-1))
         return torch.cat(chunks)
 

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kosmos.atomic import open_to_umask
+from kosmos.atomic import open_to_umask, writing
 from kosmos.loading import encoder_folder
 from kosmos.processing_kosmos import KosmosProcessor, load_processor
 from kosmos.tokenization_kosmos import encode_text
@@ -243,7 +243,8 @@ def _save(model: nn.Module, config: VisionConfig, processor: KosmosProcessor, fo
     folder.mkdir(parents=True, exist_ok=True)
     left = ("projection.weight", "corrections")
     kept = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name not in left}
-    save_file(kept, folder / "open_clip_model.safetensors")
+    with writing(folder):
+        save_file(kept, folder / "open_clip_model.safetensors")
     open_to_umask(folder)
     preprocess = {"mean": processor.image_processor.image_mean, "std": processor.image_processor.image_std}
     text = json.dumps({"model_cfg": config.model, "preprocess_cfg": preprocess}, indent=2)

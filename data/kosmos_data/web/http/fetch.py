@@ -23,6 +23,7 @@ from typing import Final
 from rich.progress import Progress
 
 from kosmos.atomic import write_atomically
+from kosmos.plain import whole
 
 from ... import errors
 from ...errors import BadSample
@@ -95,7 +96,7 @@ def fetch(
         ValueError: ``out`` holds another file where the table should be.
         ModuleNotFoundError: the extra ``web`` is not installed.
     """
-    wanted = list(dict.fromkeys(urls))
+    wanted = list(dict.fromkeys(map(whole, urls)))
     out = Path(out)
     progress = progress or Progress(disable=True)
     with FetchTable(out) as table:
