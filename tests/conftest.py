@@ -8,7 +8,7 @@ import os
 import random
 import struct
 import wave
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -20,17 +20,20 @@ import hypothesis
 import numpy as np
 import pytest
 
+from .warm_python import WarmPython
+
 hypothesis.settings.register_profile("kosmos", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("kosmos")
 
-# make test hands whole files to two processes, so that what a file shares is made once. These take a minute and more:
-# begun last, one of them would run on alone.
+# make test hands whole files to two processes, so that what a file shares is made once. These take from four minutes down
+# to a quarter of one: begun last, one of them would run on alone.
 LONGEST_FIRST = (
-    *("test_demo.py", "train/test_tuning.py", "train/test_resume.py", "train/test_engine.py", "train/test_launch.py"),
-    *("train/test_gradients.py", "train/test_pretrain.py", "train/test_checkpoint.py", "train/test_evaluation.py"),
-    *("train/test_muon.py", "data/test_kill.py", "eval/test_adapters.py", "eval/test_processes.py"),
-    *("train/test_study.py", "train/test_guards.py", "kosmos/test_web_chat.py", "kosmos/test_native.py"),
-    *("data/web/test_executors.py", "kosmos/test_docking.py", "train/test_further.py", "train/test_docked.py"),
+    *("test_demo.py", "train/test_engine.py", "train/test_launch.py", "train/test_gradients.py"),
+    *("train/test_tuning.py", "train/test_resume.py", "train/test_pretrain.py", "train/test_checkpoint.py"),
+    *("kosmos/test_web_chat.py", "train/test_evaluation.py", "train/test_muon.py", "data/test_kill.py"),
+    *("eval/test_adapters.py", "train/test_guards.py", "data/web/test_executors.py", "train/test_configs.py"),
+    *("kosmos/test_native.py", "train/test_study.py", "train/test_further.py", "train/test_docked.py"),
+    *("train/test_trl_examples.py", "train/test_ahead.py", "kosmos/test_extrapolation.py", "kosmos/test_export.py"),
 )
 
 
@@ -50,6 +53,14 @@ def pytest_collection_finish() -> None:
 def repository() -> Path:
     """The root of the source tree."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def warm_python() -> Iterator[WarmPython]:
+    """Starts Python processes sooner than an interpreter that has to import torch does."""
+    python = WarmPython()
+    yield python
+    python.close()
 
 
 @pytest.fixture(scope="session")

@@ -26,8 +26,8 @@ from kosmos_train.demo import RECIPES, Demo, make_corpora, run_demo
 # The demo's corpora, with fewer documents of each kind: what a few steps read.
 FEWER = {
     "corpus": [
-        *("few_shot_documents=100", "contrast_documents=100", "caption_series_documents=50"),
-        *("captions_per_image=1", "reading_documents=400"),
+        *("images=800", "few_shot_documents=100", "contrast_documents=100", "caption_series_documents=50"),
+        *("captions_per_image=1", "presence_per_image=1", "negation_per_image=1", "reading_documents=400"),
     ],
     "pictures": [*RECIPES["pictures"][1], "variants=1"],
     "instructions": [*RECIPES["instructions"][1], "definitions=500"],

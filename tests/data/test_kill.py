@@ -12,7 +12,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from itertools import islice
@@ -23,6 +22,8 @@ import pytest
 from kosmos import settings
 from kosmos.processing_kosmos import KosmosProcessor
 from kosmos_data import DataConfig, build_loader
+
+from ..warm_python import WarmPython
 
 KILLS = int(os.environ.get("KOSMOS_KILLS", "0"))
 RUN = """
@@ -66,22 +67,21 @@ def test_killed_workers_are_replaced(make_config: Callable[..., DataConfig], pro
 
 @pytest.mark.slow
 def test_killed_process_resumes_exactly(
-    tmp_path: Path, make_config: Callable[..., DataConfig], processor: KosmosProcessor
+    tmp_path: Path, make_config: Callable[..., DataConfig], processor: KosmosProcessor, warm_python: WarmPython
 ) -> None:
     """The trials alternate between no worker and two; workers must die with their parent."""
     processor.save_pretrained(tmp_path / "processor")
-    (tmp_path / "run.py").write_text(RUN)
     rng = random.Random(1)
     trials = KILLS or 3
     for trial in range(trials):
         settings.write_yaml(make_config(workers=2 * (trial % 2)), tmp_path / "data.yaml")
         done = len(_lines(tmp_path))
-        process = subprocess.Popen([sys.executable, tmp_path / "run.py", tmp_path], start_new_session=True)
+        process = warm_python.start(RUN, str(tmp_path), folder=tmp_path, session=True)
         while len(_lines(tmp_path)) < done + 3:
             assert process.poll() is None
             time.sleep(0.02)
         time.sleep(rng.random() / 2)
-        process.kill()
+        process.send_signal(signal.SIGKILL)
         process.wait()
         _wait_until_gone(process.pid)
     lines = _lines(tmp_path)

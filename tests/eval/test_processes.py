@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kosmos.cli import main
+
+from ..warm_python import Process, WarmPython
 
 # A pause after every batch, so that the kill falls between the first and the last answer.
 SLOW = """
@@ -35,12 +36,18 @@ def arguments(checkpoint: Path, data: Path, out: Path) -> list[str]:
     return [*where, "--shots", "0,2", "--context", "image+text,shuffled", "--batch-size", "3"]
 
 
-def start(code: str, checkpoint: Path, data: Path, out: Path, **environment: str) -> subprocess.Popen[bytes]:
-    variables = os.environ | {"OMP_NUM_THREADS": "1"} | environment
-    log = (out.parent / f"{out.name}-{environment.get('RANK', 0)}.log").open("wb")
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments(checkpoint, data, out)], env=variables, stdout=log, stderr=log
-    )
+@pytest.fixture
+def start(checkpoint: Path, toy_data: Path, tmp_path: Path, warm_python: WarmPython) -> Callable[..., Process]:
+    """Start an evaluation as a process; what it says is in ``rank0`` or ``rank1``."""
+
+    def begin(code: str, **environment: str) -> Process:
+        folder = tmp_path / f"rank{environment.get('RANK', 0)}"
+        folder.mkdir(exist_ok=True)
+        variables = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+        words = arguments(checkpoint, toy_data, tmp_path / "out")
+        return warm_python.start(code, *words, folder=folder, environment=variables)
+
+    return begin
 
 
 def rows(out: Path) -> list[Any]:
@@ -61,26 +68,24 @@ def expected(checkpoint: Path, toy_data: Path, tmp_path_factory: pytest.TempPath
 
 @pytest.mark.slow
 def test_killed_and_resumed_by_two_ranks_gives_the_file_of_one(
-    checkpoint: Path, toy_data: Path, tmp_path: Path, expected: list[Any]
+    tmp_path: Path, expected: list[Any], start: Callable[..., Process]
 ) -> None:
     """The first run is cut short by the kill; two ranks finish it and do the other three between them."""
-    process = start(SLOW, checkpoint, toy_data, tmp_path)
-    part = tmp_path / "samples/toy/easy_vqa-0shot-image+text.part-0.jsonl"
+    process, out = start(SLOW), tmp_path / "out"
+    part = out / "samples/toy/easy_vqa-0shot-image+text.part-0.jsonl"
     deadline = time.monotonic() + 240
     while not (part.is_file() and part.stat().st_size > 0) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait(timeout=30)
     assert 0 < len(part.read_text().splitlines()) < 24
-    assert not (tmp_path / "results.json").exists()
-    ranks = [
-        start(PLAIN, checkpoint, toy_data, tmp_path, RANK=str(index), LOCAL_RANK=str(index), WORLD_SIZE="2")
-        for index in range(2)
-    ]
+    assert not (out / "results.json").exists()
+    ranks = [start(PLAIN, RANK=str(index), LOCAL_RANK=str(index), WORLD_SIZE="2") for index in range(2)]
     codes = [rank.wait(timeout=400) for rank in ranks]
-    logs = [(tmp_path.parent / f"{tmp_path.name}-{index}.log").read_text()[-3000:] for index in range(2)]
+    said = [[(tmp_path / f"rank{index}" / name).read_text() for name in ("stdout", "stderr")] for index in range(2)]
+    logs = ["".join(texts)[-3000:] for texts in said]
     assert codes == [0, 0], logs
     assert "answers taken over" in logs[0]
-    assert rows(tmp_path) == expected
+    assert rows(out) == expected
     assert expected[0]["n"] == 24
-    assert len(list((tmp_path / "samples/toy").iterdir())) == 4
+    assert len(list((out / "samples/toy").iterdir())) == 4

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import open_clip
@@ -20,6 +18,7 @@ from transformers import BertConfig, BertModel, Kosmos2Config, Kosmos2ForConditi
 from kosmos.hub import is_name
 from kosmos.tokenization_kosmos import GROUNDING_TOKENS, KOSMOS1_TOKENS
 
+from ..warm_python import WarmPython
 from .conftest import CLIP
 from .hub_server import COMMIT, serving
 from .test_docking import make_tokenizer
@@ -103,7 +102,7 @@ said("convert", "--from", "kosmos2", "someone/else", "other")
 
 
 @pytest.fixture(scope="module")
-def asked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def asked(tmp_path_factory: pytest.TempPathFactory, warm_python: WarmPython) -> tuple[Path, str]:
     """The folder in which a process asked for everything, and what it printed."""
     root = tmp_path_factory.mktemp("hub")
     publish_kosmos2(root / "kosmos2")
@@ -127,9 +126,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     (root / "run.yaml").write_text(yaml.safe_dump(config))
     with serving(models, root / "home") as where:
         environment = {**os.environ, **where, "KOSMOS_CACHE": str(root / "cache")}
-        done = subprocess.run(
-            [sys.executable, "-c", ASK], cwd=root, env=environment, capture_output=True, text=True, timeout=300
-        )
+        done = warm_python.run(ASK, folder=root, environment=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return root, done.stdout + done.stderr
 

@@ -6,8 +6,6 @@ import base64
 import json
 import os
 import shutil
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -23,6 +21,8 @@ from kosmos import Conversation, KosmosForConditionalGeneration
 from kosmos.chat import main
 from kosmos.pictures import open_picture
 from kosmos.segments import TooLong
+
+from ..warm_python import WarmPython
 
 RED = Image.new("RGB", (40, 40), "red")
 BLUE = Image.new("RGB", (40, 40), "blue")
@@ -151,11 +151,10 @@ print(next(stream))
 """
 
 
-def test_a_stream_left_at_the_end_of_a_program(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_stream_left_at_the_end_of_a_program(checkpoint: Path, tmp_path: Path, warm_python: WarmPython) -> None:
     """The generator still exists when the interpreter ends, and its thread is inside torch."""
     RED.save(tmp_path / "red.png")
-    command = [sys.executable, "-c", LEAVES, str(checkpoint), str(tmp_path / "red.png")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    done = warm_python.run(LEAVES, str(checkpoint), str(tmp_path / "red.png"), folder=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
 
 

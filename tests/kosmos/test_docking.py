@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from kosmos.docking import find_language_model, read_config, take_processor, tak
 from kosmos.segments import Image, Text, Token
 from kosmos.transformers_decoder import awaiting_weights
 
+from ..warm_python import WarmPython
 from .conftest import CLIP
 from .hub_server import COMMIT, serving
 
@@ -271,22 +271,27 @@ except (ValueError, OSError) as error:
 """
 
 
-def fetch(tmp_path: Path, folder: Path, **environment: str) -> str:
-    """Ask for ``someone/lm`` in a process of its own, of a server that holds ``folder``; return what it printed."""
-    with serving({"someone/lm": folder}, tmp_path / "home") as where:
-        where = {**os.environ, **where, **environment}
-        done = subprocess.run([sys.executable, "-c", FETCH], env=where, capture_output=True, text=True, check=True)
-    return done.stdout.strip().splitlines()[-1]
+@pytest.fixture
+def fetch(tmp_path: Path, warm_python: WarmPython) -> Callable[..., str]:
+    """Ask for ``someone/lm`` in a process of its own, of a server that holds a folder; return what it printed."""
+
+    def ask(folder: Path, **environment: str) -> str:
+        with serving({"someone/lm": folder}, tmp_path / "home") as where:
+            done = warm_python.run(FETCH, folder=tmp_path, environment={**os.environ, **where, **environment})
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip().splitlines()[-1]
+
+    return ask
 
 
-def test_a_name_of_the_hub_is_fetched(tmp_path: Path) -> None:
+def test_a_name_of_the_hub_is_fetched(tmp_path: Path, fetch: Callable[..., str]) -> None:
     """Over the hub's HTTP, kept in its cache under the commit, and found there offline."""
     folder = publish(tmp_path / "served")
-    found = Path(fetch(tmp_path, folder))
+    found = Path(fetch(folder))
     assert found.name == COMMIT
     assert (found / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
     dock(found, images=False)
-    assert fetch(tmp_path, tmp_path, HF_HUB_OFFLINE="1") == str(found)
+    assert fetch(tmp_path, HF_HUB_OFFLINE="1") == str(found)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    refused = fetch(tmp_path, folder, HF_HOME=str(tmp_path / "other"))
+    refused = fetch(folder, HF_HOME=str(tmp_path / "other"))
     assert refused.startswith("ValueError someone/lm has its weights as pickles only (pytorch_model.bin)")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -227,13 +225,13 @@ print(*model.generate(**inputs, max_new_tokens=5, do_sample=False)[0].tolist())
 """
 
 
-def test_trust_remote_code_without_our_package(folder, model, processor, pictures, tmp_path) -> None:
+def test_trust_remote_code_without_our_package(folder, model, processor, pictures, tmp_path, warm_python) -> None:
     """The folder carries the code: register_for_auto_class copies the model, the processor and what they import."""
-    options = {"check": True, "env": {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}}
+    options = {"folder": tmp_path, "environment": {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}}
     target = str(tmp_path / "remote")
-    subprocess.run([sys.executable, "-c", SAVE, str(folder), target], **options)
-    command = [sys.executable, "-c", REMOTE, target]
-    done = subprocess.run(command, **options, capture_output=True, text=True, cwd=tmp_path)
+    for program, arguments in ((SAVE, [str(folder), target]), (REMOTE, [target])):
+        done = warm_python.run(program, *arguments, **options)
+        assert done.returncode == 0, done.stderr
     inputs = processor(images=pictures[:1], text="<image>what is red?", return_tensors="pt")
     expected = model.generate(**inputs, max_new_tokens=5, do_sample=False)[0].tolist()
     assert done.stdout.split()[-len(expected) :] == [str(token) for token in expected]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from kosmos import load
 from kosmos.model_card import model_card, run_of
 from kosmos.share import main
 
+from ..warm_python import WarmPython
 from .hub_server import running
 
 
@@ -152,15 +152,12 @@ model.from_pretrained("me/shared").save_pretrained(back)
 """
 
 
-def test_a_way_to_the_hub_and_back(run: Path, tmp_path: Path) -> None:
+def test_a_way_to_the_hub_and_back(run: Path, tmp_path: Path, warm_python: WarmPython) -> None:
     """``kosmos share --push`` and ``push_to_hub`` against a hub on this machine, with regular and large files."""
     with running() as hub:
         environment = os.environ | hub.environment(tmp_path / "home") | {"HF_TOKEN": "secret"}
         words = [str(run), str(tmp_path / "shared"), str(tmp_path / "back")]
-        done = subprocess.run(
-            [sys.executable, "-c", PUSH, *words], env=environment, capture_output=True, text=True, timeout=300,
-            cwd=tmp_path,
-        )  # fmt: skip
+        done = warm_python.run(PUSH, *words, folder=tmp_path, environment=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"{hub.url}/me/shared" in done.stdout
     assert hub.tokens == {"Bearer secret"}

@@ -49,6 +49,7 @@ class Options:
 
     Args:
         seed: of all shuffling and drawing.
+        images: only the first so many training images and their questions, for a quick look; 0: all 4,000.
         captions_per_image: caption documents per training image; the first is always "An image of …".
         max_questions: questions of one image per document, 1 to this many.
         presence_per_image: documents of ``presence`` per training image: is there a shape or colour? Yes and no are
@@ -74,6 +75,7 @@ class Options:
     """
 
     seed: int = 0
+    images: int = 0
     captions_per_image: int = 2
     max_questions: int = 4
     presence_per_image: int = 3
@@ -94,7 +96,7 @@ class Options:
 
 def build(out: Path, options: Options, progress: Progress) -> dict[str, Any]:
     """Write the whole corpus below ``out``; return counts for the report."""
-    train, test = easy_vqa.load("train"), easy_vqa.load("test")
+    train, test = easy_vqa.load("train")[: options.images or None], easy_vqa.load("test")
     images = {picture.number: picture.path.read_bytes() for picture in train}
     spoken, held_out = _speeches(options.held_out_speeches)
     report: dict[str, Any] = {"documents": {}, "images_in_both_splits": _shared_images(images, test)}
