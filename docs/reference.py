@@ -22,6 +22,7 @@ SETTINGS = {
     "kosmos data web": "kosmos_data.web.options:WebOptions",
     "kosmos eval: a task": "kosmos_eval.tasks:Task",
     "python -m kosmos_train.study": "kosmos_train.study.run:StudyConfig",
+    "python -m kosmos_train.study: a claim": "kosmos_train.study.claims:Claim",
     "model.overrides": "kosmos.configuration_kosmos:KosmosConfig",
     "model.overrides: text_config": "kosmos.configuration_kosmos:KosmosTextConfig",
     "model.overrides: vision_config": "kosmos.configuration_kosmos:KosmosVisionConfig",

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,37 +77,33 @@ class Asked:
     """What is taken of each item."""
 
 
-def windows(processor: Any, wanted: Windows) -> Tensor:
+# Readings of one run follow each other: it is loaded, and its text made into tokens, once.
+_loaded = lru_cache(maxsize=1)(partial(load, device="cpu"))
+
+
+@lru_cache(maxsize=1)
+def _windows(folder: str, shards: str, keys: str, longest: int, count: int) -> Tensor:
     """The windows' token ids, (N, ``longest``).
 
     Raises:
         ValueError: no document is long enough.
     """
-    wanted.check()
-    found = list(_long_enough(processor, wanted))
+    _, processor = _loaded(folder)
+    corpus = Corpus(shards)
+    texts = (document.text for document in (corpus[at] for at in range(len(corpus))) if document.key.startswith(keys))
+    found = [ids[:longest] for ids in map(processor.encode_text, texts) if len(ids) >= longest]
     if not found:
-        raise ValueError(f"{wanted.shards}: no document {wanted.keys!r}… has {wanted.longest} tokens")
-    step = max(1, len(found) // wanted.count)
-    return torch.tensor(found[::step][: wanted.count])
-
-
-def _long_enough(processor: Any, wanted: Windows) -> Iterator[list[int]]:
-    corpus = Corpus(wanted.shards)
-    for index in range(len(corpus)):
-        document = corpus[index]
-        if document.key.startswith(wanted.keys):
-            ids = processor.encode_text(document.text)[: wanted.longest]
-            if len(ids) == wanted.longest:
-                yield ids
+        raise ValueError(f"{shards}: no document {keys!r}… has {longest} tokens")
+    return torch.tensor(found[:: max(1, len(found) // count)][:count])
 
 
 @torch.no_grad()
-def window_losses(model: Any, processor: Any, wanted: Windows) -> list[float]:
+def window_losses(model: Any, rows_NT: Tensor, bos: int, wanted: Windows) -> list[float]:
     """Mean loss of each window's targets in nats; what is no number counts as a guess among all tokens."""
-    model.eval()
+    wanted.check()
     model.config.text_config.blockwise_causal_length = wanted.blockwise
-    rows_NT = windows(processor, wanted)[:, wanted.longest - wanted.context :]
-    rows_NT[:, 0] = processor.tokenizer.bos_token_id
+    rows_NT = rows_NT[:, wanted.longest - wanted.context :].clone()
+    rows_NT[:, 0] = bos
     guess = math.log(model.config.text_config.vocab_size)
     losses: list[float] = []
     for ids_BT in rows_NT.split(BATCH):
@@ -125,8 +121,10 @@ def window_losses(model: Any, processor: Any, wanted: Windows) -> list[float]:
 
 def read_run(folder: str, reading: dict[str, Any], _: Path) -> Figures:
     """Losses of a run on its windows."""
-    model, processor = load(folder, "cpu")
-    values = window_losses(model, processor, settings.from_dict(Windows, reading, "read: "))
+    wanted = settings.from_dict(Windows, reading, "read: ")
+    model, processor = _loaded(folder)
+    rows_NT = _windows(folder, wanted.shards, wanted.keys, wanted.longest, wanted.count)
+    values = window_losses(model, rows_NT, processor.tokenizer.bos_token_id, wanted)
     return {"values": [round(value, 5) for value in values], "weights": [1] * len(values)}
 
 

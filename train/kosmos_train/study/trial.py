@@ -82,7 +82,8 @@ def jobs_of(claim: Claim, folder: Path) -> tuple[list[Job], dict[tuple[str, str,
                 place = folder / "readings" / key_of(asked)
                 job = Job(f"reading {title}", work, place, asked, 1, READING_COST * run.cost, (run.name,))
             named[arm, point, seed] = readings.setdefault(str(job.folder), job).name
-    return [*runs.values(), *readings.values()], named
+    one_by_one = sorted(readings.values(), key=lambda job: job.after)  # a run is loaded once
+    return [*runs.values(), *one_by_one], named
 
 
 def _stamp(checkpoint: str) -> list[Any]:
@@ -121,7 +122,7 @@ def try_claim(claim: Claim, folder: Path, command: str = "", console: Console | 
         **{word: getattr(claim, word) for word in WORDS},
         "command": command,
         "date": time.strftime("%Y-%m-%d"),
-        "hardware": f"{jobs} of {os.cpu_count()} cores ({platform.machine()})",
+        "hardware": f"{jobs} of {os.cpu_count()} cores ({platform.machine()}), load {os.getloadavg()[2]:.0f}",
         "minutes": round(sum(one["seconds"] for one in figures) / 60, 1),
         "runs": sum("steps" in one for one in figures),
         "seeds": claim.seeds,
