@@ -25,8 +25,8 @@ from .warm_python import WarmPython
 hypothesis.settings.register_profile("kosmos", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("kosmos")
 
-# make test hands whole files to two processes, so that what a file shares is made once. These take from four minutes down
-# to a quarter of one: begun last, one of them would run on alone.
+# make test hands whole files to two processes, so that what a file shares is made once. These take four minutes to a
+# quarter of one: begun last, one of them would run on alone.
 LONGEST_FIRST = (
     *("test_demo.py", "train/test_engine.py", "train/test_launch.py", "train/test_gradients.py"),
     *("train/test_tuning.py", "train/test_resume.py", "train/test_pretrain.py", "train/test_checkpoint.py"),

@@ -26,6 +26,8 @@ PRELOAD = [
     ),
     *("kosmos.tuning.storage", "peft"),
     "deepspeed.runtime.zero.muon.muon_optimizer",  # DeepSpeed imports it, and torch's compiler with it, in each process
+    *("deepspeed.comm.mori", "deepspeed.module_inject.auto_ep_layer", "deepspeed.utils.pin_memory"),  # so it does these
+    "transformers.models.auto.image_processing_auto",
 ]
 
 

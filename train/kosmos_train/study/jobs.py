@@ -129,7 +129,8 @@ def _spread(waiting: list[Job], known: dict[str, Figures], idle: list[Connection
 def _pool(workers: int) -> Iterator[list[Connection]]:
     """Processes that wait for jobs; they end with the block, or when this process dies."""
     threads = max(1, (os.cpu_count() or 1) // workers)
-    context = multiprocessing.get_context("spawn")
+    # As fresh as spawned ones, and where a fork server runs already they find its imports done.
+    context = multiprocessing.get_context("forkserver")
     ends, processes = [], []
     for _ in range(workers):
         ours, theirs = context.Pipe()
