@@ -125,8 +125,18 @@ def _figure(records: Sequence[dict[str, Any]], images: Sequence[Path]) -> Figure
     return figure
 
 
+_LARGEST = 1024
+"""Pixels a side of a picture in the gallery."""
+
+
 def _square(image: Image.Image) -> Image.Image:
-    """The picture in the middle of a white square, so that all cells are alike."""
+    """The picture in the middle of a white square, so that all cells are alike.
+
+    Larger ones are made smaller first: the square of a picture of 1×60,000 would fill the memory.
+    """
+    if max(image.size) > _LARGEST:
+        image = image.copy()
+        image.thumbnail((_LARGEST, _LARGEST))
     side = max(image.size)
     square = Image.new("RGB", (side, side), "white")
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))

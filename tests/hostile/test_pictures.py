@@ -166,3 +166,10 @@ def test_pictures(tmp_path: Path, use: Callable[..., str], doors: list[Callable[
             outcomes.add(use((seed, make.__name__, number), door, data, tmp_path / "picture.png")[:12])
     assert "used" in outcomes
     assert len(outcomes) > 1
+
+
+def test_the_square_of_a_line_is_small() -> None:
+    from kosmos_eval.gallery import _square
+
+    assert max(_square(Image.new("RGB", (1, 60_000))).size) <= 1024
+    assert _square(Image.new("RGB", (30, 40))).size == (40, 40)

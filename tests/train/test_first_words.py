@@ -98,6 +98,13 @@ def test_so_many_gpus_and_processes(capsys: pytest.CaptureFixture[str]) -> None:
     assert "at least 1" in capsys.readouterr().err.splitlines()[1]
 
 
+@pytest.mark.parametrize("option", ["--steps-factor", "--limit", "--processes"])
+def test_a_demo_of_nothing(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", option, "0", "--out", "nowhere"]) == 2
+    assert f"{option} 0" in capsys.readouterr().err
+    assert not Path("nowhere").exists()
+
+
 def test_all_that_is_missing_is_named_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     """On a fresh clone nothing is there; the size of the model is told all the same."""
     found = missing_inputs(settings.load(TrainConfig, find_config("small")))

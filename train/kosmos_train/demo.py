@@ -345,4 +345,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--limit", type=int, help="evaluate on so many questions only (all)")
     parser.add_argument("--processes", type=int, help="processes of each training (two where there are two cores)")
     arguments = parser.parse_args(list(argv))
+    for option in ("steps_factor", "limit", "processes"):
+        if (given := getattr(arguments, option)) is not None and not given > 0:
+            raise ValueError(f"--{option.replace('_', '-')} {given}: it must be above 0")
     run_demo(arguments.out, None, arguments.steps_factor, arguments.limit, arguments.processes)
