@@ -159,12 +159,12 @@ def test_a_claim_about_demonstrations(values: dict[str, Any], tmp_path: Path) ->
         "demonstrations: {split: train}\ndecoding: {method: rank}\nmetrics: [accuracy]\n"
     )
     overrides = [f"checkpoint={tmp_path / 'made'}", "seeds=[0, 1]", f"read.task={tmp_path / 'task.yaml'}"]
-    overrides += [f"read.data={tmp_path}", "read.metric=accuracy", "points.8.read.shots=3"]
+    overrides += [f"read.data={tmp_path}", "read.metric=accuracy", "points.4.read.shots=3"]
     claim = claims.load("demonstration_labels", overrides)
     found = trial.try_claim(claim, tmp_path / "out")
-    assert len(list((tmp_path / "out" / "readings").iterdir())) == 1 + 2 * 3 * 2
+    assert len(list((tmp_path / "out" / "readings").iterdir())) == 1 + 3 * 2
     cells = {f"{cell['arm']} @ {cell['point']}": cell for cell in found["cells"]}
-    rows = evaluate(*load(tmp_path / "made", "cpu"), str(tmp_path / "task.yaml"), tmp_path, shots=(0, 4))
+    rows = evaluate(*load(tmp_path / "made", "cpu"), str(tmp_path / "task.yaml"), tmp_path, shots=(0, 3))
     assert cells["random labels @ 0"]["value"] == cells["true labels @ 0"]["value"] == pytest.approx(rows[0]["value"])
     assert cells["true labels @ 4"]["seeds"][0] == pytest.approx(rows[1]["value"])
     assert {one["verdict"] for one in found["comparisons"]} <= {"holds", "open", "not"}

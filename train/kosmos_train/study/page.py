@@ -74,15 +74,16 @@ def markdown(found: Sequence[Found], folder: str) -> str:
 
 
 def outcome(found: Found) -> str:
-    """The worst of a claim's comparisons, in words."""
-    verdicts = {one["verdict"] for one in found["comparisons"]}
-    return OUTCOMES[next(kind for kind in ("not", "open", "holds") if kind in verdicts)]
+    """The worst of a claim's comparisons in words, and how many hold where not all do."""
+    verdicts = [one["verdict"] for one in found["comparisons"]]
+    worst = OUTCOMES[next(kind for kind in ("not", "open", "holds") if kind in verdicts)]
+    held = verdicts.count("holds")
+    return worst if held in (0, len(verdicts)) else f"{worst}; {held} of {len(verdicts)} comparisons hold"
 
 
 def headline(found: Found) -> str:
-    """The first comparison with its interval."""
-    first = found["comparisons"][0]
-    return f"{first['words']}: {signed(first)}"
+    """All comparisons with their intervals."""
+    return "<br>".join(f"{one['words']}: {signed(one)}" for one in found["comparisons"])
 
 
 def section(found: Found, folder: str) -> str:
