@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from .surrogates import whole
+
 LONGEST = 2000
 """Characters of a message; what a file holds may be a megabyte."""
 
@@ -20,11 +22,6 @@ def one_line(text: str) -> str:
     """A message in one printable line of at most :data:`LONGEST` characters."""
     line = " ".join(printable(text[: 4 * LONGEST]).split())
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 2]} …"
-
-
-def whole(text: str) -> str:
-    """``text`` with ``?`` for each half of a surrogate pair, which JSON can spell and no file or tokenizer takes."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def counted(number: int, noun: str) -> str:

@@ -26,10 +26,10 @@ from .further_segments import marks_of as marks_of
 from .image_processing_kosmos import KosmosImageProcessor
 from .modalities import normalize_pixels, stack_inputs
 from .modality import Reader
-from .plain import whole
 from .plain_prompts import PlainPrompts
 from .segment_writer import SegmentWriter, puts_space
 from .segments import Image, Placed, Span, TooLong
+from .surrogates import whole
 from .tokenization_kosmos import (
     BOS,
     EOS,

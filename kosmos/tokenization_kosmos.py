@@ -28,8 +28,8 @@ from transformers import PreTrainedTokenizerFast
 
 from .grounding import TOKENS as GROUNDING_TOKENS
 from .optional import needed
-from .plain import whole
 from .segments import Span
+from .surrogates import whole
 
 BOS, PAD, EOS, UNK = "<s>", "<pad>", "</s>", "<unk>"
 MASK, DOCUMENT_END, IMAGE_BEGIN, IMAGE_END = "<mask>", "</doc>", "<image>", "</image>"

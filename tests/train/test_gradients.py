@@ -51,14 +51,31 @@ def micro_kinds(pattern: Any, rank: int, size: int, accumulation: int) -> list[t
     return [(10 * rank + index, *pattern[(rank if size > 1 else index) % 2]) for index in range(accumulation)]
 
 
-def plain_gradients(model: Any, processor: Any, kind: tuple[int, bool, bool]) -> tuple[float, dict[str, torch.Tensor]]:
-    """Weight of one micro-batch, and the gradients of its summed loss: no DeepSpeed, no empty inputs.
+def plain_gradients(model: Any, processor: Any, micros: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The reference: no DeepSpeed, no empty inputs; a parameter that nothing reached has a gradient of zero."""
+    total = sum(float(micro["loss_weight"].sum()) for micro in micros)
+    model.zero_grad()
+    for micro in micros:
+        inputs = {name: value for name, value in micro.items() if name != "source_ids"}
+        inputs = normalize_pixels(inputs, processor.image_processor)
+        model(**inputs, num_items_in_batch=total).loss.backward()
+    return {
+        name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
 
-    A parameter that nothing reached has a gradient of zero. Those of a step are the sum over its micro-batches by the
-    sum of their weights, so that the 16 patterns need only a few of them.
-    """
-    seed, image, span = kind
-    micro = jobs.micro_batch(seed, processor, image=image, span=span)
+
+def mean_gradients(parts: list[tuple[float, dict[str, torch.Tensor]]]) -> dict[str, torch.Tensor]:
+    """The gradients of a step: the sum over its micro-batches by the sum of their weights."""
+    weights, gradients = zip(*parts, strict=True)
+    return {name: sum(each[name] for each in gradients) / sum(weights) for name in gradients[0]}
+
+
+def summed_gradients(
+    model: Any, processor: Any, micro: dict[str, torch.Tensor]
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """Weight of one micro-batch, and the gradients of its summed loss; the 16 patterns need only a few of them."""
     model.zero_grad()
     inputs = {name: value for name, value in micro.items() if name != "source_ids"}
     inputs = normalize_pixels(inputs, processor.image_processor)
@@ -93,10 +110,10 @@ def gradient_errors(values: dict[str, Any], train_last_blocks: int, accumulation
         for accumulation, pattern in itertools.product(accumulations, PATTERNS):
             mine = micro_kinds(pattern, rank, size, accumulation)
             all_kinds = [kind for other in range(size) for kind in micro_kinds(pattern, other, size, accumulation)]
-            for kind in set(all_kinds) - known.keys():
-                known[kind] = plain_gradients(model, processor, kind)
-            weights, gradients = zip(*(known[kind] for kind in all_kinds), strict=True)
-            expected = {name: sum(each[name] for each in gradients) / sum(weights) for name in gradients[0]}
+            for seed, image, span in set(all_kinds) - known.keys():
+                micro = jobs.micro_batch(seed, processor, image=image, span=span)
+                known[seed, image, span] = summed_gradients(model, processor, micro)
+            expected = mean_gradients([known[kind] for kind in all_kinds])
             create_state(engine.deepspeed)
             # at rate 0 the weights stay, so that each pattern meets the same model
             micros = [jobs.micro_batch(seed, processor, image=image, span=span) for seed, image, span in mine]

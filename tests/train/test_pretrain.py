@@ -216,7 +216,7 @@ def test_ctrl_c_saves_and_twice_ends_at_once(values: dict[str, Any], tmp_path: P
         ("optim.warmup=99", "optim.warmup=99 must lie between 0 and steps=12"),
         ("model.overrides.text_config.layers=3", "model.overrides.text_config.layers is no field"),
         ("model.preset=nope", "unknown preset 'nope'"),
-        ("processor=/nowhere", "/nowhere: no processor here"),
+        ("processor=/nowhere", "not there: /nowhere – processor: kosmos tokenizer"),
         ("data.sources.0=1", "data"),
         ("samples.every=2", "samples.every is set without samples.prompts"),
         ("eval.every=2", "eval.every is set without eval.data"),

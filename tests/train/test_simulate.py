@@ -13,7 +13,8 @@ from kosmos.cli import main as kosmos
 from kosmos.cost import memory, model_cost
 from kosmos_data.loader import rows_by_worker
 from kosmos_train.config import TrainConfig
-from kosmos_train.dry_run import _workers, plan
+from kosmos_train.dry_run import plan
+from kosmos_train.plan_table import _workers
 from kosmos_train.roofline import GPUS, with_rates
 from kosmos_train.simulate import Outline, outline, simulate, world_sizes
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kosmos.hub import is_name
+from kosmos.modalities import MODALITIES
 
 from .config import WEIGHTS
 
@@ -65,4 +66,6 @@ def _make_processor(config: TrainConfig) -> str:
 def _make_weights(name: str, where: str) -> str:
     if name == "image":
         return f"kosmos vision CONFIG run={where}; or open_clip's from the hub: model.vision_weights=ViT-B-32/openai"
-    return f"kosmos encoder CONFIG run={where}" if name == "span" else "download it there, or give its name on the hub"
+    if MODALITIES[name].tokenizer:  # it reads text
+        return f"kosmos encoder CONFIG run={where}"
+    return "download it there, or give its name on the hub"

@@ -52,7 +52,8 @@ def train(config: Any, run_dir: str | Path, resume: bool = False) -> Outcome:
     default_threads()
     world = start(config.engine.timeout_minutes)
     config.check(world.size)
-    check_inputs(config)
+    # one rank looks; what another cannot see, its own reader says
+    world.attempt("looking for its inputs", lambda: check_inputs(config) if world.is_main else None)
     check_machines(world, config.engine.precision)
     run = RunDir(run_dir)
     with closing(run):

@@ -23,7 +23,7 @@ from typing import Final
 from rich.progress import Progress
 
 from kosmos.atomic import write_atomically
-from kosmos.plain import whole
+from kosmos.surrogates import whole
 
 from ... import errors
 from ...errors import BadSample
