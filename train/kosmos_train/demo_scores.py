@@ -201,8 +201,8 @@ def shortcomings(rows: Sequence[Row]) -> list[str]:
     )
     if described and bare and bare["high"] < described["value"]:
         lines.append(
-            f"Names that were never read cannot be spelled: of eight bare names {_figure(bare)} are right, of eight "
-            f"described ones {_figure(described)}."
+            f"Names that were never read are harder than words about them: of eight bare names {_figure(bare)} are "
+            f"right, of eight described ones {_figure(described)}."
         )
     encoded, causal = (_pick(rows, "tuned", task, "accuracy") for task in READING[:2])
     if encoded and causal and encoded["low"] <= causal["high"]:
