@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,8 +41,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, processor, speaker) -> Path
 
 
 @pytest.fixture(scope="module")
-def address(folder: Path) -> Iterator[str]:
-    """Where the page is, with both checkpoints."""
+def server(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """The process that serves the page, with both checkpoints, and where the page is."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -53,10 +56,36 @@ def address(folder: Path) -> Iterator[str]:
                 assert process.poll() is None, Path(log.name).read_text()
                 assert time.monotonic() < end, Path(log.name).read_text()
                 time.sleep(0.2)
-            yield f"http://127.0.0.1:{port}"
+            yield process, f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
             process.wait(30)
+
+
+@pytest.fixture
+def address(server: tuple[subprocess.Popen[bytes], str]) -> str:
+    """Where the page is."""
+    return server[1]
+
+
+@contextlib.contextmanager
+def slowly(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Let a process run for moments only: a tiny model's answer would be whole before a busy browser has drawn any."""
+    over = threading.Event()
+
+    def halt() -> None:
+        while not over.wait(0.005):
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(0.1)
+            process.send_signal(signal.SIGCONT)
+
+    thread = threading.Thread(target=halt)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 @pytest.fixture
@@ -164,7 +193,7 @@ def test_a_visit(page, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_answer_grows_and_can_be_stopped(page, folder: Path) -> None:
+def test_an_answer_grows_and_can_be_stopped(page, folder: Path, server: tuple[subprocess.Popen[bytes], str]) -> None:
     """A long answer is seen before it is whole, and the button ends it.
 
     It is not drawn: a drawn one could end at once. The first model's likeliest answer is one word, over and over.
@@ -177,9 +206,10 @@ def test_an_answer_grows_and_can_be_stopped(page, folder: Path) -> None:
             if (said) window.lengths.push(said.innerText.length);
         }).observe(document.body, {subtree: true, childList: true, characterData: true}); }"""
     )
-    ask(page, "what is it?", folder / "red.png")
-    page.wait_for_function("new Set(window.lengths).size > 3")
-    page.click("#stop")
+    with slowly(server[0]):
+        ask(page, "what is it?", folder / "red.png")
+        page.wait_for_function("new Set(window.lengths).size > 3")
+        page.click("#stop")
     page.wait_for_function("!document.querySelector('#question textarea').disabled")
     stopped = texts(page, 0), texts(page, 1)  # the first may have ended before the click, and the second begun
     page.wait_for_timeout(1000)
