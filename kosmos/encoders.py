@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .configuration_kosmos import KosmosSpanEncoderConfig, KosmosVisionConfig
 from .optional import needed
-from .span_rows import FIRST_POSITION, SpanRows, lay_in_rows
+from .span_rows import SpanRows, first_position, lay_in_rows
 
 
 class Encoder(nn.Module):
@@ -225,7 +225,7 @@ class SpanEncoder(Encoder):
         if hasattr(self.encoder, "pooler"):
             self.encoder.pooler = None
         self.width = self.encoder.config.hidden_size
-        self.first_position = FIRST_POSITION.get(self.encoder.config.model_type)
+        self.first_position = first_position(self.encoder.config)
         self.freeze(config.train_last_blocks)
         self.eval()
 

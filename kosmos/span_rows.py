@@ -7,18 +7,25 @@
                c c · · · ·
 
 One call reads all rows, as it would read the padded ones: under ZeRO-3 every rank must call the encoder equally often.
-A batch of MetaLM's spans, of which few are as long as the longest, takes about a third of the time.
+The fewer of a batch's spans are as long as the longest, the more is saved.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-FIRST_POSITION = {"bert": 0, "roberta": 2, "xlm-roberta": 2}
-"""Encoders that take positions and a mask of their own → position of a text's first token (RoBERTa's: padding id 1)."""
+
+def first_position(config: Any) -> int | None:
+    """Return the position of a text's first token, for encoders that take positions and a mask of their own.
+
+    RoBERTa keeps the positions up to its padding's id free. None: the encoder must be given padded spans.
+    """
+    if config.model_type in ("roberta", "xlm-roberta"):
+        return config.pad_token_id + 1
+    return 0 if config.model_type == "bert" else None
 
 
 class SpanRows(NamedTuple):

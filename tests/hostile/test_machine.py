@@ -43,6 +43,9 @@ def room(size: int) -> Iterator[None]:
         signal.signal(signal.SIGXFSZ, handler)
 
 
+ROW = {"task": "t", "model": "m", "shots": 0, "context": "c", "metric": "v", "value": 1, "low": 0, "high": 1, "n": 1}
+
+
 def documents(picture: bytes) -> list[Document]:
     return [Document(f"{number:03d}", [Image(picture), Text("a cat on a mat")]) for number in range(20)]
 
@@ -54,17 +57,6 @@ def whole_json(path: Path) -> None:
 
 def test_no_room(tmp_path: Path, use: Callable[..., str], make_picture: Callable[..., bytes], processor: Any) -> None:
     """Each writer ends with one line, leaves what was there, and works when there is room again."""
-    row = {
-        "task": "t",
-        "model": "m",
-        "shots": 0,
-        "context": "c",
-        "metric": "v",
-        "value": 1,
-        "low": 0,
-        "high": 1,
-        "n": 1,
-    }
     config = settings.from_dict(TrainConfig, {"data": {"sources": [{"name": "a" * 300, "shards": "x"}]}})
     photos = tmp_path / "photos"
     photos.mkdir()
@@ -81,7 +73,7 @@ def test_no_room(tmp_path: Path, use: Callable[..., str], make_picture: Callable
                 lambda: settings.write_yaml(config, out / "c.yaml"),
                 lambda: settings.load(TrainConfig, out / "c.yaml"),
             ),
-            "results": (lambda: results.write([row], out / "results.json"), lambda: whole_json(out / "results.json")),
+            "results": (lambda: results.write([ROW], out / "results.json"), lambda: whole_json(out / "results.json")),
             "processor": (lambda: processor.save_pretrained(out), lambda: whole_json(out / "processor_config.json")),
         }
 
@@ -106,21 +98,10 @@ def test_no_room(tmp_path: Path, use: Callable[..., str], make_picture: Callable
 
 
 def test_what_was_there_stays(tmp_path: Path, use: Callable[..., str]) -> None:
-    row = {
-        "task": "t",
-        "model": "m",
-        "shots": 0,
-        "context": "c",
-        "metric": "v",
-        "value": 1,
-        "low": 0,
-        "high": 1,
-        "n": 1,
-    }
-    results.write([row], tmp_path / "results.json")
+    results.write([ROW], tmp_path / "results.json")
     before = (tmp_path / "results.json").read_bytes()
     with room(20):
-        assert use("results", results.write, [row | {"model": "other"}], tmp_path / "results.json") != "used"
+        assert use("results", results.write, [ROW | {"model": "other"}], tmp_path / "results.json") != "used"
     assert (tmp_path / "results.json").read_bytes() == before
 
 

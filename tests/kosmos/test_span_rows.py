@@ -24,11 +24,11 @@ def spans_of(lengths: list[int]) -> tuple[Tensor, Tensor]:
     return torch.randint(3, 50, mask.shape, generator=generator) * mask, mask
 
 
-@pytest.fixture(scope="module", params=["bert", "roberta", "distilbert"])
+@pytest.fixture(scope="module", params=[("bert", 0), ("roberta", 1), ("xlm-roberta", 2), ("distilbert", 0)])
 def encoder(request: pytest.FixtureRequest) -> SpanEncoder:
-    """Encoders with positions from 0 and from 2, and one that takes none; the last block learns."""
+    """Positions begin at 0, or behind the id of padding, or are not taken; the last block learns."""
     torch.manual_seed(0)
-    fields = {"model_type": request.param, "pad_token_id": 1 if request.param == "roberta" else 0} | FIELDS
+    fields = dict(zip(("model_type", "pad_token_id"), request.param, strict=True)) | FIELDS
     return SpanEncoder(KosmosSpanEncoderConfig(model_config=fields, train_last_blocks=1))
 
 

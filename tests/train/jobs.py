@@ -67,7 +67,10 @@ def build_processor_of(engine: Any) -> Any:
 def micro_batch(
     seed: int, processor: Any, image: bool, rows: int = 2, length: int = 32, span: bool = False
 ) -> dict[str, torch.Tensor]:
-    """Random rows of random lengths; with ``image`` or ``span`` each row has one, without it the micro-batch none."""
+    """Random rows of random lengths; with ``image`` or ``span`` each row has one, without it the micro-batch none.
+
+    The first row has two spans, so short that they are laid into one row of the encoder.
+    """
     draw = torch.Generator().manual_seed(seed)
     tokens = torch.randint(4, 60, (rows, length), generator=draw)
     labels = torch.randint(4, 60, (rows, length), generator=draw)
@@ -81,10 +84,10 @@ def micro_batch(
         weight[:, : len(slots)] = 0
         pixels = torch.randint(0, 256, (rows, 3, 16, 16), generator=draw, dtype=torch.uint8)
         batch["pixel_values"] = pixels
-    if span:  # of row r 2 + r tokens behind the encoder's BOS
-        sizes = torch.arange(rows)[:, None] + 3
-        batch["span_attention_mask"] = (torch.arange(rows + 2) < sizes).long()
-        batch["span_input_ids"] = torch.randint(4, 60, (rows, rows + 2), generator=draw) * batch["span_attention_mask"]
+    if span:  # of row r 2 + r tokens behind the encoder's BOS; of the first row twice one
+        sizes = torch.tensor([2, 2, *range(4, rows + 3)])[:, None]
+        mask = batch["span_attention_mask"] = (torch.arange(rows + 2) < sizes).long()
+        batch["span_input_ids"] = torch.randint(4, 60, mask.shape, generator=draw) * mask
         for row in range(rows):
             tokens[row, 8 : 10 + row], weight[row, 8 : 10 + row] = processor.span_slot_id, 0
     labels = labels.masked_fill(weight == 0, -100)

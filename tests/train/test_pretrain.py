@@ -146,6 +146,18 @@ def test_tuning_starts_from_a_checkpoint(values: dict[str, Any], tmp_path: Path)
     assert abs(read_metrics(tmp_path / "b")[0]["loss"] - last) < abs(first - last) / 4
 
 
+def test_a_resumed_run_needs_what_it_began_from_no_more(values: dict[str, Any], tmp_path: Path) -> None:
+    """Its own checkpoint holds the whole model; a new run of these settings is refused."""
+    values |= {"steps": 2, "optim": {"schedule": "constant", "warmup": 0}}
+    began = train(config_of(values), tmp_path / "a")
+    values |= {"model": {"checkpoint": str(began.checkpoint)}}
+    train(config_of(values), tmp_path / "b")
+    shutil.rmtree(tmp_path / "a")
+    assert train(config_of(values | {"steps": 3}), tmp_path / "b", resume=True).step == 3
+    with pytest.raises(FileNotFoundError, match=r"not there: .*model\.checkpoint"):
+        train(config_of(values), tmp_path / "c")
+
+
 def test_resume_needs_the_same_run(values: dict[str, Any], tmp_path: Path) -> None:
     """An existing run is not overwritten; resuming with other numbers is refused, with other logging it is fine."""
     run = tmp_path / "run"

@@ -88,9 +88,8 @@ def _ask_side_by_side(asked: Asked, asking: Mapping[str, Ask], console: Console)
 
 def _heard(ask: Ask, asked: Asked, width: int) -> tuple[list[Row], str]:
     """Return the rows and what was said."""
-    console = Console(file=io.StringIO(), width=width, emoji=False)
-    rows = ask(asked, console)
-    return rows, console.file.getvalue()  # type: ignore[attr-defined]
+    said = io.StringIO()
+    return ask(asked, Console(file=said, width=width, emoji=False)), said.getvalue()
 
 
 def ask_tuned(asked: Asked, console: Console) -> list[Row]:

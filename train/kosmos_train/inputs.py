@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     from .config import TrainConfig
 
 
-def missing_inputs(config: TrainConfig) -> dict[str, str]:
+def missing_inputs(config: TrainConfig, resumed: bool = False) -> dict[str, str]:
     """Return the local paths that ``config`` names and that do not exist → what each is, and how one gets it.
 
     A path that exists is somebody else's question: whether it holds what it should, its reader says.
+
+    Args:
+        resumed: the run has a checkpoint, which holds the whole model; what it began from may be gone.
     """
     found = {}
     sources = [*config.data.sources, *(config.eval.data.sources if config.eval.data else [])]
@@ -29,6 +32,9 @@ def missing_inputs(config: TrainConfig) -> dict[str, str]:
             found[source.shards] = f"shards of {source.name}: {_make_shards(source.shards)}"
     if config.processor is not None and _is_missing(config.processor):
         found[config.processor] = f"processor: {_make_processor(config)}"
+    # an adapter's checkpoint holds what it learnt, not its base; a processor may be the base's too
+    if resumed and config.tuning is None and config.processor is not None:
+        return found
     start = config.model.checkpoint
     if start is not None and not is_name(start) and _is_missing(start):
         found[start] = "model.checkpoint: a run or checkpoint to start from, as kosmos train leaves one"
@@ -38,9 +44,9 @@ def missing_inputs(config: TrainConfig) -> dict[str, str]:
     return found
 
 
-def check_inputs(config: TrainConfig) -> None:
+def check_inputs(config: TrainConfig, resumed: bool = False) -> None:
     """Raise FileNotFoundError that names all that is missing."""
-    if missing := missing_inputs(config):
+    if missing := missing_inputs(config, resumed):
         listed = [f"{path} – {what}" for path, what in missing.items()]
         numbered = "; ".join(f"({number}) {line}" for number, line in enumerate(listed, 1))
         raise FileNotFoundError(

@@ -4,7 +4,7 @@ torchrun itself ends with 1 whatever went wrong. Here, as with ``kosmos train`` 
 run early (started again it resumes) and 2 that settings or data are wrong (starting it again does not help).
 
 ``kosmos train --processes N`` has torchrun's agent start its ranks, too, but forked from one server that has imported
-the libraries. A laptop takes some 12 s for these imports, and ``kosmos demo`` starts ranks three times.
+the libraries: most of a short training's start are these imports, and ``kosmos demo`` starts ranks three times.
 """
 
 from __future__ import annotations

@@ -52,10 +52,10 @@ def train(config: Any, run_dir: str | Path, resume: bool = False) -> Outcome:
     default_threads()
     world = start(config.engine.timeout_minutes)
     config.check(world.size)
+    run, resumed = RunDir(run_dir), goes_on(run_dir, resume)
     # one rank looks; what another cannot see, its own reader says
-    world.attempt("looking for its inputs", lambda: check_inputs(config) if world.is_main else None)
+    world.attempt("looking for its inputs", lambda: check_inputs(config, resumed) if world.is_main else None)
     check_machines(world, config.engine.precision)
-    run = RunDir(run_dir)
     with closing(run):
         run.open(config, resume, world)
         loop = _assemble(config, run, resume, world)
@@ -64,6 +64,14 @@ def train(config: Any, run_dir: str | Path, resume: bool = False) -> Outcome:
         finally:
             loop.close()
     return Outcome(loop.step, finished, find_latest(run.checkpoints))
+
+
+def goes_on(run_dir: str | Path, resume: bool) -> bool:
+    """Whether a run begins with a checkpoint of its own."""
+    from .checkpoint import find_latest
+    from .run_dir import RunDir
+
+    return resume and find_latest(RunDir(run_dir).checkpoints) is not None
 
 
 def _assemble(config: Any, run: Any, resume: bool, world: Any) -> Any:
@@ -149,8 +157,8 @@ def _command(verb: str, argv: Sequence[str]) -> int:
     if arguments.processes < 1:
         raise ValueError(f"--processes {arguments.processes}: at least 1 is needed")
     if arguments.processes > 1:
-        config.check(arguments.processes)
-        check_inputs(config)
+        config.check(arguments.processes)  # what every rank would say, once
+        check_inputs(config, goes_on(require_run(run), arguments.resume))
         words = [arguments.config, *arguments.overrides, f"run={require_run(run)}"]
         from .launcher import launch_here
 
