@@ -202,10 +202,10 @@ def make_tokenizer(demo: Demo) -> None:
     from .launcher import prepare
     from .parts.tokenizer import TokenizerConfig, make_processor
 
-    if demo.processes > 1:
-        prepare()  # one core imports what the ranks of the trainings need, while another counts pieces
     folder = demo.path("processor")
     if not (folder / "processor_config.json").is_file():
+        if demo.processes > 1:
+            prepare()  # one core imports what the ranks of the trainings need, while another counts pieces
         with Progress(console=demo.console, transient=True) as progress:
             make_processor(demo.settings(TokenizerConfig, "tokenizer"), folder, progress)
     processor = load_processor(folder)

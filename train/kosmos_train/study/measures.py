@@ -112,9 +112,8 @@ def window_losses(model: Any, rows_NT: Tensor, bos: int, wanted: Windows) -> lis
             asked = {"block_ids": torch.full_like(ids_BT, -1)}
             asked["block_ids"][:, : wanted.context - wanted.targets] = 0
         loss_BT = model(input_ids=ids_BT, labels=ids_BT, **asked).token_loss
-        own_B = (
-            loss_BT[:, -wanted.targets - 1 : -1].double().mean(1)
-        )  # an output is judged by the token that follows it
+        # an output is judged by the token that follows it
+        own_B = loss_BT[:, -wanted.targets - 1 : -1].double().mean(1)
         losses += torch.where(own_B.isfinite(), own_B, guess).tolist()
     return losses
 
