@@ -25,8 +25,8 @@ SETTINGS = {
     "python -m kosmos_train.study: a claim": "kosmos_train.study.claims:Claim",
     "model.overrides": "kosmos.configuration_kosmos:KosmosConfig",
     "model.overrides: text_config": "kosmos.configuration_kosmos:KosmosTextConfig",
-    "model.overrides: vision_config": "kosmos.configuration_kosmos:KosmosVisionConfig",
-    "model.overrides: connector_config, span_connector_config": "kosmos.configuration_kosmos:KosmosConnectorConfig",
+    "model.overrides: vision_config": "kosmos.encoder_configs:KosmosVisionConfig",
+    "model.overrides: connector_config, span_connector_config": "kosmos.encoder_configs:KosmosConnectorConfig",
     "model.overrides: span_encoder_config": "kosmos.configuration_kosmos:KosmosSpanEncoderConfig",
 }
 WIDTH = 100  # of a line of code

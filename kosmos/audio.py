@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .configuration_kosmos import KosmosAudioConfig
+from .encoder_configs import KosmosAudioConfig
 from .encoders import Encoder, from_description
 from .limits import check_sizes, read_object, readable
 from .media import file_bytes, read_sound

@@ -17,11 +17,12 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_kosmos import QUERYING, KosmosConfig, KosmosTextConfig
+from .configuration_kosmos import KosmosConfig, KosmosTextConfig
 from .connectors import build_connector
 from .cross_attention import Coupling, GatedCrossAttention, couple, held_by, see_images
 from .decode_step import GrowingCache
 from .decoder import KosmosDecoder, KosmosPreTrainedModel
+from .encoder_configs import QUERYING
 from .entities import RatingHead
 from .modalities import IMAGE, MODALITIES, Modality, input_names
 from .placeholders import PlaceholderMixin

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 
-from .configuration_kosmos import KosmosConnectorConfig
+from .encoder_configs import KosmosConnectorConfig
 from .initialization import init_default, init_xavier, linear
 
 

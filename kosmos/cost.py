@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .configuration_kosmos import QUERYING
+from .encoder_configs import QUERYING
 from .loss import GPU_CHUNK
 from .modalities import IMAGE, MODALITIES, Modality
 

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .configuration_kosmos import KosmosSpanEncoderConfig, KosmosVisionConfig
+from .configuration_kosmos import KosmosSpanEncoderConfig
+from .encoder_configs import KosmosVisionConfig
 from .optional import needed
 from .span_rows import SpanRows, first_position, lay_in_rows
 

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .configuration_kosmos import KosmosEntityConfig
+from .encoder_configs import KosmosEntityConfig
 from .initialization import init_default, linear
 from .loss import IGNORE
 from .suggest import suggest

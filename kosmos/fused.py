@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .configuration_kosmos import KosmosFusedConfig
+from .encoder_configs import KosmosFusedConfig
 from .encoders import Encoder, check_pixels, keep_initialisation
 from .image_processing_kosmos import KosmosImageProcessor
 from .limits import read_object

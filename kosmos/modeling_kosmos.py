@@ -18,8 +18,9 @@ from transformers.utils.generic import can_return_tuple
 
 from .atomic import writing
 from .base_model import KosmosModel, KosmosModelOutput
-from .configuration_kosmos import QUERYING, KosmosConfig
+from .configuration_kosmos import KosmosConfig
 from .decoder import KosmosPreTrainedModel
+from .encoder_configs import QUERYING
 from .encoder_weights import load_encoder_weights
 from .entities import EntityOutput, read_entities
 from .generation import KosmosGenerationMixin

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .configuration_kosmos import KosmosFusedConfig
+from .encoder_configs import KosmosFusedConfig
 
 FIRST_POSITION = 2  # fairseq counts from 2
 

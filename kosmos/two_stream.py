@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import AttentionInterface
 
-from .configuration_kosmos import KosmosFusedConfig
+from .encoder_configs import KosmosFusedConfig
 from .encoders import from_description
 
 UNMASKED = "kosmos_unmasked"

@@ -9,8 +9,9 @@ from transformers import Kosmos2Config
 from transformers.models.kosmos2.modeling_kosmos2 import Kosmos2ImageToTextProjection
 
 from kosmos import KosmosForConditionalGeneration
-from kosmos.configuration_kosmos import KosmosConfig, KosmosConnectorConfig
+from kosmos.configuration_kosmos import KosmosConfig
 from kosmos.connectors import build_connector
+from kosmos.encoder_configs import KosmosConnectorConfig
 
 
 @torch.no_grad()

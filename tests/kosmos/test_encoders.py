@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from transformers import BertConfig, BertModel, CLIPVisionConfig, CLIPVisionModel
 
 from kosmos import KosmosForConditionalGeneration
-from kosmos.configuration_kosmos import KosmosSpanEncoderConfig, KosmosVisionConfig
+from kosmos.configuration_kosmos import KosmosSpanEncoderConfig
+from kosmos.encoder_configs import KosmosVisionConfig
 from kosmos.encoder_weights import load_encoder_weights
 from kosmos.encoders import SpanEncoder, build_vision_tower
 from kosmos.modalities import SPAN

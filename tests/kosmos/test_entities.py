@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from kosmos import KosmosConfig, KosmosForConditionalGeneration, KosmosImageProcessor, KosmosProcessor, train_tokenizer
-from kosmos.configuration_kosmos import KosmosEntityConfig
 from kosmos.cost import model_cost
+from kosmos.encoder_configs import KosmosEntityConfig
 from kosmos.entities import EntityEncoder, Targets, context_loss, rating_loss, stack_entities
 from kosmos.modalities import ENTITY, stack_inputs
 from kosmos.processing_kosmos import load_processor

@@ -23,8 +23,8 @@ from kosmos import (
     train_tokenizer,
 )
 from kosmos.chat import main
-from kosmos.configuration_kosmos import KosmosFusedConfig
 from kosmos.cost import model_cost
+from kosmos.encoder_configs import KosmosFusedConfig
 from kosmos.encoder_weights import load_encoder_weights
 from kosmos.fused import FusedEncoder, FusedReader
 from kosmos.modalities import MODALITIES

@@ -19,7 +19,8 @@ import pytest
 
 import kosmos
 from kosmos import KosmosForConditionalGeneration
-from kosmos.configuration_kosmos import KosmosSpanEncoderConfig, KosmosTextConfig, KosmosVisionConfig
+from kosmos.configuration_kosmos import KosmosSpanEncoderConfig, KosmosTextConfig
+from kosmos.encoder_configs import KosmosVisionConfig
 from kosmos.limits import check_checkpoint
 from kosmos.tokenization_kosmos import LINE_END, encode_text
 

@@ -16,8 +16,9 @@ from PIL import Image as Pictures
 from torch import nn
 
 from kosmos import KosmosConfig, KosmosForConditionalGeneration, KosmosImageProcessor, KosmosProcessor, train_tokenizer
-from kosmos.configuration_kosmos import KosmosConnectorConfig, checked
+from kosmos.configuration_kosmos import checked
 from kosmos.cost import model_cost, part_of
+from kosmos.encoder_configs import KosmosConnectorConfig
 from kosmos.modalities import MODALITIES, Modality, stack_inputs
 from kosmos.segments import SEGMENTS
 from kosmos_data import Corpus, DataConfig, Document, Image, SourceConfig, Span, Text, build_loader, write_shards

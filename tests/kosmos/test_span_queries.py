@@ -9,8 +9,8 @@ import torch
 from transformers import AutoProcessor
 
 from kosmos import Conversation, KosmosConfig, KosmosForConditionalGeneration, KosmosProcessor
-from kosmos.configuration_kosmos import KosmosConnectorConfig
 from kosmos.connectors import build_connector
+from kosmos.encoder_configs import KosmosConnectorConfig
 from kosmos.modalities import SPAN
 
 QUERIES = 3

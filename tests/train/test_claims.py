@@ -65,8 +65,9 @@ def test_every_claim_of_the_registry_is_sound() -> None:
         head = claims.known()[claim.name].read_text().split("row:")[0]
         assert f"python -m kosmos_train.study {claim.name} run=" in head
         for arm, point in claim.cells():
-            if claim.measure == "windows":
+            if claim.measure != "study" and claim.checkpoint is None:
                 assert isinstance(claim.run_of(arm, point, 0), TrainConfig)
+            if claim.measure == "windows":
                 settings.from_dict(Windows, claim.reading(arm, point)).check()
             else:
                 settings.from_dict(Asked, claim.reading(arm, point))

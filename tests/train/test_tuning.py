@@ -132,56 +132,56 @@ def test_stages_and_processes_give_the_same_losses(tuning_values: dict[str, Any]
         torch.testing.assert_close(torch.tensor(found), expected, rtol=1e-5, atol=1e-5)
 
 
-# Number of processes → what is trained on them: every method, every stage.
-KILLED = {
-    2: [
-        ({"method": "lora", "rank": 4, "dropout": 0.1, "also": ["model.connector.*"]}, ZERO_3),
-        ({"method": "prefix", "tokens": 3}, {"zero_stage": 2}),
-    ],
-    1: [
-        ({"method": "p_tuning", "tokens": 3}, {"zero_stage": 1}),
-        ({"method": "ia3"}, {"zero_stage": 0}),
-        ({"method": "adapter", "reduction": 4.0}, ZERO_3),
-        ({"method": "prompt", "tokens": 3}, {"zero_stage": 0}),
-    ],
-}
+# What is trained on two processes: every method, every stage; the last two are then fused.
+KILLED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("lora", {"method": "lora", "rank": 4, "dropout": 0.1, "also": ["model.connector.*"]}, ZERO_3),
+    ("dora", {"method": "lora", "rank": 4, "dora": True}, {"zero_stage": 2}),
+    ("rslora", {"method": "lora", "rank": 4, "rslora": True}, {"zero_stage": 1}),
+    ("prefix", {"method": "prefix", "tokens": 3}, {"zero_stage": 2}),
+    ("p_tuning", {"method": "p_tuning", "tokens": 3}, {"zero_stage": 1}),
+    ("prompt", {"method": "prompt", "tokens": 3}, {"zero_stage": 0}),
+    ("ia3", {"method": "ia3"}, {"zero_stage": 0}),
+    ("houlsby", OWN_TUNINGS[1], {"zero_stage": 2}),
+    ("adapter", OWN_TUNINGS[0], ZERO_3),
+    ("other", OWN_TUNINGS[0], {"zero_stage": 1}),
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [1, 2])
-def test_killed_and_resumed(tuning_values: dict[str, Any], tmp_path: Path, size: int) -> None:
+def test_killed_and_resumed(tuning_values: dict[str, Any], tmp_path: Path) -> None:
     """kill -9 in the middle of a run of each method: the resumed losses, and what is saved, are the same."""
-    common = {"steps": 6, "checkpoint": {"every": 2}, "data": tuning_values["data"] | {"rows_per_step": 4}}
-    runs = [
-        (tuning_values | common | {"tuning": tuning, "engine": engine}, tuning["method"])
-        for tuning, engine in KILLED[size]
-    ]
-    straight = launch(
-        tmp_path / "straight", size, jobs.run_each, [(values, str(tmp_path / f"{name}-0")) for values, name in runs]
-    )
-    again = [(values, str(tmp_path / f"{name}-1")) for values, name in runs]
+    common = {"steps": 5, "checkpoint": {"every": 2}, "data": tuning_values["data"] | {"rows_per_step": 4}}
+    fusion = {"method": "fusion", "adapters": [str(tmp_path / "adapter-0"), str(tmp_path / "other-0")]}
+    runs = {
+        name: tuning_values | common | {"tuning": tuning, "engine": engine, "seed": seed}
+        for seed, (name, tuning, engine) in enumerate([*KILLED, ("fusion", fusion, {"zero_stage": 2})])
+    }
+    straight = [(values, str(tmp_path / f"{name}-0")) for name, values in runs.items()]
+    again = [(values, str(tmp_path / f"{name}-1")) for name, values in runs.items()]
+    whole = launch(tmp_path / "straight", 2, jobs.run_each, straight)
     for number, (values, run) in enumerate(again):
-        kill_behind_a_checkpoint(launch(tmp_path / f"killed{number}", size, jobs.run, values, run), Path(run), size)
-    straight.results()
-    launch(tmp_path / "resumed", size, jobs.run_each, again, True).results()
-    for _, name in runs:
+        if values["tuning"] is fusion:
+            whole.results()  # what it fuses
+        kill_behind_a_checkpoint(launch(tmp_path / f"killed{number}", 2, jobs.run, values, run), Path(run))
+    launch(tmp_path / "resumed", 2, jobs.run_each, again, True).results()
+    for name in runs:
         expected, found = (read_metrics(tmp_path / f"{name}-{which}") for which in (0, 1))
-        assert [row["step"] for row in found] == [row["step"] for row in expected] == list(range(1, 7))
+        assert [row["step"] for row in found] == [row["step"] for row in expected] == [1, 2, 3, 4, 5]
         losses = [torch.tensor([row["loss"] for row in rows]) for rows in (expected, found)]
         torch.testing.assert_close(losses[1], losses[0], rtol=0, atol=1e-6, msg=name)
-        kept = [tmp_path / f"{name}-{which}/checkpoints/step-000006/adapter_model.safetensors" for which in (0, 1)]
-        assert kept[0].read_bytes() == kept[1].read_bytes()
+        kept = [tmp_path / f"{name}-{which}/checkpoints/step-000005/adapter_model.safetensors" for which in (0, 1)]
+        assert kept[0].read_bytes() == kept[1].read_bytes(), name
 
 
-def kill_behind_a_checkpoint(job: Job, run: Path, size: int, step: int = 3) -> None:
-    """kill -9 of all ranks once a step is logged."""
+def kill_behind_a_checkpoint(job: Job, run: Path, step: int = 3) -> None:
+    """kill -9 of both ranks once a step is logged."""
     deadline, lines = time.monotonic() + 300, run / "metrics.jsonl"
     while job.alive() and (not lines.exists() or len(lines.read_text().splitlines()) < step):
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    for rank in range(size):
+    for rank in range(2):
         job.kill(rank)
-    assert job.wait(60) == [-9] * size
+    assert job.wait(60) == [-9, -9]
 
 
 @pytest.mark.slow

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kosmos.configuration_kosmos import FURTHER, QUERYING, KosmosConfig
+from kosmos.configuration_kosmos import FURTHER, KosmosConfig
 from kosmos.docking import find_language_model, read_config
+from kosmos.encoder_configs import QUERYING
 from kosmos.hub import is_name
 from kosmos.loading import encoder_folder, find_checkpoint
 from kosmos.modalities import MODALITIES, Modality, text_encoder

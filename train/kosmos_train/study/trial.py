@@ -78,7 +78,10 @@ def jobs_of(claim: Claim, folder: Path) -> tuple[list[Job], dict[tuple[str, str,
                 run = _run_job(claim.run_of(arm, point, seed), title, folder)
                 run = runs.setdefault(str(run.folder), run)
                 asked = {"run": run.folder.name, "read": reading}
-                work = partial(measures.read_run, str(run.folder), reading)
+                if claim.measure == "task":  # a run has one seed, and its demonstrations the same
+                    work = partial(measures.read_task, str(run.folder), reading, seed)
+                else:
+                    work = partial(measures.read_run, str(run.folder), reading)
                 place = folder / "readings" / key_of(asked)
                 job = Job(f"reading {title}", work, place, asked, 1, READING_COST * run.cost, (run.name,))
             named[arm, point, seed] = readings.setdefault(str(job.folder), job).name
