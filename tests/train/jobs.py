@@ -108,8 +108,8 @@ def step_batch(step: int, processor: Any, rank: int, size: int, total: int = 4) 
 def tuning_losses(
     values: dict[str, Any], tunings: list[dict[str, Any]], variants: list[dict[str, Any]], steps: int
 ) -> list[list[list[list[float]]]]:
-    """:func:`engine_losses` of each tuning."""
-    return [engine_losses(values | {"tuning": tuning}, variants, steps) for tuning in tunings]
+    """:func:`engine_losses` of each tuning; a step has two micro-batches, which one rank adds up and two ranks share."""
+    return [engine_losses(values | {"tuning": tuning}, variants, steps, total=2) for tuning in tunings]
 
 
 def rate_of(step: int) -> float:

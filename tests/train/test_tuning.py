@@ -136,7 +136,6 @@ def test_stages_and_processes_give_the_same_losses(tuning_values: dict[str, Any]
 KILLED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("lora", {"method": "lora", "rank": 4, "dropout": 0.1, "also": ["model.connector.*"]}, ZERO_3),
     ("dora", {"method": "lora", "rank": 4, "dora": True}, {"zero_stage": 2}),
-    ("rslora", {"method": "lora", "rank": 4, "rslora": True}, {"zero_stage": 1}),
     ("prefix", {"method": "prefix", "tokens": 3}, {"zero_stage": 2}),
     ("p_tuning", {"method": "p_tuning", "tokens": 3}, {"zero_stage": 1}),
     ("prompt", {"method": "prompt", "tokens": 3}, {"zero_stage": 0}),
