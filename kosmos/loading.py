@@ -6,8 +6,10 @@ Encoders may also lie in an installed package (``package:NAME/FOLDER``), see :fu
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -125,6 +127,23 @@ def packaged(where: str | Path) -> Path:
     return Path(spec.origin).parent / below
 
 
+@contextmanager
+def quiet_files() -> Iterator[None]:
+    """Read or write a checkpoint without what is noise to a person: a bar for one file, and DeepSpeed's report that it
+    found no GPU (accelerate imports it when a model is saved)."""
+    import torch
+    from transformers.utils import logging
+
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def load(
     path: str | Path,
     device: str | torch.device | None = None,
@@ -144,7 +163,6 @@ def load(
         ValueError: the folder holds another kind of model, or an adapter is of another one.
     """
     import torch
-    from transformers.utils import logging
 
     from .limits import check_checkpoint, read_object, readable
     from .modeling_kosmos import KosmosForConditionalGeneration
@@ -160,15 +178,9 @@ def load(
         raise ValueError(f"{folder} holds a model of type {kind!r}, not 'kosmos'; see kosmos convert --help")
     check_checkpoint(folder)
     first = _adapter_folder(adapters[0]) if adapters else folder
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # a bar for reading one file is noise in a chat
-    try:
-        with readable(folder):
-            processor = load_processor(first if (first / "processor_config.json").is_file() else folder)
-            model = KosmosForConditionalGeneration.from_pretrained(folder, dtype=dtype)
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+    with quiet_files(), readable(folder):
+        processor = load_processor(first if (first / "processor_config.json").is_file() else folder)
+        model = KosmosForConditionalGeneration.from_pretrained(folder, dtype=dtype)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.eval().to(device)

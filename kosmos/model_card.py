@@ -22,6 +22,7 @@ LIMITS = """\
 - It says nothing of how sure it is. It was not trained to refuse, and nothing filters what it writes.
 - What the corpora lack (languages, places, people, kinds of pictures) the model lacks."""
 
+TAGS = "tags: [kosmos, metalm]"
 UNKNOWN = "Not known: what it was made from was no checkpoint in its run directory, which would say so."
 
 USES = {
@@ -71,21 +72,34 @@ def model_card(
     """
     source, name = source or checkpoint, name or checkpoint.resolve().name
     run, kind = run_of(source), _kind(checkpoint)
+    earlier = {} if run else _earlier(source)
     settings: Any = _read(run / "config.yaml") if run else None
     started: Any = _read(run / "environment.json") if run else None
-    header = ["library_name: transformers", "pipeline_tag: image-text-to-text", "tags: [kosmos, metalm]"]
+    header = ["library_name: transformers", "pipeline_tag: image-text-to-text", TAGS]
     header += [f"license: {licence}"] if licence else []
     sections = {
         f"# {name}": f"{_what(checkpoint, kind)}\n\nMade from {_origin(source, run)}.",
         "## Use": USES[kind].format(name=name),
-        "## Data": _described(_data, settings, started),
-        "## Training": _described(_training, settings, started),
-        "## Scores": _scores(results, source),
+        "## Data": earlier.get("Data") or _described(_data, settings, started),
+        "## Training": earlier.get("Training") or _described(_training, settings, started),
+        "## Scores": (earlier.get("Scores") if results is None else None) or _scores(results, source),
         "## Limits": LIMITS + _questions(checkpoint),
         "## Licence": licence or "None was given for these weights: ask who published them before you use them.",
     }
     body = "\n\n".join(f"{title}\n\n{text}" for title, text in sections.items())
     return "\n".join(["---", *header, "---", "", body, ""])
+
+
+def _earlier(source: Path) -> dict[str, str]:
+    """Sections of the card of a folder that is no checkpoint in its run: what kosmos merge made has one that knows."""
+    try:
+        text = (source / "README.md").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return {}
+    if TAGS not in text.splitlines():  # somebody else's page
+        return {}
+    parts = (part.partition("\n\n") for part in text.split("\n## ")[1:])
+    return {title: body.strip() for title, _, body in parts}
 
 
 def _described(section: Callable[..., str], settings: Any, started: Any) -> str:

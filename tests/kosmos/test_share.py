@@ -64,6 +64,14 @@ def test_a_folder_to_give_away(run: Path, tmp_path: Path, capsys: pytest.Capture
     assert all(torch.equal(after.state_dict()[name], value) for name, value in before.state_dict().items())
     with pytest.raises(ValueError, match="holds something already"):
         main([str(run), str(shared)])
+    main([str(shared), str(tmp_path / "again"), "--licence", "mit"])  # of a folder that is no run its card knows
+    said, errors = capsys.readouterr()
+    assert "Writing model" not in errors
+    assert "accelerator" not in said + errors
+    again = (tmp_path / "again" / "README.md").read_text()
+    known = [text.partition("## Data")[2].partition("## Limits")[0] for text in (card, again)]
+    assert known[0] == known[1]
+    assert "license: mit" in again
 
 
 def test_what_is_not_known_is_not_claimed(run: Path, tmp_path: Path) -> None:
