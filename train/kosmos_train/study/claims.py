@@ -34,6 +34,8 @@ class Change:
     """Objective of the base's first source instead of its own."""
     read: dict[str, Any] = field(default_factory=dict)
     """Settings of the measurement, merged into the claim's ``read``."""
+    tokenizer: dict[str, Any] = field(default_factory=dict)
+    """Settings of the processor of these runs, merged into those of the claim's ``tokenizer``."""
     what: str = ""
     """A line for the page."""
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.progress import Progress
 
@@ -36,8 +37,12 @@ def make_corpus(recipe: str | None, corpus: str, shards: Sequence[str], base: st
         recipes.make(recipe, partial, progress=progress)
 
 
-def make_vocabulary(tokenizer: str | None, processor: str | None, progress: Progress) -> None:
-    """Make the processor of a run by the YAML ``tokenizer``, unless it is there."""
+def make_vocabulary(
+    tokenizer: str | None, processor: str | None, progress: Progress, changes: Mapping[str, Any] | None = None
+) -> None:
+    """Make the processor of a run by the YAML ``tokenizer`` with ``changes`` of its settings, unless it is there."""
     if tokenizer and processor and not Path(processor).is_dir():
+        values = settings.read_yaml(find_config(tokenizer)) | dict(changes or {})
+        config = settings.from_dict(TokenizerConfig, values, f"{tokenizer}: ")
         with whole_folder(Path(processor)) as partial:
-            make_processor(settings.load(TokenizerConfig, find_config(tokenizer)), partial, progress)
+            make_processor(config, partial, progress)

@@ -57,7 +57,9 @@ def prepare(claim: Claim, console: Console) -> None:
     shards = [source.shards for source in config.data.sources]
     with Progress(console=console, transient=True) as progress:
         make_corpus(claim.recipe, claim.corpus, shards, claim.base, progress)
-        make_vocabulary(claim.tokenizer, config.processor, progress)
+        for arm, point in claim.cells():
+            processor = claim.run_of(arm, point, claim.seeds[0]).processor
+            make_vocabulary(claim.tokenizer, processor, progress, claim.arms[arm].tokenizer)
 
 
 def jobs_of(claim: Claim, folder: Path) -> tuple[list[Job], dict[tuple[str, str, int], str]]:
