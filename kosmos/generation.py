@@ -232,8 +232,9 @@ class KosmosGenerationMixin(GenerationMixin):
             inputs.pop(name, None)
             if assisting and kwargs.get(name) is not None:  # an assistant's prompt is never a first iteration
                 inputs[name] = kwargs[name]
-        if inputs.get("position_in_span") is not None:
-            inputs["position_in_span"] = inputs["position_in_span"][:, -inputs["input_ids"].shape[1] :]
+        for name in ("position_in_span", "writing"):
+            if inputs.get(name) is not None:
+                inputs[name] = inputs[name][:, -inputs["input_ids"].shape[1] :]
         return inputs
 
     def _update_model_kwargs_for_generation(
@@ -244,6 +245,8 @@ class KosmosGenerationMixin(GenerationMixin):
         model_kwargs = super()._update_model_kwargs_for_generation(
             outputs, model_kwargs, *args, num_new_tokens=num_new_tokens, **kwargs
         )
+        if getattr(self.config.get_text_config(), "routing_layers", None):
+            model_kwargs["writing"] = _written(model_kwargs, num_new_tokens)
         if blocks is not None:
             model_kwargs["block_ids"] = F.pad(blocks, (0, num_new_tokens), value=-1)
         if second is not None:
@@ -278,7 +281,7 @@ class KosmosGenerationMixin(GenerationMixin):
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
         """transformers knows the inputs that ``forward`` names; a further modality's go through its ``kwargs``."""
-        inputs = input_names()
+        inputs = input_names() | {"alpha", "writing"}
         super()._validate_model_kwargs({name: value for name, value in model_kwargs.items() if name not in inputs})
 
 
@@ -296,6 +299,15 @@ class EveryEnd(StoppingCriteria):
             self.length += 1
             done = self.criteria(input_ids[:, : self.length], scores, **kwargs)
         return done
+
+
+def _written(model_kwargs: dict[str, Any], new: int) -> Tensor:
+    """Which outputs were written, for a pass without a cache: of the prompt the last, and all behind it; (B, T)."""
+    given, mask = model_kwargs.get("writing"), model_kwargs["attention_mask"]
+    if given is None:
+        given = torch.zeros(len(mask), mask.shape[1] - new, dtype=torch.bool, device=mask.device)
+        given[:, -1] = True
+    return F.pad(given, (0, new), value=True)
 
 
 def _repeat_groups(flat: Tensor, counts: list[int], times: int) -> Tensor:
