@@ -347,7 +347,8 @@ class KosmosDecoder(KosmosPreTrainedModel):
                 hidden_BTD = coupling.before(index, hidden_BTD)
             special: dict[str, Any] = {}
             if index in self.routed:
-                assert router is not None and self.routing is not None
+                assert router is not None
+                assert self.routing is not None
                 special["routes"] = routes = routes or router.weigh(self.routing, hidden_BTD)
             hidden_BTD = layer(hidden_BTD, rotation, plan, **named(past_key_values), **special, **kwargs)
         return DecoderOutput(

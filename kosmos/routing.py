@@ -12,8 +12,8 @@ predicted from the context by a small classifier, with a loss of its own, or is 
     labels                                                    in      Rome </s>
 
 Written is a run of outputs that have a label, so the token that predicts the first word belongs to it; in a prompt
-without labels that is the last one. Runs before it are context, and so is a persona that does not stand at the beginning
-of its document: that of the other speaker. The ``<s>`` before a persona is in no set.
+without labels that is the last one. Runs before it are context, and so is a persona that does not begin its document:
+that of the other speaker. The ``<s>`` before a persona is in no set.
 
 Differs from the paper: one decoder reads all, so the context is read by its own layers, without the persona where they
 are routed; an empty set adds nothing. The classifier reads the states that enter the first routed layer, and its logit
@@ -22,6 +22,7 @@ is the mean over the context of what it says of each token (the paper has an MLP
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -102,38 +103,33 @@ class WeightPredictor(nn.Module):
         return (inner @ self.out.weight[0]).float()
 
 
-Interval = tuple[Tensor, Tensor]
-"""First and last key that each query sees, (B, T) int64 each."""
-
-
-@dataclass(frozen=True)
-class Sets:
-    """The three sets of keys of every query as intervals; an empty one is the query itself, and ``there`` is False.
+class Marks(NamedTuple):
+    """What is known of every token, (B, T) each; places are those of keys, -1 where there is none.
 
     Attributes:
-        persona, context, written: the intervals.
-        there: whether each is anything, three of (B, T).
-        writing_BT: queries whose output is written; on padding that of the token before.
-        target_BT: places of the persona.
-        begin_BT, run_BT: where context and run begin, places of keys.
-        real_BT: no padding.
-        seen: number of keys before this pass.
-        document_BT, first_BT, last_BT: of document and persona, for the cache.
+        real: no padding.
+        target: places of the persona.
+        writing: outputs that are written; on padding as the token before.
+        document, begin, run: where document, context and run begin that the token belongs to.
+        first, last: of the persona up to here, perhaps of an earlier document.
     """
 
-    persona: Interval
-    context: Interval
-    written: Interval
-    there: tuple[Tensor, Tensor, Tensor]
-    writing_BT: Tensor
-    target_BT: Tensor
-    begin_BT: Tensor
-    run_BT: Tensor
-    real_BT: Tensor
-    seen: int
-    document_BT: Tensor
+    real: Tensor
+    target: Tensor
+    writing: Tensor
+    document: Tensor
+    begin: Tensor
+    run: Tensor
+    first: Tensor
+    last: Tensor
+
+
+class KeySet(NamedTuple):
+    """One set of keys of every query as an interval; an empty one is the query itself, and ``there`` is False."""
+
     first_BT: Tensor
     last_BT: Tensor
+    there_BT: Tensor
 
 
 @dataclass(frozen=True)
@@ -147,8 +143,8 @@ class Routes:
         logit_BT: its logit where it was predicted.
     """
 
-    plans: tuple[AttentionPlan, AttentionPlan, AttentionPlan]
-    shares: tuple[Tensor, Tensor, Tensor]
+    plans: list[AttentionPlan]
+    shares: list[Tensor]
     alpha_BT: Tensor
     logit_BT: Tensor | None
 
@@ -212,23 +208,21 @@ class Router:
                 documents_BT = documents_BT.masked_fill(attention_mask[:, -length:] == 0, -1)
         persona_BT = torch.zeros_like(documents_BT, dtype=torch.bool) if asked.persona_BT is None else asked.persona_BT
         writing_BT = _writing(documents_BT, held is not None) if asked.writing_BT is None else asked.writing_BT
-        self.sets = find_sets(persona_BT, writing_BT, documents_BT, self.held, self.seen)
-        intervals = (self.sets.persona, self.sets.context, self.sets.written)
+        self.marks = find_marks(persona_BT, writing_BT, documents_BT, self.held, self.seen)
+        self.sets = find_sets(self.marks, self.seen)
         if described_BT is not None and hidden_BTD.device.type == "cpu":
-            plans = [AttentionPlan("runs", runs=_runs(one, documents_BT)) for one in intervals]
+            plans = [AttentionPlan("runs", runs=_runs(one, documents_BT)) for one in self.sets]
         elif described_BT is not None and training:
-            plans = [AttentionPlan("flex", block_mask=interval_mask(*one)) for one in intervals]
+            plans = [AttentionPlan("flex", block_mask=interval_mask(one.first_BT, one.last_BT)) for one in self.sets]
             refuse_dropout(plans[0], config.attention_dropout)
         else:
-            masks = [dense_mask(one, self.seen, attention_mask) for one in intervals]
+            masks = [dense_mask(one, self.seen, attention_mask) for one in self.sets]
             plans = [AttentionPlan("dense", mask=mask, whole_rows=False) for mask in masks]
-        self.plans = (plans[0], plans[1], plans[2])
+        self.plans = plans
 
     def weigh(self, predictor: WeightPredictor, hidden_BTD: Tensor) -> Routes:
         """Predict α from the states that enter the first routed layer, or take the one that is set by hand."""
-        sets = self.sets
-        votes_BT = predictor(hidden_BTD)
-        sum_BT, count_BT = self._context(votes_BT)
+        sum_BT, count_BT = self._context(predictor(hidden_BTD))
         logit_BT: Tensor | None = None
         if self.asked.alpha is None:
             logit_BT = predictor.out.bias.float() + (sum_BT / count_BT.clamp(min=1)).float()
@@ -236,23 +230,26 @@ class Router:
         else:
             given = torch.as_tensor(self.asked.alpha, dtype=torch.float32, device=hidden_BTD.device)
             alpha_BT = given.reshape(-1, 1).expand(hidden_BTD.shape[:2])
-        writing, target, (persona, context, written) = sets.writing_BT, sets.target_BT, sets.there
+        writing, target = self.marks.writing, self.marks.target
         shares = (
-            torch.where(writing, alpha_BT, target.float()) * persona,
-            torch.where(writing, 2 - alpha_BT, (~target).float()) * context,
-            (writing & written).float(),
+            torch.where(writing, alpha_BT, target.float()),
+            torch.where(writing, 2 - alpha_BT, (~target).float()),
+            writing.float(),
         )
-        made = [share.to(hidden_BTD.dtype)[..., None, None] for share in shares]
-        return Routes(self.plans, (made[0], made[1], made[2]), alpha_BT, logit_BT)
+        made = [
+            (share * one.there_BT).to(hidden_BTD.dtype)[..., None, None]
+            for share, one in zip(shares, self.sets, strict=True)
+        ]
+        return Routes(self.plans, made, alpha_BT, logit_BT)
 
     def _context(self, votes_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Sum the votes, and count the tokens, of each query's context; the cache keeps what the next pass needs.
 
-        Running sums, of which that of the context's beginning is taken off; double precision, so that a token's place
-        in a packed row does not matter.
+        Running sums, of which that at the context's beginning is taken off; in double precision, so that the place of a
+        document in its row does not matter.
         """
-        sets, held = self.sets, self.held
-        valid_BT = sets.real_BT & ~sets.target_BT
+        marks, held = self.marks, self.held
+        valid_BT = marks.real & ~marks.target
         totals, found = [], []
         for each_BT, before_B, run_B in (
             (votes_BT.double() * valid_BT, held.votes, held.run_votes),
@@ -260,13 +257,12 @@ class Router:
         ):
             after_BT = before_B[:, None] + each_BT.cumsum(1)
             until_BT = after_BT - each_BT
-            base_BT = _at(until_BT, sets.begin_BT - self.seen, torch.zeros_like(before_B))
-            found.append(_at(until_BT - base_BT, sets.run_BT - self.seen, run_B))
+            base_BT = _at(until_BT, marks.begin - self.seen, torch.zeros_like(before_B))
+            found.append(_at(until_BT - base_BT, marks.run - self.seen, run_B))
             totals.append(after_BT[:, -1] - base_BT[:, -1])
         if self.cache is not None:
-            goes_on_B = sets.writing_BT[:, -1]
-            run_B = torch.where(goes_on_B, sets.run_BT[:, -1], torch.full_like(sets.run_BT[:, -1], -1))
-            places = (one[:, -1] for one in (sets.document_BT, sets.first_BT, sets.last_BT, sets.begin_BT))
+            places = [one[:, -1] for one in (marks.document, marks.first, marks.last, marks.begin)]
+            run_B = torch.where(marks.writing[:, -1], marks.run[:, -1], torch.full_like(places[0], -1))
             sums = (one.detach() for one in (*totals, *(run[:, -1] for run in found)))
             self.cache.routes = HeldRoutes(*places, run_B, *sums)  # type: ignore[attr-defined]
         return found[0], found[1]
@@ -285,10 +281,8 @@ def _writing(documents_BT: Tensor, goes_on: bool) -> Tensor:
     return writing_BT
 
 
-def find_sets(
-    persona_BT: Tensor, writing_BT: Tensor, documents_BT: Tensor, held: HeldRoutes, seen: int
-) -> Sets:
-    """Find which keys each query sees of persona, context and what is written.
+def find_marks(persona_BT: Tensor, writing_BT: Tensor, documents_BT: Tensor, held: HeldRoutes, seen: int) -> Marks:
+    """Find persona, context and runs of every token.
 
     Everything is a running maximum over places, so that nothing waits for the device.
 
@@ -299,48 +293,53 @@ def find_sets(
         held: of the tokens before.
         seen: how many keys there are before these tokens.
     """
-    length = documents_BT.shape[1]
-    place_BT = (torch.arange(length, device=documents_BT.device) + seen).expand_as(documents_BT)
+    place_BT = (torch.arange(documents_BT.shape[1], device=documents_BT.device) + seen).expand_as(documents_BT)
     real_BT = documents_BT >= 0
     begins_BT = real_BT & changes(documents_BT) if not seen else torch.zeros_like(real_BT)
     document_BT = _latest(begins_BT, place_BT, held.document)
-    # the persona: placeholders that begin their document, behind its <s>
     none_B = torch.full_like(held.last, -1)
+    # the persona: a stretch of placeholders that begins its document, behind its <s>
     start_BT = persona_BT & (begins_BT | ~_before(persona_BT, none_B >= 0))
     early_BT = place_BT - document_BT <= 1
     goes_on_BT = (place_BT == seen) & (held.last[:, None] == seen - 1) & (seen > 0)
     # of each placeholder the beginning of its stretch, and in the last bit whether that is the persona's
     begun_BT = _latest(start_BT, 2 * place_BT + (early_BT | goes_on_BT), none_B)
     target_BT = persona_BT & real_BT & (begun_BT % 2 == 1)
-    first_BT = _latest(target_BT & start_BT & early_BT, place_BT, held.first)
-    last_BT = _latest(target_BT, place_BT, held.last)
-    begin_BT = torch.maximum(
-        _latest(begins_BT, place_BT, held.begin), _latest(target_BT, place_BT + 1, held.begin)
-    )
+    begin_BT = torch.maximum(_latest(begins_BT, place_BT, held.begin), _latest(target_BT, place_BT + 1, held.begin))
     # padding between a prompt and what goes on with it does not end a run
     index_BT = _latest(real_BT, place_BT - seen, none_B)
     filled_BT = torch.where(index_BT >= 0, writing_BT.gather(1, index_BT.clamp(min=0)), held.run[:, None] >= 0)
     run_begins_BT = real_BT & writing_BT & (begins_BT | ~_before(filled_BT, held.run >= 0))
-    run_BT = _latest(run_begins_BT, place_BT, held.run)
-    writes_BT = filled_BT & real_BT
-    last_context_BT = torch.where(writes_BT, run_BT - 1, place_BT)
-    known_BT = real_BT & (last_BT >= document_BT) & (last_BT >= 0)
-    spans, there = [], []
-    for first, last, some in (
-        (first_BT, last_BT, known_BT),
-        (begin_BT, last_context_BT, real_BT & (begin_BT <= last_context_BT)),
-        (torch.maximum(run_BT, begin_BT), place_BT, writes_BT & (begin_BT <= place_BT)),
-    ):
-        spans.append((torch.where(some, first, place_BT), torch.where(some, last, place_BT)))
-        there.append(some)
-    return Sets(
-        spans[0], spans[1], spans[2], (there[0], there[1], there[2]), filled_BT, target_BT, begin_BT, run_BT, real_BT,
-        seen, document_BT, first_BT, last_BT,
-    )  # fmt: skip
+    return Marks(
+        real=real_BT,
+        target=target_BT,
+        writing=filled_BT,
+        document=document_BT,
+        begin=begin_BT,
+        run=_latest(run_begins_BT, place_BT, held.run),
+        first=_latest(target_BT & start_BT & early_BT, place_BT, held.first),
+        last=_latest(target_BT, place_BT, held.last),
+    )
+
+
+def find_sets(marks: Marks, seen: int) -> list[KeySet]:
+    """Find which keys each query sees of persona, context and what is written; what writes nothing sees two of them."""
+    place_BT = (torch.arange(marks.real.shape[1], device=marks.real.device) + seen).expand_as(marks.begin)
+    writes_BT = marks.writing & marks.real
+    until_BT = torch.where(writes_BT, marks.run - 1, place_BT)
+    found = (
+        (marks.first, marks.last, marks.real & (marks.last >= marks.document.clamp(min=0))),
+        (marks.begin, until_BT, marks.real & (marks.begin <= until_BT)),
+        (torch.maximum(marks.run, marks.begin), place_BT, writes_BT & (marks.begin <= place_BT)),
+    )
+    return [
+        KeySet(torch.where(there, first, place_BT), torch.where(there, last, place_BT), there)
+        for first, last, there in found
+    ]
 
 
 def _latest(there_BT: Tensor, value_BT: Tensor, earlier_B: Tensor) -> Tensor:
-    """The value of the last place up to each at which ``there`` is True; values grow. ``earlier_B`` before the first."""
+    """The value of the last place up to each at which ``there`` is True, ``earlier_B`` before; values grow."""
     none_BT = earlier_B[:, None].expand_as(value_BT)
     return torch.where(there_BT, value_BT, none_BT).cummax(1).values
 
@@ -350,29 +349,27 @@ def _before(flags_BT: Tensor, first_B: Tensor) -> Tensor:
     return torch.cat([first_B[:, None], flags_BT[:, :-1]], dim=1)
 
 
-def _runs(interval: Interval, documents_BT: Tensor) -> list[Run]:
-    """Documents of the rows laid end to end, each with the mask of its interval."""
-    length = documents_BT.shape[1]
-    borders = document_borders(documents_BT).tolist()
-    first_N, last_N = (one.flatten() for one in interval)
+def _runs(one: KeySet, documents_BT: Tensor) -> list[Run]:
+    """Documents of the rows laid end to end, each with the mask of a set."""
+    length, owner_N = documents_BT.shape[1], documents_BT.flatten()
+    first_N, last_N = one.first_BT.flatten(), one.last_BT.flatten()
     runs = []
-    for start, stop in zip(borders, borders[1:], strict=False):
+    for start, stop in itertools.pairwise(document_borders(documents_BT).tolist()):
+        if int(owner_N[start]) < 0:
+            runs.append(Run(stop - start, True, None))
+            continue
         key_L = torch.arange(start, stop) % length
         mask_LL = (first_N[start:stop, None] <= key_L) & (key_L <= last_N[start:stop, None])
-        padding = int(documents_BT.flatten()[start]) < 0
-        runs.append(Run(stop - start, padding, None if padding else mask_LL))
+        runs.append(Run(stop - start, False, mask_LL))
     return runs
 
 
-def dense_mask(interval: Interval, seen: int, attention_mask: Tensor | None) -> Tensor:
-    """Return an interval as a boolean mask (B, 1, T, P + T); padding is seen by itself only."""
-    first_BT, last_BT = interval
-    length = first_BT.shape[1]
-    key_K = torch.arange(seen + length, device=first_BT.device)
-    mask_BTK = (first_BT[..., None] <= key_K) & (key_K <= last_BT[..., None])
+def dense_mask(one: KeySet, seen: int, attention_mask: Tensor | None) -> Tensor:
+    """Return a set as a boolean mask (B, 1, T, P + T); padding is seen by itself only."""
+    key_K = torch.arange(seen + one.first_BT.shape[1], device=one.first_BT.device)
+    mask_BTK = (one.first_BT[..., None] <= key_K) & (key_K <= one.last_BT[..., None])
     if attention_mask is not None:
-        own_TK = key_K == key_K[seen:, None]
-        mask_BTK = mask_BTK & ((attention_mask != 0)[:, None] | own_TK)
+        mask_BTK = mask_BTK & ((attention_mask != 0)[:, None] | (key_K == key_K[seen:, None]))
     return mask_BTK[:, None]
 
 

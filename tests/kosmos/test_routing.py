@@ -1,4 +1,4 @@
-"""Attention routing: a plain reference, packed and cached rows, α by hand, what the classifier learns, what is refused."""
+"""Attention routing: a plain reference, packed and cached rows, α by hand, its own loss, what is refused."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kosmos import KosmosConfig, KosmosForConditionalGeneration
-from kosmos.attention import AttentionPlan, attend, interval_mask
+from kosmos.attention import interval_mask
 from kosmos.cost import model_cost
 from kosmos.decode_step import GrowingCache
-from kosmos.routing import HeldRoutes, find_sets
+from kosmos.routing import HeldRoutes, find_marks, find_sets
 from kosmos_train.config import OptimConfig
 from kosmos_train.optim import is_for_muon
 
@@ -63,7 +63,7 @@ def document(seed: int, personas: int = 2, context: int = 5, written: tuple[int,
     ids[0] = 0
     ids[1 : 1 + personas] = SLOT
     entities = torch.randint(0, 5, (personas,), generator=draw)
-    writing = torch.tensor(([False] + flags)[: len(ids)])
+    writing = torch.tensor([False, *flags][: len(ids)])
     labels = torch.where(writing, torch.randint(4, 90, ids.shape, generator=draw), -100)
     return ids, entities, labels
 
@@ -105,7 +105,7 @@ def sets_by_hand(ids: Tensor, labels: Tensor) -> list[dict[str, list[int]]]:
 
 @torch.no_grad()
 def reference(model: Any, ids: Tensor, entities: Tensor, labels: Tensor, alpha: float | None = None) -> Any:
-    """Hidden states (T, D) and α (T,) of one document, query by query, from the weights alone; layers read one by one."""
+    """Hidden states (T, D) and α (T,) of one document, query by query, from the weights alone."""
     decoder, config = model.model.decoder, model.config.text_config
     hidden = decoder.embed_tokens.weight[ids.masked_fill(ids == SLOT, 0)].clone()
     if len(entities):
@@ -212,3 +212,204 @@ def test_packed_rows_are_the_reference(position: str, alpha: float | None) -> No
 
 def _inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in batch.items() if name != "shift_labels"}
+
+
+@torch.no_grad()
+def test_intervals_are_the_sets_by_hand() -> None:
+    """What flex_attention's mask lets through, and what the dense one, are the sets; an empty set is the query."""
+    batch = packed([[0, 2, 1], [3, 4]])
+    owners, labels = batch["document_ids"], batch["shift_labels"]
+    nothing = HeldRoutes.nothing(2, owners.device)
+    marks = find_marks(batch["input_ids"] == SLOT, labels != -100, owners, nothing, 0)
+    rows = torch.arange(2)[:, None, None]
+    place = torch.arange(owners.shape[1])
+    for name, one in zip((PERSONA, CONTEXT, WRITTEN), find_sets(marks, 0), strict=True):
+        flex = interval_mask(one.first_BT, one.last_BT).mask_mod(rows, rows, place[None, :, None], place[None, None, :])
+        for number, (ids, _, wanted) in enumerate(DOCUMENTS):
+            row, first = (owners == number).nonzero()[0].tolist()
+            for query, keys in enumerate(sets_by_hand(ids, wanted)):
+                found = (flex[row, first + query].nonzero()[:, 0] - first).tolist()
+                assert bool(one.there_BT[row, first + query]) == bool(keys[name])
+                assert found == (keys[name] or [query])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("cut", [1, 2, 4, 9, 12])
+def test_cached_is_plain(model: KosmosForConditionalGeneration, cut: int) -> None:
+    """In two passes, wherever they are cut, and token by token; also with rows taken from the cache, padded."""
+    ids, entities, labels = DOCUMENTS[2]
+    writing = (labels != -100)[None]
+    plain = model(ids[None], entity_ids=entities, writing=writing, output_hidden_states=True)
+    first, rest = (ids[None, :cut], ids[None, cut:])
+    slots = [int((part == SLOT).sum()) for part in (first, rest)]
+    given = [{"entity_ids": part} if len(part) else {} for part in entities.split(slots)]
+    begun = model(first, use_cache=True, writing=writing[:, :cut], **given[0])
+    ended = model(rest, past_key_values=begun.past_key_values, use_cache=True, writing=writing[:, cut:], **given[1])
+    torch.testing.assert_close(torch.cat([begun.logits, ended.logits], 1), plain.logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.cat([begun.alpha, ended.alpha], 1)[writing], plain.alpha[writing])
+    cache, logits = GrowingCache(model.config.text_config), []
+    padding = torch.full((2, 2), 1)
+    mask = torch.cat([torch.zeros(2, 2), torch.ones(2, len(ids))], dim=1).long()
+    both = torch.cat([padding, ids.expand(2, -1)], dim=1)
+    for at, (start, stop) in enumerate([(0, 5), *((one, one + 1) for one in range(5, both.shape[1]))]):
+        part = torch.tensor([entities.tolist()] * len(both)).flatten() if at == 0 else None
+        told = torch.cat([padding < 0, writing.expand(2, -1)], dim=1)[: len(both), start:stop]
+        step = model(
+            both[:, start:stop], attention_mask=mask[:, :stop], past_key_values=cache, use_cache=True,
+            position_ids=(torch.arange(start, stop) - 2).clamp(min=0)[None], writing=told, entity_ids=part,
+        )  # fmt: skip
+        logits.append(step.logits)
+        if stop == 9:
+            cache.batch_select_indices(torch.tensor([1]))
+            both, mask, logits = both[1:], mask[1:], [one[1:] for one in logits]
+    torch.testing.assert_close(torch.cat(logits, 1)[:, 2:], plain.logits, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_answers_are_those_of_the_plain_pass(model: KosmosForConditionalGeneration) -> None:
+    """Greedy with left padding, and beams, with a cache and without; α by hand or not; the reference's tokens."""
+    parts = [document(6, context=6, written=(0,)), document(7, personas=1, context=3, written=(0,))]
+    ids = torch.full((2, 9), 1)
+    for row, (part, _, _) in enumerate(parts):
+        ids[row, 9 - len(part) :] = part
+    mask = (ids != 1).long()
+    inputs = {"attention_mask": mask, "entity_ids": torch.cat([entities for _, entities, _ in parts])}
+    options = {"max_new_tokens": 5, "eos_token_id": 95, "pad_token_id": 1}
+    answers = {}
+    for alpha in (None, torch.tensor([0.0, 1.0])):
+        for more in ({}, {"num_beams": 3}):
+            given = {**inputs, **options, **more} | ({} if alpha is None else {"alpha": alpha})
+            made = model.generate(ids, **given)
+            assert torch.equal(made, model.generate(ids, use_cache=False, **given))
+            answers[str(alpha), len(more)] = made
+    part, entities, _ = parts[0]
+    written = answers["None", 0][0, ids.shape[1] :]
+    whole = torch.cat([part, written[:-1]])
+    labels = torch.full_like(whole, -100)
+    labels[len(part) - 1 :] = written
+    hidden, _ = reference(model, whole, entities, labels)
+    assert model.lm_head(hidden[len(part) - 1 :]).argmax(-1).tolist() == written.tolist()
+    with pytest.raises(ValueError, match="StaticCache cannot hold what attention routing keeps"):
+        model.generate(ids, cache_implementation="static", **inputs, **options)
+
+
+@torch.no_grad()
+def test_alpha_decides_whether_a_persona_is_heard() -> None:
+    """With every layer routed α = 0 makes the persona mean nothing to what is written; α = 1 does not."""
+    model = make(layers=[0, 1, 2])
+    ids, entities, labels = DOCUMENTS[0]
+    writes = labels != -100
+    for alpha, heard in ((0.0, False), (1.0, True), (None, True)):
+        given = {"alpha": alpha, "shift_labels": labels[None], "skip_logits": False}
+        logits = [model(ids[None], entity_ids=who, **given).logits[0] for who in (entities, (entities + 1) % 5)]
+        apart = (logits[0] - logits[1]).abs().amax(-1)
+        assert bool((apart[writes] > 1e-4).all()) == heard
+        assert float(apart[~writes][3:].max()) < 1e-6  # the context is read without the persona
+
+
+def test_the_classifier_learns_by_its_own_loss() -> None:
+    """Cross-entropy by hand, unknown answers left out; a weight of 0 is no loss, and micro-batches add up."""
+    model, batch = make(), packed([[0, 2, 1], [3, 4]])
+    labels = batch["shift_labels"]
+    related = torch.full_like(labels, -1)
+    related[batch["document_ids"] == 0] = 1
+    related[batch["document_ids"] == 4] = 0
+    weight = (torch.arange(labels.numel()).view_as(labels) % 3 + 1).float()
+    plain = model(**batch, loss_weight=weight)
+    output = model(**batch, loss_weight=weight, persona_related=related)
+    wanted, total = 0.0, 0.0
+    for at in (labels != -100).nonzero().tolist():
+        row, place = at
+        alpha, target = float(output.alpha[row, place].detach()), int(related[row, place])
+        wanted -= float(weight[row, place]) * {1: math.log(alpha), 0: math.log(1 - alpha), -1: 0.0}[target]
+        total += float(weight[row, place])
+    assert float(output.routing_loss) == pytest.approx(wanted / total, rel=1e-5)
+    assert float((output.loss - plain.loss).detach()) == pytest.approx(wanted / total, rel=1e-4)
+    output.loss.backward()
+    gradients = {name: weight.grad.clone() for name, weight in model.named_parameters() if "routing" in name}
+    assert all(gradient.abs().max() > 0 for gradient in gradients.values())
+    model.zero_grad()
+    for row in range(2):
+        one = packed([[0, 2, 1], [3, 4]][row : row + 1])
+        given = {"loss_weight": weight[row : row + 1], "persona_related": related[row : row + 1]}
+        model(**one, **given, num_items_in_batch=total).loss.backward()
+    for name, parameter in model.named_parameters():
+        if name in gradients:
+            torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-6, rtol=1e-4)
+    model.config.text_config.routing_loss = 0.0
+    torch.testing.assert_close(model(**batch, loss_weight=weight, persona_related=related).loss, plain.loss)
+
+
+def test_layers_computed_twice_and_saved(tmp_path: Path) -> None:
+    """Gradient checkpointing gives the same gradients; a saved model computes the same; no answer, no missing one."""
+    batch, gradients = packed([[0, 2, 1], [3, 4]]), []
+    for checkpointing in (False, True):
+        model = make().train()
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model(**batch).loss.backward()
+        gradients.append({name: weight.grad for name, weight in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-4)
+    model.zero_grad(set_to_none=True)
+    text = packed([[1]])
+    text.pop("entity_ids")
+    model(**text, dummy_image=True).loss.backward()  # a rank without a persona
+    assert {name for name, weight in model.named_parameters() if weight.grad is not None} == set(gradients[0])
+    model.eval().save_pretrained(tmp_path)
+    again = KosmosForConditionalGeneration.from_pretrained(tmp_path)
+    assert again.config.text_config.routing_layers == [0, 2]
+    with torch.no_grad():
+        assert torch.equal(again(**batch, skip_logits=False).logits, model(**batch, skip_logits=False).logits)
+
+
+def test_without_routing_nothing_is_there() -> None:
+    """No parameter, no input, nothing that costs; its own classifier is no matrix for Muon."""
+    plain, routed = make(layers=[]), make()
+    more = set(routed.state_dict()) - set(plain.state_dict())
+    assert more
+    assert all(name.startswith("model.decoder.routing.") for name in more)
+    costs = [model_cost(one, 32) for one in (plain, routed)]
+    inner, width = 8, TEXT["hidden_size"]
+    assert costs[1].token_flops - costs[0].token_flops == 6 * inner * (width + 1)
+    assert costs[1].attention_flops == costs[0].attention_flops  # three sets are parts of one
+    muon = OptimConfig(name="muon")
+    matrices = [name for name, weight in routed.named_parameters() if is_for_muon(name, weight.shape, muon)]
+    assert matrices
+    assert not any("routing" in name for name in matrices)
+    ids, _, labels = DOCUMENTS[1]
+    with pytest.raises(ValueError, match=r"alpha was given, but the model has no text_config\.routing_layers"):
+        plain(ids[None], alpha=0.5)
+    with pytest.raises(ValueError, match="alpha was given"):
+        plain.generate(ids[None], alpha=0.5, max_new_tokens=2, eos_token_id=95, pad_token_id=1)
+    with torch.no_grad():  # a text without persona and context is read as by any layer
+        labels = torch.where(torch.arange(len(ids)) < len(ids), ids, -100)
+        weights = {name: weight for name, weight in routed.state_dict().items() if name in plain.state_dict()}
+        plain.load_state_dict(weights)
+        logits = [one(ids[None], shift_labels=labels[None], skip_logits=False).logits for one in (plain, routed)]
+    torch.testing.assert_close(*logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ({"routing_layers": [3]}, r"routing_layers \[3\]: name layers from 0 to 2"),
+        ({"routing_layers": [1, 1]}, "each once"),
+        ({"routing_layers": []}, "or leave routing_layers out"),
+        ({"routing_layers": [-1]}, "routing_layers is -1"),
+        ({"routing_layers": [0], "blockwise_causal_length": 16}, "do not go with blockwise_causal_length"),
+        ({"routing_layers": [0], "routing_loss": -1.0}, r"routing_loss -1\.0: the weight of a loss is at least 0"),
+        ({"routing_layers": [0], "model_type": "llama"}, "type llama has routing_layers, which only our own decoder"),
+    ],
+)
+def test_what_does_not_fit_is_refused(text: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        KosmosConfig(text_config={**TEXT, **text}, vision_config=None)
+
+
+def test_blocks_are_refused() -> None:
+    ids, entities, _ = DOCUMENTS[0]
+    with pytest.raises(ValueError, match="bidirectional attention, which routed layers"):
+        make("rope")(ids[None], entity_ids=entities, block_ids=torch.zeros_like(ids[None]))
+    with pytest.raises(ValueError, match="take a 2-D attention_mask"):
+        make()(ids[None], entity_ids=entities, attention_mask=torch.ones(1, 1, len(ids), len(ids)))
