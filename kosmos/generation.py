@@ -245,8 +245,8 @@ class KosmosGenerationMixin(GenerationMixin):
         model_kwargs = super()._update_model_kwargs_for_generation(
             outputs, model_kwargs, *args, num_new_tokens=num_new_tokens, **kwargs
         )
-        if getattr(self.config.get_text_config(), "routing_layers", None):
-            model_kwargs["writing"] = _written(model_kwargs, num_new_tokens)
+        if model_kwargs.get("writing") is not None:
+            model_kwargs["writing"] = F.pad(model_kwargs["writing"], (0, num_new_tokens), value=True)
         if blocks is not None:
             model_kwargs["block_ids"] = F.pad(blocks, (0, num_new_tokens), value=-1)
         if second is not None:
@@ -264,6 +264,11 @@ class KosmosGenerationMixin(GenerationMixin):
     ) -> tuple[Tensor, dict[str, Any]]:
         """Repeat rows for beams; a row's images and spans are repeated together, keeping the placeholders' order."""
         encoded = {name: kwargs.pop(name) for name in input_names() if kwargs.get(name) is not None}
+        prompt = kwargs.get("inputs_embeds", input_ids)
+        routed = getattr(self.config.get_text_config(), "routing_layers", None)
+        if routed and prompt is not None and kwargs.get("writing") is None:  # of a prompt its last output is written
+            kwargs["writing"] = torch.zeros(prompt.shape[:2], dtype=torch.bool, device=prompt.device)
+            kwargs["writing"][:, -1] = True
         if expand_size > 1 and input_ids is not None:
             for modality in MODALITIES.values():
                 if given := modality.given(encoded):
@@ -299,15 +304,6 @@ class EveryEnd(StoppingCriteria):
             self.length += 1
             done = self.criteria(input_ids[:, : self.length], scores, **kwargs)
         return done
-
-
-def _written(model_kwargs: dict[str, Any], new: int) -> Tensor:
-    """Which outputs were written, for a pass without a cache: of the prompt the last, and all behind it; (B, T)."""
-    given, mask = model_kwargs.get("writing"), model_kwargs["attention_mask"]
-    if given is None:
-        given = torch.zeros(len(mask), mask.shape[1] - new, dtype=torch.bool, device=mask.device)
-        given[:, -1] = True
-    return F.pad(given, (0, new), value=True)
 
 
 def _repeat_groups(flat: Tensor, counts: list[int], times: int) -> Tensor:
