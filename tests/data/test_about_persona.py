@@ -9,7 +9,18 @@ import pytest
 
 from kosmos import KosmosImageProcessor, KosmosProcessor, train_tokenizer
 from kosmos.tokenization_kosmos import ENTITY_TOKENS
-from kosmos_data import DataConfig, Document, Persona, SourceConfig, Text, build_loader, objectives, write_shards
+from kosmos_data import (
+    Corpus,
+    DataConfig,
+    Document,
+    Persona,
+    SourceConfig,
+    Text,
+    build_loader,
+    objectives,
+    recipes,
+    write_shards,
+)
 from kosmos_data.about_persona import about_persona, words
 from kosmos_data.turns import turn
 
@@ -82,3 +93,26 @@ def test_packed_rows_keep_it(processor: KosmosProcessor, tmp_path: Path, packing
     loader = build_loader(config, processor)
     assert "persona_related" not in next(loader).micro_batches[0]
     loader.close()
+
+
+def test_the_drawn_dialogues(tmp_path: Path) -> None:
+    """People are of one part only, towns and tastes of both; answers are the persona's; a seed draws the same."""
+    for folder in ("a", "b"):
+        recipes.make("dialogues", tmp_path / folder, ["dialogues=200", "about=0.6"])
+    parts = {part: list(Corpus(tmp_path / "a" / part)) for part in ("train", "test")}
+    assert [one.segments for one in parts["train"]] == [one.segments for one in Corpus(tmp_path / "b" / "train")]
+    assert {part: len(found) for part, found in parts.items()} == {"train": 160, "test": 40}
+    people = {part: {str(one.segments[0]) for one in found} for part, found in parts.items()}
+    assert people["train"].isdisjoint(people["test"])
+    seen = {text for one in parts["train"] for _, text in one.segments[0].pairs()}
+    assert {text for one in parts["test"] for _, text in one.segments[0].pairs()} <= seen
+    marks = [mark for one in parts["train"] for mark in about_persona(one) if mark >= 0]
+    assert sum(marks) / len(marks) == pytest.approx(0.6, abs=0.08)
+    for one in parts["test"]:
+        own, other = one.segments[0], one.segments[2]
+        assert own != other
+        for asked, answer in zip(one.segments[3::3], one.segments[4::3], strict=True):
+            assert (dict(own.pairs())["city"] in answer.text) == any(word in asked.text for word in ("live", "town"))
+    for wrong in ("about=2", "held_out=0", "turns=0"):
+        with pytest.raises(ValueError, match=wrong.partition("=")[0]):
+            recipes.make("dialogues", tmp_path / "c", [wrong])
