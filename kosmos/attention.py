@@ -261,14 +261,20 @@ def attend_lengths(query_BTHK: Tensor, key_BTHK: Tensor, value_BTHK: Tensor, bor
 def flex_mask(document_ids_BT: Tensor, block_ids_BT: Tensor | None, window: int | None = None) -> Any:
     """Return the rule as flex_attention's block-sparse mask, built once a batch, without waiting for the device.
 
-    Each document and each block must be one stretch, so that a token sees an interval of keys. Then a tile of the mask
-    is empty, or full, by the bounds of its edges: ``create_block_mask`` would call the rule on every pair, ten times as
-    long for the host. The kernel compares keys with two numbers a query, and loads nothing by key.
+    Each document and each block must be one stretch, so that a token sees an interval of keys.
+    """
+    return interval_mask(*visible(document_ids_BT, block_ids_BT, window))
+
+
+def interval_mask(first_BT: Tensor, last_BT: Tensor) -> Any:
+    """Return flex_attention's block-sparse mask where each query sees the keys from ``first`` to ``last``.
+
+    A tile of the mask is empty, or full, by the bounds of its edges: ``create_block_mask`` would call the rule on every
+    pair, ten times as long for the host. The kernel compares keys with two numbers a query, and loads nothing by key.
     """
     from torch.nn.attention.flex_attention import BlockMask
 
-    length = document_ids_BT.shape[1]
-    first_BT, last_BT = visible(document_ids_BT, block_ids_BT, window)
+    length = first_BT.shape[1]
     pad = -length % TILE
     first_BNQ = F.pad(first_BT, (0, pad), value=length + pad).unflatten(1, (-1, TILE))
     last_BNQ = F.pad(last_BT, (0, pad), value=-1).unflatten(1, (-1, TILE))

@@ -26,6 +26,8 @@ from .encoder_configs import QUERYING
 from .entities import RatingHead
 from .modalities import IMAGE, MODALITIES, Modality, input_names
 from .placeholders import PlaceholderMixin
+from .routing import Asked
+from .routing import held_by as routes_of
 from .rows import RowLayout
 from .transformers_decoder import TransformersDecoder
 from .versions import cache_of, either, named
@@ -33,9 +35,14 @@ from .versions import cache_of, either, named
 
 @dataclass
 class KosmosModelOutput(BaseModelOutputWithPast):
-    """Hidden states of the decoder, and ``image_features`` (I, Q, D), the connector's unscaled output."""
+    """Hidden states of the decoder, and ``image_features`` (I, Q, D), the connector's unscaled output.
+
+    ``alpha`` and ``alpha_logit`` (B, T) are those of attention routing, see decoder.py.
+    """
 
     image_features: Tensor | None = None
+    alpha: Tensor | None = None
+    alpha_logit: Tensor | None = None
 
 
 class KosmosModel(PlaceholderMixin, KosmosPreTrainedModel):
@@ -168,6 +175,7 @@ class KosmosModel(PlaceholderMixin, KosmosPreTrainedModel):
             kwargs["coupling"] = self._couple(
                 inputs_embeds, features.get("image"), touched, places.get("image"), documents, past_key_values
             )
+        past_key_values = self._ask(places, past_key_values, kwargs)
         outputs = self.decoder(
             inputs_embeds, attention_mask, position_ids=position_ids, past_key_values=past_key_values, layout=layout,
             **kwargs,
@@ -178,7 +186,26 @@ class KosmosModel(PlaceholderMixin, KosmosPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_features=features.get("image"),
+            alpha=getattr(outputs, "alpha", None),
+            alpha_logit=getattr(outputs, "alpha_logit", None),
         )
+
+    def _ask(self, places: dict[str, Tensor], cache: Cache | None, options: dict[str, Any]) -> Cache | None:
+        """Tell routed layers, as ``asked`` among the options, where personas may be; return the cache of this pass.
+
+        Raises:
+            ValueError: alpha or writing without such layers, or a cache that cannot hold what they keep.
+        """
+        given = {name: options.pop(name) for name in ("writing", "alpha") if name in options}
+        if not getattr(self.config.text_config, "routing_layers", None):
+            if named := [name for name, value in given.items() if value is not None]:
+                raise ValueError(f"{named[0]} was given, but the model has no text_config.routing_layers")
+            return cache
+        found = [places[name] for name in ("entity", "span") if name in places]
+        persona_BT = found[0] | found[-1] if found else None
+        options["asked"] = Asked(persona_BT, given.get("writing"), given.get("alpha"))
+        routes_of(cache)
+        return GrowingCache(self.config.get_text_config()) if cache is None and options.get("use_cache") else cache
 
     def _cache(self, cache: Cache | None, options: dict[str, Any]) -> Cache | None:
         """Return the cache of this pass; where one is asked for and none given, one that can hold images."""

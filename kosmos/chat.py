@@ -57,6 +57,9 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--system", help="text in front of the conversation")
     parser.add_argument("--persona", metavar="FILE", help='JSON that says who answers, {"city": "Rome", …}')
+    parser.add_argument(
+        "--alpha", type=float, help="how much the persona counts, 0 to 1, for a model with attention routing"
+    )
     parser.add_argument("--max-new-tokens", type=int, default=64, help="longest answer in tokens (64)")
     extrapolation.add_argument(parser)
     parser.add_argument("--temperature", type=float, default=0.0, help="sample with this temperature; 0: greedy")
@@ -76,7 +79,8 @@ def main(argv: Sequence[str]) -> int:
     if arguments.beside and not arguments.web:
         raise ValueError("--beside shows two checkpoints on a page: add --web")
     persona = None if arguments.persona is None else read_persona(Path(arguments.persona).expanduser())
-    shared = {name: getattr(arguments, name) for name in ("system", "max_new_tokens", "grounding", "extrapolate")}
+    names = ("system", "alpha", "max_new_tokens", "grounding", "extrapolate")
+    shared = {name: getattr(arguments, name) for name in names}
     chats = [
         Conversation(path, adapter=adapters, persona=persona, **shared, **sampling)
         for path, adapters in ((arguments.checkpoint, arguments.adapter), (arguments.beside, ()))

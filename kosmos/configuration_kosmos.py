@@ -54,6 +54,9 @@ class KosmosTextConfig(PreTrainedConfig):
         blockwise_causal_length: training length l for blockwise causal attention (xPos paper, section 3.3): outside
             training a query sees its own block of l/2 tokens and the one before it. None: ordinary attention.
         xpos_scale_base: tokens over which xPos decays by its factor (512 in the paper).
+        routing_layers: layers, counted from 0, that attend to persona, context and what is written apart, see
+            routing.py; None: none.
+        routing_loss: weight of the loss of the classifier that predicts how much the persona counts there.
         sub_layer_norm: MAGNETO's norms before the output projections of attention and feed-forward part. False:
             ordinary pre-LN, as GPT-2, to compare with.
         initialization: ``magneto_paper`` | ``magneto_torchscale`` | ``normal``, see initialization.py.
@@ -82,6 +85,8 @@ class KosmosTextConfig(PreTrainedConfig):
     max_position_embeddings: int = 2048
     xpos_scale_base: int = 512
     blockwise_causal_length: int | None = None
+    routing_layers: list[int] | None = None
+    routing_loss: float | int = 1.0
     sub_layer_norm: bool = True
     initialization: Literal["magneto_paper", "magneto_torchscale", "normal"] = "magneto_paper"
     initializer_range: float = 0.02
@@ -105,6 +110,21 @@ class KosmosTextConfig(PreTrainedConfig):
         length = self.blockwise_causal_length
         if length is not None and (length < 2 or length % 2):
             raise ValueError(f"blockwise_causal_length {length} must be even: a block is half of it")
+        self._check_routing()
+
+    def _check_routing(self) -> None:
+        layers = self.routing_layers
+        if layers is None:
+            return
+        if not layers or len(set(layers)) < len(layers) or not all(0 <= one < self.num_hidden_layers for one in layers):
+            raise ValueError(
+                f"routing_layers {layers}: name layers from 0 to {self.num_hidden_layers - 1}, each once, or leave "
+                "routing_layers out"
+            )
+        if self.blockwise_causal_length is not None:
+            raise ValueError("routing_layers do not go with blockwise_causal_length; leave one of them out")
+        if self.routing_loss < 0:
+            raise ValueError(f"routing_loss {self.routing_loss}: the weight of a loss is at least 0")
 
 
 @checked
@@ -137,6 +157,8 @@ def text_config(fields: dict[str, Any]) -> PreTrainedConfig:
     kind = fields.get("model_type", KosmosTextConfig.model_type)
     if kind == KosmosTextConfig.model_type:
         return KosmosTextConfig(**fields)
+    if fields.get("routing_layers"):
+        raise ValueError(f"text_config of type {kind} has routing_layers, which only our own decoder has (kosmos_text)")
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     if kind not in CONFIG_MAPPING:

@@ -44,6 +44,7 @@ class Conversation:
         processor: its processor; read from the same path if ``model`` is one.
         system: text in front of the conversation.
         persona: who answers, ``{"president": "Abraham Lincoln"}``, for a model that was trained with personas.
+        alpha: how much the persona counts, 0 to 1, for a model with attention routing; None: as the model thinks fit.
         max_new_tokens: longest answer, in tokens; 64, unless ``generation`` says how long it may be.
         grounding: let answers have phrases with boxes (KOSMOS-2): ``<grounding>`` begins each answer.
         extrapolate: read up to so many training lengths, by blockwise causal attention (``kosmos.extrapolation``).
@@ -67,6 +68,7 @@ class Conversation:
         max_new_tokens: int | None = None,
         adapter: Sequence[str | Path] | str | Path = (),
         persona: Mapping[str, str | list[str]] | None = None,
+        alpha: float | None = None,
         grounding: bool = False,
         extrapolate: int | None = None,
         **generation: Any,
@@ -95,7 +97,7 @@ class Conversation:
         if grounding and not self._may_point:
             raise ValueError("grounding: this model's tokenizer has no tokens for phrases and boxes")
         self.grounding = grounding
-        self.generation = self._defaults(max_new_tokens, generation)
+        self.generation = self._defaults(max_new_tokens, generation) | self._by_hand(alpha)
         self.messages: list[dict[str, Any]] = []
         self.forgotten = 0
         self.reset()
@@ -110,6 +112,13 @@ class Conversation:
         if max_new_tokens is not None:
             defaults["max_new_tokens"] = max_new_tokens
         return {**defaults, **generation}
+
+    def _by_hand(self, alpha: float | None) -> dict[str, Any]:
+        if alpha is None:
+            return {}
+        if not getattr(self.model.config.text_config, "routing_layers", None):
+            raise ValueError("alpha was given, but this model has no attention routing (text_config.routing_layers)")
+        return {"alpha": checked_alpha(alpha)}
 
     def use(self, adapter: str | None) -> None:
         """Answer with another of the model's adapters from now on, by its name; None: with the model as it was.
@@ -375,6 +384,13 @@ class Conversation:
             side = "left" if message["role"] == "assistant" else "right"
             rows.append(f'<div style="text-align:{side};margin:6px 0"><b>{message["role"]}</b><br>{body}</div>')
         return f'<div style="max-width:640px;font-family:sans-serif">{"".join(rows) or "(nothing said yet)"}</div>'
+
+
+def checked_alpha(alpha: float) -> float:
+    """Return α as it is; ValueError unless it is a share of the attention, 0 to 1."""
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is {alpha}: it is 0, the persona does not count, to 1")
+    return float(alpha)
 
 
 def with_pictures(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

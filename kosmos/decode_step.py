@@ -20,6 +20,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from .configuration_kosmos import KosmosTextConfig
 from .cross_attention import Held
 from .decoder import KosmosAttention, KosmosBlock, KosmosDecoder, KosmosFeedForward
+from .routing import HeldRoutes
 
 
 class GrowingLayer(DynamicLayer):
@@ -71,23 +72,28 @@ class GrowingCache(DynamicCache):
         super().__init__(config=config)
         self.layers = [GrowingLayer() for _ in range(config.num_hidden_layers)]
         self.media: Held | None = None  # what cross-attention looks at
+        self.routes: HeldRoutes | None = None  # where persona and context are, for routed layers
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows."""
         super().batch_select_indices(indices)
-        self.media = self.media and self.media.select(indices)
+        self._select(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row."""
         super().batch_repeat_interleave(repeats)
-        if self.media is not None:
-            rows = torch.arange(len(self.media.there_B), device=self.media.there_B.device)
-            self.media = self.media.select(rows.repeat_interleave(repeats))
+        if self.get_seq_length():
+            keys = self.layers[0].keys
+            self._select(torch.arange(len(keys) // repeats, device=keys.device).repeat_interleave(repeats))
+
+    def _select(self, rows: Tensor) -> None:
+        self.media = self.media and self.media.select(rows)
+        self.routes = self.routes and self.routes.select(rows)
 
     def reset(self) -> None:
         """Forget everything."""
         super().reset()
-        self.media = None
+        self.media = self.routes = None
 
     def select(self, rows: Tensor) -> GrowingCache:
         """Return a copy of the given rows, repeated or left out as the index says."""
@@ -271,7 +277,7 @@ def _is_cpu_fp32(tensor: Tensor) -> bool:
 def can_step(decoder: KosmosDecoder) -> bool:
     """Whether ``DecodeStep`` computes what the modules would: as they were built, unwatched, attention by sdpa."""
     config = decoder.config
-    if config._attn_implementation != "sdpa" or config.blockwise_causal_length is not None:
+    if config._attn_implementation != "sdpa" or config.blockwise_causal_length is not None or config.routing_layers:
         return False
     if torch.is_autocast_enabled(decoder.layer_norm.weight.device.type) or nn.modules.module._has_any_global_hook():
         return False

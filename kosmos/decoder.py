@@ -14,6 +14,7 @@ padding and packed documents work, GELU is not forced to fp32 in half precision.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -41,6 +42,7 @@ from .cross_attention import Coupling, GatedCrossAttention
 from .encoders import Encoder
 from .initialization import init_embedding, init_norm, init_projection, linear
 from .positions import KosmosPositions, count_positions, rotate
+from .routing import Asked, Router, Routes, WeightPredictor
 from .rows import RowLayout
 from .versions import either, named, refuse_other_caches
 
@@ -77,11 +79,13 @@ class KosmosAttention(nn.Module):
         plan: AttentionPlan,
         past_key_values: Cache | None,
         prefix: Any = None,
+        routes: Routes | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Return the attended states (B, T, D) and, from the eager kernel, the weights.
 
-        ``prefix`` is a ``tuning.prompts.Prefix``, which has keys and values of its own at some places.
+        ``prefix`` is a ``tuning.prompts.Prefix``, which has keys and values of its own at some places; ``routes`` is
+        what a routed layer attends by (routing.py).
         """
         query, key, value = (
             projection(hidden_BTD).unflatten(-1, (self.num_heads, -1))
@@ -96,7 +100,9 @@ class KosmosAttention(nn.Module):
             cached = past_key_values.update(key.transpose(1, 2), value.transpose(1, 2), self.layer_idx)
             if not plan.whole_rows:
                 key, value = (heads.transpose(1, 2) for heads in cached)
-        if plan.way != "interface":
+        if routes is not None:
+            attended = routes.attend(query, key, value, self.scaling, dropout)
+        elif plan.way != "interface":
             attended = attend(plan, query, key, value, self.scaling, dropout)
         else:
             query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
@@ -257,6 +263,14 @@ class KosmosPreTrainedModel(PreTrainedModel):
             module.start(module)
 
 
+@dataclass
+class DecoderOutput(BaseModelOutputWithPast):
+    """Hidden states; of a decoder with routed layers also α and its logit at each output, (B, T) fp32."""
+
+    alpha: Tensor | None = None
+    alpha_logit: Tensor | None = None
+
+
 class KosmosDecoder(KosmosPreTrainedModel):
     """Embeddings, positions, blocks and the final norm: input ids or unscaled embeddings to hidden states."""
 
@@ -273,6 +287,8 @@ class KosmosDecoder(KosmosPreTrainedModel):
         self.positions = KosmosPositions(config)
         self.layers = nn.ModuleList([KosmosBlock(config, index) for index in range(config.num_hidden_layers)])
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.routed = frozenset(config.routing_layers or ())
+        self.routing = WeightPredictor(config.hidden_size) if self.routed else None
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -300,11 +316,13 @@ class KosmosDecoder(KosmosPreTrainedModel):
         cache: Cache | None = None,
         coupling: Coupling | None = None,
         layout: RowLayout | None = None,
+        asked: Asked | None = None,
         **kwargs: Any,
-    ) -> BaseModelOutputWithPast:
+    ) -> DecoderOutput:
         """Run the decoder over unscaled embeddings (B, T, D); see KosmosForConditionalGeneration.forward.
 
-        ``coupling`` is what its layers attend to beside the text (cross_attention.py).
+        ``coupling`` is what its layers attend to beside the text (cross_attention.py), ``asked`` what routed layers are
+        told of the tokens (routing.py).
         """
         past_key_values = either(past_key_values, cache)
         refuse_other_caches(kwargs)
@@ -320,12 +338,24 @@ class KosmosDecoder(KosmosPreTrainedModel):
         plan = plan_attention(
             self.config, hidden_BTD, attention_mask, past_key_values, document_ids, block_ids, self.training, layout
         )
+        router, routes = None, None
+        if self.routing is not None:
+            where = (attention_mask, past_key_values, document_ids, block_ids)
+            router = Router(self.config, hidden_BTD, *where, self.training, asked or Asked())
         for index, layer in enumerate(self.layers):
             if coupling is not None:
                 hidden_BTD = coupling.before(index, hidden_BTD)
-            hidden_BTD = layer(hidden_BTD, rotation, plan, **named(past_key_values), **kwargs)
-        return BaseModelOutputWithPast(
-            last_hidden_state=self.layer_norm(hidden_BTD), **named(past_key_values if use_cache else None)
+            special: dict[str, Any] = {}
+            if index in self.routed:
+                assert router is not None
+                assert self.routing is not None
+                special["routes"] = routes = routes or router.weigh(self.routing, hidden_BTD)
+            hidden_BTD = layer(hidden_BTD, rotation, plan, **named(past_key_values), **special, **kwargs)
+        return DecoderOutput(
+            last_hidden_state=self.layer_norm(hidden_BTD),
+            **named(past_key_values if use_cache else None),
+            alpha=None if routes is None else routes.alpha_BT,
+            alpha_logit=None if routes is None else routes.logit_BT,
         )
 
     def _position_ids(self, hidden_BTD: Tensor, attention_mask: Tensor | None, past: Cache | None) -> Tensor:

@@ -232,8 +232,9 @@ class KosmosGenerationMixin(GenerationMixin):
             inputs.pop(name, None)
             if assisting and kwargs.get(name) is not None:  # an assistant's prompt is never a first iteration
                 inputs[name] = kwargs[name]
-        if inputs.get("position_in_span") is not None:
-            inputs["position_in_span"] = inputs["position_in_span"][:, -inputs["input_ids"].shape[1] :]
+        for name in ("position_in_span", "writing"):
+            if inputs.get(name) is not None:
+                inputs[name] = inputs[name][:, -inputs["input_ids"].shape[1] :]
         return inputs
 
     def _update_model_kwargs_for_generation(
@@ -244,6 +245,8 @@ class KosmosGenerationMixin(GenerationMixin):
         model_kwargs = super()._update_model_kwargs_for_generation(
             outputs, model_kwargs, *args, num_new_tokens=num_new_tokens, **kwargs
         )
+        if model_kwargs.get("writing") is not None:
+            model_kwargs["writing"] = F.pad(model_kwargs["writing"], (0, num_new_tokens), value=True)
         if blocks is not None:
             model_kwargs["block_ids"] = F.pad(blocks, (0, num_new_tokens), value=-1)
         if second is not None:
@@ -261,6 +264,11 @@ class KosmosGenerationMixin(GenerationMixin):
     ) -> tuple[Tensor, dict[str, Any]]:
         """Repeat rows for beams; a row's images and spans are repeated together, keeping the placeholders' order."""
         encoded = {name: kwargs.pop(name) for name in input_names() if kwargs.get(name) is not None}
+        prompt = kwargs.get("inputs_embeds", input_ids)
+        routed = getattr(self.config.get_text_config(), "routing_layers", None)
+        if routed and prompt is not None and kwargs.get("writing") is None:  # of a prompt its last output is written
+            kwargs["writing"] = torch.zeros(prompt.shape[:2], dtype=torch.bool, device=prompt.device)
+            kwargs["writing"][:, -1] = True
         if expand_size > 1 and input_ids is not None:
             for modality in MODALITIES.values():
                 if given := modality.given(encoded):
@@ -278,7 +286,7 @@ class KosmosGenerationMixin(GenerationMixin):
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
         """transformers knows the inputs that ``forward`` names; a further modality's go through its ``kwargs``."""
-        inputs = input_names()
+        inputs = input_names() | {"alpha", "writing"}
         super()._validate_model_kwargs({name: value for name, value in model_kwargs.items() if name not in inputs})
 
 

@@ -38,6 +38,7 @@ SIZES: dict[str, tuple[int, int]] = {
     "input_shape": (1, 1 << 23),
     "train_last_blocks": (0, 1000),
     "cross_attention_every": (1, 1000),
+    "routing_layers": (0, 999),
     "cross_attention_heads": (1, 1 << 12),
     "cross_attention_head_dim": (1, 1 << 14),
 }

@@ -25,8 +25,9 @@ from .encoder_weights import load_encoder_weights
 from .entities import EntityOutput, read_entities
 from .generation import KosmosGenerationMixin
 from .initialization import init_embedding
-from .loss import TokenLoss, cross_entropy, shift
+from .loss import IGNORE, TokenLoss, cross_entropy, shift
 from .modalities import IMAGE, MODALITIES
+from .routing import routing_loss
 from .rows import RowLayout
 from .transformers_decoder import TransformersDecoder
 from .versions import cache_of, either, named
@@ -46,12 +47,16 @@ class KosmosOutput(CausalLMOutputWithPast):
         ratings: (I,) fp32, what a model with ``entity_config.rating`` predicts at the place of each entity.
         entity_losses: weighted sums (2,) of the context and the rating loss over what they were divided by, detached;
             they are part of ``loss``.
+        alpha: (B, T) fp32, how much the persona counts in routed layers at each output that is written.
+        routing_loss: what its classifier's loss adds to ``loss``, detached.
     """
 
     token_loss: Tensor | None = None
     image_features: Tensor | None = None
     ratings: Tensor | None = None
     entity_losses: Tensor | None = None
+    alpha: Tensor | None = None
+    routing_loss: Tensor | None = None
 
 
 class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixin):
@@ -153,7 +158,11 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
                 nothing is asked of the device then (rows.py).
             kwargs: ``use_cache``, ``dummy_image`` (touch encoders that this batch leaves out, so that no rank waits
                 for a gradient), ``output_hidden_states``, ``output_attentions``, and the inputs of other modalities
-                by the names that ``MODALITIES`` has: of text spans, ids and mask (S, L) of the text encoder.
+                by the names that ``MODALITIES`` has: of text spans, ids and mask (S, L) of the text encoder. For
+                attention routing (routing.py): ``alpha``, a number or (B,), sets by hand how much the persona counts;
+                ``writing`` (B, T) booleans say which outputs are written, by default those with a label, without
+                labels a prompt's last and all that follow; ``persona_related`` (B, T), 1, 0 or -1 for unknown, says
+                whether an answer is about the persona, which α learns.
 
         Raises:
             ValueError: anything that does not fit, naming both sides.
@@ -167,11 +176,15 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
             )
             if logits is not None:
                 return KosmosOutput(logits=logits, **named(past_key_values))
+        targets = shift(labels) if shift_labels is None and labels is not None else shift_labels
+        related = kwargs.pop("persona_related", None)
+        routed = bool(getattr(self.config.text_config, "routing_layers", None))
+        if routed and targets is not None and kwargs.get("writing") is None:
+            kwargs["writing"] = targets != IGNORE
         outputs = self.model(
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, document_ids=document_ids,
             block_ids=block_ids, position_in_span=position_in_span, pixel_values=pixel_values, layout=layout, **kwargs,
         )  # fmt: skip
-        targets = shift(labels) if shift_labels is None and labels is not None else shift_labels
         if skip_logits is None:
             skip_logits = shift_labels is not None or (labels is not None and self.training)
         loss = TokenLoss(None, None)
@@ -187,8 +200,14 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
             entities = read_entities(self, outputs.last_hidden_state, input_ids, kwargs, divisor)
             if loss.loss is not None and entities.loss is not None:
                 loss = loss._replace(loss=loss.loss + entities.loss)
+        of_alpha = None
+        if routed and related is not None and outputs.alpha_logit is not None and targets is not None:
+            of_alpha = routing_loss(outputs.alpha_logit, related, targets, loss_weight, num_items_in_batch)
+            of_alpha = self.config.text_config.routing_loss * of_alpha
+            loss = loss._replace(loss=loss.loss + of_alpha)
         output = self._output(outputs, loss, None if skip_logits else logits_to_keep)
         output.ratings, output.entity_losses = entities.ratings, entities.parts
+        output.alpha, output.routing_loss = outputs.alpha, None if of_alpha is None else of_alpha.detach()
         return output
 
     def _output(self, outputs: KosmosModelOutput, loss: TokenLoss, logits_to_keep: int | Tensor | None) -> KosmosOutput:

@@ -81,7 +81,7 @@ def document_borders(document_ids_BT: Tensor) -> Tensor:
         ValueError: a document comes in two pieces of one row.
     """
     rows, length = document_ids_BT.shape
-    starts = _changes(document_ids_BT).flatten().nonzero().squeeze(1)
+    starts = changes(document_ids_BT).flatten().nonzero().squeeze(1)
     owners = document_ids_BT.flatten()[starts]
     real = owners >= 0
     keys = torch.stack([starts[real] // length, owners[real]], dim=1)
@@ -94,8 +94,8 @@ def document_borders(document_ids_BT: Tensor) -> Tensor:
     return torch.cat([starts, starts.new_tensor([rows * length])])
 
 
-def _changes(ids_BT: Tensor) -> Tensor:
-    """True where a row begins, or a token has another id than the one before it."""
+def changes(ids_BT: Tensor) -> Tensor:
+    """Return True where a row begins, or a token has another id than the one before it."""
     change = torch.ones_like(ids_BT, dtype=torch.bool)
     change[:, 1:] = ids_BT[:, 1:] != ids_BT[:, :-1]
     return change
@@ -103,7 +103,7 @@ def _changes(ids_BT: Tensor) -> Tensor:
 
 def _connected(block_ids_BT: Tensor, document_ids_BT: Tensor) -> bool:
     """Whether each block is one stretch of one document."""
-    begins = (_changes(block_ids_BT) | _changes(document_ids_BT)) & (block_ids_BT >= 0)
+    begins = (changes(block_ids_BT) | changes(document_ids_BT)) & (block_ids_BT >= 0)
     row, place = begins.nonzero().unbind(1)
     keys = torch.stack([row, document_ids_BT[row, place], block_ids_BT[row, place]], dim=1)
     return len(keys.unique(dim=0)) == len(keys)
@@ -116,13 +116,13 @@ def visible(document_ids_BT: Tensor, block_ids_BT: Tensor | None, window: int | 
     A block is seen whole, also beyond the window.
     """
     place_BT = torch.arange(document_ids_BT.shape[1], device=document_ids_BT.device).expand_as(document_ids_BT)
-    document_begins = _changes(document_ids_BT)
+    document_begins = changes(document_ids_BT)
     first = (place_BT * document_begins).cummax(1).values
     if window is not None:
         first = torch.maximum(first, place_BT - (window - 1))
     last = place_BT
     if block_ids_BT is not None:
-        begins, inside = _changes(block_ids_BT) | document_begins, block_ids_BT >= 0
+        begins, inside = changes(block_ids_BT) | document_begins, block_ids_BT >= 0
         block_first = (place_BT * begins).cummax(1).values
         ends = torch.ones_like(begins)
         ends[:, :-1] = begins[:, 1:]

@@ -45,9 +45,9 @@ def collate(rows: Sequence[Row]) -> dict[str, Tensor]:
 
     Returns:
         ``input_ids``, ``shift_labels`` (−100 ignored), ``document_ids`` (−1 padding), ``position_ids``, ``source_ids``
-        (−1 padding), all int64 (B, T); ``loss_weight`` float32 (B, T). Only where needed: ``block_ids`` and
-        ``position_in_span`` int64 (B, T); and, row by row, the inputs of each modality, which ``stack`` of
-        ``kosmos.modalities`` makes: ``pixel_values`` uint8 (I, 3, S, S) …
+        (−1 padding), all int64 (B, T); ``loss_weight`` float32 (B, T). Only where needed: ``block_ids``,
+        ``position_in_span`` and ``persona_related`` int64 (B, T); and, row by row, the inputs of each modality, which
+        ``stack`` of ``kosmos.modalities`` makes: ``pixel_values`` uint8 (I, 3, S, S) …
     """
 
     def column(field: int) -> np.ndarray:
@@ -67,6 +67,10 @@ def collate(rows: Sequence[Row]) -> dict[str, Tensor]:
         batch["block_ids"] = torch.from_numpy(block).long()
     if position_in_span.any():
         batch["position_in_span"] = torch.from_numpy(position_in_span).long()
+    if any(row.related is not None for row in rows):
+        nobody = np.full_like(block[0], -1)
+        known = [nobody if row.related is None else row.related for row in rows]
+        batch["persona_related"] = torch.from_numpy(np.stack(known)).long()
     return batch | stack_inputs(placed for row in rows for placed in row.placed)
 
 

@@ -37,6 +37,8 @@ class Example:
         ends: True at t where token t ends a sentence and a row may stop before it; ``<s>`` stands for it in the next
             row. Only rows of whole sentences ask for it (:mod:`kosmos_data.sentences`); nowhere by default.
         turns: True at t where token t begins a turn that needs nothing before it; nowhere by default.
+        related: 1 at t where what output t writes says something of the persona, 0 where not, −1 where nobody knows;
+            None: it is not asked.
     """
 
     token: np.ndarray
@@ -51,6 +53,7 @@ class Example:
     fallback: int = 0
     ends: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
     turns: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    related: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         self.label = np.where(self.weight > 0, self.label, np.int32(IGNORED))
@@ -70,12 +73,14 @@ class Flat:
         weight: weight of *predicting this very token* (not shifted).
         placed: what encoders read, with their slots.
         cuts: True where the sequence may be cut before this token (never inside an image or a span).
+        related: as in :class:`Example`, of *this very token* (not shifted).
     """
 
     ids: np.ndarray
     weight: np.ndarray
     placed: list[Placed]
     cuts: np.ndarray
+    related: np.ndarray | None = None
 
 
 def text_only(ids: Sequence[int], trained_from: int) -> Flat:
@@ -100,6 +105,7 @@ def shifted(flat: Flat) -> Example:
         position_in_span=np.zeros(length, dtype=np.int32),
         placed=flat.placed,
         cuts=flat.cuts[:-1],
+        related=None if flat.related is None else flat.related[1:],
     )
 
 

@@ -240,6 +240,7 @@ class Row:
         lane_state: the lane's state after this row.
         skipped: bad samples met while making the row, by reason.
         fallbacks: stretches that were too short for their objective and stayed plain causal text.
+        related: int8 (T,), see :class:`~kosmos_data.example.Example`; None: no example says.
     """
 
     number: int
@@ -251,6 +252,7 @@ class Row:
     lane_state: dict = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
     fallbacks: int = 0
+    related: np.ndarray | None = None
 
 
 def fill_row(row: Row, pieces: Sequence[Piece], bos: int, document_mask: bool, eos: int | None = None) -> None:
@@ -284,6 +286,9 @@ def fill_row(row: Row, pieces: Sequence[Piece], bos: int, document_mask: bool, e
     if block.max() >= 0:
         block = _apart(block, starts)
     fields[BLOCK, :end] = block
+    if any(piece.example.related is not None for piece in pieces):
+        row.related = np.full(fields.shape[1], -1, dtype=np.int8)
+        row.related[:end] = np.concatenate([_related(piece) for piece in pieces])
     for piece in pieces:
         row.placed += [placed for placed in piece.example.placed if piece.start <= placed.start < piece.stop]
 
@@ -292,6 +297,14 @@ def _closing(piece: Piece, eos: int) -> int:
     """What stands behind ``piece`` in a row of sentences: the token that ended its last sentence."""
     example, stop = piece.example, piece.stop
     return int(example.token[stop]) if stop < len(example) and example.ends[stop] else eos
+
+
+def _related(piece: Piece) -> np.ndarray:
+    """Which outputs of a piece say something of the persona; -1 at a ``<s>`` put before it, or where nobody says."""
+    known = piece.example.related
+    if known is None:
+        return np.full(piece.length, -1, dtype=np.int8)
+    return np.concatenate([np.full(piece.restart, -1, dtype=np.int8), known[piece.start : piece.stop]])
 
 
 def _joined(pieces: Sequence[Piece], column: str, restart: float | Sequence[int]) -> np.ndarray:

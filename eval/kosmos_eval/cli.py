@@ -340,6 +340,7 @@ def _personas(argv: Sequence[str]) -> int:
     add("--train", metavar="CORPUS", type=Path, help="also write; a classifier of words learns from these real texts")
     add("--write", metavar="N", type=int, default=200, help="texts that are written for each persona (200)")
     add("--seed", metavar="N", type=int, default=0, help="of what is drawn (0)")
+    add("--alpha", metavar="SHARE", type=float, help="how much the persona counts in a model with attention routing")
     options = vars(parser.parse_args(argv))
     return _print_json(judge(objective=yaml.safe_load(options.pop("objective")), **options))
 

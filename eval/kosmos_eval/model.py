@@ -247,7 +247,7 @@ class EvaluatedModel:
             stages = [Stage(ids[b][c][:-1]) for b, c in chunk]
             keep = max(len(stage.ids) for stage in stages)
             parents = torch.tensor([b for b, _ in chunk], device=self.runner.device)
-            logits = self.runner.extend(state.select(parents), stages, keep)[1].log_softmax(dim=-1)
+            logits = self.runner.extend(state.select(parents), stages, keep, written=True)[1].log_softmax(dim=-1)
             for (b, c), logits_TV in zip(chunk, logits, strict=True):
                 targets = torch.tensor(ids[b][c][1:], device=logits_TV.device)
                 own_TV = logits_TV[keep - len(targets) :]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,6 +80,7 @@ def tell_apart(
     max_new_tokens: int,
     batch: int,
     seed: int,
+    by_hand: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Write a text for each document under both personas and ask the classifier which of the two persons wrote it.
 
@@ -88,6 +89,7 @@ def tell_apart(
         right, wrong: the same documents under their own and another persona.
         max_new_tokens, batch: length of a text; texts at a time.
         seed: of the intervals.
+        by_hand: further inputs of ``generate()``: ``alpha`` of a model with attention routing.
 
     Returns:
         Shares of texts that are likelier under the right person than under the other: ``real`` texts, those written for
@@ -103,7 +105,7 @@ def tell_apart(
             raise ValueError(f"the texts of --train have no persona {name!r}; give the corpus that trained the model")
     texts = {"real": [text_of(document) for document in right]}
     for name, documents in (("right", right), ("wrong", wrong)):
-        texts[name] = list(write(model, processor, documents, max_new_tokens, batch))
+        texts[name] = list(write(model, processor, documents, max_new_tokens, batch, by_hand))
     report: dict[str, Any] = {"texts": len(pairs), "classes": len(judge.classes)}
     for name, given in texts.items():
         leads = [
@@ -121,7 +123,14 @@ def text_of(document: Document) -> str:
 
 
 @torch.no_grad()
-def write(model: Any, processor: Any, documents: Sequence[Document], max_new_tokens: int, batch: int) -> Iterator[str]:
+def write(
+    model: Any,
+    processor: Any,
+    documents: Sequence[Document],
+    max_new_tokens: int,
+    batch: int,
+    by_hand: Mapping[str, float] | None = None,
+) -> Iterator[str]:
     """Draw a text for each document from what stands before its first supervised text."""
     model.take_rules(processor)
     tokenizer = processor.tokenizer
@@ -138,7 +147,7 @@ def write(model: Any, processor: Any, documents: Sequence[Document], max_new_tok
             mask[row, width - len(prompt.ids) :] = 1
         inputs = {"input_ids": ids, "attention_mask": mask, **stack_inputs(one for p in prompts for one in p.placed)}
         inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
-        written = model.generate(**inputs, do_sample=True, max_new_tokens=max_new_tokens)[:, width:]
+        written = model.generate(**inputs, **(by_hand or {}), do_sample=True, max_new_tokens=max_new_tokens)[:, width:]
         yield from tokenizer.batch_decode(written, skip_special_tokens=True)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from kosmos.conversation import checked_alpha
 from kosmos.loading import load
 from kosmos.modalities import stack_inputs
 from kosmos_data import objectives
@@ -43,6 +44,7 @@ def judge(
     train: str | Path | None = None,
     write: int = 200,
     max_new_tokens: int = 64,
+    alpha: float | None = None,
 ) -> dict[str, Any]:
     """Return the mean NLL of a token (nats) under each persona, and the paired differences with 95 % intervals.
 
@@ -58,25 +60,33 @@ def judge(
         train: real texts with personas, which train the classifier; None: nothing is written.
         write: for so many of the documents a text is written, under the right and under the wrong persona.
         max_new_tokens: length of these texts.
+        alpha: how much the persona counts in a model with attention routing, 0 to 1; None: as the model predicts,
+            whose mean over the tokens is reported as ``alpha``.
 
     Raises:
-        ValueError: a document without a persona, personas that are all the same, or a model that reads none.
+        ValueError: a document without a persona, personas that are all the same, a model that reads none, or alpha for
+            one without attention routing.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit}: at least one document is judged")
     model, processor = load(checkpoint)
+    by_hand = {} if alpha is None else {"alpha": checked_alpha(alpha)}
     make, draw = objectives.from_settings(objective, processor), random.Random(seed)
     corpus = Corpus(shards)
     chosen = sorted(draw.sample(range(len(corpus)), min(limit or len(corpus), len(corpus))))
     documents = [corpus[index] for index in chosen]
     versions = {"right": documents, "wrong": others(documents, draw), "unknown": unknown(documents)}
-    scores = {}
+    scores, alphas = {}, {}
     for name, given in versions.items():
         examples = [_example(make, document) for document in given]
-        sums = [row for at in range(0, len(examples), batch) for row in _likelihoods(model, examples[at : at + batch])]
-        scores[name] = MetricScore("nll", np.array(sums), lambda totals: totals[..., 0] / totals[..., 1])
+        batches = (examples[at : at + batch] for at in range(0, len(examples), batch))
+        sums = np.array([row for some in batches for row in _likelihoods(model, some, by_hand)])
+        scores[name] = MetricScore("nll", sums, lambda totals: totals[..., 0] / totals[..., 1])
+        alphas[name] = float(sums[:, 2].sum() / sums[:, 1].sum())
     groups = [str(document.meta.get("speech", document.key)) for document in documents]
     report: dict[str, Any] = {"documents": len(documents), "groups": len(set(groups))}
+    if getattr(model.config.text_config, "routing_layers", None):
+        report["alpha"] = alphas["right"]
     for name, score in scores.items():
         low, high = interval(score, groups, seed)
         report[name] = {"nll": score.value, "low": low, "high": high}
@@ -86,7 +96,9 @@ def judge(
         some = sorted(draw.sample(range(len(documents)), min(write, len(documents))))
         right, wrong = ([versions[name][index] for index in some] for name in ("right", "wrong"))
         torch.manual_seed(seed)
-        report["written"] = tell_apart(model, processor, Corpus(train), right, wrong, max_new_tokens, batch, seed)
+        report["written"] = tell_apart(
+            model, processor, Corpus(train), right, wrong, max_new_tokens, batch, seed, by_hand
+        )
     return report
 
 
@@ -121,8 +133,8 @@ def _with(document: Document, persona: Persona) -> Document:
 
 
 @torch.no_grad()
-def _likelihoods(model: Any, examples: Sequence[Example]) -> np.ndarray:
-    """Sum of the NLL and of the weights of each example, (N, 2)."""
+def _likelihoods(model: Any, examples: Sequence[Example], by_hand: dict[str, float]) -> np.ndarray:
+    """Sums of the NLL, of the weights, and of α, each token by its weight, of each example, (N, 3)."""
     width = max(len(example) for example in examples)
 
     def column(name: str, filler: float, dtype: torch.dtype) -> torch.Tensor:
@@ -139,5 +151,7 @@ def _likelihoods(model: Any, examples: Sequence[Example]) -> np.ndarray:
     }
     if any((example.block >= 0).any() for example in examples):
         inputs["block_ids"] = column("block", -1, torch.long)
-    losses = model(**{name: tensor.to(model.device) for name, tensor in inputs.items()}).token_loss.cpu()
-    return torch.stack([(losses * weight).sum(1), weight.sum(1)], dim=1).double().numpy()
+    output = model(**{name: tensor.to(model.device) for name, tensor in inputs.items()}, **by_hand)
+    values = (output.token_loss, torch.ones_like(weight), output.alpha)
+    sums = [(weight * 0.0 if one is None else one.cpu() * weight).sum(1) for one in values]
+    return torch.stack(sums, dim=1).double().numpy()

@@ -209,8 +209,14 @@ class Runner:
         while self._held_bytes > self._feature_bytes and len(self._features) > 1:
             self._held_bytes -= self._features.popitem(last=False)[1].nbytes
 
-    def extend(self, state: State | None, stages: Sequence[Stage], keep: int = 1) -> tuple[State, Tensor]:
+    def extend(
+        self, state: State | None, stages: Sequence[Stage], keep: int = 1, written: bool = False
+    ) -> tuple[State, Tensor]:
         """Read one more stage of each row after ``state`` (None: from the start).
+
+        Args:
+            keep: how many logits are kept; 0: the prompt goes on behind this stage.
+            written: the stage is an answer, not a part of the prompt (attention routing tells them apart).
 
         Returns:
             The state after it, which takes over ``state``'s memory, and the logits (B, keep, V) fp32 of the last
@@ -218,6 +224,9 @@ class Runner:
         """
         ids_BT, mask_BT = self._pad(stages)
         embeds_BTD, attended = self._embed(ids_BT, stages)
+        if getattr(self.model.config.text_config, "routing_layers", None):
+            attended["writing"] = torch.full_like(mask_BT, written, dtype=torch.bool)
+            attended["writing"][:, -1] |= keep > 0
         return self._forward(state, embeds_BTD, mask_BT, keep, attended)
 
     def write(

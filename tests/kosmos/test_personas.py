@@ -102,3 +102,5 @@ def test_the_command(checkpoint: Path, speaker_folder: Path, tmp_path: Path, cap
     for wrong in ("{}", '{"name": 7}', '{"name": [""]}'):
         assert "a persona has keys with texts, {'city': 'Rome'}" in refused(wrong)
     assert "no such file; it holds a persona as JSON" in refused(None)
+    words += ["--alpha", "0.5"]
+    assert "alpha was given, but this model has no attention routing" in refused(json.dumps(ADA))

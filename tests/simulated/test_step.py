@@ -69,6 +69,19 @@ def test_a_micro_batch_waits_for_nothing(way: str) -> None:
     assert syncs_of(config, batch_of(config, way), way) == []
 
 
+def test_routed_layers_wait_for_nothing() -> None:
+    """Attention routing over packed rows: persona, context and what is written by three masks of flex_attention."""
+    spans = {"span_encoder_config": {"model_config": BERT | {"num_attention_heads": 2}, "train_last_blocks": 1}}
+    config = config_of("lengths", **spans, span_token_id=250, span_connector_config={"kind": "linear"})
+    config.text_config.routing_layers = [0, 2]
+    batch = batch_of(config, "lengths")
+    batch["span_input_ids"] = torch.full((2, 3), 5)
+    batch["span_attention_mask"] = torch.ones(2, 3, dtype=torch.long)
+    batch["input_ids"][:, 200:202] = 250  # one place less than tokens, for the BOS has none
+    batch["persona_related"] = torch.where(batch["shift_labels"] == -100, -1, 1)
+    assert syncs_of(config, batch, "lengths") == []
+
+
 @pytest.mark.parametrize("queries", [None, 4])
 def test_spans_wait_for_nothing(queries: int | None) -> None:
     """A text encoder of one feature a token, or of four a span, one span shorter than the other."""

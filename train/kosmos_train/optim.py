@@ -192,8 +192,11 @@ def parameter_groups(model: torch.nn.Module, config: OptimConfig) -> list[dict[s
 
 
 def is_for_muon(name: str, shape: torch.Size, config: OptimConfig) -> bool:
-    """Whether Muon moves a parameter: the decoder's matrices, not the embeddings, whose rows are looked up."""
-    return config.name == "muon" and part_of(name) == "decoder" and len(shape) == 2
+    """Whether Muon moves a parameter: the decoder's matrices, not the embeddings, whose rows are looked up.
+
+    Nor the classifier of attention routing, whose last matrix is one row.
+    """
+    return config.name == "muon" and part_of(name) == "decoder" and len(shape) == 2 and ".routing." not in name
 
 
 def learning_rate(step: int, config: OptimConfig, steps: int) -> float:

@@ -8,7 +8,7 @@ predicted at the span's last slot.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +18,7 @@ from kosmos.grounding import to_view
 from kosmos.segments import Box, BrokenPicture, Phrase, TooLong, Unreadable
 
 from .. import errors
+from ..about_persona import about_persona
 from ..document import Document, Image, Segment, Text
 from ..errors import BadSample
 from ..example import Flat
@@ -37,6 +38,7 @@ def flatten(
     predict_image: bool = False,
     end_turns: bool = False,
     boxes: bool = True,
+    related: bool = False,
 ) -> Flat:
     """Write a document out as ids with weights, decoding its images and tokenising its text spans for their encoder.
 
@@ -50,6 +52,7 @@ def flatten(
         predict_image: also train the prediction of ``<image>`` itself, that is *when* a picture comes next.
         end_turns: write ``</s>`` behind each text that is followed by a span or an image (MetaLM's demonstrations).
         boxes: write the boxes of texts that have some.
+        related: tell which answers say something of the persona (:mod:`kosmos_data.about_persona`).
 
     Raises:
         BadSample: an image cannot be decoded, boxes have no image before them, a span is longer than its encoder reads,
@@ -58,7 +61,8 @@ def flatten(
     bos, eos = [processor.tokenizer.bos_token_id], [processor.tokenizer.eos_token_id]
     parts: list[tuple[Segment | list[int], float]] = [(bos, 0.0)]
     weight, own_ends = 0.0, processor.turn_end == "eos" and has_turns(document)
-    for segment, following in zip(document.segments, [*document.segments[1:], None], strict=True):
+    about, known = about_persona(document) if related else [-1] * len(document.segments), [-1]
+    for segment, following, one in zip(document.segments, [*document.segments[1:], None], about, strict=True):
         if not boxes and isinstance(segment, Text):
             segment = replace(segment, boxes=None)
         weight = float(loss == "all" or (isinstance(segment, Text) and segment.supervised))
@@ -69,7 +73,9 @@ def flatten(
         parts.append((segment, weight))
         if ends and following is not None:
             parts.append((eos, weight))
-    flat = write([*parts, (eos, weight)], processor, document.key, predict_image)
+        known += [one] * (len(parts) - len(known))
+    parts.append((eos, weight))
+    flat = write(parts, processor, document.key, predict_image, [*known, known[-1]] if related else None)
     if len(flat.ids) == 2:
         raise BadSample(errors.EMPTY, document.key)
     if not flat.weight.any():
@@ -92,6 +98,7 @@ def write(
     processor: KosmosProcessor,
     key: str,
     predict_image: bool = False,
+    related: Sequence[int] | None = None,
 ) -> Flat:
     """Write segments and ids, each with the weight of predicting it; what an encoder reads has none and stays whole.
 
@@ -100,6 +107,7 @@ def write(
         processor: of the run.
         key: of the document, for messages.
         predict_image: weight of the mark before what an encoder reads, if it has one.
+        related: of each part whether it says something of the persona; None: it is not asked.
 
     Raises:
         BadSample: an image, sound or video cannot be decoded, or a segment is longer than its encoder reads.
@@ -122,7 +130,8 @@ def write(
             weight[begin] = predict_image
     for begin, stop in encoded.whole:
         cuts[begin + 1 : stop] = False
-    return Flat(np.array(encoded.ids, dtype=np.int32), weight, encoded.placed, cuts)
+    known = None if related is None else np.repeat(np.array(related, dtype=np.int8), np.diff(encoded.edges))
+    return Flat(np.array(encoded.ids, dtype=np.int32), weight, encoded.placed, cuts, known)
 
 
 def _as_seen(segments: Iterable[Any], processor: KosmosProcessor) -> Iterator[Any]:

@@ -29,14 +29,17 @@ class Causal(Objective):
         loss: ``all`` trains every text token, ``supervised`` only segments not marked ``"supervised": false``.
         predict_image: also train the prediction of ``<image>``. The interleaved loader of KOSMOS-1 was not released;
             OpenFlamingo does not train it, so the default is off.
+        related: also tell which answers say something of the persona, which the classifier of attention routing learns
+            (``text_config.routing_layers``); for dialogues, with ``loss: supervised``.
     """
 
     loss: Loss = "all"
     predict_image: bool = False
+    related: bool = False
 
     def __call__(self, document: Document, seed: int, step: int = 0) -> Example:
         """Write the document out; nothing is drawn."""
-        flat = flatten(document, self.processor, self.loss, self.predict_image)
+        flat = flatten(document, self.processor, self.loss, self.predict_image, related=self.related)
         example = shifted(flat)
         if self.loss == "supervised" and begins_with_question(document):
             example.turns = _turns(flat)[:-1]

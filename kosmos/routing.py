@@ -1,0 +1,408 @@
+"""Attention routing: persona, context and what is written are attended to apart (Zheng et al. 2019, arXiv 1911.04700).
+
+    O = α · A(q, persona) + (1 - α) · A(q, context) + A(q, context) + A(q, written)
+
+A is the layer's own attention, softmax over one set of keys; all three share its projections, as in the paper. α is
+predicted from the context by a small classifier, with a loss of its own, or is set by hand.
+
+::
+
+    ids     <s> <entity_slot> <entity_slot> Question: where? Answer: in   Rome
+    set      ·    persona       persona      context …        written …
+    labels                                                    in      Rome </s>
+
+Written is a run of outputs that have a label, so the token that predicts the first word belongs to it; in a prompt
+without labels that is the last one. Runs before it are context, and so is a persona that does not begin its document:
+that of the other speaker. The ``<s>`` before a persona is in no set.
+
+Differs from the paper: one decoder reads all, so the context is read by its own layers, without the persona where they
+are routed; an empty set adds nothing. The classifier reads the states that enter the first routed layer, and its logit
+is the mean over the context of what it says of each token (the paper has an MLP over an encoder's output).
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicCache
+
+from .attention import AttentionPlan, Run, attend, documents_of, interval_mask, refuse_dropout
+from .configuration_kosmos import KosmosTextConfig
+from .initialization import init_default, linear
+from .loss import IGNORE
+from .rows import changes, document_borders
+
+
+class Asked(NamedTuple):
+    """What a pass is told of its tokens.
+
+    Attributes:
+        persona_BT: True at the places of entities and text spans; None: there are none.
+        writing_BT: True where the output is written by the speaker; None: see ``_writing``.
+        alpha: a number, or one for each row (B,); None: predicted.
+    """
+
+    persona_BT: Tensor | None = None
+    writing_BT: Tensor | None = None
+    alpha: Tensor | float | None = None
+
+
+@dataclass
+class HeldRoutes:
+    """What a cache keeps of each row, (B,) each: places are those of its keys, -1 where there is none.
+
+    Attributes:
+        document: where the document begins.
+        first, last: of the persona.
+        begin: where the context begins.
+        run: where the run of written tokens begins that the next token goes on with.
+        votes, count: sum of what the classifier said of the context, and of how many tokens.
+        run_votes, run_count: the same at the beginning of that run.
+    """
+
+    document: Tensor
+    first: Tensor
+    last: Tensor
+    begin: Tensor
+    run: Tensor
+    votes: Tensor
+    count: Tensor
+    run_votes: Tensor
+    run_count: Tensor
+
+    def select(self, rows: Tensor) -> HeldRoutes:
+        """Return what belongs to these rows, repeated or left out as the index says."""
+        return HeldRoutes(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    @classmethod
+    def nothing(cls, rows: int, device: torch.device) -> HeldRoutes:
+        """Return what is kept before the first token."""
+        none = torch.full((rows,), -1, device=device)
+        zero = torch.zeros(rows, dtype=torch.float64, device=device)
+        return cls(none, none, none, none, none, zero, zero, zero, zero)
+
+
+class WeightPredictor(nn.Module):
+    """The classifier that says of each token of a context whether the answer will be about the persona."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        inner = max(8, width // 4)
+        self.norm = nn.LayerNorm(width)
+        self.dense = linear(width, inner, init_default)
+        self.out = linear(inner, 1, init_default)
+
+    def forward(self, hidden_BTD: Tensor) -> Tensor:
+        """(B, T, D) to votes (B, T), fp32; ``out.bias`` is the logit without any context, and is not among them."""
+        inner = F.gelu(self.dense(self.norm(hidden_BTD)))
+        return (inner @ self.out.weight[0]).float()
+
+
+class Marks(NamedTuple):
+    """What is known of every token, (B, T) each; places are those of keys, -1 where there is none.
+
+    Attributes:
+        real: no padding.
+        target: places of the persona.
+        writing: outputs that are written; on padding as the token before.
+        document, begin, run: where document, context and run begin that the token belongs to.
+        first, last: of the persona up to here, perhaps of an earlier document.
+    """
+
+    real: Tensor
+    target: Tensor
+    writing: Tensor
+    document: Tensor
+    begin: Tensor
+    run: Tensor
+    first: Tensor
+    last: Tensor
+
+
+class KeySet(NamedTuple):
+    """One set of keys of every query as an interval; an empty one is the query itself, and ``there`` is False."""
+
+    first_BT: Tensor
+    last_BT: Tensor
+    there_BT: Tensor
+
+
+@dataclass(frozen=True)
+class Routes:
+    """How the routed layers of one pass attend.
+
+    Attributes:
+        plans: one for each set.
+        shares: what each of the three is multiplied with, (B, T, 1, 1).
+        alpha_BT: α, fp32; of queries that write nothing it means nothing.
+        logit_BT: its logit where it was predicted.
+    """
+
+    plans: list[AttentionPlan]
+    shares: list[Tensor]
+    alpha_BT: Tensor
+    logit_BT: Tensor | None
+
+    def attend(
+        self, query_BTHK: Tensor, key_BTHK: Tensor, value_BTHK: Tensor, scaling: float, dropout: float
+    ) -> Tensor:
+        """Attend to each set and return the weighted sum, (B, T, H, K)."""
+        parts = [
+            share * attend(plan, query_BTHK, key_BTHK, value_BTHK, scaling, dropout)
+            for plan, share in zip(self.plans, self.shares, strict=True)
+        ]
+        return parts[0] + parts[1] + parts[2]
+
+
+class Router:
+    """The routes of one pass, from what is known before its layers; :meth:`weigh` adds α.
+
+    Args:
+        config: of the decoder.
+        hidden_BTD: tells shape and device.
+        attention_mask: (B, P + T) with 0 on padding.
+        cache: what was read before; holds ``HeldRoutes``.
+        document_ids_BT, block_ids_BT: as the decoder has them.
+        training: whether a GPU may use the kernels of training.
+        asked: what is told of the tokens.
+
+    Raises:
+        ValueError: bidirectional blocks, a mask that is no 2-D one, a cache that keeps no routes.
+    """
+
+    def __init__(
+        self,
+        config: KosmosTextConfig,
+        hidden_BTD: Tensor,
+        attention_mask: Tensor | None,
+        cache: Cache | None,
+        document_ids_BT: Tensor | None,
+        block_ids_BT: Tensor | None,
+        training: bool,
+        asked: Asked,
+    ) -> None:
+        if block_ids_BT is not None:
+            raise ValueError(
+                "block_ids ask for bidirectional attention, which routed layers (text_config.routing_layers) do not "
+                "have; set the objective's bidirectional to false"
+            )
+        if attention_mask is not None and attention_mask.ndim != 2:
+            raise ValueError("routed layers (text_config.routing_layers) take a 2-D attention_mask, 0 on padding")
+        self.asked, self.cache = asked, cache
+        self.seen = cache.get_seq_length() if cache is not None else 0
+        rows, length = hidden_BTD.shape[:2]
+        held = held_by(cache) if self.seen else None
+        if self.seen and held is None:
+            raise ValueError("past_key_values were not made by this model, or keep no routes; read the prompt again")
+        self.held = held or HeldRoutes.nothing(rows, hidden_BTD.device)
+        described_BT = documents_of(hidden_BTD, attention_mask, cache, document_ids_BT, None)
+        documents_BT = described_BT
+        if documents_BT is None:
+            documents_BT = torch.zeros(rows, length, dtype=torch.long, device=hidden_BTD.device)
+            if attention_mask is not None:
+                documents_BT = documents_BT.masked_fill(attention_mask[:, -length:] == 0, -1)
+        persona_BT = torch.zeros_like(documents_BT, dtype=torch.bool) if asked.persona_BT is None else asked.persona_BT
+        writing_BT = _writing(documents_BT, held is not None) if asked.writing_BT is None else asked.writing_BT
+        self.marks = find_marks(persona_BT, writing_BT, documents_BT, self.held, self.seen)
+        self.sets = find_sets(self.marks, self.seen)
+        if described_BT is not None and hidden_BTD.device.type == "cpu":
+            plans = [AttentionPlan("runs", runs=_runs(one, documents_BT)) for one in self.sets]
+        elif described_BT is not None and training:
+            plans = [AttentionPlan("flex", block_mask=interval_mask(one.first_BT, one.last_BT)) for one in self.sets]
+            refuse_dropout(plans[0], config.attention_dropout)
+        else:
+            masks = [dense_mask(one, self.seen, attention_mask) for one in self.sets]
+            plans = [AttentionPlan("dense", mask=mask, whole_rows=False) for mask in masks]
+        self.plans = plans
+
+    def weigh(self, predictor: WeightPredictor, hidden_BTD: Tensor) -> Routes:
+        """Predict α from the states that enter the first routed layer, or take the one that is set by hand."""
+        sum_BT, count_BT = self._context(predictor(hidden_BTD))
+        logit_BT: Tensor | None = None
+        if self.asked.alpha is None:
+            logit_BT = predictor.out.bias.float() + (sum_BT / count_BT.clamp(min=1)).float()
+            alpha_BT = logit_BT.sigmoid()
+        else:
+            given = torch.as_tensor(self.asked.alpha, dtype=torch.float32, device=hidden_BTD.device)
+            alpha_BT = given.reshape(-1, 1).expand(hidden_BTD.shape[:2])
+        writing, target = self.marks.writing, self.marks.target
+        shares = (
+            torch.where(writing, alpha_BT, target.float()),
+            torch.where(writing, 2 - alpha_BT, (~target).float()),
+            writing.float(),
+        )
+        made = [
+            (share * one.there_BT).to(hidden_BTD.dtype)[..., None, None]
+            for share, one in zip(shares, self.sets, strict=True)
+        ]
+        return Routes(self.plans, made, alpha_BT, logit_BT)
+
+    def _context(self, votes_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum the votes, and count the tokens, of each query's context; the cache keeps what the next pass needs.
+
+        Running sums, of which that at the context's beginning is taken off; in double precision, so that the place of a
+        document in its row does not matter.
+        """
+        marks, held = self.marks, self.held
+        valid_BT = marks.real & ~marks.target
+        totals, found = [], []
+        for each_BT, before_B, run_B in (
+            (votes_BT.double() * valid_BT, held.votes, held.run_votes),
+            (valid_BT.double(), held.count, held.run_count),
+        ):
+            after_BT = before_B[:, None] + each_BT.cumsum(1)
+            until_BT = after_BT - each_BT
+            base_BT = _at(until_BT, marks.begin - self.seen, torch.zeros_like(before_B))
+            found.append(_at(until_BT - base_BT, marks.run - self.seen, run_B))
+            totals.append(after_BT[:, -1] - base_BT[:, -1])
+        if self.cache is not None:
+            places = [one[:, -1] for one in (marks.document, marks.first, marks.last, marks.begin)]
+            run_B = torch.where(marks.writing[:, -1], marks.run[:, -1], torch.full_like(places[0], -1))
+            sums = (one.detach() for one in (*totals, *(run[:, -1] for run in found)))
+            self.cache.routes = HeldRoutes(*places, run_B, *sums)  # type: ignore[attr-defined]
+        return found[0], found[1]
+
+
+def _at(values_BT: Tensor, places_BT: Tensor, earlier_B: Tensor) -> Tensor:
+    """The values at these places of the pass; ``earlier_B`` where a place is before it."""
+    found = values_BT.gather(1, places_BT.clamp(0, values_BT.shape[1] - 1))
+    return torch.where(places_BT >= 0, found, earlier_B[:, None])
+
+
+def _writing(documents_BT: Tensor, goes_on: bool) -> Tensor:
+    """What is written where nobody says so: all that follows a prompt, and of a prompt its last output."""
+    writing_BT = torch.full_like(documents_BT, goes_on, dtype=torch.bool)
+    writing_BT[:, -1] = True
+    return writing_BT
+
+
+def find_marks(persona_BT: Tensor, writing_BT: Tensor, documents_BT: Tensor, held: HeldRoutes, seen: int) -> Marks:
+    """Find persona, context and runs of every token.
+
+    Everything is a running maximum over places, so that nothing waits for the device.
+
+    Args:
+        persona_BT: placeholders of entities or spans.
+        writing_BT: outputs that are written.
+        documents_BT: -1 on padding.
+        held: of the tokens before.
+        seen: how many keys there are before these tokens.
+    """
+    place_BT = (torch.arange(documents_BT.shape[1], device=documents_BT.device) + seen).expand_as(documents_BT)
+    real_BT = documents_BT >= 0
+    begins_BT = real_BT & changes(documents_BT) if not seen else torch.zeros_like(real_BT)
+    document_BT = _latest(begins_BT, place_BT, held.document)
+    none_B = torch.full_like(held.last, -1)
+    # the persona: a stretch of placeholders that begins its document, behind its <s>
+    start_BT = persona_BT & (begins_BT | ~_before(persona_BT, none_B >= 0))
+    early_BT = place_BT - document_BT <= 1
+    goes_on_BT = (place_BT == seen) & (held.last[:, None] == seen - 1) & (seen > 0)
+    # of each placeholder the beginning of its stretch, and in the last bit whether that is the persona's
+    begun_BT = _latest(start_BT, 2 * place_BT + (early_BT | goes_on_BT), none_B)
+    target_BT = persona_BT & real_BT & (begun_BT % 2 == 1)
+    begin_BT = torch.maximum(_latest(begins_BT, place_BT, held.begin), _latest(target_BT, place_BT + 1, held.begin))
+    # padding between a prompt and what goes on with it does not end a run
+    index_BT = _latest(real_BT, place_BT - seen, none_B)
+    filled_BT = torch.where(index_BT >= 0, writing_BT.gather(1, index_BT.clamp(min=0)), held.run[:, None] >= 0)
+    run_begins_BT = real_BT & writing_BT & (begins_BT | ~_before(filled_BT, held.run >= 0))
+    return Marks(
+        real=real_BT,
+        target=target_BT,
+        writing=filled_BT,
+        document=document_BT,
+        begin=begin_BT,
+        run=_latest(run_begins_BT, place_BT, held.run),
+        first=_latest(target_BT & start_BT & early_BT, place_BT, held.first),
+        last=_latest(target_BT, place_BT, held.last),
+    )
+
+
+def find_sets(marks: Marks, seen: int) -> list[KeySet]:
+    """Find which keys each query sees of persona, context and what is written; what writes nothing sees two of them."""
+    place_BT = (torch.arange(marks.real.shape[1], device=marks.real.device) + seen).expand_as(marks.begin)
+    writes_BT = marks.writing & marks.real
+    until_BT = torch.where(writes_BT, marks.run - 1, place_BT)
+    found = (
+        (marks.first, marks.last, marks.real & (marks.last >= marks.document.clamp(min=0))),
+        (marks.begin, until_BT, marks.real & (marks.begin <= until_BT)),
+        (torch.maximum(marks.run, marks.begin), place_BT, writes_BT & (marks.begin <= place_BT)),
+    )
+    return [
+        KeySet(torch.where(there, first, place_BT), torch.where(there, last, place_BT), there)
+        for first, last, there in found
+    ]
+
+
+def _latest(there_BT: Tensor, value_BT: Tensor, earlier_B: Tensor) -> Tensor:
+    """The value of the last place up to each at which ``there`` is True, ``earlier_B`` before; values grow."""
+    none_BT = earlier_B[:, None].expand_as(value_BT)
+    return torch.where(there_BT, value_BT, none_BT).cummax(1).values
+
+
+def _before(flags_BT: Tensor, first_B: Tensor) -> Tensor:
+    """The flag of the token before each, that of the first from outside."""
+    return torch.cat([first_B[:, None], flags_BT[:, :-1]], dim=1)
+
+
+def _runs(one: KeySet, documents_BT: Tensor) -> list[Run]:
+    """Documents of the rows laid end to end, each with the mask of a set."""
+    length, owner_N = documents_BT.shape[1], documents_BT.flatten()
+    first_N, last_N = one.first_BT.flatten(), one.last_BT.flatten()
+    runs = []
+    for start, stop in itertools.pairwise(document_borders(documents_BT).tolist()):
+        if int(owner_N[start]) < 0:
+            runs.append(Run(stop - start, True, None))
+            continue
+        key_L = torch.arange(start, stop) % length
+        mask_LL = (first_N[start:stop, None] <= key_L) & (key_L <= last_N[start:stop, None])
+        runs.append(Run(stop - start, False, mask_LL))
+    return runs
+
+
+def dense_mask(one: KeySet, seen: int, attention_mask: Tensor | None) -> Tensor:
+    """Return a set as a boolean mask (B, 1, T, P + T); padding is seen by itself only."""
+    key_K = torch.arange(seen + one.first_BT.shape[1], device=one.first_BT.device)
+    mask_BTK = (one.first_BT[..., None] <= key_K) & (key_K <= one.last_BT[..., None])
+    if attention_mask is not None:
+        mask_BTK = mask_BTK & ((attention_mask != 0)[:, None] | (key_K == key_K[seen:, None]))
+    return mask_BTK[:, None]
+
+
+def held_by(cache: Any) -> HeldRoutes | None:
+    """Return what a cache holds of routes.
+
+    Raises:
+        ValueError: a cache of a kind that would keep none.
+    """
+    if cache is not None and not isinstance(cache, DynamicCache):
+        raise ValueError(
+            f"a {type(cache).__name__} cannot hold what attention routing keeps of persona and context; use the "
+            "dynamic cache (cache_implementation='dynamic', the default)"
+        )
+    return getattr(cache, "routes", None)
+
+
+def routing_loss(
+    logit_BT: Tensor,
+    related_BT: Tensor,
+    targets_BT: Tensor,
+    weight_BT: Tensor | None = None,
+    num_items: Tensor | int | float | None = None,
+) -> Tensor:
+    """Return the mean over what is written of the cross-entropy of α against 1, the answer is about the persona, or 0.
+
+    Args:
+        logit_BT: of α.
+        related_BT: 1, 0, or -1 where nobody knows, at each output.
+        targets_BT: what each output must predict; -100 ignored.
+        weight_BT, num_items: weights of the outputs and what the sum is divided by, as in ``loss.cross_entropy``.
+    """
+    weight_BT = (targets_BT != IGNORE).float() if weight_BT is None else weight_BT * (targets_BT != IGNORE)
+    each_BT = F.binary_cross_entropy_with_logits(logit_BT, related_BT.clamp(min=0).float(), reduction="none")
+    total = (each_BT * weight_BT * (related_BT >= 0)).sum()
+    return total / (weight_BT.sum() if num_items is None else num_items)
