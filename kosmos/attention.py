@@ -31,6 +31,7 @@ from .configuration_kosmos import KosmosTextConfig
 from .rows import Packing, RowLayout, document_borders, find_packing, visible
 
 TILE = 128  # queries and keys of a block of flex_attention's mask
+MASKED = ("sdpa", "eager", "flex_attention")  # kernels of transformers that read any mask
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ def plan_attention(
     documents_BT = documents_of(hidden_BTD, attention_mask, past_key_values, document_ids_BT, block_ids_BT)
     if documents_BT is None:
         and_mask = _blockwise_causal(config, hidden_BTD, attention_mask, past_key_values, training)
+        if and_mask is not None:
+            refuse_maskless(config)
         mask = create_causal_mask(config, hidden_BTD, attention_mask, past_key_values, and_mask_function=and_mask)
         return AttentionPlan(mask=mask, whole_rows=False)
     if config._attn_implementation == "eager":
@@ -365,6 +368,16 @@ def refuse_xpos_blocks(config: KosmosTextConfig, block_ids_BT: Tensor) -> None:
             "block_ids ask for bidirectional attention, but text_config.position_type is 'xpos', which amplifies keys "
             "to the right of the query (150 times at a distance of 2048); set position_type to 'rope' or 'learned_2d', "
             "or the objective's bidirectional to false"
+        )
+
+
+def refuse_maskless(config: KosmosTextConfig) -> None:
+    """Raise ValueError where blockwise causal attention is asked of a kernel that reads no mask, and would drop it."""
+    if config._attn_implementation not in MASKED:
+        raise ValueError(
+            f"text_config.blockwise_causal_length is {config.blockwise_causal_length} and the input is longer, but "
+            f"attn_implementation {config._attn_implementation!r} reads no such mask: choose {' or '.join(MASKED)}, or "
+            "set blockwise_causal_length to null and stay below it"
         )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_kosmos import KosmosConfig, KosmosTextConfig
@@ -104,9 +104,25 @@ class KosmosModel(PlaceholderMixin, KosmosPreTrainedModel):
         """Replace the decoder's embeddings."""
         self.decoder.set_input_embeddings(value)
 
-    def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        """Normalised pixels (I, 3, S, S) to unscaled decoder inputs (I, Q, D)."""
-        return self.encode(IMAGE, pixel_values=pixel_values)
+    @property
+    def language_model(self) -> nn.Module:
+        """The decoder by the name that engines look for; of a language model of transformers, that model itself."""
+        return getattr(self.decoder, "model", self.decoder)
+
+    @can_return_tuple
+    def get_image_features(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
+        """Normalised pixels (I, 3, S, S) to unscaled decoder inputs (I, Q, D), which are the ``pooler_output``.
+
+        ``last_hidden_state`` (I, P, C) is what the vision tower made.
+
+        Raises:
+            ValueError: the model has no vision tower.
+        """
+        self._require(IMAGE)
+        features_IPC = self.vision_tower(pixel_values)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=features_IPC, pooler_output=self.connector(features_IPC.to(self.dtype))
+        )
 
     def encode(self, modality: Modality, **inputs: Tensor | None) -> Tensor:
         """Read inputs of one modality and return unscaled decoder inputs, (I, Q, D) or end to end (N, D).

@@ -133,6 +133,7 @@ class Resampler(nn.Module):
         self.layers = nn.ModuleList([PerceiverLayer(width_in, heads, config.head_dim) for _ in range(config.depth)])
         self.norm = nn.LayerNorm(width_in)
         self.dense = linear(width_in, width_out, init_default)
+        self.factor = width_out**-0.5
 
     def forward(self, features_IPC: Tensor, valid_IP: Tensor | None = None) -> Tensor:
         """(I, P, C), of which ``valid_IP`` (default: all) count, to (I, Q, D)."""
@@ -141,7 +142,7 @@ class Resampler(nn.Module):
         for layer in self.layers:
             latents = layer(features_IPC, latents, mask_I11P)
         # by d^-½: see the module's docstring
-        return self.dense(self.norm(latents)) * self.dense.out_features**-0.5
+        return self.dense(self.norm(latents)) * self.factor
 
 
 class FrameConnector(nn.Module):

@@ -110,7 +110,8 @@ class KosmosAttention(nn.Module):
             attended, weights = interface(
                 self, query, key, value, plan.mask, dropout=dropout, scaling=self.scaling, **kwargs
             )
-        return self.out_proj(self.inner_attn_ln(attended.flatten(2))), weights
+        # heads side by side, whatever shape a kernel gives them: an engine's returns (B · T, D)
+        return self.out_proj(self.inner_attn_ln(attended.reshape(*hidden_BTD.shape[:2], -1))), weights
 
 
 class KosmosFeedForward(nn.Module):
@@ -305,7 +306,7 @@ class KosmosDecoder(KosmosPreTrainedModel):
     @capture_outputs
     def forward(
         self,
-        inputs_embeds: Tensor,
+        inputs_embeds: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
@@ -317,13 +318,21 @@ class KosmosDecoder(KosmosPreTrainedModel):
         coupling: Coupling | None = None,
         layout: RowLayout | None = None,
         asked: Asked | None = None,
+        input_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> DecoderOutput:
         """Run the decoder over unscaled embeddings (B, T, D); see KosmosForConditionalGeneration.forward.
 
         ``coupling`` is what its layers attend to beside the text (cross_attention.py), ``asked`` what routed layers are
-        told of the tokens (routing.py).
+        told of the tokens (routing.py); ``input_ids`` (B, T) may be given instead of embeddings.
+
+        Raises:
+            ValueError: both, or neither; what does not fit otherwise.
         """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
         past_key_values = either(past_key_values, cache)
         refuse_other_caches(kwargs)
         hidden_BTD = inputs_embeds * self.embed_scale if self.embed_scale != 1.0 else inputs_embeds

@@ -42,7 +42,7 @@ def _stack_images(images: Sequence[np.ndarray]) -> dict[str, Tensor]:
 
 
 def _read_images(model: Any, pixel_values: Tensor) -> Tensor:
-    return model.connector(model.vision_tower(pixel_values).to(model.dtype))
+    return model.get_image_features(pixel_values, return_dict=True).pooler_output
 
 
 def _image_places(config: Any, inputs: Inputs) -> list[int]:

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForImageTextToText
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from .atomic import writing
@@ -83,9 +83,9 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
         """Replace the decoder's embeddings."""
         self.model.set_input_embeddings(value)
 
-    def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        """Normalised pixels (I, 3, S, S) to unscaled decoder inputs (I, Q, D)."""
-        return self.model.get_image_features(pixel_values)
+    def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """See ``KosmosModel.get_image_features``."""
+        return self.model.get_image_features(pixel_values, **kwargs)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """As everywhere in transformers; a processor that was saved to the folder before gives its rules of writing."""

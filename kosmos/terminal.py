@@ -294,22 +294,25 @@ def _existing(line: str) -> list[Path]:
 
 
 def completions(line: str) -> list[str]:
-    """Whole lines that ``line`` may become: commands, and behind ``/image`` and ``/save`` paths."""
+    """Whole lines that ``line`` may become: commands, and paths behind ``/image`` and ``/save`` or by themselves."""
     command, space, rest = line.partition(" ")
-    if not space:
-        return [f"{name} " for name in COMMANDS if name.startswith(line)] if line.startswith("/") else []
-    if command not in ("/image", "/save", "/fused") and command[1:] not in FILES:
-        return []
+    named = [f"{name} " for name in COMMANDS if not space and line.startswith("/") and name.startswith(line)]
+    if named:
+        return named
+    if not (command in ("/image", "/save", "/fused") or command[1:] in FILES):
+        if command in COMMANDS or not line.startswith(("/", "~", "'", '"')):
+            return []
+        command, space, rest = "", "", line  # files as they are dropped on a terminal
     start, quote = _last_word(rest)
     word = rest[start + len(quote) :]
     typed = word if quote else word.replace("\\ ", " ")
     folder, _, beginning = typed.rpartition("/")
-    where = Path(f"{folder}/" if folder or typed.startswith("/") else ".").expanduser()
     try:
+        where = Path(f"{folder}/" if folder or typed.startswith("/") else ".").expanduser()
         names = sorted(path.name + "/" * path.is_dir() for path in where.iterdir() if path.name.startswith(beginning))
-    except OSError:
+    except (OSError, RuntimeError):  # no such folder, no such user
         return []
-    before = line[: len(command) + 1 + start] + quote + (f"{folder}/" if "/" in typed else "")
+    before = line[: len(command + space) + start] + quote + (f"{folder}/" if "/" in typed else "")
     if quote:
         return [before + name + (quote if name[-1] != "/" else "") for name in names if quote not in name]
     return [before + "".join(f"\\{letter}" if letter in " '\"\\" else letter for letter in name) for name in names]

@@ -107,7 +107,8 @@ def torchscale(size: Size = SIZE) -> torch.nn.Module:
             self.eyes = ours(size).model
 
         def forward(self, ids: torch.Tensor, places: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
-            embeds = self.embed(ids).masked_scatter(places.bool()[..., None], self.eyes.get_image_features(pixels))
+            features = self.eyes.get_image_features(pixels).pooler_output
+            embeds = self.embed(ids).masked_scatter(places.bool()[..., None], features)
             return self.decoder(ids, token_embeddings=embeds)[0]
 
     return Model()

@@ -80,8 +80,8 @@ def speaker(processor: KosmosProcessor) -> Callable[..., KosmosForConditionalGen
     """Return models that can be talked to: they fit the shared processor's vocabulary, pictures and marks."""
     begin, slot, *_, end = processor.image_token_ids()
 
-    def make(seed: int = 0, **options: Any) -> KosmosForConditionalGeneration:
-        settings = make_config(text={"vocab_size": len(processor.tokenizer)}, **options)
+    def make(seed: int = 0, text: dict[str, Any] | None = None, **options: Any) -> KosmosForConditionalGeneration:
+        settings = make_config(text={"vocab_size": len(processor.tokenizer), **(text or {})}, **options)
         settings.image_token_id, settings.boi_token_id, settings.eoi_token_id = slot, begin, end
         settings.num_image_tokens = settings.connector_config.num_queries = processor.num_image_tokens
         torch.manual_seed(seed)

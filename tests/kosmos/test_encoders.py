@@ -156,7 +156,8 @@ def test_timm_towers_survive_saving(build, tmp_path, fields: dict) -> None:
     model.save_pretrained(tmp_path)
     again = KosmosForConditionalGeneration.from_pretrained(tmp_path)
     image = torch.randn(1, 3, size, size)
-    torch.testing.assert_close(again.get_image_features(image), model.get_image_features(image))
+    features = [each.get_image_features(image).pooler_output for each in (again, model)]
+    torch.testing.assert_close(*features)
 
 
 @torch.no_grad()

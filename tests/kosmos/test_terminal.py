@@ -79,6 +79,10 @@ def test_completions_are_lines_that_mean_the_file(folder: Path) -> None:
         assert paths_in(whole.removeprefix("/image "))[-1].is_file(), line
     assert completions("/image oth") == ["/image other\\ folder/"]
     assert completions("/image no/such/folder/x") == []
+    for line in ("~/my", f"{folder}/my", f"'{folder}/my", "~/red.png ~/my"):
+        (whole,) = completions(line)
+        assert paths_in(whole)[-1].is_file(), line
+    assert completions("/again my") == completions("/image ~nobody-here/a") == completions("~nobody-here/a") == []
 
 
 def test_commands(terminal: Terminal, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
