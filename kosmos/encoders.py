@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from .configuration_kosmos import KosmosSpanEncoderConfig, KosmosVisionConfig
 from .optional import needed
 from .span_rows import SpanRows, first_position, lay_in_rows
+from .tower_attention import join_attention
 
 
 class Encoder(nn.Module):
@@ -133,6 +134,7 @@ class OpenClipTower(VisionTower):
         build = needed("open_clip.model", "open_clip_torch")._build_vision_tower
         self.encoder = build(fields["embed_dim"], vision, fields.get("quick_gelu", False))
         self.encoder.proj = None
+        join_attention(self.encoder)
         self.width = self.encoder.ln_post.normalized_shape[0]
         keep_initialisation(self.encoder)
 
