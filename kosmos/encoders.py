@@ -22,6 +22,7 @@ from .configuration_kosmos import KosmosSpanEncoderConfig
 from .encoder_configs import KosmosVisionConfig
 from .optional import needed
 from .span_rows import SpanRows, first_position, lay_in_rows
+from .tower_attention import join_attention
 
 
 class Encoder(nn.Module):
@@ -134,6 +135,7 @@ class OpenClipTower(VisionTower):
         build = needed("open_clip.model", "open_clip_torch")._build_vision_tower
         self.encoder = build(fields["embed_dim"], vision, fields.get("quick_gelu", False))
         self.encoder.proj = None
+        join_attention(self.encoder)
         self.width = self.encoder.ln_post.normalized_shape[0]
         keep_initialisation(self.encoder)
 
