@@ -80,7 +80,7 @@ def build(out: Path, options: Options, progress: Progress) -> dict[str, Any]:
     """
     report: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="kosmos-pictures-") as scratch:
-        pictures = _collected(options, Path(scratch), progress, report)
+        pictures = collected(options, Path(scratch), progress, report)
         train = [picture for picture in pictures if not held_out(picture.base_name, options.held_out_every)]
         test = [picture for picture in pictures if held_out(picture.base_name, options.held_out_every)]
         _write(out, train, test, options, progress, report)
@@ -89,7 +89,7 @@ def build(out: Path, options: Options, progress: Progress) -> dict[str, Any]:
     return report
 
 
-def _collected(options: Options, scratch: Path, progress: Progress, report: dict[str, Any]) -> list[Named]:
+def collected(options: Options, scratch: Path, progress: Progress, report: dict[str, Any]) -> list[Named]:
     """The usable pictures of all collections, those that are stored smaller below ``scratch``."""
     collections = Collections(options.cache, options.strict, progress)
     pictures: list[Named] = []
