@@ -217,8 +217,9 @@ class KosmosModel(PlaceholderMixin, KosmosPreTrainedModel):
             if named := [name for name, value in given.items() if value is not None]:
                 raise ValueError(f"{named[0]} was given, but the model has no text_config.routing_layers")
             return cache
-        found = [places[name] for name in ("entity", "span") if name in places]
-        persona_BT = found[0] | found[-1] if found else None
+        personas = {name for name, modality in MODALITIES.items() if modality.persona}
+        found = [places[name] for name in places if name in personas]
+        persona_BT = torch.stack(found).any(0) if found else None
         options["asked"] = Asked(persona_BT, given.get("writing"), given.get("alpha"))
         routes_of(cache)
         return GrowingCache(self.config.get_text_config()) if cache is None and options.get("use_cache") else cache

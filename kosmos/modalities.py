@@ -180,6 +180,7 @@ SPAN = Modality(
     plural="text spans",
     logged="span_tokens",
     about=lambda config: "A bidirectional encoder reads the stretches of text that are marked as spans.",
+    persona=True,
 )
 ENTITY = Modality(
     name="entity",
@@ -201,6 +202,7 @@ ENTITY = Modality(
     plural="entities",
     logged="entities",
     about=_known_entities,
+    persona=True,
 )
 MODALITIES: dict[str, Modality] = {modality.name: modality for modality in (IMAGE, SPAN, ENTITY, AUDIO, VIDEO, FUSED)}
 

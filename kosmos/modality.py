@@ -69,6 +69,7 @@ class Modality:
         plural: what several inputs are called; None: ``name``.
         logged: name of the count of units in a run's metrics; None: it is not logged.
         about: says in a sentence, by the config, what the encoder reads, for a model card; None: nothing.
+        persona: whether a persona can be given as one of its inputs, which attention routing then tells apart.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Modality:
     plural: str | None = None
     logged: str | None = None
     about: Callable[[Any], str] | None = None
+    persona: bool = False
 
     @property
     def mark(self) -> str:

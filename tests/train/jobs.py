@@ -108,7 +108,7 @@ def step_batch(step: int, processor: Any, rank: int, size: int, total: int = 4) 
 def tuning_losses(
     values: dict[str, Any], tunings: list[dict[str, Any]], variants: list[dict[str, Any]], steps: int
 ) -> list[list[list[list[float]]]]:
-    """:func:`engine_losses` of each tuning; a step has two micro-batches, which one rank adds up and two ranks share."""
+    """:func:`engine_losses` of each tuning; a step has two micro-batches, for two ranks or one after the other."""
     return [engine_losses(values | {"tuning": tuning}, variants, steps, total=2) for tuning in tunings]
 
 
