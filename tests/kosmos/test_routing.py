@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kosmos import KosmosConfig, KosmosForConditionalGeneration
 from kosmos.attention import interval_mask
+from kosmos.convert_config import hf_kosmos2_fields
 from kosmos.cost import model_cost
 from kosmos.decode_step import GrowingCache
 from kosmos.routing import HeldRoutes, find_marks, find_sets
@@ -405,6 +406,20 @@ def test_without_routing_nothing_is_there() -> None:
 def test_what_does_not_fit_is_refused(text: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         KosmosConfig(text_config={**TEXT, **text}, vision_config=None)
+
+
+def test_routed_layers_compile_whole() -> None:
+    """Each layer is one graph, as ``model.compile`` asks, and computes the same."""
+    model, batch = make().train(), packed([[0, 2, 1], [3, 4]])
+    plain = model(**batch).loss
+    for layer in model.model.decoder.layers:
+        layer.compile(backend="eager", fullgraph=True)
+    torch.testing.assert_close(model(**batch).loss, plain)
+
+
+def test_kosmos2_has_no_routes() -> None:
+    with pytest.raises(ValueError, match=r"routing_layers is \[0, 2\], Kosmos-2 has None"):
+        hf_kosmos2_fields(make("sinusoidal").config)
 
 
 def test_blocks_are_refused() -> None:
