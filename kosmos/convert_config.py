@@ -63,6 +63,7 @@ def hf_kosmos2_fields(config: KosmosConfig) -> dict[str, Any]:
     has = {
         "position_type": (text.position_type, "sinusoidal"),
         "sub_layer_norm": (text.sub_layer_norm, True),
+        "routing_layers": (text.routing_layers, None),
         "vision backend": (vision.backend if vision else None, "clip"),
         "l2_normalize": (vision.l2_normalize if vision else None, True),
         "connector": (config.connector_config.kind, "xconnector"),

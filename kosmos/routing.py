@@ -202,7 +202,7 @@ class Router:
         self.held = held or HeldRoutes.nothing(rows, hidden_BTD.device)
         described_BT = documents_of(hidden_BTD, attention_mask, cache, document_ids_BT, None)
         documents_BT = described_BT
-        if documents_BT is None:
+        if documents_BT is None:  # each row is one
             documents_BT = torch.zeros(rows, length, dtype=torch.long, device=hidden_BTD.device)
             if attention_mask is not None:
                 documents_BT = documents_BT.masked_fill(attention_mask[:, -length:] == 0, -1)
@@ -210,15 +210,17 @@ class Router:
         writing_BT = _writing(documents_BT, held is not None) if asked.writing_BT is None else asked.writing_BT
         self.marks = find_marks(persona_BT, writing_BT, documents_BT, self.held, self.seen)
         self.sets = find_sets(self.marks, self.seen)
-        if described_BT is not None and hidden_BTD.device.type == "cpu":
-            plans = [AttentionPlan("runs", runs=_runs(one, documents_BT)) for one in self.sets]
-        elif described_BT is not None and training:
-            plans = [AttentionPlan("flex", block_mask=interval_mask(one.first_BT, one.last_BT)) for one in self.sets]
-            refuse_dropout(plans[0], config.attention_dropout)
-        else:
-            masks = [dense_mask(one, self.seen, attention_mask) for one in self.sets]
-            plans = [AttentionPlan("dense", mask=mask, whole_rows=False) for mask in masks]
-        self.plans = plans
+        self.plans = self._plan(described_BT, attention_mask, training)
+        refuse_dropout(self.plans[0], config.attention_dropout)
+
+    def _plan(self, documents_BT: Tensor | None, attention_mask: Tensor | None, training: bool) -> list[AttentionPlan]:
+        """Choose how the sets are attended to, as ``plan_attention`` does for all keys together."""
+        if documents_BT is not None and documents_BT.device.type == "cpu":
+            return [AttentionPlan("runs", runs=_runs(one, documents_BT)) for one in self.sets]
+        if documents_BT is not None and training:
+            return [AttentionPlan("flex", block_mask=interval_mask(one.first_BT, one.last_BT)) for one in self.sets]
+        masks = [dense_mask(one, self.seen, attention_mask) for one in self.sets]
+        return [AttentionPlan("dense", mask=mask, whole_rows=False) for mask in masks]
 
     def weigh(self, predictor: WeightPredictor, hidden_BTD: Tensor) -> Routes:
         """Predict α from the states that enter the first routed layer, or take the one that is set by hand."""
@@ -276,9 +278,9 @@ def _at(values_BT: Tensor, places_BT: Tensor, earlier_B: Tensor) -> Tensor:
 
 def _writing(documents_BT: Tensor, goes_on: bool) -> Tensor:
     """What is written where nobody says so: all that follows a prompt, and of a prompt its last output."""
-    writing_BT = torch.full_like(documents_BT, goes_on, dtype=torch.bool)
-    writing_BT[:, -1] = True
-    return writing_BT
+    place_T = torch.arange(documents_BT.shape[1], device=documents_BT.device)
+    last_B1 = torch.where(documents_BT >= 0, place_T, -1).amax(1, keepdim=True)
+    return (place_T == last_B1) | goes_on
 
 
 def find_marks(persona_BT: Tensor, writing_BT: Tensor, documents_BT: Tensor, held: HeldRoutes, seen: int) -> Marks:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kosmos import KosmosConfig, KosmosForConditionalGeneration
 from kosmos.attention import interval_mask
+from kosmos.convert_config import hf_kosmos2_fields
 from kosmos.cost import model_cost
 from kosmos.decode_step import GrowingCache
 from kosmos.routing import HeldRoutes, find_marks, find_sets
@@ -307,6 +308,20 @@ def test_alpha_decides_whether_a_persona_is_heard() -> None:
         assert float(apart[~writes][3:].max()) < 1e-6  # the context is read without the persona
 
 
+@torch.no_grad()
+def test_the_last_output_of_a_prompt_is_written(model: KosmosForConditionalGeneration) -> None:
+    """On whichever side a row is padded; without a cache a longer text says itself what is written."""
+    ids, entities, labels = document(8, written=(1,))
+    plain = model(ids[None], entity_ids=entities, writing=(labels != -100)[None]).logits[0]
+    for left, right in ((0, 0), (3, 0), (0, 3)):
+        padded = F.pad(ids, (left, right), value=1)[None]
+        here = slice(left, left + len(ids))
+        mask = F.pad(torch.ones_like(ids), (left, right))[None]
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        found = model(padded, entity_ids=entities, attention_mask=mask, position_ids=positions).logits[0, here]
+        torch.testing.assert_close(found, plain, atol=1e-5, rtol=0)
+
+
 def test_the_classifier_learns_by_its_own_loss() -> None:
     """Cross-entropy by hand, unknown answers left out; a weight of 0 is no loss, and micro-batches add up."""
     model, batch = make(), packed([[0, 2, 1], [3, 4]])
@@ -405,6 +420,19 @@ def test_without_routing_nothing_is_there() -> None:
 def test_what_does_not_fit_is_refused(text: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         KosmosConfig(text_config={**TEXT, **text}, vision_config=None)
+
+
+def test_routed_layers_compile_whole() -> None:
+    """Such a layer is one graph, as ``model.compile`` asks, and computes the same."""
+    model, batch = make().train(), packed([[0, 2, 1], [3, 4]])
+    plain = model(**batch).loss
+    model.model.decoder.layers[0].compile(backend="eager", fullgraph=True)
+    torch.testing.assert_close(model(**batch).loss, plain)
+
+
+def test_kosmos2_has_no_routes() -> None:
+    with pytest.raises(ValueError, match=r"routing_layers is \[0, 2\], Kosmos-2 has None"):
+        hf_kosmos2_fields(make("sinusoidal").config)
 
 
 def test_blocks_are_refused() -> None:
