@@ -28,12 +28,10 @@ from .inputs import check_inputs, missing_inputs
 from .optim import freeze, parameter_groups
 from .plan_table import Plan, show
 from .samples import encode_prompts
-from .simulate import memory_of, outline
+from .simulate import IMAGES, memory_of, outline
 from .trackers import require
 
 PROBE_BATCHES = 2
-IMAGES = 12
-"""Pictures in a row where there are no corpora to count them in."""
 
 
 def plan(config: TrainConfig, gpus: int) -> Plan:

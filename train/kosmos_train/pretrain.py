@@ -76,12 +76,13 @@ def goes_on(run_dir: str | Path, resume: bool) -> bool:
 
 def _assemble(config: Any, run: Any, resume: bool, world: Any) -> Any:
     """Build the loop and what it needs, from the newest checkpoint if there is one."""
-    from kosmos.cost import device_peak, model_cost
+    from kosmos.cost import model_cost
 
     from . import checkpoint
     from .build import build_model, build_processor, origins
     from .corpora import describe, held_out_batches, open_loader
     from .engine import Engine
+    from .fitting import check_free_memory
     from .loop import Loop
 
     latest = checkpoint.find_latest(run.checkpoints) if resume else None
@@ -89,7 +90,8 @@ def _assemble(config: Any, run: Any, resume: bool, world: Any) -> Any:
     processor = build_processor(config)
     loader = open_loader(config.data, processor, world, state.get("loader"))
     model = build_model(config, processor, latest)
-    cost = model_cost(model, config.data.row_tokens) if device_peak() else None  # the log's MFU asks for it
+    cost = model_cost(model, config.data.row_tokens) if world.device.type == "cuda" else None  # the log's MFU asks
+    check_free_memory(config, model, cost, world)
     if latest:
         checkpoint.check_fingerprint(state["frozen"], model)
     else:

@@ -16,6 +16,8 @@ from kosmos import settings
 from .arguments import add_run_arguments, parse_run_arguments
 
 PER_NODE = 8
+IMAGES = 12
+"""Pictures in a row where there are no corpora to count them in."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ def main(argv: Sequence[str]) -> int:
     add_run_arguments(parser, "kosmos_train.config:TrainConfig")
     parser.add_argument("--gpus", type=int, default=PER_NODE, help=f"how many ({PER_NODE})")
     parser.add_argument("--gpu", default="h100", help=f"which: {', '.join(sorted(GPUS))} (h100)")
-    parser.add_argument("--images-per-row", type=float, default=12.0, help="pictures in a row on average (12)")
+    parser.add_argument("--images-per-row", type=float, default=float(IMAGES), help=f"pictures in a row ({IMAGES})")
     units = {"bus": "GB/s", "memory": "TB/s", "bubble": "ms", "loader": "ms", "rest": "ms"}
     for field in fields(Assumptions):
         parser.add_argument(f"--{field.name}", type=float, help=f"{units.get(field.name, 'TFLOP/s')}, see roofline.py")
