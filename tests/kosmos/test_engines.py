@@ -33,7 +33,7 @@ def engine() -> Iterator[str]:
         module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **options: Any
     ) -> tuple[torch.Tensor, None]:
         assert mask is None
-        assert module.layer_idx in range(3), "the paged cache of a layer is found by its number"
+        assert options["caches"][module.layer_idx] == f"of layer {module.layer_idx}", "as SGLang finds a layer's cache"
         (query, key, value), rows = (heads[0] for heads in (query, key, value)), []  # (H, T, K)
         key, value = (heads.repeat_interleave(len(query) // len(heads), 0) for heads in (key, value))
         for start, length in zip((0, 7, 19), LENGTHS, strict=True):
@@ -71,7 +71,10 @@ def test_an_engine_attends_in_place_of_ours(build, engine: str, pixels_of_two: t
     embeds[packed == SLOT] = features[0]
     positions = torch.cat([torch.arange(length) for length in LENGTHS])[None]
     model.config.text_config._attn_implementation = engine
-    outputs = model.model(inputs_embeds=embeds, position_ids=positions, use_cache=False, return_dict=False)
+    caches = [f"of layer {index}" for index in range(3)]
+    outputs = model.model(
+        inputs_embeds=embeds, position_ids=positions, use_cache=False, return_dict=False, caches=caches
+    )
     torch.testing.assert_close(outputs[0], torch.cat(alone, dim=1), atol=1e-5, rtol=0)
 
 
