@@ -69,6 +69,8 @@ class KosmosProcessor(SegmentWriter, ChatProcessor):  # type: ignore[misc]  # tr
         entities: the kinds of entities, of each how many ids there are or their names in order. A prompt writes one as
             ``<entity>user: 7</entity>``, a message as a part ``{"type": "entity", "entity": {"user": 7}}``.
         personas: how a persona is read: as ``entities``, its keys are kinds, or as a ``span`` of the text encoder.
+        image_marks: whether ``<image>`` and ``</image>`` are written around an image's places, as KOSMOS does; without
+            them they stand bare in the text, as in Frozen (arXiv 2106.13884). A prompt has ``<image>`` either way.
         readers: how segments of further modalities are read, by name: ``{"audio": AudioReader(num_tokens=64)}``, or
             its fields as a mapping. The tokenizer has their marks (``<audio>``, ``<audio_slot>``, ``</audio>``).
 
@@ -96,6 +98,7 @@ class KosmosProcessor(SegmentWriter, ChatProcessor):  # type: ignore[misc]  # tr
         entities: Mapping[str, int | Sequence[str]] | None = None,
         personas: str = "entities",
         readers: Mapping[str, Reader | Mapping[str, Any]] | None = None,
+        image_marks: bool = True,
         **kwargs: Any,
     ) -> None:
         if turn_end not in CHAT_TEMPLATES:
@@ -116,6 +119,7 @@ class KosmosProcessor(SegmentWriter, ChatProcessor):  # type: ignore[misc]  # tr
         if personas not in ("entities", "span"):
             raise ValueError(f"personas={personas!r}: a persona is read as entities or as a span")
         self.personas = personas
+        self.image_marks = image_marks
         self.readers = {name: make_reader(name, given) for name, given in (readers or {}).items()}
         self.image_token = IMAGE_BEGIN
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_BEGIN)
@@ -204,7 +208,7 @@ class KosmosProcessor(SegmentWriter, ChatProcessor):  # type: ignore[misc]  # tr
             if longest > self.max_length:
                 raise TooLong(
                     f"the prompt has {longest} tokens, the model takes {self.max_length} "
-                    f"(an image counts {self.num_image_tokens + 2}); shorten it or use fewer images"
+                    f"(an image counts {len(self.image_token_ids())}); shorten it or use fewer images"
                 )
         return features
 
@@ -306,7 +310,7 @@ class KosmosProcessor(SegmentWriter, ChatProcessor):  # type: ignore[misc]  # tr
 
     def _get_num_multimodal_tokens(self, image_sizes: list | None = None, **kwargs: Any) -> MultiModalData:
         count = 0 if image_sizes is None else len(image_sizes)
-        return MultiModalData(num_image_tokens=[self.num_image_tokens + 2] * count, num_image_patches=[1] * count)
+        return MultiModalData(num_image_tokens=[len(self.image_token_ids())] * count, num_image_patches=[1] * count)
 
 
 def load_processor(folder: str | Path) -> KosmosProcessor:

@@ -39,6 +39,7 @@ class SegmentWriter:
     tokenizer: Any
     entities: dict[str, int | Sequence[str]] | None
     personas: str
+    image_marks: bool
     readers: dict[str, Reader]
     _rows: Rows
     _marks: dict[tuple[str, ...], tuple[list[int], ...]]
@@ -155,6 +156,8 @@ class SegmentWriter:
         if modality.marks not in self._marks:  # looked up once: a corpus has millions of images
             self._marks[modality.marks] = tuple([self.token_id(mark)] if mark else [] for mark in modality.marks)
         begin, slot, end = self._marks[modality.marks]
+        if modality.name == "image" and not self.image_marks:
+            begin = end = []
         (length,) = modality.places(self, {modality.inputs[0]: [payload]})
         encoded.placed.append(Placed(modality.name, len(encoded.ids) + len(begin), length, payload))
         encoded.ids += [*begin, *slot * length, *end]
@@ -221,7 +224,7 @@ class SegmentWriter:
         return None if self.entities is None else dict(self._rows.sizes)
 
     def image_token_ids(self) -> list[int]:
-        """The ids of one image's place in a document: ``<image>``, Q slots, ``</image>``."""
+        """The ids of one image's place in a document: ``<image>``, Q slots, ``</image>``, or the slots alone."""
         return self.encode([Image(b"")]).ids
 
     def placeholder_ids(self) -> list[int]:

@@ -132,9 +132,9 @@ def _override(values: dict[str, Any], changes: dict[str, Any], where: str) -> No
 def fit_processor(values: dict[str, Any], processor: Any) -> None:
     """Vocabulary, placeholder ids and places must be those that the loader will write."""
     tokenizer = processor.tokenizer
-    begin, slot, *_, end = processor.image_token_ids()
+    begin, *_, end = processor.image_token_ids() if processor.image_marks else (None, None)
     values["text_config"]["vocab_size"] = _vocabulary(values["text_config"], tokenizer)
-    values.update(image_token_id=slot, boi_token_id=begin, eoi_token_id=end)
+    values.update(image_token_id=processor.image_slot_id, boi_token_id=begin, eoi_token_id=end)
     values["num_image_tokens"] = processor.num_image_tokens
     in_rows = values.get("coupling", "input") == "input"
     if in_rows and values.get("connector_config") and values["connector_config"].get("kind") in QUERYING:

@@ -44,6 +44,8 @@ class TokenizerConfig:
     """``center`` or ``none``, see KosmosImageProcessor."""
     num_image_tokens: int = 64
     """Q, the places that one image takes in the decoder."""
+    image_marks: bool = True
+    """Write ``<image>`` and ``</image>`` around these places; without them the features stand bare in the text."""
     num_span_tokens: int | None = None
     """Places that one text span takes, for a span connector with queries; None: one for each of its tokens."""
     max_length: int | None = 2048
@@ -90,6 +92,7 @@ def make_processor(config: TokenizerConfig, folder: str | Path, progress: Progre
         entities=entities,
         personas=config.personas,
         readers=readers,
+        image_marks=config.image_marks,
     )
     processor.save_pretrained(folder)
     return processor
