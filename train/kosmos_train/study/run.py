@@ -107,7 +107,8 @@ def prepare(study: StudyConfig, base: TrainConfig, folder: Path, console: Consol
             processor.save_pretrained(folder / f"processor-{name}")
         blanks.write_blanks(study.blanks, base.eval.data.sources[0].shards, folder / "blanks")
         for name, wanted in progress.track(study.tuning.sets.items(), description="labelled texts"):
-            tuning.prepare(name, wanted, folder / "tuning" / name)
+            forms = {arm.get("input", "") for arm in study.tuning.arms.values()} & tuning.FORMATS.keys()
+            tuning.prepare(name, wanted, folder / "tuning" / name, sorted(forms))
 
 
 def configs(study: StudyConfig, base: TrainConfig, folder: Path) -> dict[str, TrainConfig]:
