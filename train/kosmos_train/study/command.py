@@ -15,17 +15,18 @@ from kosmos.suggest import suggest
 
 from ..arguments import require_run
 from ..named_configs import find_config
-from . import claims, page
+from . import claims, first_rows, page
 from .claims import Claim
 
 PROG = "python -m kosmos_train.study"
+PLACES = ("run", "page", "readme")
 EPILOG = f"""\
 examples:
   {PROG} --list
   {PROG} xpos_length run=runs/evidence                         # writes runs/evidence/evidence.md
   {PROG} all run=runs/evidence page=docs/evidence.md
   {PROG} demonstration_labels run=runs/evidence checkpoint=runs/mine/tune
-  {PROG} page=docs/evidence.md                                 # only draws the page
+  {PROG} page=docs/evidence.md readme=README.md                # only draws the page, its first rows into the README
   {PROG} train/configs/objectives/study.yaml run=runs/objectives/study
 
 After a kill the same command goes on; what is finished is not done again.
@@ -40,11 +41,11 @@ def main(argv: Sequence[str]) -> None:
         list_claims(console)
         return
     given = [word.partition("=")[::2] for word in arguments.words if "=" in word]
-    places = {key: value for key, value in given if key in ("run", "page")}
-    overrides = [f"{key}={value}" for key, value in given if key not in ("run", "page")]
+    places = {key: value for key, value in given if key in PLACES}
+    overrides = [f"{key}={value}" for key, value in given if key not in PLACES]
     names = [word for word in arguments.words if "=" not in word]
     if not names:
-        draw_page(places.get("page"), console)
+        draw_page(places.get("page"), places.get("readme"), console)
         return
     study = is_study(names[0])
     folder = Path(require_run(places.get("run")))
@@ -57,8 +58,7 @@ def main(argv: Sequence[str]) -> None:
     for claim in sorted(chosen, key=lambda one: (one.row, one.name)):
         try_one(claim, folder, target, [*overrides, *(f"{key}={value}" for key, value in given if key == "run")],
                 arguments.jobs, console)  # fmt: skip
-    page.draw(target)
-    console.print(f"{target}: the page of all claims tried, with {target.with_suffix('')}/CLAIM.json", markup=False)
+    draw_page(str(target), places.get("readme"), console)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -73,8 +73,8 @@ def parser() -> argparse.ArgumentParser:
         "words",
         nargs="*",
         metavar="WORD",
-        help="names of claims (--list), all, or a YAML; run=DIR for runs and results, page=FILE.md for the page, and "
-        "any field of the claim or study, e.g. train.steps=50 seeds=[0]",
+        help="names of claims (--list), all, or a YAML; run=DIR for runs and results, page=FILE.md for the page, "
+        "readme=FILE.md for its first rows, and any field of the claim or study, e.g. train.steps=50 seeds=[0]",
     )
     made.add_argument("--list", action="store_true", help="the claims, and which command tries each")
     made.add_argument("--jobs", type=int, default=1, metavar="N", help="runs of claims at a time (1)")
@@ -126,8 +126,8 @@ def compare_objectives(
     console.print(f"{folder}: study.md, study.json, study-*.png")
 
 
-def draw_page(target: str | None, console: Console) -> None:
-    """Draw the page anew from what lies beside it.
+def draw_page(target: str | None, readme: str | None, console: Console) -> None:
+    """Draw the page anew from what lies beside it, and its first rows into a README.
 
     Raises:
         ValueError: no page is named.
@@ -135,7 +135,11 @@ def draw_page(target: str | None, console: Console) -> None:
     if not target:
         raise ValueError(f"what is tried? name a claim, or page=FILE.md to draw the page; {PROG} --list has the claims")
     page.draw(Path(target))
-    console.print(f"{target}: drawn", markup=False)
+    folder = Path(target).with_suffix("")
+    console.print(f"{target}: the page of all claims tried, drawn from {folder}/CLAIM.json", markup=False)
+    if readme:
+        first_rows.draw(Path(readme), Path(target))
+        console.print(f"{readme}: its first rows", markup=False)
 
 
 def list_claims(console: Console) -> None:

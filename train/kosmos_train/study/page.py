@@ -24,7 +24,7 @@ HEAD = """\
 What the papers claim, tried here: small models, real text and pictures from packages, minutes on a processor. Each
 claim has a control, several seeds and 95 % intervals, and one command that does it all again. What does not hold is
 printed as such. This page is drawn from the JSON files that the commands wrote, by
-`python -m kosmos_train.study page=docs/evidence.md`.
+`python -m kosmos_train.study page=docs/evidence.md readme=README.md`. Minutes are those of one core, whatever else ran.
 
 A claim **holds** where the whole interval of each of its comparisons lies on the expected side, and **does not hold**
 where one lies wholly on the other; else it is not shown. Intervals draw both seeds and items anew (bootstrap). Models

@@ -101,13 +101,29 @@ def prepare(study: StudyConfig, base: TrainConfig, folder: Path, console: Consol
         shards = [source.shards for data in (base.data, base.eval.data) for source in data.sources]
         make_corpus(study.recipe, study.corpus, shards, study.base, progress)
         make_vocabulary(study.tokenizer, base.processor, progress)
-        for name, weights in study.pretrained.items():
-            processor = build_processor(base)
-            take_encoder_tokenizer(processor, str(public_encoder(weights)))
-            processor.save_pretrained(folder / f"processor-{name}")
+        for name in study.objectives:
+            make_processor_of(study, name, base, folder)
         blanks.write_blanks(study.blanks, base.eval.data.sources[0].shards, folder / "blanks")
         for name, wanted in progress.track(study.tuning.sets.items(), description="labelled texts"):
-            tuning.prepare(name, wanted, folder / "tuning" / name)
+            forms = {arm.get("input", "") for arm in study.tuning.arms.values()} & tuning.FORMATS.keys()
+            tuning.prepare(name, wanted, folder / "tuning" / name, sorted(forms))
+
+
+def make_processor_of(study: StudyConfig, name: str, base: TrainConfig, folder: Path) -> None:
+    """Write an objective's processor, where it needs its own: another tokenizer, or a fixed number of places a span."""
+    weights, places = study.pretrained.get(name), span_places(study, name)
+    if weights is None and places is None:
+        return
+    processor = build_processor(base)
+    if weights is not None:
+        take_encoder_tokenizer(processor, str(public_encoder(weights)))
+    processor.num_span_tokens = places if places is not None else processor.num_span_tokens
+    processor.save_pretrained(folder / f"processor-{name}")
+
+
+def span_places(study: StudyConfig, name: str) -> int | None:
+    """How many places the span connector of an objective's model makes of a span; None: one a token."""
+    return study.models.get(name, {}).get("span_connector_config", {}).get("num_queries")
 
 
 def configs(study: StudyConfig, base: TrainConfig, folder: Path) -> dict[str, TrainConfig]:
@@ -116,12 +132,12 @@ def configs(study: StudyConfig, base: TrainConfig, folder: Path) -> dict[str, Tr
     runs = {}
     for name, objective in study.objectives.items():
         model = replace(base.model, overrides={**base.model.overrides, **study.models.get(name, {})})
-        processor = base.processor
+        own = name in study.pretrained or span_places(study, name) is not None
+        processor = str(folder / f"processor-{name}") if own else base.processor
         if name in study.pretrained:
             public = public_encoder(study.pretrained[name])
             fields = json.loads((public / "config.json").read_text(encoding="utf-8"))
             model.read_text(public, fields)
-            processor = str(folder / f"processor-{name}")
         elif encoder is not None and model.has_text_encoder:
             model.read_text(folder / arms.ENCODER, dict(encoder.model))
         source = replace(base.data.sources[0], objective=objective)

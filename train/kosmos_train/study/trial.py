@@ -2,7 +2,7 @@
 
     DIR/runs/KEY/           a run and its arm.json, named after its settings: claims share it
     DIR/readings/KEY/       one reading of a run
-    PAGE/CLAIM.json         words of the claim, cells and comparisons with intervals, command, date, minutes
+    PAGE/CLAIM.json         words of the claim, cells and comparisons with intervals, command, date, minutes of a core
 
 Finished parts are not repeated: after a kill, the same command goes on.
 """
@@ -27,10 +27,9 @@ from kosmos.atomic import write_atomically
 from kosmos.loading import find_model
 
 from ..config import TrainConfig
-from ..named_configs import find_config
 from ..pretrain import train
-from . import crossed, measures
-from .claims import Claim, cell_name, key_of, merged
+from . import by_study, crossed, measures
+from .claims import Claim, cell_name, key_of
 from .crossed import Cell
 from .inputs import make_corpus, make_vocabulary
 from .jobs import Figures, Job, do_all
@@ -44,22 +43,28 @@ def prepare(claim: Claim, console: Console) -> None:
 
     Raises:
         ValueError: the corpus' folder holds something else.
-        FileNotFoundError: the checkpoint that the claim reads is not there.
+        FileNotFoundError: the checkpoint that the claim reads, or that its runs begin with, is not there.
     """
     if claim.checkpoint is not None:
-        try:
-            find_model(claim.checkpoint)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{error}; {claim.needs} makes it, or say checkpoint=RUN") from error
+        _require(claim.checkpoint, claim.needs, "checkpoint=RUN")
         return
     arm, point = next(claim.cells())
     config = claim.run_of(arm, point, claim.seeds[0])
+    if config.model.checkpoint is not None:
+        _require(config.model.checkpoint, claim.needs, "train.model.checkpoint=RUN")
     shards = [source.shards for source in config.data.sources]
     with Progress(console=console, transient=True) as progress:
         make_corpus(claim.recipe, claim.corpus, shards, claim.base, progress)
         for arm, point in claim.cells():
             processor = claim.run_of(arm, point, claim.seeds[0]).processor
             make_vocabulary(claim.tokenizer, processor, progress, claim.arms[arm].tokenizer)
+
+
+def _require(checkpoint: str, needs: str, otherwise: str) -> None:
+    try:
+        find_model(checkpoint)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; {needs} makes it, or say {otherwise}") from error
 
 
 def jobs_of(claim: Claim, folder: Path) -> tuple[list[Job], dict[tuple[str, str, int], str]]:
@@ -69,26 +74,29 @@ def jobs_of(claim: Claim, folder: Path) -> tuple[list[Job], dict[tuple[str, str,
     named = {}
     for arm, point in claim.cells():
         for seed in claim.seeds:
-            reading = claim.reading(arm, point)
-            title = f"{cell_name(arm, point)}, seed {seed}"
-            if claim.checkpoint is not None:
-                reading, drawn = measures.without_demonstrations(reading, seed)
-                asked = {"checkpoint": _stamp(claim.checkpoint), "read": reading, "seed": drawn}
-                work = partial(measures.read_task, claim.checkpoint, reading, drawn)
-                job = Job(f"reading {title}", work, folder / "readings" / key_of(asked), asked, 1, 1.0)
-            else:
+            title, run = f"{cell_name(arm, point)}, seed {seed}", None
+            if claim.checkpoint is None:
                 run = _run_job(claim.run_of(arm, point, seed), title, folder)
                 run = runs.setdefault(str(run.folder), run)
-                asked = {"run": run.folder.name, "read": reading}
-                if claim.measure == "task":  # a run has one seed, and its demonstrations the same
-                    work = partial(measures.read_task, str(run.folder), reading, seed)
-                else:
-                    work = partial(measures.read_run, str(run.folder), reading)
-                place = folder / "readings" / key_of(asked)
-                job = Job(f"reading {title}", work, place, asked, 1, READING_COST * run.cost, (run.name,))
+            job = _reading_job(claim, claim.reading(arm, point), seed, run, title, folder)
             named[arm, point, seed] = readings.setdefault(str(job.folder), job).name
     one_by_one = sorted(readings.values(), key=lambda job: job.after)  # a run is loaded once
     return [*runs.values(), *one_by_one], named
+
+
+def _reading_job(claim: Claim, reading: dict[str, Any], seed: int, run: Job | None, title: str, folder: Path) -> Job:
+    """One reading of a run, or where there is none of the claim's checkpoint."""
+    asked: dict[str, Any] = {"run": run.folder.name} if run else {"checkpoint": _stamp(str(claim.checkpoint))}
+    where = str(run.folder if run else claim.checkpoint)
+    if claim.measure == "task":
+        reading, drawn = measures.without_demonstrations(reading, seed)
+        asked["seed"] = drawn
+        work = partial(measures.read_task, where, reading, drawn)
+    else:
+        work = partial(measures.read_run, where, reading)
+    asked["read"] = reading
+    cost, after = (READING_COST * run.cost, (run.name,)) if run else (1.0, ())
+    return Job(f"reading {title}", work, folder / "readings" / key_of(asked), asked, 1, cost, after)
 
 
 def _stamp(checkpoint: str) -> list[Any]:
@@ -99,6 +107,8 @@ def _stamp(checkpoint: str) -> list[Any]:
 
 def _run_job(config: TrainConfig, title: str, folder: Path) -> Job:
     identity = settings.to_dict(config)
+    if config.model.checkpoint is not None:
+        identity["began as"] = _stamp(config.model.checkpoint)
     cost = float(config.steps * config.data.rows_per_step * config.data.row_tokens)
     return Job(title, partial(_train, config), folder / "runs" / key_of(identity), identity, config.steps, cost)
 
@@ -114,8 +124,9 @@ def _train(config: TrainConfig, folder: Path) -> Figures:
 def try_claim(claim: Claim, folder: Path, command: str = "", console: Console | None = None, jobs: int = 1) -> Any:
     """Do what is not done of a claim, and return what goes into its JSON."""
     console = console or Console(emoji=False)
+    arms = {name: arm.what for name, arm in claim.arms.items()}
     if claim.measure == "study":
-        cells, figures = by_study(claim, folder, console, jobs)
+        cells, figures, arms = by_study.answers(claim, folder, console, jobs)
     else:
         prepare(claim, console)
         work, named = jobs_of(claim, folder)
@@ -128,42 +139,14 @@ def try_claim(claim: Claim, folder: Path, command: str = "", console: Console | 
         "command": command,
         "date": time.strftime("%Y-%m-%d"),
         "hardware": f"{jobs} of {os.cpu_count()} cores ({platform.machine()}), load {os.getloadavg()[2]:.0f}",
-        "minutes": round(sum(one["seconds"] for one in figures) / 60, 1),
+        "minutes": round(sum(one["processor_seconds"] for one in figures) / 60, 1),
         "runs": sum("steps" in one for one in figures),
         "seeds": claim.seeds,
         "items": max(len(cell.weight_N) for cell in cells.values()),
-        "arms": {name: arm.what for name, arm in claim.arms.items()},
+        "arms": arms,
         "cells": [{"arm": arm, "point": point, **_summary(cell)} for (arm, point), cell in cells.items()],
         "comparisons": [_compared(words, claim, by_name) for words in claim.comparisons],
     }
-
-
-def by_study(
-    claim: Claim, folder: Path, console: Console, jobs: int
-) -> tuple[dict[tuple[str, str], Cell], list[Figures]]:
-    """The cells of a claim that a study of objectives answers, and the figures of all its jobs.
-
-    Held-out loss of each objective, one value a seed of pretraining; accuracy of each tuned arm on each set, by item.
-    """
-    from . import run as studies  # it needs all parts of the trainer
-
-    values = merged(settings.read_yaml(find_config(claim.base)), claim.train)
-    study = settings.from_dict(studies.StudyConfig, {**values, "jobs": jobs}, f"claim {claim.name}: ")
-    own = (folder / "studies" / claim.name).resolve()  # jobs know their paths; a link leads to a study that is done
-    studies.run(study, own, claim.name, console)
-    cells = {}
-    for objective in study.objectives:
-        losses = [_figures(own / f"{objective}-{seed}")["held_out_loss"] for seed in study.seeds]
-        cells[objective, "held-out loss"] = Cell(np.array(losses)[:, None], np.ones(1))
-    for name in study.tuning.sets:
-        for arm in study.tuning.arms:
-            right = [_figures(own / "tuning" / name / f"{arm}-{seed}")["right"] for seed in study.tuning.seeds]
-            cells[arm, name] = Cell(np.array(right, dtype=float), np.ones(len(right[0])))
-    return cells, [_figures(path.parent) for path in own.rglob("arm.json")]
-
-
-def _figures(folder: Path) -> Figures:
-    return json.loads((folder / "arm.json").read_text(encoding="utf-8"))["figures"]
 
 
 def _cell(readings: Sequence[Figures]) -> Cell:

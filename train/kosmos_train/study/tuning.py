@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 from kosmos import settings
-from kosmos.loading import load
+from kosmos.loading import find_folder, load
+from kosmos.tuning.settings import Tuning
 from kosmos_data import Document, Text, write_shards
 from kosmos_data.document import Segment, Span
 from kosmos_eval import prompts, statistics, tasks
@@ -45,6 +49,8 @@ class LabelSet:
     """Stands behind the text."""
     words: int = 60
     """Longer texts are cut after so many words, for all models alike."""
+    train_items: int | None = None
+    """At most so many training items, drawn evenly from all; None: all."""
     test_items: int = 1000
     """At most so many test items, drawn evenly from all."""
 
@@ -55,8 +61,9 @@ class TuningConfig:
 
     sets: dict[str, LabelSet] = field(default_factory=dict)
     """What is classified."""
-    arms: dict[str, dict[str, str]] = field(default_factory=dict)
-    """Name → ``{from: pretrained run, input: causal or encoded}``."""
+    arms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Name → ``{from: pretrained run, input: causal or encoded}``; a ``tuning:`` section as of a run where
+    not all of the model learns, and ``lr`` where the arm has a rate of its own."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Each arm is tuned once with each: order of the data."""
     steps: int = 100
@@ -67,26 +74,39 @@ class TuningConfig:
     """Updates of linear warm-up."""
 
 
-def prepare(name: str, wanted: LabelSet, folder: Path, seed: int = 0) -> None:
-    """Cut, draw, and write ``train.jsonl`` and ``test.jsonl`` for the evaluator, and the training shards by format."""
+def prepare(name: str, wanted: LabelSet, folder: Path, forms: Iterable[str] = tuple(FORMATS), seed: int = 0) -> None:
+    """Cut, draw, and write ``train.jsonl`` and ``test.jsonl`` for the evaluator, and training shards in ``forms``."""
     if (folder / "prepared").is_file():
         return
     folder.mkdir(parents=True, exist_ok=True)
     rows = {split: _rows(Path(wanted.data) / f"{split}.jsonl", wanted.words) for split in ("train", "test")}
-    rows["test"] = random.Random(seed).sample(rows["test"], min(wanted.test_items, len(rows["test"])))
+    for split, most in (("train", wanted.train_items), ("test", wanted.test_items)):
+        if most is not None:
+            rows[split] = random.Random(seed).sample(rows[split], min(most, len(rows[split])))
     for split, part in rows.items():
         lines = (
             json.dumps({"id": f"{split}-{number}", "text": text, "answers": [label]}, ensure_ascii=False) + "\n"
             for number, (text, label) in enumerate(part)
         )
         (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
-    for form in FORMATS:
+    for form in forms:
         write_shards(folder / form, documents(task_of(name, wanted, folder, form), folder), 10_000)
     counts = Counter(label for _, label in rows["test"])
     common = Counter(label for _, label in rows["train"]).most_common(1)[0][0]
     known = {"n": len(rows["test"]), "classes": len({label for _, label in rows["train"]})}
     figures = {**known, "chance": 1 / known["classes"], "majority": counts[common] / len(rows["test"])}
     (folder / "prepared").write_text(json.dumps(figures), encoding="utf-8")
+
+
+def commonest_is_right(folder: Path) -> list[bool]:
+    """Of each test item, in the order of a run's ``right``, whether it has the training set's commonest label."""
+    read = (
+        [json.loads(line) for line in (folder / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
+        for split in ("train", "test")
+    )
+    train_rows, test_rows = read
+    common = Counter(row["answers"][0] for row in train_rows).most_common(1)[0][0]
+    return [row["answers"][0] == common for row in sorted(test_rows, key=lambda row: row["id"])]
 
 
 def guesses(folder: Path) -> dict[str, float]:
@@ -153,7 +173,7 @@ def tuning_jobs(
             for seed in tuning.seeds:
                 start, flops = starts[how["from"]]
                 data = study / "tuning" / name
-                config = tune_config(tuning, base, study / start, data / how["input"], how["input"], seed)
+                config = tune_config(tuning, how, base, study / start, data / how["input"], seed)
                 work = partial(_tune, config, name, wanted, data, how["input"])
                 folder = data / f"{arm}-{seed}"
                 cost = 1.5 * tuning.steps * flops  # half of the time goes into ranking the labels
@@ -180,18 +200,21 @@ def results(tuning: TuningConfig, name: str, figures: dict[str, Figures], study:
 
 
 def tune_config(
-    tuning: TuningConfig, base: TrainConfig, start: Path, shards: Path, form: str, seed: int
+    tuning: TuningConfig, how: dict[str, Any], base: TrainConfig, start: Path, shards: Path, seed: int
 ) -> TrainConfig:
-    """The base's rows and engine, from a checkpoint, on the labelled documents."""
-    source = replace(base.data.sources[0], name="labels", shards=str(shards), objective=dict(FORMATS[form]))
+    """The base's rows and engine, from a checkpoint, on the labelled documents; ``how``: one of ``tuning.arms``."""
+    objective = dict(FORMATS[how["input"]])
+    source = replace(base.data.sources[0], name="labels", shards=str(shards), objective=objective)
+    part = how.get("tuning")
     return replace(
         base,
         model=base.model.started_from(start),
+        tuning=None if part is None else settings.from_dict(Tuning, part, "tuning.arms: "),
         processor=None,
         data=replace(base.data, sources=[source], seed=seed),
         steps=tuning.steps,
         seed=seed,
-        optim=replace(base.optim, lr=tuning.lr, warmup=min(tuning.warmup, tuning.steps)),
+        optim=replace(base.optim, lr=how.get("lr", tuning.lr), warmup=min(tuning.warmup, tuning.steps)),
         eval=replace(base.eval, every=0, data=None),
         checkpoint=replace(base.checkpoint, every=tuning.steps, keep=1),
     )
@@ -209,7 +232,17 @@ def _tune(config: TrainConfig, name: str, wanted: LabelSet, data: Path, form: st
     (path,) = (folder / "eval" / "samples").rglob("*.jsonl")
     records = {record["id"]: record for record in map(json.loads, path.read_text(encoding="utf-8").splitlines())}
     right = [records[key]["metrics"]["accuracy"] for key in sorted(records)]
-    return {"accuracy": rows[0]["value"], "low": rows[0]["low"], "high": rows[0]["high"], "right": right}
+    found = {name: rows[0][key] for name, key in (("accuracy", "value"), ("low", "low"), ("high", "high"))}
+    return {**found, "right": right, "parameters": _kept(folder, model)}
+
+
+def _kept(folder: Path, model: Any) -> int:
+    """How many parameters a run leaves: those of its adapter, or of the whole model."""
+    adapter = find_folder(folder, "adapter_config.json")
+    if adapter is None:
+        return sum(parameter.numel() for parameter in model.parameters())
+    with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118  no mapping
 
 
 def pooled(runs: Sequence[Figures]) -> dict[str, Any]:
