@@ -26,6 +26,7 @@ from rich.progress import Progress
 
 from kosmos import settings
 from kosmos.loading import encoder_folder
+from kosmos.modalities import MODALITIES
 
 from ..build import build_config, build_processor
 from ..config import TrainConfig
@@ -111,19 +112,22 @@ def prepare(study: StudyConfig, base: TrainConfig, folder: Path, console: Consol
 
 def make_processor_of(study: StudyConfig, name: str, base: TrainConfig, folder: Path) -> None:
     """Write an objective's processor, where it needs its own: another tokenizer, or a fixed number of places a span."""
-    weights, places = study.pretrained.get(name), span_places(study, name)
-    if weights is None and places is None:
+    weights, sizes = study.pretrained.get(name), places_of(study, name)
+    if weights is None and not sizes:
         return
     processor = build_processor(base)
     if weights is not None:
         take_encoder_tokenizer(processor, str(public_encoder(weights)))
-    processor.num_span_tokens = places if places is not None else processor.num_span_tokens
+    for size, places in sizes.items():
+        setattr(processor, size, places)
     processor.save_pretrained(folder / f"processor-{name}")
 
 
-def span_places(study: StudyConfig, name: str) -> int | None:
-    """How many places the span connector of an objective's model makes of a span; None: one a token."""
-    return study.models.get(name, {}).get("span_connector_config", {}).get("num_queries")
+def places_of(study: StudyConfig, name: str) -> dict[str, int]:
+    """How many places an input takes, by the processor's field, where a connector of an objective's model says so."""
+    model = study.models.get(name, {})
+    connectors = {kind.size: model.get(kind.connector_config) or {} for kind in MODALITIES.values() if kind.size}
+    return {size: connector["num_queries"] for size, connector in connectors.items() if "num_queries" in connector}
 
 
 def configs(study: StudyConfig, base: TrainConfig, folder: Path) -> dict[str, TrainConfig]:
@@ -132,7 +136,7 @@ def configs(study: StudyConfig, base: TrainConfig, folder: Path) -> dict[str, Tr
     runs = {}
     for name, objective in study.objectives.items():
         model = replace(base.model, overrides={**base.model.overrides, **study.models.get(name, {})})
-        own = name in study.pretrained or span_places(study, name) is not None
+        own = name in study.pretrained or bool(places_of(study, name))
         processor = str(folder / f"processor-{name}") if own else base.processor
         if name in study.pretrained:
             public = public_encoder(study.pretrained[name])
