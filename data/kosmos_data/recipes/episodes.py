@@ -72,7 +72,7 @@ class Options:
     choices: int = 4
     words: int = 96
     held_out_words: int = 32
-    questions: int = 400
+    questions: int = 300
     documents_per_shard: int = 2000
     seed: int = 0
     cache: str = ""
