@@ -23,7 +23,7 @@ from .cross_attention import Coupling, GatedCrossAttention, couple, held_by, see
 from .decode_step import GrowingCache
 from .decoder import KosmosDecoder, KosmosPreTrainedModel
 from .entities import RatingHead
-from .modalities import IMAGE, MODALITIES, Modality, input_names
+from .modalities import IMAGE, MODALITIES, READS_PERSONAS, Modality, input_names
 from .placeholders import PlaceholderMixin
 from .routing import Asked
 from .routing import held_by as routes_of
@@ -200,7 +200,7 @@ class KosmosModel(PlaceholderMixin, KosmosPreTrainedModel):
             if named := [name for name, value in given.items() if value is not None]:
                 raise ValueError(f"{named[0]} was given, but the model has no text_config.routing_layers")
             return cache
-        found = [places[name] for name in ("entity", "span") if name in places]
+        found = [places[name] for name in READS_PERSONAS if name in places]
         persona_BT = found[0] | found[-1] if found else None
         options["asked"] = Asked(persona_BT, given.get("writing"), given.get("alpha"))
         routes_of(cache)

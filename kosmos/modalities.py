@@ -210,6 +210,10 @@ def text_encoder(config: Any) -> Modality | None:
     return next((kind for kind in MODALITIES.values() if kind.tokenizer and kind.described(config) is not None), None)
 
 
+READS_PERSONAS = ("entity", "span")
+"""Modalities that may read who speaks (``personas`` of the processor)."""
+
+
 def input_names() -> set[str]:
     """Return the names of all modalities' inputs."""
     return {name for modality in MODALITIES.values() for name in modality.inputs}
