@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help install demo test test-versions lint bench docs notebook image clean
+.PHONY: help install demo test simulated test-versions lint bench docs notebook image clean
 
 help:  ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ demo: $(if $(wildcard $(VENV)/.installed),install,$(VENV)/.installed-demo)  ## t
 test: install  ## the whole test suite, two files at a time, the longest first
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
+simulated: install  ## what a GPU and 64 ranks would do, without them: graphs, kernels, bytes, memory; minutes
+	$(BIN)/python -m pytest -m simulated tests/simulated
+
 # What differs is laid over the environment: a few packages, and torch is not installed three times.
 $(VENV)/versions/%/.installed: tests/versions/%.txt $(VENV)/.installed
 	rm -rf $(@D)
@@ -60,13 +63,13 @@ lint: install  ## style, format, types and import contracts
 
 bench: install  ## speed against peers, ratios from one process each; the loader's after make demo
 	@set -e; run() { echo "== $$*"; $(BIN)/python tests/benchmarks/bench_"$$@"; }; \
-	run model.py; run objectives.py; run train.py; run eval.py; \
+	run model.py; run objectives.py; run train.py; run ahead.py; run eval.py; \
 	if test -d runs/demo/processor; then \
 	  run data_loader.py photos runs/demo/processor; run data_scale.py index runs/demo/processor; \
 	else echo "== loader: left out, it takes the vocabulary of the demo (make demo)"; fi; \
 	if test -d corpora/docs/warc; then run extraction.py corpora/docs/warc/*.warc.gz; \
 	else echo "== extraction: left out, it takes the pages of a recipe (kosmos data make docs --out corpora/docs)"; fi; \
-	if command -v nvidia-smi > /dev/null; then run model_gpu.py; run train_gpu.py; fi
+	if command -v nvidia-smi > /dev/null; then $(BIN)/python tests/benchmarks/gpu.py; fi
 
 docs: install  ## the documentation site, in build/site
 	$(BIN)/python docs/build.py
