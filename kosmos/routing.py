@@ -266,7 +266,8 @@ class Router:
             places = [one[:, -1] for one in (marks.document, marks.first, marks.last, marks.begin)]
             run_B = torch.where(marks.writing[:, -1], marks.run[:, -1], torch.full_like(places[0], -1))
             sums = (one.detach() for one in (*totals, *(run[:, -1] for run in found)))
-            self.cache.routes = HeldRoutes(*[*places, run_B, *sums])  # type: ignore[attr-defined]
+            kept = [*places, run_B, *sums]
+            self.cache.routes = HeldRoutes(*kept)  # type: ignore[attr-defined]
         return found[0], found[1]
 
 
