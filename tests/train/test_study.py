@@ -167,8 +167,8 @@ def _claim_on(study: Path, done: Path, found: dict[str, Any]) -> None:
     assert cells["commonest label @ weather"] == pytest.approx(
         found["tuning"]["weather"]["guess"]["majority"], abs=1e-4
     )
-    among = {"more": Comparison({"lora @ weather": 1, "causal @ weather": -1})}
-    few = replace(claim, arms={"lora": Change(what="rank 2"), "causal": Change()}, comparisons=among)
+    near = Comparison({"lora @ weather": 1, "causal @ weather": -1})
+    few = replace(claim, arms={"lora": Change(what="rank 2"), "causal": Change()}, comparisons={"near": near})
     tried = try_claim(few, done.parent / "evidence")
     assert {cell["arm"] for cell in tried["cells"]} == {"lora", "causal"}
     what, count = tried["arms"]["lora"].split("; ")
