@@ -20,7 +20,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from .configuration_kosmos import KosmosTextConfig
 from .cross_attention import Held
 from .decoder import KosmosAttention, KosmosBlock, KosmosDecoder, KosmosFeedForward
-from .routing import HeldRoutes
+from .route_sets import HeldRoutes
 
 
 class GrowingLayer(DynamicLayer):

@@ -16,7 +16,7 @@ from kosmos.attention import interval_mask
 from kosmos.convert_config import hf_kosmos2_fields
 from kosmos.cost import model_cost
 from kosmos.decode_step import GrowingCache
-from kosmos.routing import HeldRoutes, find_marks, find_sets
+from kosmos.route_sets import HeldRoutes, find_marks, find_sets
 from kosmos_train.config import OptimConfig
 from kosmos_train.optim import is_for_muon
 
@@ -320,6 +320,25 @@ def test_the_last_output_of_a_prompt_is_written(model: KosmosForConditionalGener
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         found = model(padded, entity_ids=entities, attention_mask=mask, position_ids=positions).logits[0, here]
         torch.testing.assert_close(found, plain, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_a_persona_may_be_a_text_span(config_factory: Any) -> None:
+    """In front it is the persona; a span elsewhere is context, which α = 0 does not mute."""
+    torch.manual_seed(0)
+    config = config_factory(images=False, spans=True, text={"routing_layers": [0, 1, 2]})
+    model = KosmosForConditionalGeneration(config).eval()
+    ids = torch.randint(4, 90, (1, 14), generator=torch.Generator().manual_seed(0))
+    ids[0, 1:4] = ids[0, 6:9] = config.span_token_id
+    spans = torch.tensor([[2, 5, 6, 7], [2, 8, 9, 10]])
+    labels = torch.where(torch.arange(14) >= 10, ids, -100)
+    given = {"alpha": 0.0, "shift_labels": labels, "skip_logits": False}
+    logits = [
+        model(ids, span_input_ids=torch.stack([spans[0] + own, spans[1] + other]), **given).logits[0, 10:]
+        for own, other in ((0, 0), (20, 0), (0, 20))
+    ]
+    torch.testing.assert_close(logits[1], logits[0], atol=1e-5, rtol=0)
+    assert (logits[2] - logits[0]).abs().max() > 1e-4
 
 
 def test_the_classifier_learns_by_its_own_loss() -> None:
