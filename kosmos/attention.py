@@ -306,7 +306,10 @@ def attend_flex(query_BTHK: Tensor, key_BTHK: Tensor, value_BTHK: Tensor, block_
     query, key, value = (heads.transpose(1, 2) for heads in (query_BTHK, key_BTHK, value_BTHK))
     flex: Any = flex_attention if torch.compiler.is_compiling() else compiled(flex_attention, dynamic=False)
     grouped = query.shape[1] != key.shape[1]
-    return flex(query, key, value, block_mask=block_mask, scale=scaling, enable_gqa=grouped).transpose(1, 2)
+    # four warps, torch's choice, keep 257 registers in memory at heads of 64, eight none (tests/simulated)
+    warps = {"fwd_num_warps": 8} if query.shape[-1] <= 64 else None
+    out = flex(query, key, value, block_mask=block_mask, scale=scaling, enable_gqa=grouped, kernel_options=warps)
+    return out.transpose(1, 2)
 
 
 def attend(

@@ -24,11 +24,9 @@ class TowerAttention(nn.MultiheadAttention):
         if not plain or kwargs.get("need_weights", True) or kwargs.get("key_padding_mask") is not None:
             return super().forward(query, key, value, *args, **kwargs)
         joined = F.linear(query, self.in_proj_weight, self.in_proj_bias)
-        queries, keys, values = (
-            part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in joined.chunk(3, dim=-1)
-        )
+        states = [part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in joined.chunk(3, dim=-1)]
         dropout = self.dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout)
+        attended = F.scaled_dot_product_attention(states[0], states[1], states[2], dropout_p=dropout)
         return self.out_proj(attended.transpose(1, 2).flatten(2)), None
 
 

@@ -33,7 +33,7 @@ BLOCK = 512  # bytes that the caching allocator rounds up to
 
 
 @cache
-def _let_autograd_run() -> None:
+def let_autograd_run() -> None:
     """Make torch believe that no device has a context: its backward engine would ask a driver that is not there.
 
     The function that it asks is known to libc10_cuda; its first instructions are written over, in this process.
@@ -82,7 +82,7 @@ def fake_cuda() -> Iterator[FakeTensorMode]:
     What would be compiled runs as it is written, except for the pass over the logits. sdpa, which finds no device and
     would take its slow path, and flex attention run as ``Attention``.
     """
-    _let_autograd_run()
+    let_autograd_run()
 
     def written(function: Any, dynamic: bool | None = None) -> Any:
         kernels = {"flex_attention": flash, "_softmax_gradient": _softmax_outputs}

@@ -32,11 +32,10 @@ def run(recipe: TrainConfig) -> Outline:
 
 
 def test_kosmos1_keeps_its_gpus_busy(recipe: TrainConfig, run: Outline) -> None:
-    """At least 46 % of 64 H100, and 50 % of 64 H200 by the count that takes every token through the output matrix."""
+    """At least 46 % of 64 H100 and 50 % of 64 H200, the output matrix counted for tokens with a label alone."""
     h100, h200 = (simulate(recipe, run, 64, with_rates(gpu), 12) for gpu in ("h100", "h200"))
     assert h100.mfu >= 0.46
-    assert h200.mfu >= 0.485
-    assert h200.mfu_all >= 0.50
+    assert h200.mfu >= 0.50
     assert h100.mfu < h100.mfu_all
     assert sum(h100.memory.values()) < 72 * 2**30  # of 80 GB
 

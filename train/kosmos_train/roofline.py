@@ -1,9 +1,10 @@
 """How long a step takes on GPUs, part by part: what is computed, moved and sent, divided by assumed rates.
 
-The FLOPs are those of kosmos/cost.py. The bytes come from kosmos-1's kernels: a block of 3 rows that inductor has
-lowered to sm_90 reads and writes 2.13 GB outside of matrix products and attention, counted on the lowered code; as
-single kernels 3.54. Both grow with tokens and width. The rates are assumptions that nobody here has measured: each is
-a field of :class:`Assumptions`, an argument of ``kosmos simulate``, and stands in its output.
+The FLOPs are those of kosmos/cost.py. The bytes come from kosmos-1's kernels: a block of 9 rows that inductor has
+lowered to sm_90 reads and writes 5.47 GB outside of matrix products and attention, 108 pictures in tower and connector
+27.6, counted on the lowered code (tests/simulated/test_lowering.py); as single kernels 10.6 and 87. They grow with
+tokens and width. The rates are assumptions that nobody here has measured: each is a field of :class:`Assumptions`, an
+argument of ``kosmos simulate``, and stands in its output.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from kosmos.loss import GPU_CHUNK
 from .config import TrainConfig
 
 # bytes of memory traffic for each token and unit of width of a block, forward and backward
-COMPILED_BLOCK, EAGER_BLOCK = 169.0, 281.0
-COMPILED_FORWARD, EAGER_FORWARD = 50.0, 107.0
+COMPILED_BLOCK, EAGER_BLOCK = 145.0, 281.0
+SMALL_BLOCK = 161.0  # of fewer tokens than twice the FFN's width: that norm's gradients are sums of their own then
+COMPILED_FORWARD, EAGER_FORWARD = 49.5, 107.0
 # FLOPs of encoders and connectors for each byte that they move outside of matrix products
-COMPILED_ENCODER, EAGER_ENCODER = 492.0, 232.0
+COMPILED_ENCODER, EAGER_ENCODER = 778.0, 232.0
 LOGIT_BYTES = 14.0  # written in fp32, read three times less one, gradients written in bf16
 GRADIENT_BYTES = 12.0  # a parameter's gradient is put into a bucket, divided, taken out and added in fp32
 KEPT_BY_OVERLAP = 0.35  # of a reduction, its last buckets are waited for
@@ -89,11 +91,13 @@ def step_parts(
     encoded = sum(count * cost.unit_flops[name] for name, count in share.units.items())
     blocks = share.tokens * (cost.token_flops - cost.attention_flops - cost.output_flops)
     attended = share.tokens * cost.attention_flops * 3.5 / 3  # the backward pass computes the scores again
-    traffic = COMPILED_BLOCK if model.compile else EAGER_BLOCK
+    width, layers, vocabulary = text.hidden_size, text.num_hidden_layers, text.vocab_size
+    inner = getattr(text, "intermediate_size", None) or 4 * width
+    small = config.data.rows_per_micro_batch * config.data.row_tokens < 2 * inner
+    traffic = (SMALL_BLOCK if small else COMPILED_BLOCK) if model.compile else EAGER_BLOCK
     if model.activation_checkpointing:
         blocks, attended = blocks * 4 / 3, attended * 4.5 / 3.5
         traffic += COMPILED_FORWARD if model.compile else EAGER_FORWARD
-    width, layers, vocabulary = text.hidden_size, text.num_hidden_layers, text.vocab_size
     moved = share.tokens * width * layers * traffic
     moved += encoded / (COMPILED_ENCODER if model.compile else EAGER_ENCODER)
     chunks = micro * -(-share.supervised / micro // GPU_CHUNK)
