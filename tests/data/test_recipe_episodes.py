@@ -80,7 +80,9 @@ def test_questions_hold_pictures_and_words_that_no_binding_has(made: Path) -> No
     names, words = pictures_by_name(made), {text for text in invented(12, 0)}
     bound = {s.text for document in Corpus(made / "bindings") for s in document.segments[1::2]}
     strung = {word for document in Corpus(made / "words") for s in document.segments for word in s.text.split()}
-    places = Counter()
+    places: Counter[int] = Counter()
+    asked: set[bytes] = set()
+    told: set[bytes] = set()
     for name in ("test", "seen"):
         for row in questions(made, name):
             shown = [*row["demonstrations"], row]
@@ -93,7 +95,11 @@ def test_questions_hold_pictures_and_words_that_no_binding_has(made: Path) -> No
             assert all(known) if name == "seen" else not any(known)
             assert said <= bound if name == "seen" else not said & bound
             assert said <= strung
+            if name == "test":
+                asked.add((made / "eval/images" / row["images"][0]).read_bytes())
+                told |= {(made / "eval/images" / one["images"][0]).read_bytes() for one in row["demonstrations"]}
             places[row["candidates"].index(row["answers"][0])] += 1
+    assert not asked & told, "kosmos eval passes over an example whose picture some question asks"
     assert bound == words
     assert min(places.values()) > 12  # of 30 expected
 

@@ -47,7 +47,7 @@ class Options:
         collections: which of emoji, stamps, clipart.
         held_out_every: one base name in this many is kept for the questions.
         image_side: shorter side of the stored pictures in pixels.
-        variants: so many changed copies of each picture; documents draw from them.
+        variants: so many changed copies of each picture, two at least; documents draw from them.
         documents: of ``bindings`` and of ``words``, each.
         places: pictures of a document of ``bindings``.
         fewest, most: so many different things has a document, drawn for each.
@@ -96,8 +96,12 @@ def build(out: Path, options: Options, progress: Progress) -> dict[str, Any]:
 
     Raises:
         PackageUnavailable: a collection cannot be fetched; nothing is written then.
-        ValueError: fewer things or words than a document needs.
+        ValueError: fewer things or words than a document needs, or one variant.
     """
+    if options.variants < 2:
+        raise ValueError(
+            f"variants={options.variants}: a question shows a thing in other variants than the one it asks"
+        )
     report: dict[str, Any] = {}
     collected = pictures.Options(collections=options.collections, image_side=options.image_side, cache=options.cache)
     with tempfile.TemporaryDirectory(prefix="kosmos-episodes-") as scratch:
@@ -190,19 +194,23 @@ def write_questions(folder: Path, name: str, things: Sequence[Shown], words: Seq
 
     Demonstrations show each thing once, in random order, then each once more: neither the last word nor the commonest
     one is the better guess where all have been shown. Documents of training go on place by place: in rounds the
-    words that are still to come in one would tell without a look at the picture.
+    words that are still to come in one would tell without a look at the picture. A thing's last variant is asked, the
+    others are shown: an example with the picture of some question would be passed over as a leak.
     """
+    asked = [Shown(thing.named, thing.variants[-1:]) for thing in things]
+    shown = [Shown(thing.named, thing.variants[:-1]) for thing in things]
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rows = []
     for number in range(options.questions):
         rng = random.Random(f"{name} {options.seed} {number}")
-        drawn, spoken = rng.sample(things, options.choices), rng.sample(words, options.choices)
-        ways = range(options.choices)
+        ways, which_things = range(options.choices), rng.sample(range(len(things)), options.choices)
+        spoken = rng.sample(words, options.choices)
         rounds = [which for _ in range(0, SHOTS, options.choices) for which in rng.sample(ways, options.choices)]
-        *shown, asked = picture_row(drawn, [*rounds[:SHOTS], rng.choice(ways)], rng)
+        row = picture_row([shown[thing] for thing in which_things], rounds[:SHOTS], rng)
+        row += picture_row([asked[thing] for thing in which_things], [rng.choice(ways)], rng)
         examples = [
             {"images": [_kept(folder, data, f"{name}-{number:04d}-{place}")], "answers": [spoken[which]]}
-            for place, (which, data) in enumerate([*shown, asked])
+            for place, (which, data) in enumerate(row)
         ]
         question = examples.pop()
         candidates = rng.sample(spoken, len(spoken))
