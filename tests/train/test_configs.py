@@ -87,8 +87,6 @@ def test_every_config_dry_runs(
             processor.save_pretrained(tmp_path)
     else:
         config.model.checkpoint = trained
-        if config.processor is not None:  # another one than the checkpoint's
-            config.processor = values["processor"]
         if "semi_causal" in path.read_text():
             slot = load_processor(values["processor"]).span_slot_id
             config.model.overrides = {"span_token_id": slot, "span_encoder_config": {"model_config": BERT}}
