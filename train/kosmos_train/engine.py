@@ -26,6 +26,7 @@ from .config import EngineConfig, TrainConfig
 from .distributed import World
 from .fragments import create_state, fragments, load_optimizer, refresh_weights
 from .guards import SpikeGuard
+from .host_copy import host_copy, wait_for_copies
 from .muon import matrices
 from .optim import PartNorms, VetoAdamW, is_for_muon, parameter_groups, unclipped
 
@@ -222,11 +223,15 @@ class Engine:
         for name, value in self.model.state_dict(keep_vars=True).items():
             if learnt_only and not value.requires_grad and not is_added(name):
                 continue
-            with deepspeed.zero.GatheredParameters(value, enabled=hasattr(value, "ds_id")):
+            partitioned = hasattr(value, "ds_id")
+            with deepspeed.zero.GatheredParameters(value, enabled=partitioned):
                 if wanted:
                     if id(value) not in copies:
-                        copies[id(value)] = value.detach().to("cpu", copy=True)
+                        copies[id(value)] = host_copy(value)
                     weights[name] = copies[id(value)]
+                if partitioned:  # what was gathered is freed
+                    wait_for_copies(self.world.device)
+        wait_for_copies(self.world.device)
         return weights
 
     def uncompiled(self) -> AbstractContextManager[Any]:

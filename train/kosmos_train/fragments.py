@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from .host_copy import host_copy, wait_for_copies
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
 MOMENTUM = MOMENTS[:1]  # all that Muon keeps
 
@@ -102,11 +104,13 @@ def local_tensors(engine: Any) -> dict[str, torch.Tensor]:
     """Copies of what this rank has to save, by ``name|kind|start``; under ZeRO-0 rank 0 saves for all."""
     if engine.zero_optimization_stage() == 0 and torch.distributed.get_rank() > 0:
         return {}
-    return {
-        f"{fragment.name}|{kind}|{fragment.start}": fragment.view(kind, engine.basic_optimizer).to("cpu", copy=True)
+    copies = {
+        f"{fragment.name}|{kind}|{fragment.start}": host_copy(fragment.view(kind, engine.basic_optimizer))
         for fragment in fragments(engine)
         for kind in fragment.kinds(engine.basic_optimizer)
     }
+    wait_for_copies(engine.device)
+    return copies
 
 
 def load_optimizer(checkpoint: Path, engine: Any, state: dict[str, Any]) -> None:
