@@ -9,8 +9,10 @@ import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from kosmos import Conversation, KosmosProcessor
@@ -26,11 +28,14 @@ QUESTIONS = [
 ASK = """
 import json, sys
 from vllm import LLM, SamplingParams
-folder, questions, options = (json.loads(argument) for argument in sys.argv[1:])
-llm = LLM(folder, dtype="float32", seed=0, max_num_seqs=4, limit_mm_per_prompt={"image": 2}, **options)
-sampling = SamplingParams(temperature=0.0, max_tokens=12)
+folder, questions = (json.loads(argument) for argument in sys.argv[1:])
+llm = LLM(folder, dtype="float32", seed=0, max_num_seqs=4, limit_mm_per_prompt={"image": 2}, enforce_eager=True)
+sampling = SamplingParams(temperature=0.0, max_tokens=12, prompt_logprobs=0)
 answers = llm.chat([[{"role": "user", "content": parts}] for parts in questions], sampling, use_tqdm=False)
-print("ANSWERS" + json.dumps([[list(one.prompt_token_ids), list(one.outputs[0].token_ids)] for one in answers]))
+def logprobs(one):
+    return [found[token].logprob for token, found in zip(one.prompt_token_ids[1:], one.prompt_logprobs[1:])]
+said = [[list(one.prompt_token_ids), logprobs(one), list(one.outputs[0].token_ids)] for one in answers]
+print("ANSWERS" + json.dumps(said))
 """
 
 
@@ -48,7 +53,8 @@ def entry_point(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> P
     return folder
 
 
-def ask(checkpoint: Path, entry_point: Path, questions: list, **options: object) -> list[list[list[int]]]:
+def ask(checkpoint: Path, entry_point: Path, questions: list[list[Any]]) -> list[Any]:
+    """Prompt ids, the log probability of each behind the first, and the ids of the answer, by question."""
     contents = [
         [
             {"type": "text", "text": part}
@@ -58,7 +64,7 @@ def ask(checkpoint: Path, entry_point: Path, questions: list, **options: object)
         ]
         for question in questions
     ]
-    given = [json.dumps(value) for value in (str(checkpoint), contents, {"enforce_eager": True, **options})]
+    given = [json.dumps(value) for value in (str(checkpoint), contents)]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(entry_point), *filter(None, sys.path)]),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -79,9 +85,9 @@ def checkpoint(
 ) -> Callable[..., Path]:
     """Make a checkpoint; vLLM's kernels for a CPU take heads of 32 and wider."""
 
-    def make(**options: object) -> Path:
+    def make(text: dict[str, Any] | None = None, **options: Any) -> Path:
         folder = tmp_path_factory.mktemp("vllm")
-        speaker(text={"num_attention_heads": 2}, **options).save_pretrained(folder)
+        speaker(text={"num_attention_heads": 2, **(text or {})}, **options).save_pretrained(folder)
         processor.save_pretrained(folder)
         return folder
 
@@ -89,19 +95,28 @@ def checkpoint(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{"position": "xpos"}, {"position": "rope", "connector": "resampler"}])
-def test_vllm_answers_as_we_do(checkpoint: Callable[..., Path], entry_point: Path, options: dict[str, str]) -> None:
-    folder = checkpoint(**options)
-    answers = ask(folder, entry_point, QUESTIONS)
-    for question, (prompt, answer) in zip(QUESTIONS, answers, strict=True):
-        conversation = Conversation(folder, max_new_tokens=12)
-        inputs = conversation.processor.apply_chat_template(
-            [{"role": "user", "content": [
-                {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part}
-                for part in question
-            ]}],
-            tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True,
-        )  # fmt: skip
-        assert prompt == inputs["input_ids"][0].tolist()
-        expected = conversation.model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, len(prompt) :].tolist()
-        assert answer == expected
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"position": "rope", "connector": "resampler"}, {"position": "sinusoidal", "images": False}],
+    ids=str,
+)
+@torch.no_grad()
+def test_vllm_answers_as_we_do(checkpoint: Callable[..., Path], entry_point: Path, options: dict[str, Any]) -> None:
+    folder, questions = checkpoint(**options), QUESTIONS if options.get("images", True) else QUESTIONS[:1]
+    chat = Conversation(folder)
+    for question, (prompt, logprobs, answer) in zip(questions, ask(folder, entry_point, questions), strict=True):
+        parts = [
+            {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part}
+            for part in question
+        ]
+        inputs = chat.processor.apply_chat_template(
+            [{"role": "user", "content": parts}], tokenize=True, return_dict=True, return_tensors="pt"
+        )
+        ids = inputs["input_ids"]
+        assert prompt == ids[0].tolist()
+        assert answer == chat.model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, len(prompt) :].tolist()
+        logits = chat.model(**inputs).logits[0, :-1]
+        logits[:, chat.model.generation_config.suppress_tokens] = -torch.inf  # as vLLM's are too
+        expected = logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(logprobs), expected, atol=1e-4, rtol=0)
