@@ -102,7 +102,7 @@ def run(_world: dict[str, Any], base: Path, tmp_path_factory: pytest.TempPathFac
     }
     settings.write_yaml(values, root / "run.yaml")
     command = ["tune", str(root / "run.yaml"), f"run={root / 'run'}"]
-    kill_behind_a_checkpoint(launch(root / "killed", 2, jobs.command, command), root / "run", 2, KILLED)
+    kill_behind_a_checkpoint(launch(root / "killed", 2, jobs.command, command), root / "run", KILLED)
     (root / "killed.jsonl").write_bytes((root / "run" / "metrics.jsonl").read_bytes())
     assert launch(root / "resumed", 2, jobs.command, [*command, "--resume"]).results() == [0, 0]
     return root / "run"

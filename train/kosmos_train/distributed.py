@@ -103,7 +103,7 @@ def start(timeout_minutes: float = 30.0) -> World:
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     if "RANK" not in os.environ:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
-        os.environ["MASTER_PORT"] = str(_free_port())
+        os.environ["MASTER_PORT"] = "0"  # whichever is free then; one that was tried before might be taken meanwhile
     quiet()
     import deepspeed
 
@@ -168,9 +168,3 @@ def quiet() -> None:
 
     deepspeed.utils.logger.setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
