@@ -40,6 +40,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory, processor, speaker) -> Path
     return path
 
 
+def shows(page, place: str, count: int) -> None:
+    """Wait until the page has so many elements there: what an answer shows may be drawn a moment after its words."""
+    page.wait_for_function("([place, n]) => document.querySelectorAll(place).length == n", arg=[place, count])
+
+
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """The process that serves the page, with both checkpoints, and where the page is."""
@@ -151,13 +156,13 @@ def test_a_visit(page, folder: Path) -> None:
         shown = texts(page, number)
         assert shown[0] == QUESTION
         assert shown[1].split() == said.split()
-        assert page.locator(f"#answers-{number} [data-testid=user] img").count() == 1
+        shows(page, f"#answers-{number} [data-testid=user] img", 1)
     ask(page, "and now?", blue, red)
     answered(page, 2)
     for number, chat in enumerate(expected):
         said = chat.ask("and now?", [blue, red]).strip()
         assert texts(page, number)[-1].split() == said.split()
-        assert page.locator(f"#answers-{number} [data-testid=user] img").count() == 3
+        shows(page, f"#answers-{number} [data-testid=user] img", 3)
     before = texts(page, 0)
     page.evaluate(
         """() => { window.begun = false; new MutationObserver(() => {
@@ -180,7 +185,7 @@ def test_a_visit(page, folder: Path) -> None:
     assert page.locator("button[aria-label=Share]:visible, button[title=Share]:visible").count() == 0
     page.click("#edit")
     page.wait_for_function("document.querySelector('#question textarea').value == 'and now?'")
-    assert page.locator("#question .thumbnail-item").count() == 2
+    shows(page, "#question .thumbnail-item", 2)
     answered(page, 1)
     page.click("#clear")
     page.wait_for_function("document.querySelectorAll('#answers-0 [data-testid=bot]').length == 0")

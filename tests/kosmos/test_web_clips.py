@@ -15,7 +15,7 @@ from kosmos.segments import Video
 pytest.importorskip("gradio")
 
 from .test_video import film, pair  # noqa: F401 - a fixture
-from .test_web_chat import CHROMIUM, FLAGS
+from .test_web_chat import CHROMIUM, FLAGS, shows
 
 QUESTION = "what animal is it?"
 
@@ -74,7 +74,7 @@ def test_a_clip_is_asked_about(tab: Any, chat: Conversation, tmp_path: Path) -> 
     tab.fill("#question textarea", QUESTION)
     tab.press("#question textarea", "Enter")
     assert answered(tab, 1).split() == expected.split()
-    assert tab.locator("#answers-0 [data-testid=user] video").count() == 1
+    shows(tab, "#answers-0 [data-testid=user] video", 1)
     tab.click("#export")
     with tab.expect_download() as download:
         tab.locator("#file a").first.click()
@@ -82,7 +82,7 @@ def test_a_clip_is_asked_about(tab: Any, chat: Conversation, tmp_path: Path) -> 
     assert written["messages"][0]["content"][0]["video"]["data"].startswith("data:")
     tab.click("#edit")
     tab.wait_for_function("question => document.querySelector('#question textarea').value == question", arg=QUESTION)
-    assert tab.locator("#question .thumbnail-item").count() == 1
+    shows(tab, "#question .thumbnail-item", 1)
     tab.press("#question textarea", "Enter")
     assert answered(tab, 1).split() == expected.split()
     broken = tmp_path / "broken.mp4"
