@@ -291,16 +291,16 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("target", metavar="DST", help="new folder to write")
     arguments = parser.parse_args(argv)
-    from .loading import find_checkpoint, quiet_files
+    from .loading import find_checkpoint, quiet_saving
     from .model_card import model_card
 
     source, target = Path(arguments.source), Path(arguments.target)
     if arguments.reader:
-        with readable(source), quiet_files():
+        with readable(source), quiet_saving():
             READERS[arguments.reader](source, target)
     else:
         source = find_checkpoint(source)
-        with readable(source), quiet_files():
+        with readable(source), quiet_saving():
             WRITERS[arguments.writer](source, target)
     (target / "README.md").write_text(model_card(target, source=source), encoding="utf-8")
     print(f"wrote {printable(arguments.target)}")

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .hub import cache, fetch, is_name, made_once, refuse_pickles
 from .image_processing_kosmos import KosmosImageProcessor
-from .loading import packaged, quiet_files
+from .loading import packaged, quiet_saving
 from .processing_kosmos import KosmosProcessor, with_parts
 from .tokenization_kosmos import IMAGE_BEGIN, IMAGE_END, OWN_TOKENS
 
@@ -85,7 +85,7 @@ def _convert_gguf(file: Path, folder: Path) -> None:
         "gguf_file": file.name,
         "local_files_only": True,
     }
-    with _one_line(f"{file} cannot be read as a GGUF file", install="gguf"), quiet_files():
+    with _one_line(f"{file} cannot be read as a GGUF file", install="gguf"), quiet_saving():
         model: Any = AutoModelForCausalLM.from_pretrained(**given, dtype=torch.float32)
         model.hf_quantizer = None  # its tensors are plain ones by now
         if hasattr(model.config, "quantization_config"):

@@ -129,12 +129,9 @@ def packaged(where: str | Path) -> Path:
 
 @contextmanager
 def quiet_files() -> Iterator[None]:
-    """Read or write a checkpoint without what is noise to a person: a bar for one file, and DeepSpeed's report that it
-    found no GPU (accelerate imports it when a model is saved)."""
-    import torch
+    """Read or write a checkpoint without transformers' bars, which for one file are noise to a person."""
     from transformers.utils import logging
 
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -142,6 +139,25 @@ def quiet_files() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def quiet_saving() -> Iterator[None]:
+    """Write a checkpoint as :func:`quiet_files` does, and without DeepSpeed's report that it found no GPU.
+
+    accelerate imports it when a model is saved. What it would look for is said to it here alone: whoever uses it
+    afterwards, on another kind of device perhaps, finds the environment as it was.
+    """
+    import torch
+
+    said = "DS_ACCELERATOR" in os.environ
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        with quiet_files():
+            yield
+    finally:
+        if not said:
+            del os.environ["DS_ACCELERATOR"]
 
 
 def load(

@@ -23,6 +23,7 @@ LIMITS = """\
 - What the corpora lack (languages, places, people, kinds of pictures) the model lacks."""
 
 TAGS = "tags: [kosmos, metalm]"
+LONGEST_CARD = 1_000_000  # bytes; ours have a few thousand
 UNKNOWN = "Not known: what it was made from was no checkpoint in its run directory, which would say so."
 
 USES = {
@@ -63,7 +64,8 @@ def model_card(
     Args:
         checkpoint: a folder with ``config.json`` or ``adapter_config.json``; of its weights the headers are read.
         name: heading, and the folder in the examples; None: the folder's name.
-        source: the folder that it was made from, whose run is described; None: it is that itself.
+        source: the folder that it was made from, whose run is described, or whose own card describes one that is not
+            here (of ``kosmos merge``, for instance); None: it is that itself.
         licence: of the weights, an identifier of the hub such as ``mit``; None: the card says that none was given.
         results: a ``results.json`` of ``kosmos eval``; None: that of this step, or of the run, if there is one.
 
@@ -92,8 +94,11 @@ def model_card(
 
 def _earlier(source: Path) -> dict[str, str]:
     """Sections of the card of a folder that is no checkpoint in its run: what kosmos merge made has one that knows."""
+    card = source / "README.md"
     try:
-        text = (source / "README.md").read_text(encoding="utf-8")
+        if not card.is_file() or card.stat().st_size > LONGEST_CARD:
+            return {}
+        text = card.read_text(encoding="utf-8")
     except (OSError, ValueError):
         return {}
     if TAGS not in text.splitlines():  # somebody else's page

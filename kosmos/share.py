@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .atomic import whole_folder
-from .loading import find_model, load, quiet_files
+from .loading import find_model, load, quiet_saving
 from .model_card import model_card
 
 
@@ -50,7 +50,7 @@ def share(
     try:  # with the code, but only here: what is saved elsewhere in this program stays as it was
         for kind, door in classes.items():
             kind.register_for_auto_class(door)
-        with whole_folder(folder) as partial, quiet_files():
+        with whole_folder(folder) as partial, quiet_saving():
             model.save_pretrained(partial)
             processor.save_pretrained(partial)
             card = model_card(partial, folder.resolve().name, source, licence, results)

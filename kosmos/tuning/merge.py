@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(f"--out {arguments.out} is not empty; give a new folder")
 
     from ..atomic import whole_folder
-    from ..loading import load, quiet_files
+    from ..loading import load, quiet_saving
     from ..model_card import model_card
     from .storage import find_adapter
 
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     base = (arguments.base, [arguments.adapter]) if arguments.base else (arguments.adapter, [])
     model, processor = load(base[0], "cpu", adapters=base[1])
     merge(model, next(iter(attachments(model))))
-    with whole_folder(arguments.out) as folder, quiet_files():
+    with whole_folder(arguments.out) as folder, quiet_saving():
         processor.save_pretrained(folder)
         model.save_pretrained(folder)
         card = model_card(folder, arguments.out.resolve().name, source)

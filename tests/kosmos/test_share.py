@@ -16,6 +16,7 @@ from transformers.dynamic_module_utils import get_imports, get_relative_import_f
 
 import kosmos
 from kosmos import load
+from kosmos.loading import quiet_saving
 from kosmos.model_card import model_card, run_of
 from kosmos.share import main
 
@@ -65,13 +66,24 @@ def test_a_folder_to_give_away(run: Path, tmp_path: Path, capsys: pytest.Capture
     with pytest.raises(ValueError, match="holds something already"):
         main([str(run), str(shared)])
     main([str(shared), str(tmp_path / "again"), "--licence", "mit"])  # of a folder that is no run its card knows
-    said, errors = capsys.readouterr()
+    errors = capsys.readouterr().err
     assert "Writing model" not in errors
-    assert "accelerator" not in said + errors
     again = (tmp_path / "again" / "README.md").read_text()
     known = [text.partition("## Data")[2].partition("## Limits")[0] for text in (card, again)]
     assert known[0] == known[1]
     assert "license: mit" in again
+
+
+def test_saving_leaves_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed is told where it runs while a model is saved, and not afterwards; a user's own word stays."""
+    monkeypatch.delenv("DS_ACCELERATOR")
+    with quiet_saving():
+        assert os.environ["DS_ACCELERATOR"] in ("cpu", "cuda")
+    assert "DS_ACCELERATOR" not in os.environ
+    monkeypatch.setenv("DS_ACCELERATOR", "xpu")
+    with quiet_saving():
+        assert os.environ["DS_ACCELERATOR"] == "xpu"
+    assert os.environ["DS_ACCELERATOR"] == "xpu"
 
 
 def test_what_is_not_known_is_not_claimed(run: Path, tmp_path: Path) -> None:

@@ -82,6 +82,16 @@ def test_every_claim_of_the_registry_is_sound() -> None:
                 assert load_task(read.task).metrics
 
 
+def test_an_arm_may_have_a_processor_of_its_own() -> None:
+    """With the settings that it and its point change; one folder cannot be two processors."""
+    claim = claims.load("coupling")
+    folders = {"runs/coupling/input_processor": 16, "runs/coupling/cross_processor": 1}
+    assert claim.processors() == {folder: {"num_image_tokens": count} for folder, count in folders.items()}
+    claim.points["2"].tokenizer["max_length"] = 512
+    with pytest.raises(ValueError, match=r"input_processor is to be made with .*; give input @ 2 another train\.proc"):
+        claim.processors()
+
+
 def test_the_page_is_drawn_from_what_was_measured() -> None:
     """docs/evidence.md is what its JSON files say, to the letter; each curve is there."""
     target = ROOT / "docs" / "evidence.md"

@@ -146,6 +146,24 @@ class Claim:
             found = merged(found, change.read)
         return found
 
+    def processors(self) -> dict[str, dict[str, Any]]:
+        """The processors of all runs, and what arm and point change in the claim's ``tokenizer`` for each.
+
+        Raises:
+            ValueError: two cells want one folder with other settings.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        for arm, point in self.cells():
+            folder, changed = self.run_of(arm, point, self.seeds[0]).processor, dict[str, Any]()
+            for change in self.changes(arm, point):
+                changed |= change.tokenizer
+            if folder and found.setdefault(folder, changed) != changed:
+                raise ValueError(
+                    f"claim {self.name}: {folder} is to be made with {found[folder]} and with {changed}; give "
+                    f"{cell_name(arm, point)} another train.processor"
+                )
+        return found
+
     def run_of(self, arm: str, point: str, seed: int) -> TrainConfig:
         """The run of a cell, by its base and the changes.
 

@@ -55,9 +55,8 @@ def prepare(claim: Claim, console: Console) -> None:
     shards = [source.shards for source in config.data.sources]
     with Progress(console=console, transient=True) as progress:
         make_corpus(claim.recipe, claim.corpus, shards, claim.base, progress)
-        for arm, point in claim.cells():
-            processor = claim.run_of(arm, point, claim.seeds[0]).processor
-            make_vocabulary(claim.tokenizer, processor, progress, claim.arms[arm].tokenizer)
+        for processor, changes in claim.processors().items():
+            make_vocabulary(claim.tokenizer, processor, progress, changes)
 
 
 def _require(checkpoint: str, needs: str, otherwise: str) -> None:
