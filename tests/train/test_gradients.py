@@ -97,6 +97,21 @@ def gathered(engine: Any, kinds: tuple[str, ...]) -> dict[str, torch.Tensor]:
     return {name: torch.cat([found[start] for start in sorted(found)]) for name, found in pieces.items()}
 
 
+def largest_error(engine: Any, expected: dict[str, torch.Tensor]) -> float:
+    """The largest error of a parameter's gradient as a share of its norm, after one step from zero at rate 0.
+
+    Adam's first moment is then (1 - beta1) times the gradient that it was given.
+    """
+    found, kept = gathered(engine, ("exp_avg",)), 1 - engine.config.optim.betas[0]
+    assert len(found) == len(expected)
+    norm = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
+    shares = (
+        (found[f"{name}|exp_avg"] / kept - gradient.flatten()).norm() / max(gradient.norm(), 1e-3 * norm)
+        for name, gradient in expected.items()
+    )
+    return max(map(float, shares))
+
+
 def gradient_errors(values: dict[str, Any], train_last_blocks: int, accumulations: list[int]) -> dict[str, float]:
     """The largest error of a parameter's gradient by stage, accumulation and pattern, as a share of its norm."""
     from kosmos_train.build import build_model
@@ -119,14 +134,8 @@ def gradient_errors(values: dict[str, Any], train_last_blocks: int, accumulation
             micros = [jobs.micro_batch(seed, processor, image=image, span=span) for seed, image, span in mine]
             result = engine.step(SimpleNamespace(micro_batches=micros), 1, 0.0, {})
             assert result.skipped is None, result.skipped
-            # after one step from zero Adam's first moment is (1 - beta1) times the gradient that it was given
-            found = gathered(engine, ("exp_avg",))
-            assert len(found) == len(expected)
             norm = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
-            worst = abs(result.grad_norm / float(norm) - 1)
-            for name, gradient in expected.items():
-                difference = (found[f"{name}|exp_avg"] / (1 - engine.config.optim.betas[0]) - gradient.flatten()).norm()
-                worst = max(worst, float(difference / max(gradient.norm(), 1e-3 * norm)))
+            worst = max(abs(result.grad_norm / float(norm) - 1), largest_error(engine, expected))
             errors[f"ZeRO-{stage}, {accumulation} micro-batches, {pattern}"] = worst
         engine.close()
     return errors
