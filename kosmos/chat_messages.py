@@ -102,9 +102,9 @@ class ChatProcessor(ProcessorMixin):
         ends = [self.tokenizer.eos_token_id]
         if self.answer_ends is not None:
             ends = [self.token_id(token) for token in self.answer_ends]
-        return [*ends, *self._line_end_ids()] if self.turn_end == "line" else ends
+        return [*ends, *self.line_end_ids()] if self.turn_end == "line" else ends
 
-    def _line_end_ids(self) -> list[int]:
+    def line_end_ids(self) -> list[int]:
         """The token of a line's end; none where the tokenizer of a language model has no single one."""
         if LINE_END in self.tokenizer.get_vocab():
             return [self.tokenizer.convert_tokens_to_ids(LINE_END)]

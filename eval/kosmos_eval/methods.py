@@ -85,7 +85,7 @@ def _ask(
     batches: Iterator[Mapping[int, Any]]
     if isinstance(asked[0], Prompt):
         seeds = [stable_hash("sample", seed, task.name, items[place].id) for place, _ in owners]
-        batches = model.generate(asked, task.decoding, seeds)
+        batches = model.generate(asked, task.decoding, seeds, _ends(model, task, asked))
     else:
         batches = model.log_likelihoods(asked)
     replies: list[list[Any]] = [[None] * len(own) for own in questions]
@@ -103,7 +103,14 @@ def _ask(
 
 def rationales(model: EvaluatedModel, task: Task, chosen: Sequence[Prompt]) -> list[str]:
     """Ask for the first stage of a chain of thought: a free text for each prompt, always greedy."""
-    return in_order(model.generate(chosen, Decoding(max_new_tokens=task.rationale_tokens), [0] * len(chosen)))
+    decoding = Decoding(max_new_tokens=task.rationale_tokens)
+    return in_order(model.generate(chosen, decoding, [0] * len(chosen), _ends(model, task, chosen)))
+
+
+def _ends(model: EvaluatedModel, task: Task, asked: Sequence[Prompt]) -> frozenset[int]:
+    """The tokens that end an answer: behind demonstrations also what ends theirs, whose form the model goes on in."""
+    shown = any(prompt.demonstrations for prompt in asked)
+    return model.runner.ends_behind(prompts.separator(task)) if shown else model.runner.ends
 
 
 def _rank_pairs(task: Task, item: Item, prompt: Prompt, others: Sequence[Path] = ()) -> list[Pair]:

@@ -107,7 +107,7 @@ def build(
     for shot in demonstrations:
         right = {"candidate": wording(task, shot, shot.answers[0]), "rationale": rationale(shot)}
         segments += _fill(task, shot, task.prompt.template, shot.images, context, right)
-        segments += _end_turn(continuation(task, shot, shot.answers[0]), task.prompt.separator)
+        segments += _end_turn(continuation(task, shot, shot.answers[0]), separator(task))
     open_places = {"candidate": CANDIDATE} | ({"rationale": RATIONALE} if task.rationale else {}) | dict(extra or {})
     own = _fill(task, item, task.prompt.template, images or item.images, context, open_places)
     own += [Token(GROUNDING)] if task.prompt.grounding else []
@@ -126,7 +126,7 @@ def build_chain(
     places = {"candidate": CANDIDATE}
     for shot in shown:
         segments += _fill(task, shot, task.rationale, shot.images, context, places)
-        segments += _end_turn(f" {rationale(shot)}", task.prompt.separator)
+        segments += _end_turn(f" {rationale(shot)}", separator(task))
     own = _fill(task, item, task.rationale, images or item.images, context, places)
     return replace(_joined(segments, own, item, shown), then=build(task, item, demonstrations, context, images))
 
@@ -242,6 +242,16 @@ def _fill(
         elif piece:
             segments.append(_format(task, item, piece, fields))
     return segments
+
+
+def separator(task: Task) -> str:
+    """What stands between demonstrations; where neither the task nor a checkpoint says it, the end of a line."""
+    return "\n" if task.prompt.separator is None else task.prompt.separator
+
+
+def with_separator(task: Task, own: str) -> Task:
+    """The task with the checkpoint's ``own`` separator, if it names none."""
+    return task if task.prompt.separator is not None else replace(task, prompt=replace(task.prompt, separator=own))
 
 
 def _end_turn(answer: str, separator: str) -> list[Segment]:

@@ -103,6 +103,8 @@ class Runner:
         self.bos, self.pad, self.eos = tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id
         model.take_rules(processor)
         self.ends = model.ends()
+        tuned = processor.turn_end == "eos" and processor.answer_ends is None  # a language model's turns are no lines
+        self.separator = tokenizer.eos_token if tuned else "\n"
         self.max_length = processor.max_length or model.config.text_config.max_position_embeddings
         self.encoded: Counter[str] = Counter()  # by modality
         self._features: OrderedDict[object, Tensor] = OrderedDict()
@@ -113,6 +115,11 @@ class Runner:
     def text_ids(self, text: str) -> tuple[int, ...]:
         """Token ids of one text segment."""
         return tuple(self._encode(text).ids)
+
+    def ends_behind(self, separator: str) -> frozenset[int]:
+        """The tokens that end an answer behind demonstrations: the checkpoint's, and what ends theirs."""
+        lines = self.processor.line_end_ids() if separator.startswith("\n") else []
+        return self.ends.union(lines, [self.eos] if separator.startswith("</s>") else [])
 
     def decode(self, ids: Sequence[int]) -> Written:
         """The answer that generated ids spell, and where in the picture its phrases are."""

@@ -67,12 +67,13 @@ class Session:
         console: Console | None = None,
         rank: Rank | None = None,
     ) -> None:
-        self.data, self.task, self.items = data, data.task, data.items
+        self.data, self.items = data, data.items
         self.seed, self.name = seed, name
         self.console = console or Console(emoji=False, quiet=True)
         self.rank = rank or Rank.from_environment()
         self.folder = Path(out) / "samples" / name.replace("/", "_") if out is not None else None
         self.runner = Runner(model, processor)
+        self.task = prompts.with_separator(data.task, self.runner.separator)
         self.model = EvaluatedModel(self.runner, batch_rows)
         self._shown = False
 

@@ -78,17 +78,18 @@ class Prompt:
             after each (Winogrande's partial evaluation). ``<mask>``: the blank of method ``cloze``.
         answer: how an answer continues it; ``{answer}`` is the reference answer of a demonstration or a candidate. Text
             and fields after it are scored with a candidate, which makes a cloze: ``" {answer}, because {reason}"``.
-        separator: between demonstrations. The model's newline token ends an answer, so demonstrations show where to
-            stop. source: where the wording comes from, copied into the results. shorten: a field (a web page's text)
-            that loses words at its end where a prompt is too long even without demonstrations; how many prompts did is
-            said in red and in the results. Empty: such a prompt is an error.
+        separator: between demonstrations, which show where an answer stops: an answer ends where it begins. Default: as
+            the checkpoint ends its answers, with a line end, or with ``</s>`` where it was tuned so. source: where the
+            wording comes from, copied into the results. shorten: a field (a web page's text) that loses words at its
+            end where a prompt is too long even without demonstrations; how many prompts did is said in red and in the
+            results. Empty: such a prompt is an error.
         grounding: end the prompt with ``<grounding>``: the answer has phrases with boxes (KOSMOS-2), which the sample
             log keeps and ``kosmos eval gallery`` draws.
     """
 
     template: str
     answer: str = " {answer}"
-    separator: str = "\n"
+    separator: str | None = None
     source: str = ""
     shorten: str = ""
     grounding: bool = False
@@ -123,10 +124,10 @@ class Decoding:
     Args:
         method: ``greedy``, ``beam``, ``sample``, ``rank`` (the candidate with the highest likelihood), ``cloze`` (the
             likeliest candidate in the template's ``<mask>``, for models trained to fill blanks), or ``likelihood``
-            (nothing is written: how probable is the item's text?). max_new_tokens: the answer's length
-            at most; it also ends at ``</s>`` or a newline. num_beams, length_penalty: for ``beam`` (KOSMOS-1: 5 for
-            captions, 2 for ImageNet). temperature, top_p: for ``sample``; the draws depend on the item alone, not on
-            its batch. candidates: for ``rank`` and ``cloze`` where items bring none of their own, and for
+            (nothing is written: how probable is the item's text?). max_new_tokens: the answer's length at most; it also
+            ends where the checkpoint's answers do, or the demonstrations'. num_beams, length_penalty: for ``beam``
+            (KOSMOS-1: 5 for captions, 2 for ImageNet). temperature, top_p: for ``sample``; the draws depend on the item
+            alone, not on its batch. candidates: for ``rank`` and ``cloze`` where items bring none of their own, and for
             ``constrained``; without any, the answers that occur in the evaluated split (its class names).
             verbalizers: the words that stand for a class of the data, ``{entailment: "Yes"}``; its
             classes are then the candidates. described: each candidate is ranked by its description in the item's data

@@ -89,6 +89,39 @@ def test_log_holds_the_exact_prompt(
     assert not list((tmp_path / "samples/model").glob("*part*"))
 
 
+@pytest.mark.parametrize(
+    ("turn_end", "separator", "shots", "between", "at_a_line_end"),
+    [
+        ("line", None, 2, "\n", True),
+        ("eos", None, 2, "</s>", False),
+        ("eos", "\n", 2, "\n", True),
+        ("eos", "\n", 0, "", False),
+        ("line", "</s>", 2, "</s>", True),
+    ],
+)
+def test_answers_end_as_the_demonstrations_do(
+    model: Model, processor: KosmosProcessor, toy_data: Path, task: Task, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, turn_end: str, separator: str | None, shots: int, between: str,
+    at_a_line_end: bool,
+) -> None:  # fmt: skip
+    """Between demonstrations stands what ends the checkpoint's answers, unless the task names it; it ends them too."""
+    processor, model = copy.deepcopy(processor), copy.deepcopy(model)
+    processor.end_turns(turn_end)
+    model.generation_config.update(**processor.writing_rules())
+    seen: list[frozenset[int]] = []
+    write = Runner.write
+    monkeypatch.setattr(Runner, "write", lambda *passed: seen.append(frozenset(passed[-1])) or write(*passed))
+    task = replace(task, prompt=replace(task.prompt, separator=separator))
+    evaluate(model, processor, task, toy_data, shots=(shots,), out=tmp_path)
+    [log] = (tmp_path / "samples/model").glob("*.jsonl")
+    for record in map(json.loads, log.read_text().splitlines()):
+        first, *rest = record["prompt"].split("<image>")[1:]
+        assert len(rest) == shots
+        assert all(text.endswith(between) for text in [first, *rest][:shots])
+    eos = processor.tokenizer.eos_token_id
+    assert set(seen) == {frozenset([eos, *(processor.line_end_ids() if at_a_line_end else [])])}
+
+
 def test_first_prompt_and_its_ids_are_printed(
     model: Model, processor: KosmosProcessor, toy_data: Path, task: Task
 ) -> None:
