@@ -43,14 +43,21 @@ class KosmosVisionConfig(PreTrainedConfig):
             if self.backend != "open_clip":
                 raise ValueError(f"vision_config with backend {self.backend!r} needs a model_config")
         check_encoder(self.backend, self.model_config)
+        said = self._said_size()
         if self.image_size is None:
-            self.image_size = self._image_size()
+            self.image_size = said or 224
+        elif said not in (None, self.image_size):
+            raise ValueError(
+                f"vision_config.image_size is {self.image_size}, but its model_config says {said}; give both the same, or "
+                "image_size: null"
+            )
         super().__post_init__(**kwargs)
 
-    def _image_size(self) -> int:
+    def _said_size(self) -> int | None:
+        """Pixels a side as the encoder's own description has them; None: it does not say."""
         fields = self.model_config.get("vision_cfg", self.model_config) if self.model_config else {}
-        size = fields.get("image_size") or fields.get("img_size") or 224
-        return int(size[0] if isinstance(size, (list, tuple)) else size)
+        size = fields.get("image_size") or fields.get("img_size")
+        return int(size[0] if isinstance(size, (list, tuple)) else size) if size else None
 
 
 @checked

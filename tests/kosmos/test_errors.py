@@ -82,6 +82,10 @@ def test_spans_too_long_or_outside_the_vocabulary(build, ids) -> None:
         ({"text_config": {"vocab_size": "many"}}, "expected int, got str"),
         ({"text_config": {"blockwise_causal_length": 7}}, "7 must be even"),
         ({"vision_config": {"backend": "timm"}}, "backend 'timm' needs a model_config"),
+        (
+            {"vision_config": {"model_config": {"embed_dim": 8, "vision_cfg": {"image_size": 32}}, "image_size": 64}},
+            "image_size is 64, but its model_config says 32",
+        ),
         ({"vision_config": {}, "image_token_id": None}, "needs image_token_id"),
         ({"image_token_id": 5, "span_token_id": 5}, "are both 5"),
     ],
