@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .attention import Run
+from .masks import Run
 from .rows import changes, document_borders
 
 

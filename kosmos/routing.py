@@ -30,10 +30,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 
-from .attention import AttentionPlan, attend, documents_of, interval_mask, refuse_dropout
+from .attention import AttentionPlan, attend, documents_of, refuse_dropout
 from .configuration_kosmos import KosmosTextConfig
 from .initialization import init_default, linear
 from .loss import IGNORE
+from .masks import interval_mask
 from .route_sets import HeldRoutes, dense_mask, find_marks, find_sets, key_runs
 
 

@@ -17,7 +17,7 @@ from PIL import Image as Pictures
 from rich.console import Console
 from rich.text import Text as Line
 
-from kosmos.attention import document_mask
+from kosmos.masks import document_mask
 from kosmos.plain import escape
 
 from .example import Example

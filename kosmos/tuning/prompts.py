@@ -7,7 +7,7 @@ decoder, and taken out behind it::
     documents  0 0 0 1 1 -1      with p = 2:   v v 0 0 0 v v 1 1 -1
     positions  0 1 2 0 1  0                    0 1 2 3 4 0 1 2 3  2
 
-Every kernel and every mask rule of attention.py then serves as it is. A prompt is the input of its slots. A prefix
+Every kernel and the mask rule of masks.py then serves as it is. A prompt is the input of its slots. A prefix
 replaces the keys and values of its slots in each layer, behind the rotation: keys that take no part in it, as in PEFT,
 where they lie in the cache (under xPos and RoPE the score of a prefix key changes with the position of the query). No
 other output reads what the layers compute at those slots.

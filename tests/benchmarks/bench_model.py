@@ -155,7 +155,8 @@ def generation(name: str, rows: int, tokens: int, size: Size = SIZE) -> Callable
 
 def packed(kind: str, way: str) -> Callable[[], None]:
     """Return attention forward and backward over one row of 2,048 tokens holding 8 documents."""
-    from kosmos.attention import attend_runs, document_mask, document_runs
+    from kosmos.attention import attend_runs
+    from kosmos.masks import document_mask, document_runs
 
     documents = torch.arange(8).repeat_interleave(256)[None]
     blocks = torch.where(torch.arange(2048)[None] % 256 < 128, documents, -1) if kind == "prefix" else None

@@ -20,6 +20,7 @@ import kosmos.attention as attention
 from kosmos import KosmosConfig, KosmosForConditionalGeneration
 from kosmos.cost import device_peak, model_cost
 from kosmos.loss import cross_entropy
+from kosmos.masks import flex_mask
 from kosmos_train.build import block_options, compile_blocks
 
 Numbers = dict[str, float]
@@ -114,7 +115,7 @@ def attention_kernels(size: Size, device: torch.device) -> Numbers:
         found |= {f"{name}: with backward ms": both, f"{name}: with backward TFLOP/s": 3.5 * flops / both / 1e9}
     if device.type == "cuda":
         found["block mask in closed form, host ms"] = milliseconds(
-            lambda: attention.flex_mask(documents, blocks), device, size.rounds
+            lambda: flex_mask(documents, blocks), device, size.rounds
         )
     return found
 

@@ -378,7 +378,7 @@ def test_a_long_mask_is_thinned(
 
 def test_views_agree_with_the_model(objective_processor: KosmosProcessor, objective_words: list[str]) -> None:
     """The mask that is drawn is the model's, and the exposure counts the outputs with loss."""
-    from kosmos.attention import document_mask
+    from kosmos.masks import document_mask
     from kosmos_data.objectives_view import attention_mask, colour_tokens, loss_exposure, mask_art
 
     document = Document("k", [Text(" ".join(objective_words[:20]))])

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kosmos.attention import attend_runs, document_mask, document_runs, flex_mask
+from kosmos.attention import attend_runs
+from kosmos.masks import document_mask, document_runs, flex_mask
 
 
 @st.composite

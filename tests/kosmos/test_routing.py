@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kosmos import KosmosConfig, KosmosForConditionalGeneration
-from kosmos.attention import interval_mask
 from kosmos.convert_config import hf_kosmos2_fields
 from kosmos.cost import model_cost
 from kosmos.decode_step import GrowingCache
+from kosmos.masks import interval_mask
 from kosmos.route_sets import HeldRoutes, find_marks, find_sets
 from kosmos_train.config import OptimConfig
 from kosmos_train.optim import is_for_muon

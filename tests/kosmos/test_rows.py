@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from kosmos import loss
-from kosmos.attention import attend, document_mask, flex_mask, plan_documents, sees
+from kosmos.attention import attend, plan_documents
+from kosmos.masks import document_mask, flex_mask, sees
 from kosmos.positions import KosmosPositions, rotate, turn_pairs
 from kosmos.rows import find_packing, visible
 

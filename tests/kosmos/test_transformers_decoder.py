@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from kosmos import KosmosConfig, KosmosForConditionalGeneration
-from kosmos.attention import document_mask
 from kosmos.configuration_kosmos import text_config
+from kosmos.masks import document_mask
 
 from .conftest import CLIP, SLOT
 

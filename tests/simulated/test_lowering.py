@@ -14,12 +14,13 @@ import torch
 from lowering import Lowered, hopper, lower, resources
 
 from kosmos import KosmosConfig, KosmosForConditionalGeneration
-from kosmos.attention import AttentionPlan, flex_mask
+from kosmos.attention import AttentionPlan
 from kosmos.connectors import build_connector
 from kosmos.cost import model_cost
 from kosmos.decoder import KosmosDecoder
 from kosmos.encoders import build_vision_tower
 from kosmos.loss import _softmax_gradient
+from kosmos.masks import flex_mask
 from kosmos_train.build import block_options
 from kosmos_train.roofline import COMPILED_BLOCK, COMPILED_ENCODER, COMPILED_FORWARD, LOGIT_BYTES, SMALL_BLOCK
 
