@@ -48,8 +48,8 @@ class KosmosVisionConfig(PreTrainedConfig):
             self.image_size = said or 224
         elif said not in (None, self.image_size):
             raise ValueError(
-                f"vision_config.image_size is {self.image_size}, but its model_config says {said}; give both the same, or "
-                "image_size: null"
+                f"vision_config.image_size is {self.image_size}, but its model_config says {said}; give both the same, "
+                "or image_size: null"
             )
         super().__post_init__(**kwargs)
 

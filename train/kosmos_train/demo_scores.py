@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from .demo import Demo
 
 FEW_SHOT_QUESTIONS = 400
-"""Of the test questions, for the model before tuning: prompts with eight images are long."""
+"""Of the test questions: prompts with eight images are long."""
 
 SHOTS = (0, 2, 4, 8)
+TUNED_SHOTS = 4
 SEEN = ("image+text", "shuffled")
 READING = ("reading_encoded", "reading", "reading_closed")
 Row: TypeAlias = dict[str, Any]
@@ -100,6 +101,7 @@ def ask_tuned(asked: Asked, console: Console) -> list[Row]:
     tuned, processor = load(asked.out / "tune")
     shapes = {"name": "tuned", **asked.data("corpus", console)}
     rows = ask(tuned, processor, "easy_vqa", contexts=SEEN, **shapes)
+    rows += _with_demonstrations(tuned, processor, (TUNED_SHOTS,), asked, shapes)
     for task in READING:
         rows += ask(tuned, processor, task, **shapes)
     if asked.pictures:
@@ -111,7 +113,6 @@ def ask_tuned(asked: Asked, console: Console) -> list[Row]:
 def ask_pretrained(asked: Asked, console: Console) -> list[Row]:
     """Ask the pretrained model for names and captions, and questions with demonstrations."""
     from kosmos.loading import load
-    from kosmos_eval import results
     from kosmos_eval.evaluate import evaluate as ask
 
     base, processor = load(asked.out / "pretrain")
@@ -122,10 +123,17 @@ def ask_pretrained(asked: Asked, console: Console) -> list[Row]:
         for task in ("picture_names_described", "picture_names", "picture_captions"):
             rows += ask(base, processor, task, contexts=SEEN, **pictures)
     rows += ask(base, processor, "easy_vqa_caption", contexts=SEEN, **shapes)
-    few = shapes | {"limit": min(FEW_SHOT_QUESTIONS, asked.limit or FEW_SHOT_QUESTIONS)}
-    shots = ask(base, processor, "easy_vqa", shots=SHOTS, **few)
-    # The baselines of all questions are rows already; here they only stand beside each score.
-    return rows + [row for row in shots if not results.is_baseline(row)]
+    return rows + _with_demonstrations(base, processor, SHOTS, asked, shapes)
+
+
+def _with_demonstrations(model: Any, processor: Any, shots: Sequence[int], asked: Asked, how: Row) -> list[Row]:
+    """Ask some of the questions; the baselines of all are rows already, here they only stand beside each score."""
+    from kosmos_eval import results
+    from kosmos_eval.evaluate import evaluate as ask
+
+    few = how | {"limit": min(FEW_SHOT_QUESTIONS, asked.limit or FEW_SHOT_QUESTIONS)}
+    rows = ask(model, processor, "easy_vqa", shots=shots, **few)
+    return [row for row in rows if not results.is_baseline(row)]
 
 
 def close(demo: Demo, rows: Sequence[Row], seconds: float) -> None:
@@ -159,12 +167,16 @@ def summary(rows: Sequence[Row]) -> Table:
 
     shown = _pick(rows, "tuned", "easy_vqa", "vqa")
     add("drawn shapes: questions", shown, ("other pictures", _pick(rows, "tuned", "easy_vqa", "vqa", "shuffled")))
+    shots = _pick(rows, "tuned", "easy_vqa", "vqa", shots=TUNED_SHOTS)
     add(
-        "held-out pictures: which of 8 names, described",
-        _pick(rows, "pretrained", "picture_names_described", "accuracy"),
-        ("other pictures", _pick(rows, "pretrained", "picture_names_described", "accuracy", "shuffled")),
-        more="chance 0.125",
+        f"the same behind {TUNED_SHOTS} demonstrations",
+        shots,
+        ("before tuning", _pick(rows, "pretrained", "easy_vqa", "vqa", shots=TUNED_SHOTS)),
     )
+    for task, what in (("picture_names_described", "names, described"), ("picture_names", "bare names")):
+        other = ("other pictures", _pick(rows, "pretrained", task, "accuracy", "shuffled"))
+        named = _pick(rows, "pretrained", task, "accuracy")
+        add(f"held-out pictures: which of 8 {what}", named, other, more="chance 0.125")
     for task, what in (
         ("picture_captions", "held-out pictures: caption"),
         ("easy_vqa_caption", "drawn shapes: caption"),
@@ -193,7 +205,7 @@ def shortcomings(rows: Sequence[Row]) -> list[str]:
     if none and most and most["low"] <= none["high"]:
         lines.append(
             f"What does not work: demonstrations do not help ({SHOTS[0]} shots {_figure(none)}, {SHOTS[-1]} shots "
-            f"{_figure(most)}); a model of this size does not learn in context."
+            f"{_figure(most)}); docs/in_context.md has a model that learns from them."
         )
     described, bare = (
         _pick(rows, "pretrained", task, "accuracy") for task in ("picture_names_described", "picture_names")
