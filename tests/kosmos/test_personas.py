@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,10 +20,8 @@ ADA = {"name": "Ada", "likes": ["tea", "maths"]}
 KINDS = {"name": ["Bo", "Ada"], "likes": ["tea", "maths"]}
 
 
-@pytest.fixture(scope="module")
-def checkpoint(config_factory, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_checkpoint(config_factory: Any, folder: Path, **text: Any) -> Path:
     """A model of random weights that reads personas by ids, with its processor."""
-    folder = tmp_path_factory.mktemp("persona")
     texts = ["Question: what is the best thing? Answer: the red tea is a good thing and not dear"]
     tokenizer = train_tokenizer(texts * 5, 120, extra_tokens=ENTITY_TOKENS)
     processor = KosmosProcessor(KosmosImageProcessor(image_size=32), tokenizer, 8, max_length=128, entities=KINDS)
@@ -30,7 +29,7 @@ def checkpoint(config_factory, tmp_path_factory: pytest.TempPathFactory) -> Path
     config = config_factory(
         "rope",
         images=False,
-        text={"vocab_size": len(tokenizer)},
+        text={"vocab_size": len(tokenizer), **text},
         entity_config={"kinds": processor.entity_kinds(), "hidden_size": 16},
         entity_token_id=processor.token_id("<entity_slot>"),
     )
@@ -38,6 +37,11 @@ def checkpoint(config_factory, tmp_path_factory: pytest.TempPathFactory) -> Path
     processor.save_pretrained(folder)
     KosmosForConditionalGeneration(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(config_factory, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(config_factory, tmp_path_factory.mktemp("persona"))
 
 
 def test_a_chat_reads_what_training_has(checkpoint: Path) -> None:
@@ -61,6 +65,27 @@ def test_a_chat_reads_what_training_has(checkpoint: Path) -> None:
     assert chat.messages[0]["role"] == "system"  # who answers is not forgotten
     chat.reset()
     assert chat.messages[0]["role"] == "system"
+
+
+@pytest.mark.parametrize("turn_end", ["line", "eos"])
+def test_earlier_answers_are_written_as_in_training(config_factory, tmp_path: Path, turn_end: str) -> None:
+    """A chat's routes are those of the dialogue that is trained: what was answered before was written, not read."""
+    chat = Conversation(make_checkpoint(config_factory, tmp_path, routing_layers=[1]), persona=ADA, max_new_tokens=3)
+    chat.processor.end_turns(turn_end)
+    said = [("what is the thing?", "tea"), ("is the tea red?", "not red")]
+    turns = [part for place, pair in enumerate(said) for part in turn(*pair, last=place == 1)]
+    document = Document("a", [Persona(ADA), Text("\n", supervised=False), *turns])
+    example = objectives.get("causal", chat.processor, loss="supervised")(document, 0)
+    chat.messages += [{"role": "user", "content": chat.question(said[0][0])}]
+    chat.messages += [{"role": "assistant", "content": [{"type": "text", "text": said[0][1]}]}]
+    inputs = chat._inputs([*chat.messages, {"role": "user", "content": chat.question(said[1][0])}])
+    length = inputs["input_ids"].shape[1]
+    assert inputs["input_ids"][0].tolist() == example.token[:length].tolist()
+    assert inputs["writing"][0].tolist() == (example.weight[:length] > 0).tolist()
+    seen = []
+    chat.model.model.register_forward_pre_hook(lambda _, __, given: seen.append(given), with_kwargs=True)
+    chat.ask(said[1][0])
+    assert torch.equal(seen[0]["writing"], inputs["writing"])
 
 
 def test_another_persona_is_another_input(checkpoint: Path) -> None:
