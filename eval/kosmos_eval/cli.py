@@ -1,7 +1,7 @@
 """``kosmos eval``: evaluate a checkpoint, score prediction files, compare and report results.
 
 The first word decides: ``score``, ``report``, ``gallery``, ``compare``, ``contamination``, ``explanations``,
-``personas``, ``tasks``, ``make``, ``lm-eval``; anything else is the checkpoint to evaluate.
+``personas``, ``rate``, ``tasks``, ``make``, ``lm-eval``; anything else is the checkpoint to evaluate.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from kosmos import extrapolation
 from kosmos.plain import counted
 
 _EPILOG = """\
@@ -32,6 +31,7 @@ other uses, each with its own --help:
   kosmos eval report         Markdown tables and a plot of runs
   kosmos eval gallery        a picture of questions and answers
   kosmos eval compare        paired difference of two models
+  kosmos eval rate           a page on which people compare two models blind
   kosmos eval contamination  are test items in the training data?
   kosmos eval explanations   ratings and explanations from ids (PETER)
   kosmos eval personas       texts under the right, a wrong and no persona
@@ -50,6 +50,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _evaluate(argv: Sequence[str]) -> int:
+    from kosmos import extrapolation  # with transformers, for seconds that the other uses do without
+
     parser = argparse.ArgumentParser(
         prog="kosmos eval",
         description="Evaluate a checkpoint, with or without demonstrations;\nwrites results.json and every prompt.",
@@ -345,6 +347,12 @@ def _personas(argv: Sequence[str]) -> int:
     return _print_json(judge(objective=yaml.safe_load(options.pop("objective")), **options))
 
 
+def _rate(argv: Sequence[str]) -> int:
+    from .rating.command import main
+
+    return main(argv)
+
+
 def _print_json(value: object) -> int:
     json.dump(value, sys.stdout, indent=2)
     sys.stdout.write("\n")
@@ -367,6 +375,7 @@ USES: dict[str, Callable[[Sequence[str]], int]] = {
     "report": _report,
     "gallery": _gallery,
     "compare": _compare,
+    "rate": _rate,
     "tasks": _tasks,
     "make": _make,
     "contamination": _contamination,
