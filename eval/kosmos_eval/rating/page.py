@@ -37,10 +37,10 @@ def item(session: Session, place: int, error: str = "") -> str:
     parts = [
         f'<p class="error" role="alert">{escape(error)}</p>' if error else "",
         f"<h1>{escape(session.question)}</h1>",
-        f'<div class="pictures">{images}</div>' if images else "",
+        f'<div class="asked">{images}<div>',
         _quoted("context", "Context", pair.context),
         _quoted("prompt", "Prompt", pair.prompt),
-        '<div class="texts">',
+        '</div></div><div class="texts">',
         *(_text(name, text) for name, text in zip(("Left", "Right"), texts, strict=True)),
         "</div>",
         f'<form method="post" action="{place + 1}"><div class="choices">',

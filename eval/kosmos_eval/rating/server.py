@@ -76,7 +76,7 @@ class _Handler(BaseHTTPRequestHandler):
         if name == "" and not rest:
             self._go(session.after())
         elif name == "done" and not rest:
-            self._send(page.end(session))
+            self._go(place) if (place := session.after()) is not None else self._send(page.end(session))
         elif name in page.FILES and not rest:
             self._send(page.static(name), page.FILES[name])
         elif (place := self._place(name)) is None or len(rest) > 1:
