@@ -346,3 +346,33 @@ def test_options_that_do_not_go_together(command: list[str], capsys: pytest.Capt
     with pytest.raises(SystemExit, match="2"):
         main(["eval", "rate", *command])
     assert "usage: kosmos eval rate" in capsys.readouterr().err
+
+
+def test_two_evaluations_are_compared(checkpoint: Path, toy_data: Path, tmp_path: Path) -> None:
+    """Run folders as they are, few-shot prompts too: each item with its own picture, found where the run found it."""
+    for name, tokens in (("short", 2), ("long", 6)):
+        common = [
+            "--tasks",
+            "easy_vqa_caption",
+            "--data",
+            str(toy_data),
+            "--out",
+            str(tmp_path / name),
+            "--shots",
+            "0,2",
+        ]
+        assert (
+            main(["eval", str(checkpoint), *common, "--name", name, "--set", f"decoding.max_new_tokens={tokens}"]) == 0
+        )
+    found = read_pairs(tmp_path / "short", f"b={tmp_path / 'long'}", shots=2)
+    assert [system.name for system in found.systems] == ["short", "b"]
+    assert (len(found.pairs), found.remarks) == (12, [])
+    for pair in found.pairs:
+        assert pair.images == (toy_data / "test" / "images" / f"{pair.key}.png",)
+        assert pair.prompt == "An image of"
+        assert pair.texts[1].startswith(pair.texts[0])
+    mixed = read_pairs(
+        tmp_path / "short/samples/short/easy_vqa_caption-0shot-image+text.jsonl", tmp_path / "long", shots=2
+    )
+    assert [pair.images for pair in mixed.pairs] == [pair.images for pair in found.pairs]
+    assert mixed.remarks == []
