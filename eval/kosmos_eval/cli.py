@@ -111,18 +111,20 @@ def _rare_collection() -> Iterator[None]:
 
 
 def _score(argv: Sequence[str]) -> int:
-    from .score import ALLOWED, Judges, score_files
+    from .score import ALLOWED, Judges, score_files, score_samples
 
     parser = argparse.ArgumentParser(
         prog="kosmos eval score",
-        description="Score result files in the published COCO-caption and VQAv2 formats without a model; prints JSON.",
+        description="Score result files in the published COCO-caption and VQAv2 formats, or the answers of an\n"
+        "evaluation anew (--samples), without a model that answers; prints JSON.",
         epilog="".join(f"metrics for {kind}: {', '.join(names)}\n" for kind, names in ALLOWED.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--predictions", metavar="P.json", type=Path, required=True,
-        help="[{image_id, caption}, …] or [{question_id, answer}, …]")  # fmt: skip
-    add("--references", metavar="R.json", type=Path, required=True, help="COCO caption or VQAv2 annotation file")
+    add("--predictions", metavar="P.json", type=Path, help="[{image_id, caption}, …] or [{question_id, answer}, …]")
+    add("--references", metavar="R.json", type=Path, help="COCO caption or VQAv2 annotation file")
+    add("--samples", metavar="RUN", type=Path, help="in the place of both: a run folder, or a sample log")
+    _add_which(parser)
     add("--questions", metavar="Q.json", type=Path, help="VQAv2 question file, checked against the annotations")
     add("--metrics", metavar="A,B", type=_names, default=[], help="see below; default vqa, or bleu,rouge_l,cider")
     add("--partial", action="store_true", help="VQA: score only the questions that have a prediction")
@@ -133,7 +135,13 @@ def _score(argv: Sequence[str]) -> int:
     add("--clip-prefix", default="A photo depicts ", help="clipscore: put before captions ('A photo depicts ')")
     add("--encoder", type=Path, help="bertscore: folder of a BERT-like encoder")
     options = parser.parse_args(argv)
+    files = options.predictions, options.references
+    if (options.samples is None) != all(files) or (options.samples and any(files)):
+        parser.error("give --predictions and --references, or --samples")
     judges = Judges(options.clip, options.clip_processor, options.clip_prefix, options.images, options.encoder)
+    if options.samples is not None:
+        which = options.task, options.shots, options.context
+        return _print_json(score_samples(options.samples, options.metrics, options.seed, judges, *which))
     report = score_files(
         options.predictions,
         options.references,
