@@ -51,11 +51,11 @@ def differences(first: Log, second: Log) -> list[str]:
 
 
 def line(found: Comparison, first: str, second: str) -> str:
-    """The comparison as people read it: ``second − first = +0.050 [+0.021, +0.079]``."""
+    """The comparison as people read it: ``second − first = +0.050 [+0.021, +0.079]``; a group is what is resampled."""
     low, high = _signed(found.low), _signed(found.high)
     return (
         f"{second} − {first} = {_signed(found.difference)} [{low}, {high}]  "
-        f"{found.metric} {found.second:.3f} and {found.first:.3f}; {found.n} items of {found.clusters} images"
+        f"{found.metric} {found.second:.3f} and {found.first:.3f}; {found.n} items in {found.clusters} groups"
     )
 
 

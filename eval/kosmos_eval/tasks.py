@@ -56,8 +56,9 @@ class DatasetFiles:
             tasks without images.
         group: which of VQAv2's two types the scores are split by (VQAv2 has 65 question types and 3 answer types).
         lead: of ``shards``: only captions that begin with these words, which the prompt says, are taken.
-        beginning: of ``text`` and ``shards``: so many words of each line become the field ``{beginning}``, and
-            ``continuation`` words of how it goes on the answer; lines without more words are left. 0: whole texts.
+        beginning: of ``text`` and ``shards``: so many words of each line become the field ``{beginning}``, and how it
+            goes on the answer; lines without more words are left. 0: whole texts.
+        continuation: words of such an answer at most.
         synonyms: two spellings of one answer, ``{grey: gray}``: an item that has either accepts both.
     """
 
