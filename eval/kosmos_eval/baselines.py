@@ -2,8 +2,9 @@
 
 ``majority answer`` always says the training split's most frequent answer; ``question only`` says the most frequent
 training answer to exactly this text. Without a training split, and without a chance level, ``constant answer`` always
-says the evaluated split's own most frequent answer. All are computed from the data with the task's own metric. Source:
-Goyal et al. 2017 (VQAv2), which shows how far language priors carry.
+says the evaluated split's own most frequent answer. Of texts that go on from a beginning ``another's continuation`` is
+how another item really goes on: as good a text, and as like as any two are. All are computed from the data with the
+task's own metric. Source: Goyal et al. 2017 (VQAv2), which shows how far language priors carry.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from typing import Any
 
 from . import prompts
 from .items import Item
+from .metrics import WRITING_METRICS
 from .results import Row, make_rows
 from .tasks import Task
 
 MAJORITY, QUESTION_ONLY, CHANCE, SHUFFLED = "majority answer", "question only", "chance", "shuffled"
 CONSTANT = "constant answer"
+ANOTHERS = "another's continuation"
 
 
 def baseline_rows(task: Task, items: Sequence[Item], train: Sequence[Item], seed: int) -> list[Row]:
@@ -30,6 +33,10 @@ def baseline_rows(task: Task, items: Sequence[Item], train: Sequence[Item], seed
     is_open = not is_fixed and task.decoding.method != "likelihood"
     if is_open and train:
         rows += _trained(task, items, train, seed)
+    elif is_open and set(task.metrics) & set(WRITING_METRICS):
+        if all(item.answers for item in items) and len(items) > 1:
+            others = [item.answers[0] for item in (*items[1:], items[0])]
+            rows += _rows(task, items, others, ANOTHERS, "none", seed)
     elif is_open and value is None:
         common = _common([_common(item.answers) for item in items])
         rows += _rows(task, items, [common] * len(items), CONSTANT, "none", seed)

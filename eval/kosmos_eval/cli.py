@@ -1,7 +1,7 @@
 """``kosmos eval``: evaluate a checkpoint, score prediction files, compare and report results.
 
 The first word decides: ``score``, ``report``, ``gallery``, ``compare``, ``contamination``, ``explanations``,
-``personas``, ``tasks``, ``make``, ``lm-eval``; anything else is the checkpoint to evaluate.
+``personas``, ``rate``, ``tasks``, ``make``, ``lm-eval``; anything else is the checkpoint to evaluate.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from kosmos import extrapolation
 from kosmos.plain import counted
 
 _EPILOG = """\
@@ -32,6 +31,7 @@ other uses, each with its own --help:
   kosmos eval report         Markdown tables and a plot of runs
   kosmos eval gallery        a picture of questions and answers
   kosmos eval compare        paired difference of two models
+  kosmos eval rate           a page on which people compare two models blind
   kosmos eval contamination  are test items in the training data?
   kosmos eval explanations   ratings and explanations from ids (PETER)
   kosmos eval personas       texts under the right, a wrong and no persona
@@ -50,6 +50,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _evaluate(argv: Sequence[str]) -> int:
+    from kosmos import extrapolation  # with transformers, for seconds that the other uses do without
+
     parser = argparse.ArgumentParser(
         prog="kosmos eval",
         description="Evaluate a checkpoint, with or without demonstrations;\nwrites results.json and every prompt.",
@@ -109,18 +111,20 @@ def _rare_collection() -> Iterator[None]:
 
 
 def _score(argv: Sequence[str]) -> int:
-    from .score import ALLOWED, Judges, score_files
+    from .score import ALLOWED, Judges, score_files, score_samples
 
     parser = argparse.ArgumentParser(
         prog="kosmos eval score",
-        description="Score result files in the published COCO-caption and VQAv2 formats without a model; prints JSON.",
+        description="Score result files in the published COCO-caption and VQAv2 formats, or the answers of an\n"
+        "evaluation anew (--samples), without a model that answers; prints JSON.",
         epilog="".join(f"metrics for {kind}: {', '.join(names)}\n" for kind, names in ALLOWED.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--predictions", metavar="P.json", type=Path, required=True,
-        help="[{image_id, caption}, …] or [{question_id, answer}, …]")  # fmt: skip
-    add("--references", metavar="R.json", type=Path, required=True, help="COCO caption or VQAv2 annotation file")
+    add("--predictions", metavar="P.json", type=Path, help="[{image_id, caption}, …] or [{question_id, answer}, …]")
+    add("--references", metavar="R.json", type=Path, help="COCO caption or VQAv2 annotation file")
+    add("--samples", metavar="RUN", type=Path, help="in the place of both: a run folder, or a sample log")
+    _add_which(parser)
     add("--questions", metavar="Q.json", type=Path, help="VQAv2 question file, checked against the annotations")
     add("--metrics", metavar="A,B", type=_names, default=[], help="see below; default vqa, or bleu,rouge_l,cider")
     add("--partial", action="store_true", help="VQA: score only the questions that have a prediction")
@@ -131,7 +135,13 @@ def _score(argv: Sequence[str]) -> int:
     add("--clip-prefix", default="A photo depicts ", help="clipscore: put before captions ('A photo depicts ')")
     add("--encoder", type=Path, help="bertscore: folder of a BERT-like encoder")
     options = parser.parse_args(argv)
+    files = options.predictions, options.references
+    if (options.samples is None) != all(files) or (options.samples and any(files)):
+        parser.error("give --predictions and --references, or --samples")
     judges = Judges(options.clip, options.clip_processor, options.clip_prefix, options.images, options.encoder)
+    if options.samples is not None:
+        which = options.task, options.shots, options.context
+        return _print_json(score_samples(options.samples, options.metrics, options.seed, judges, *which))
     report = score_files(
         options.predictions,
         options.references,
@@ -345,6 +355,12 @@ def _personas(argv: Sequence[str]) -> int:
     return _print_json(judge(objective=yaml.safe_load(options.pop("objective")), **options))
 
 
+def _rate(argv: Sequence[str]) -> int:
+    from .rating.command import main
+
+    return main(argv)
+
+
 def _print_json(value: object) -> int:
     json.dump(value, sys.stdout, indent=2)
     sys.stdout.write("\n")
@@ -367,6 +383,7 @@ USES: dict[str, Callable[[Sequence[str]], int]] = {
     "report": _report,
     "gallery": _gallery,
     "compare": _compare,
+    "rate": _rate,
     "tasks": _tasks,
     "make": _make,
     "contamination": _contamination,

@@ -33,8 +33,15 @@ def compare_samples(first: str | Path, second: str | Path, metric: str | None = 
         raise ValueError(f"{first} and {second} are of other data: item {other[0]} has other answers ({len(other)} do)")
     name = metric or next(iter(next(iter(one.values()))["metrics"]))
     scores = [_score(records, name) for records in (one, {key: two[key] for key in one})]
-    clusters = ["|".join(image["sha256"] for image in record["images"]) or key for key, record in one.items()]
-    return compare(scores[0], scores[1], clusters, seed)
+    return compare(scores[0], scores[1], clusters_of(one), seed)
+
+
+def clusters_of(records: Records) -> list[str]:
+    """What the bootstrap draws as a whole: an item's images, the text that it is a part of, or itself."""
+    return [
+        "|".join(image["sha256"] for image in record["images"]) or record.get("source") or key
+        for key, record in records.items()
+    ]
 
 
 def differences(first: Log, second: Log) -> list[str]:
@@ -44,11 +51,11 @@ def differences(first: Log, second: Log) -> list[str]:
 
 
 def line(found: Comparison, first: str, second: str) -> str:
-    """The comparison as people read it: ``second − first = +0.050 [+0.021, +0.079]``."""
+    """The comparison as people read it: ``second − first = +0.050 [+0.021, +0.079]``; a group is what is resampled."""
     low, high = _signed(found.low), _signed(found.high)
     return (
         f"{second} − {first} = {_signed(found.difference)} [{low}, {high}]  "
-        f"{found.metric} {found.second:.3f} and {found.first:.3f}; {found.n} items of {found.clusters} images"
+        f"{found.metric} {found.second:.3f} and {found.first:.3f}; {found.n} items in {found.clusters} groups"
     )
 
 

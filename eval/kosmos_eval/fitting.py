@@ -65,6 +65,8 @@ def _built(
 
 def _answer_room(runner: Runner, task: Task, item: Item) -> int:
     """Tokens that an item's answer may take, its longest candidate where it is chosen."""
+    if task.decoding.method == "likelihood" and task.prompt.template:
+        return len(runner.text_ids(prompts.continuation(task, item, item.answers[0])))
     if task.decoding.method not in ("rank", "cloze"):
         return task.decoding.max_new_tokens
     room = max(len(runner.text_ids(text)) for text in continuations(task, item))

@@ -17,8 +17,7 @@ from kosmos.pictures import on_white, open_picture, upright
 from kosmos.segments import Phrase
 
 from .compare import read_samples
-from .items import content_hash
-from .where import find_log
+from .where import ImageFolder, find_log
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,10 +60,8 @@ def gallery(
     shown = choose(list(read_samples(log.path).values()), count, wrong, seed)
     if not shown:
         raise ValueError(f"{samples}: no sample has an image")
-    files: dict[str, list[Path]] = {}
-    for path in sorted(Path(images).rglob("*")):
-        files.setdefault(path.name, []).append(path)
-    _draw(shown, [_find(record["images"][-1], files, Path(images)) for record in shown], Path(out))
+    folder, own = ImageFolder(Path(images)), [record["images"][-1] for record in shown]
+    _draw(shown, [folder.find(image["file"], image["sha256"]) for image in own], Path(out))
     return [record["id"] for record in shown]
 
 
@@ -82,13 +79,6 @@ def choose(records: Sequence[dict[str, Any]], count: int, wrong: bool, seed: int
 
 def _score(record: dict[str, Any]) -> float:
     return float(next(iter(record["metrics"].values())))
-
-
-def _find(image: dict[str, str], files: dict[str, list[Path]], folder: Path) -> Path:
-    for path in files.get(image["file"], []):
-        if content_hash(path) == image["sha256"]:
-            return path
-    raise FileNotFoundError(f"{folder}: no image {image['file']} with SHA-256 {image['sha256'][:12]}… in it")
 
 
 def _draw(records: Sequence[dict[str, Any]], images: Sequence[Path], out: Path) -> None:

@@ -24,6 +24,7 @@ class Item:
         wordings: a description of each of these, for ``decoding.described``.
         candidate_images: images to rank (Raven's matrices), one for each candidate.
         demonstrations: solved examples of its own, in prompt order (demonstrations.method ``own``).
+        source: the text that it is a part of; empty: none.
     """
 
     id: str
@@ -35,11 +36,12 @@ class Item:
     wordings: tuple[str, ...] = ()
     candidate_images: tuple[Path, ...] = ()
     demonstrations: tuple[Item, ...] = ()
+    source: str = ""
 
     @property
     def cluster(self) -> str:
-        """What the bootstrap draws as a whole: the item's images, or itself."""
-        return "|".join(str(path) for path in self.images) or self.id
+        """What the bootstrap draws as a whole: the item's images, or the text that it is of, or itself."""
+        return "|".join(str(path) for path in self.images) or self.source or self.id
 
 
 @lru_cache(maxsize=1 << 16)

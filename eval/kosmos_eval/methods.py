@@ -19,7 +19,7 @@ from kosmos.segments import Phrase
 from . import prompts
 from .items import Item, stable_hash
 from .model import EvaluatedModel, in_order
-from .prompts import Likelihood, Pair, Prompt, candidates, continuations
+from .prompts import Likelihood, Pair, Prompt, candidates, continuation, continuations
 from .tasks import CANDIDATE, Decoding, Task
 
 # How many items with a prompt for each candidate are ranked between two writes of the log.
@@ -178,7 +178,11 @@ METHODS = {
         lambda task, item, replies: _best(candidates(task, item), [reply.nats for reply in replies]),
     ),
     "likelihood": Method(
-        lambda task, item, prompt: [Pair(None, item.answers[0])],
+        lambda task, item, prompt: [
+            Pair(prompt, continuation(task, item, item.answers[0]))
+            if task.prompt.template
+            else Pair(None, item.answers[0])
+        ],
         lambda task, item, replies: Answer("", (replies[0].nats,)),
     ),
 }

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import corpus_items, formats, published
+from . import beginnings, corpus_items, formats, published
 from .items import Item, check_fields
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ def load_items(task: Task, data: str | Path, split: str) -> list[Item]:
         wanted = _path(Path(), files.annotations, split)
         raise FileNotFoundError(f"{data}: no such data folder (task {task.name} looks for {wanted} in it)")
     items = FORMATS[files.format](files, data, split)
+    if files.beginning:
+        items = beginnings.cut(items, files.beginning, files.continuation)
     if files.synonyms:
         other = {**files.synonyms, **{second: first for first, second in files.synonyms.items()}}
         items = [_with_synonyms(item, other) for item in items]
@@ -197,6 +199,10 @@ def _read_shards(files: DatasetFiles, data: Path, split: str) -> list[Item]:
     return corpus_items.read(_path(data, files.annotations, split), files.lead)
 
 
+def _read_beginnings(files: DatasetFiles, data: Path, split: str) -> list[Item]:
+    return beginnings.read(_path(data, files.annotations, split))
+
+
 def _json_lines(path: Path, key: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line numbers and objects of a JSON lines file, each with something under ``key``."""
     for number, entry in formats.read_json_lines(path):
@@ -214,6 +220,7 @@ FORMATS: dict[str, Callable[[DatasetFiles, Path, str], list[Item]]] = {
     "parquet": _read_parquet,
     "text": _read_text,
     "shards": _read_shards,
+    "beginnings": _read_beginnings,
     **dict.fromkeys(published.FORMATS, _read_published),
 }
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from . import formats, metrics, statistics
+from .compare import clusters_of, read_samples
+from .where import ImageFolder, find_log
 
 MODEL_METRICS = ("clipscore", "refclipscore", "bertscore")
 DEFAULT_METRICS = {"vqa": ("vqa",), "captions": ("bleu", "rouge_l", "cider")}
@@ -16,6 +18,7 @@ DEFAULT_METRICS = {"vqa": ("vqa",), "captions": ("bleu", "rouge_l", "cider")}
 ALLOWED = {
     "vqa": (*metrics.ANSWER_METRICS, *metrics.CAPTION_METRICS),
     "captions": (*metrics.CAPTION_METRICS, *MODEL_METRICS, "exact_match", "f1", "anls", "accuracy"),
+    "samples": (*metrics.ANSWER_METRICS, *metrics.CAPTION_METRICS, *metrics.WRITING_METRICS, *MODEL_METRICS),
 }
 
 
@@ -74,6 +77,50 @@ def score_files(
     return _score_captions(predictions, references, names, seed, judges or Judges())
 
 
+def score_samples(
+    samples: str | Path,
+    names: Sequence[str] = (),
+    seed: int = 0,
+    judges: Judges | None = None,
+    task: str | None = None,
+    shots: int | None = None,
+    context: str | None = None,
+) -> dict[str, Any]:
+    """Score the answers of a sample log anew, also by metrics that a model computes.
+
+    Args:
+        samples: a finished log of ``kosmos eval``, or a run folder with one.
+        names: metrics; default those of its task.
+        seed: of the bootstrap.
+        judges: models for clipscore, refclipscore and bertscore; of an item's images the last is the caption's.
+        task, shots, context: which log of a folder; see :func:`kosmos_eval.where.find_log`.
+
+    Returns:
+        ``{"task", "n", METRIC: value, …, "intervals": {METRIC: [low, high]}}``.
+
+    Raises:
+        FileNotFoundError, ValueError: no such log, an unknown metric, one that answers do not allow, or without judge.
+    """
+    log = find_log(Path(samples), task, shots, context)
+    records, judges = read_samples(log.path), judges or Judges()
+    own = next(iter(records.values()))["metrics"]
+    names = metrics.resolve(names or list(own), (*ALLOWED["samples"], *MODEL_METRICS))
+    metrics.check_available(names)
+    predictions, answers = ([record[key] for record in records.values()] for key in ("prediction", "answers"))
+
+    def images() -> list[Path]:
+        folder = ImageFolder(Path(judges.images or ""))
+        shown = [(key, record["images"][-1:]) for key, record in records.items()]
+        if without := [key for key, images in shown if not images]:
+            raise ValueError(f"{log.path}: clipscore needs images; item {without[0]} has none")
+        return [folder.find(image["file"], image["sha256"]) for _, (image,) in shown]
+
+    plain = [name for name in names if name not in MODEL_METRICS]
+    scores = metrics.compute(plain, predictions, answers) if plain else []
+    scores += _judged([name for name in names if name in MODEL_METRICS], predictions, answers, images, judges)
+    return _report(log.task or log.path.stem, scores, clusters_of(records), seed)
+
+
 def _chosen(names: Sequence[str], kind: str, references: str | Path) -> list[str]:
     """The metrics by their full names; ValueError for one that is unknown or says nothing about such a file."""
     names = metrics.resolve(names, (*metrics.NAMES, *MODEL_METRICS))
@@ -96,36 +143,41 @@ def _score_captions(
     captions = [truth.captions[image] for image in results]
     plain = [name for name in names if name not in MODEL_METRICS]
     scores = metrics.compute(plain, list(results.values()), captions) if plain else []
-    scores += _judged([name for name in names if name in MODEL_METRICS], results, truth, judges)
+
+    def images() -> list[Path]:
+        paths = [Path(judges.images or "") / truth.file_names.get(image, f"{image}.jpg") for image in results]
+        if missing := [path for path in paths if not path.is_file()]:
+            raise FileNotFoundError(f"{len(missing)} of {len(paths)} images are missing, first {missing[0]}")
+        return paths
+
+    judged = [name for name in names if name in MODEL_METRICS]
+    scores += _judged(judged, list(results.values()), captions, images, judges)
     report = _report("captions", scores, list(results), seed)
     return report | {"references_without_prediction": len(truth.captions) - len(results)}
 
 
 def _judged(
     names: Sequence[str],
-    results: dict[formats.Identifier, str],
-    truth: formats.CaptionReferences,
+    candidates: Sequence[str],
+    references: Sequence[Sequence[str]],
+    images: Callable[[], Sequence[Path]],
     judges: Judges,
 ) -> list[metrics.MetricScore]:
     if not names:
         return []
     from .metrics.model_based import BertScorer, ClipScorer
 
-    candidates, captions = list(results.values()), [truth.captions[image] for image in results]
     values: dict[str, Any] = {}
     if "bertscore" in names:
         if judges.encoder is None:
             raise ValueError("metric 'bertscore' needs --encoder, the folder of a text encoder")
-        values["bertscore"] = BertScorer(judges.encoder).score(candidates, captions)
+        values["bertscore"] = BertScorer(judges.encoder).score(candidates, references)
     if set(names) - {"bertscore"}:
         if judges.clip is None or judges.images is None:
             raise ValueError("metrics 'clipscore' and 'refclipscore' need --clip and --images")
-        paths = [Path(judges.images) / truth.file_names.get(image, f"{image}.jpg") for image in results]
-        missing = [path for path in paths if not path.is_file()]
-        if missing:
-            raise FileNotFoundError(f"{len(missing)} of {len(paths)} images are missing, first {missing[0]}")
+        paths = images()
         scorer = ClipScorer(judges.clip, judges.clip_processor, judges.clip_prefix)
-        values["clipscore"], values["refclipscore"] = scorer.score(paths, candidates, captions)
+        values["clipscore"], values["refclipscore"] = scorer.score(paths, candidates, references)
     return [metrics.mean_score(name, values[name]) for name in names]
 
 
@@ -167,7 +219,7 @@ def _reject_unknown(path: str | Path, key: str, found: Any, known: Any) -> None:
 
 
 def _report(
-    task: str, scores: Sequence[metrics.MetricScore], clusters: Sequence[formats.Identifier], seed: int
+    task: str, scores: Sequence[metrics.MetricScore], clusters: Sequence[Hashable], seed: int
 ) -> dict[str, Any]:
     report: dict[str, Any] = {"task": task, "n": scores[0].n}
     report |= {score.name: score.value for score in scores}

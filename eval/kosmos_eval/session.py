@@ -252,6 +252,8 @@ def _record(item: Item, prompt: Prompt, request: str, answer: Answer) -> Record:
         "demonstrations": list(prompt.demonstrations),
         "request": request,
     }
+    if item.source:
+        record["source"] = item.source
     if prompt.shortened:
         record["shortened"] = True
     if answer.scores:

@@ -103,6 +103,7 @@ class TaskData:
         """
         metrics.check_available(self.task.metrics)
         _ = self.other_images  # refuses a task that has none
+        self._check_references()
         for context in contexts:
             if context not in CONTEXTS:
                 raise ValueError(f"unknown context {context!r}; choose from {', '.join(CONTEXTS)}")
@@ -112,6 +113,16 @@ class TaskData:
             raise ValueError(f"{min(shots)} shots: the number of demonstrations cannot be negative")
         if max(shots, default=0) > 0:
             self._check_demonstrations(max(shots))
+
+    def _check_references(self) -> None:
+        """A person's own beginnings may have nothing that a text could be compared with."""
+        needing = [name for name in self.task.metrics if name not in metrics.WRITING_METRICS]
+        without = [item.id for item in self.items if not item.answers]
+        if needing and without:
+            raise ValueError(
+                f"task {self.task.name}: {', '.join(needing)} needs a known continuation, which {len(without)} of "
+                f"{len(self.items)} items lack (first: {without[0]}); --set metrics={','.join(metrics.WRITING_METRICS)}"
+            )
 
     def _check_demonstrations(self, count: int) -> None:
         task = self.task

@@ -45,16 +45,20 @@ class DatasetFiles:
             ``captions`` (COCO captions), ``karpathy`` (the split file of Karpathy and Fei-Fei:
             ``dataset_coco.json``, ``dataset_flickr30k.json``), ``vizwiz`` (a list of image, question, answers),
             ``jsonl`` (one object a line) or ``parquet`` (the same columns; needs pyarrow), ``text`` (lines with
-            ``text``), ``shards`` (a corpus folder as made for training), or a classification set in its published
-            files: ``boolq``, ``cb``, ``rte``, ``wic``, ``wsc`` (SuperGLUE), ``piqa``, ``hellaswag``,
-            ``winogrande``, ``winograd`` (XML, or ``wsc273.txt``), ``copa`` (its XML too), ``storycloze``,
-            ``hateful_memes``, ``sst2`` (GLUE); ``labelled``: JSON lines with ``text`` and ``label``.
+            ``text``), ``shards`` (a corpus folder as made for training), ``beginnings`` (of one's own: the lines of a
+            ``.txt`` file, or JSON lines with ``prompt`` and, where it is known, ``continuation``), or a classification
+            set in its published files: ``boolq``, ``cb``, ``rte``, ``wic``, ``wsc`` (SuperGLUE), ``piqa``,
+            ``hellaswag``, ``winogrande``, ``winograd`` (XML, or ``wsc273.txt``), ``copa`` (its XML too),
+            ``storycloze``, ``hateful_memes``, ``sst2`` (GLUE); ``labelled``: JSON lines with ``text`` and ``label``.
         questions: VQAv2 question file.
         annotations: VQAv2 annotations, COCO captions, the Karpathy file, the JSON lines, or the corpus folder.
         images: image path with ``{image_id}`` or, where the file has it, ``{file_name}`` (and ``{split}``); empty for
             tasks without images.
         group: which of VQAv2's two types the scores are split by (VQAv2 has 65 question types and 3 answer types).
         lead: of ``shards``: only captions that begin with these words, which the prompt says, are taken.
+        beginning: of ``text`` and ``shards``: so many words of each line become the field ``{beginning}``, and how it
+            goes on the answer; lines without more words are left. 0: whole texts.
+        continuation: words of such an answer at most.
         synonyms: two spellings of one answer, ``{grey: gray}``: an item that has either accepts both.
     """
 
@@ -64,7 +68,18 @@ class DatasetFiles:
     images: str = ""
     group: Literal["question_type", "answer_type"] = "question_type"
     lead: str = ""
+    beginning: int = 0
+    continuation: int = 60
     synonyms: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.beginning < 0 or self.continuation < 1:
+            raise ValueError(
+                f"dataset.beginning {self.beginning} must be 0 words or more, dataset.continuation "
+                f"{self.continuation} at least 1"
+            )
+        if self.beginning and self.format not in ("text", "shards"):
+            raise ValueError(f"dataset.beginning cuts texts: it goes with format text or shards, not {self.format}")
 
 
 @dataclass
@@ -124,11 +139,12 @@ class Decoding:
     Args:
         method: ``greedy``, ``beam``, ``sample``, ``rank`` (the candidate with the highest likelihood), ``cloze`` (the
             likeliest candidate in the template's ``<mask>``, for models trained to fill blanks), or ``likelihood``
-            (nothing is written: how probable is the item's text?). max_new_tokens: the answer's length at most; it also
-            ends where the checkpoint's answers do, or the demonstrations'. num_beams, length_penalty: for ``beam``
-            (KOSMOS-1: 5 for captions, 2 for ImageNet). temperature, top_p: for ``sample``; the draws depend on the item
-            alone, not on its batch. candidates: for ``rank`` and ``cloze`` where items bring none of their own, and for
-            ``constrained``; without any, the answers that occur in the evaluated split (its class names).
+            (nothing is written: how probable is the item's text, behind the prompt if there is one?). max_new_tokens:
+            the answer's length at most; it also ends where the checkpoint's answers do, or the demonstrations'.
+            num_beams, length_penalty: for ``beam`` (KOSMOS-1: 5 for captions, 2 for ImageNet). temperature, top_p: for
+            ``sample``; the draws depend on the item alone, not on its batch. candidates: for ``rank`` and ``cloze``
+            where items bring none of their own, and for ``constrained``; without any, the answers that occur in the
+            evaluated split (its class names).
             verbalizers: the words that stand for a class of the data, ``{entailment: "Yes"}``; its
             classes are then the candidates. described: each candidate is ranked by its description in the item's data
             (``wordings``, KOSMOS-1 section 4.8), not by its own words.

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+
+from .items import content_hash
 
 _LOG = re.compile(r"(?P<task>.+)-(?P<shots>\d+)shot-(?P<context>.+)\.jsonl")
 _OF_TRAINING = ("metrics.jsonl", "samples.jsonl")
@@ -96,6 +99,35 @@ def find_log(path: Path, task: str | None = None, shots: int | None = None, cont
     if len(found) > 1:
         raise ValueError(f"{path} holds several sample logs, say which (--task, or the file): {_names(found)}")
     return found[0]
+
+
+class ImageFolder:
+    """The images of a folder, at any depth.
+
+    Args:
+        path: the folder; it is looked through when the first image is asked for.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def find(self, name: str, sha256: str) -> Path:
+        """Return the file of this name and content.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        for path in self._files.get(name, []):
+            if content_hash(path) == sha256:
+                return path
+        raise FileNotFoundError(f"{self.path}: no image {name} with SHA-256 {sha256[:12]}… in it")
+
+    @cached_property
+    def _files(self) -> dict[str, list[Path]]:
+        files: dict[str, list[Path]] = {}
+        for path in sorted(self.path.rglob("*")):
+            files.setdefault(path.name, []).append(path)
+        return files
 
 
 def _steps(run: Path, name: str) -> list[Path]:

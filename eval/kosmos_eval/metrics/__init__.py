@@ -15,7 +15,7 @@ import numpy as np
 
 from kosmos.suggest import suggest
 
-from . import auc, captions, coco_java, ptb, strings, vqa
+from . import auc, captions, coco_java, ptb, strings, vqa, writing
 
 References = Sequence[Sequence[str]]
 
@@ -56,6 +56,11 @@ def _mean(sums: np.ndarray) -> np.ndarray:
     return sums[..., 0] / sums[..., 1]
 
 
+def _share(sums: np.ndarray) -> np.ndarray:
+    """A mean that is 0 where there was nothing to count."""
+    return sums[..., 0] / np.maximum(sums[..., 1], 1)
+
+
 def roc_auc(confidences: Sequence[float], positive: Sequence[bool]) -> MetricScore:
     """Area under the ROC curve; the per-item values are placement values (see auc.py).
 
@@ -83,7 +88,8 @@ _JAVA = ("meteor", "spice")
 CAPTION_METRICS = (*_BLEU, "rouge_l", "cider", *_JAVA)
 LIKELIHOOD_METRICS = ("bits_per_byte",)
 CONFIDENCE_METRICS = ("roc_auc",)
-NAMES = (*ANSWER_METRICS, *CAPTION_METRICS, *LIKELIHOOD_METRICS, *CONFIDENCE_METRICS)
+WRITING_METRICS = (*writing.INTRA_DISTINCT, "words")  # of the text alone
+NAMES = (*ANSWER_METRICS, *CAPTION_METRICS, *LIKELIHOOD_METRICS, *CONFIDENCE_METRICS, *WRITING_METRICS)
 
 
 def resolve(names: Sequence[str], known: Sequence[str] = NAMES) -> list[str]:
@@ -134,7 +140,7 @@ def compute(
     if not predictions:
         raise ValueError("nothing to score: there are no predictions")
     for index, answers in enumerate(references):
-        if not answers:
+        if not answers and set(names) - set(WRITING_METRICS):
             raise ValueError(f"item {index} (counting from 0) has no reference answers or captions")
     scores = {
         name: mean_score(name, _per_answer(name, predictions, references)) for name in names if name in _PER_ANSWER
@@ -145,6 +151,10 @@ def compute(
         if confidences is None or positive is None:
             raise ValueError("metric 'roc_auc' needs confidences: use it in a task with method rank and two candidates")
         scores["roc_auc"] = roc_auc(confidences, positive)
+    for name in set(names) & set(writing.INTRA_DISTINCT):
+        scores[name] = MetricScore(name, writing.intra_distinct(predictions, int(name[-1])), _share)
+    if "words" in names:
+        scores["words"] = mean_score("words", [len(text.split()) for text in predictions])
     wanted = [name for name in names if name in CAPTION_METRICS]
     if wanted:
         scores |= _caption_scores(wanted, predictions, references)
