@@ -3,6 +3,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Test files at a time: make test WORKERS=1.
+WORKERS ?= 2
 export HF_HUB_OFFLINE := 1
 
 .PHONY: help install demo test simulated test-versions lint bench docs notebook image clean
@@ -37,22 +39,22 @@ demo: $(if $(wildcard $(VENV)/.installed),install,$(VENV)/.installed-demo)  ## t
 	$(BIN)/kosmos demo
 
 test: install  ## the whole test suite, two files at a time, the longest first
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 simulated: install  ## what a GPU and 64 ranks would do, without them: graphs, kernels, bytes, memory; minutes
 	$(BIN)/python -m pytest -m simulated tests/simulated
 
-# What differs is laid over the environment: a few packages, and torch is not installed three times.
+# What differs is laid over the environment, a few packages for each end, so that the rest is not installed three times.
 $(VENV)/versions/%/.installed: tests/versions/%.txt $(VENV)/.installed
 	rm -rf $(@D)
 	$(BIN)/python -m pip install --quiet --no-deps --target $(@D) --requirement $<
 	touch $@
 
-test-versions: $(VENV)/versions/oldest/.installed $(VENV)/versions/newest/.installed  ## the model's tests with the oldest and the newest transformers
+test-versions: $(VENV)/versions/oldest/.installed $(VENV)/versions/newest/.installed  ## the model's tests with the oldest and the newest torch and transformers
 	@set -e; for end in oldest newest; do \
 	  export PYTHONPATH=$(CURDIR)/$(VENV)/versions/$$end; \
 	  echo "== $$end: $$($(BIN)/python -c 'import torch, transformers; print("torch", torch.__version__, "transformers", transformers.__version__)')"; \
-	  $(BIN)/python -m pytest -n 2 --dist worksteal tests/kosmos tests/train/test_doors.py; \
+	  $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests/kosmos tests/train/test_doors.py; \
 	done
 
 lint: install  ## style, format, types and import contracts

@@ -12,7 +12,7 @@ import io
 from pathlib import Path
 from typing import Any, cast
 
-from PIL import ExifTags, Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 _DEEP = ("I", "F")
 MAX_PIXELS = 64_000_000
@@ -131,6 +131,8 @@ def _decoded(file: Any, name: str) -> Image.Image:
     try:
         image = Image.open(file, formats=[kind for kind in FORMATS if kind in Image.OPEN])
         width, height = image.size
+    except UnidentifiedImageError as error:  # its text names Python's object
+        raise ValueError(f"{name} cannot be read as an image: none of {', '.join(FORMATS)}") from error
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error … on hostile bytes
         raise ValueError(f"{name} cannot be read as an image: {error}") from error
     if width * height > MAX_PIXELS:

@@ -12,6 +12,7 @@ import asyncio
 import hmac
 import inspect
 import ipaddress
+import json
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -24,11 +25,6 @@ if TYPE_CHECKING:
 
 ROUTES = {("POST", "/v1/chat/completions"), ("POST", "/v1/responses"), ("GET", "/v1/models"), ("GET", "/health")}
 LONGEST = 256
-# What transformers' server would ignore, or what would let a request rewrite the prompt or the rules of writing.
-REFUSED = (
-    "audio", "chat_template_kwargs", "function_call", "functions", "generation_config", "logprobs", "modalities",
-    "prediction", "previous_response_id", "prompt", "tools", "top_logprobs", "web_search_options",
-)  # fmt: skip
 
 
 def build_app(
@@ -72,9 +68,11 @@ def build_app(
     parameters = inspect.signature(build_server).parameters  # the handlers of routes that stay shut differ by version
     handlers |= {other: None for other in parameters if other.endswith("_handler") and other not in handlers}
     app = build_server(models, **handlers)
+    app.add_api_route("/v1/models/{model:path}", lambda: models.list_models()[0], methods=["GET"])
     app.add_middleware(
-        Guard, key=key, hosts=tuple(hosts), most=2_000_000 + limits.max_images * (4 * limits.max_bytes // 3 + 100)
-    )
+        Guard, key=key, hosts=tuple(hosts), most=2_000_000 + limits.max_images * (4 * limits.max_bytes // 3 + 100),
+        name=name,
+    )  # fmt: skip
     return app
 
 
@@ -86,10 +84,12 @@ class Guard:
         key: see :func:`build_app`.
         hosts: see :func:`build_app`.
         most: longest body, in bytes.
+        name: see :func:`build_app`.
     """
 
-    def __init__(self, app: Callable, key: str | None, hosts: tuple[str, ...], most: int) -> None:
+    def __init__(self, app: Callable, key: str | None, hosts: tuple[str, ...], most: int, name: str) -> None:
         self.app, self.key, self.hosts, self.most = app, key, hosts, most
+        self.routes = ROUTES | {("GET", f"/v1/models/{name}")}
 
     async def __call__(self, scope: dict[str, Any], receive: Callable, send: Callable) -> None:
         """Hand the request on, or answer why not."""
@@ -104,6 +104,9 @@ class Guard:
         if body is None:
             await answer_error(send, 413, f"the request is longer than {self.most} bytes")
             return
+        if scope["method"] == "POST" and (misread := await asyncio.to_thread(refuse_body, headers, body)):
+            await answer_error(send, *misread)
+            return
         given = False
 
         async def replay() -> dict[str, Any]:
@@ -117,7 +120,7 @@ class Guard:
 
     def refusal(self, method: str, path: str, headers: dict[str, str]) -> tuple[int, str] | None:
         """Status and reason if the request may not come in."""
-        if (method, path) not in ROUTES:
+        if (method, path) not in self.routes:
             return 404, f"{method} {path} is not served; these are: {', '.join(sorted(path for _, path in ROUTES))}"
         host = headers.get("host", "")
         name = host if host.endswith("]") else host.rpartition(":")[0] or host
@@ -140,6 +143,23 @@ class Guard:
                 return None
             if message["type"] != "http.request" or not message.get("more_body"):
                 return bytes(body)
+
+
+def refuse_body(headers: dict[str, str], body: bytes) -> tuple[int, str] | None:
+    """Status and reason if a body is no JSON object; a page of the web can send JSON only where it is asked first."""
+    if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        return 415, "a request is JSON: send it with the header Content-Type: application/json"
+    try:
+        given = json.loads(body, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        return 400, f"the request is no JSON: {error}"
+    if not isinstance(given, dict):
+        return 400, f'a request is a JSON object, {{"model": …, "messages": […]}}, not a {type(given).__name__}'
+    return None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
 
 
 async def answer_error(send: Callable, status: int, message: str) -> None:

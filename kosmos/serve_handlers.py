@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,9 @@ from transformers.cli.serving.response import ResponseHandler
 from transformers.cli.serving.utils import GenerateManager, GenerationState, Modality
 
 from .admission import Admission
+from .chat_messages import ROLES
 from .loading import load
-from .serve import REFUSED
+from .serve_requests import checked, length
 
 TEXTS, IMAGES = ("text", "input_text", "output_text"), ("image_url", "input_image")
 
@@ -47,6 +51,16 @@ class Models(ModelManager):
         return [{"id": self.force_model, "object": "model", "created": int(time.time()), "owned_by": "kosmos"}]
 
     get_gen_models = list_models  # type: ignore[assignment]  # its name before transformers 5.24
+
+    @staticmethod
+    def process_model_name(model_id: str) -> str:
+        """The name, without a revision: it stands in each answer."""
+        return model_id
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of tokens, of which a request may name some."""
+        return self._both()[0].get_output_embeddings().weight.shape[0]
 
     @staticmethod
     def get_model_modality(*args: Any, **kwargs: Any) -> Modality:
@@ -110,18 +124,21 @@ class Kosmos:
 
     def __init__(self, models: Models, state: State, admission: Admission, longest: int) -> None:
         super().__init__(models, state)  # type: ignore[call-arg]
-        self.admission, self.longest = admission, longest
+        self.models, self.admission, self.longest = models, admission, longest
 
     async def handle_request(self, body: dict, request_id: str) -> Any:
         """Answer, or say what is wrong with the request."""
         try:
-            checked = await asyncio.to_thread(self._admitted, body)
-            return await super().handle_request(checked, request_id)  # type: ignore[misc]
+            admitted = await asyncio.to_thread(self._admitted, body)
+            return await super().handle_request(admitted, request_id)  # type: ignore[misc]
         except (ValueError, KeyError, TypeError) as error:
             message = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             return _error(400, message)
         except HTTPException as error:
             return _error(error.status_code, str(error.detail))
+        except Exception as error:
+            logging.getLogger(__name__).exception("a request failed")
+            return _error(500, f"the server failed on this request ({type(error).__name__}); its log says more")
 
     def _admitted(self, body: dict[str, Any]) -> dict[str, Any]:
         """The request with its pictures opened.
@@ -129,22 +146,19 @@ class Kosmos:
         Raises:
             ValueError: it asks for what is not served, or shows what may not be shown.
         """
-        for field in REFUSED:
-            if body.get(field):
-                raise ValueError(f"{field} is not served; a request holds messages, temperature, top_p, stop, seed …")
-        if body.get("n") not in (None, 1):
-            raise ValueError(f"n={body['n']}: a question has one answer")
-        if (body.get("response_format") or {}).get("type", "text") != "text":
-            raise ValueError("response_format: answers are text")
-        field = "input" if "input" in body else "messages"
-        given = body.get(field)
+        asked = checked(body, self.models.vocabulary)
+        field = "input" if "input" in asked else "messages"
+        given = asked.get(field)
         if isinstance(given, str):
             given = [{"role": "user", "content": given}]
-        if not isinstance(given, list) or not given:
+        if not isinstance(given, list):
             raise ValueError(f"{field} is a list of messages, not {type(given).__name__}")
+        if not given:
+            raise ValueError(f"{field} is empty; it holds at least one message of the user")
         room = [self.admission.max_images]
         messages = [self._message(message, room) for message in given]
-        return {**body, field: messages, "stream": bool(body.get("stream"))}  # responses would stream unasked
+        _refuse_no_question(messages[-1])
+        return {**asked, field: messages, "stream": bool(asked.get("stream"))}  # responses would stream unasked
 
     def _message(self, message: Any, room: list[int]) -> dict[str, Any]:
         """A message with its pictures opened; ``room`` holds the number of pictures that may still come."""
@@ -159,7 +173,9 @@ class Kosmos:
 
     def _part(self, part: Any, room: list[int]) -> dict[str, Any]:
         kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-        if kind in TEXTS and isinstance(part.get("text"), str):
+        if kind in TEXTS:
+            if not isinstance(part.get("text"), str):
+                raise ValueError(f"a part of the type {kind!r} has a text, not {type(part.get('text')).__name__}")
             return {"type": "text", "text": part["text"]}
         if kind not in IMAGES:
             raise ValueError(f"a part of the type {kind!r}; a message holds {', '.join((*TEXTS, *IMAGES))}")
@@ -172,9 +188,8 @@ class Kosmos:
     def _build_generation_config(self, body: dict, *args: Any, **kwargs: Any) -> Any:
         """transformers' settings; a temperature above 0 draws, and an answer is no longer than the server allows."""
         settings = super()._build_generation_config(body, *args, **kwargs)  # type: ignore[misc]
-        asked = body.get("max_completion_tokens") or body.get("max_tokens") or body.get("max_output_tokens")
-        settings.max_new_tokens = max(1, min(int(asked or self.longest), self.longest))
-        if body.get("temperature") is not None or body.get("top_p") is not None:
+        settings.max_new_tokens = length(body, self.longest)
+        if "temperature" in body or "top_p" in body:
             settings.do_sample = body.get("temperature") != 0
         return settings
 
@@ -182,9 +197,30 @@ class Kosmos:
 class ChatHandler(Kosmos, ChatCompletionHandler):
     """``/v1/chat/completions``."""
 
+    def _streaming(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' stream, and the line that ends one of OpenAI's: some clients wait for it."""
+        response = super()._streaming(*args, **kwargs)
+        response.body_iterator = _with_end(response.body_iterator)
+        return response
+
 
 class ResponsesHandler(Kosmos, ResponseHandler):
     """``/v1/responses``."""
+
+
+async def _with_end(pieces: Any) -> AsyncIterator[str]:
+    async with aclosing(pieces):  # who leaves a stream early ends the model's answer too
+        async for piece in pieces:
+            yield piece
+    yield "data: [DONE]\n\n"
+
+
+def _refuse_no_question(last: dict[str, Any]) -> None:
+    """A prompt goes on where its last question ends."""
+    if last["role"] in ROLES and last["role"] != "user":
+        raise ValueError(f"the last message is the {last['role']}'s; a conversation ends with a question of the user")
+    if not any(part["type"] != "text" or part["text"].strip() for part in last["content"]):
+        raise ValueError("the question is empty; ask something, for instance what is in the picture")
 
 
 def _address(where: Any) -> Any:
@@ -192,4 +228,5 @@ def _address(where: Any) -> Any:
 
 
 def _error(status: int, message: str) -> JSONResponse:
-    return JSONResponse({"error": {"message": message, "type": "invalid_request_error"}}, status_code=status)
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return JSONResponse({"error": {"message": message, "type": kind}}, status_code=status)

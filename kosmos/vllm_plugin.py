@@ -20,32 +20,36 @@ def register() -> None:
         ModelRegistry.register_model(ARCHITECTURE, "kosmos.vllm_model:KosmosForVLLM")
 
 
-def refuse_unserved(config: KosmosConfig, longest: int, devices: int = 1) -> None:
-    """Refuse what vLLM would compute in another way than the model was trained.
+def refuse_unserved(
+    config: KosmosConfig, longest: int, devices: int = 1, engine: str = "vLLM", option: str = "--max-model-len"
+) -> None:
+    """Refuse what an engine with a paged cache would compute in another way than the model was trained.
 
     Args:
         config: of the checkpoint.
-        longest: tokens of the longest row, vLLM's ``max_model_len``.
+        longest: tokens of the longest row.
         devices: over how many the model is divided.
+        engine: its name.
+        option: by which it is told the longest row.
 
     Raises:
         ValueError: naming what it is, and what to do.
     """
     text = config.get_text_config()
     if config.coupling != "input":
-        raise ValueError(f"coupling: {config.coupling} is not served by vLLM, which has no cache for it: kosmos serve")
+        raise ValueError(f"coupling: {config.coupling} is not served by {engine}, which has no cache for it: kosmos serve")
     if getattr(text, "position_type", None) == "learned_2d":
         raise ValueError(
-            "position_type: learned_2d is not served by vLLM, which counts one position a token: kosmos serve"
+            f"position_type: learned_2d is not served by {engine}, which counts one position a token: kosmos serve"
         )
     trained = getattr(text, "blockwise_causal_length", None)
     if trained is not None and longest > trained:
         raise ValueError(
-            f"max_model_len is {longest}, but from {trained} tokens on this checkpoint reads by blockwise causal "
-            f"attention, which vLLM has not: give --max-model-len {trained} or less"
+            f"the longest row is {longest} tokens, but from {trained} on this checkpoint reads by blockwise causal "
+            f"attention, which {engine} has not: give {option} {trained} or less"
         )
     if devices != 1:
         raise ValueError(
             f"the model is divided over {devices} devices, but the norms of its layers are over whole rows: serve it "
-            "on one (--tensor-parallel-size 1 --pipeline-parallel-size 1), and several copies by --data-parallel-size"
+            "on one, without tensor or pipeline parallelism, and several copies by data parallelism"
         )

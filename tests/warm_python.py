@@ -6,6 +6,7 @@ test may set: no transformers, no huggingface_hub, nothing of ours.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import json
@@ -124,6 +125,7 @@ def become(code: str, arguments: list[str], folder: str, session: bool, environm
     """Be the process that was asked for. The interpreter ends as after any program, which one test is about."""
     if session:
         os.setsid()
+    atexit.register(gc.unfreeze)  # what is frozen is never freed, and triton 3.9 reports that as leaks
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)

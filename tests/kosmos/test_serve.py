@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import http.server
 import ipaddress
+import json
 import os
 import shutil
 import socket
@@ -23,7 +24,8 @@ from PIL import Image
 from kosmos import Conversation
 from kosmos.admission import Admission
 from kosmos.pictures import as_data_uri
-from kosmos.serve import main
+from kosmos.serve import main, refuse_body
+from kosmos.serve_requests import checked, length
 
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
@@ -191,6 +193,114 @@ def test_what_is_not_served_is_said(client, base: str, folder: Path) -> None:
         with pytest.raises(urllib.error.HTTPError) as found:
             urllib.request.urlopen(request, timeout=20)
         assert found.value.code == status, path
+
+
+@pytest.mark.slow
+def test_what_clients_look_for(client, base: str) -> None:
+    """A model by its name, the end of a stream as OpenAI ends it, numbers of an answer, and questions that are none."""
+    assert client.models.retrieve("kosmos").id == "kosmos"
+    with pytest.raises(openai.NotFoundError, match="GET /v1/models/gpt-5 is not served"):
+        client.models.retrieve("gpt-5")
+    asked = {"model": "kosmos", "messages": [{"role": "user", "content": QUESTION}]}
+    plain = client.chat.completions.create(**asked, max_tokens=3, stop=[], logit_bias={}, tools=[], presence_penalty=0)
+    assert (plain.model, plain.choices[0].finish_reason, plain.usage.completion_tokens) == ("kosmos", "length", 3)
+    forced = [
+        client.chat.completions.create(**asked, max_tokens=2, logit_bias={str(token): 100}).choices[0].message.content
+        for token in (20, 21)
+    ]
+    assert forced[0] != forced[1]  # each id's token, whatever the model would say
+    sent = json.dumps({**asked, "max_tokens": 2, "stream": True}).encode()
+    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    with urllib.request.urlopen(urllib.request.Request(f"{base}/v1/chat/completions", sent, headers)) as answer:
+        events = answer.read().decode().strip().split("\n\n")
+    assert events[-1] == "data: [DONE]"
+    assert json.loads(events[-2].removeprefix("data: "))["usage"]["completion_tokens"] == 2
+    for messages, match in (
+        ([], "messages is empty"),
+        ([{"role": "user", "content": " "}], "the question is empty"),
+        ([{"role": "user", "content": []}], "the question is empty"),
+        ([*asked["messages"], {"role": "assistant", "content": "it"}], "the last message is the assistant's"),
+        ([{"role": "system", "content": "be short"}], "the last message is the system's"),
+        ([{"role": "wizard", "content": "hi"}], "a message of the role 'wizard'"),
+        ([{"role": "user", "content": [{"type": "text", "text": 5}]}], "a part of the type 'text' has a text, not int"),
+        ([{"role": "user", "content": None}], "text or a list of parts, not NoneType"),
+    ):
+        with pytest.raises(openai.BadRequestError, match=match):
+            client.chat.completions.create(model="kosmos", messages=messages, max_tokens=2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"max_tokens": 0}, "max_tokens is a whole number, 1 or more, not 0"),
+        ({"max_output_tokens": "ten"}, "not 'ten'"),
+        ({"max_completion_tokens": 2.5}, "not 2.5"),
+        ({"max_tokens": True}, "not True"),
+        ({"temperature": -1}, "temperature is a number from 0 to 2, not -1"),
+        ({"temperature": float("inf")}, "not inf"),
+        ({"temperature": float("nan")}, "not nan"),
+        ({"temperature": [1]}, r"not \[1\]"),
+        ({"top_p": 1.5}, "top_p is a number from 0 to 1, not 1.5"),
+        ({"frequency_penalty": -1.0}, "frequency_penalty is a number from 0 to 2"),
+        ({"presence_penalty": 0.5}, "presence_penalty is not served"),
+        ({"seed": 2**70}, "seed is a whole number"),
+        ({"stop": ""}, "none of them empty"),
+        ({"stop": 5}, "stop is a text or a list of texts"),
+        ({"stop": ["a", 3]}, "stop is a text or a list of texts"),
+        ({"stop": ["a"] * 17}, "at most 16"),
+        ({"stream": "yes"}, "stream is true or false, not 'yes'"),
+        ({"instructions": 5}, "instructions is text, not 5"),
+        ({"logit_bias": [1]}, "logit_bias is an object"),
+        ({"logit_bias": {"97": 1}}, "'97' is no id of a token; there are 0 to 96"),
+        ({"logit_bias": {"-1": 1}}, "'-1' is no id"),
+        ({"logit_bias": {"5": 101}}, "logit_bias of 5 is a number from -100 to 100"),
+        ({"n": 2}, "n=2"),
+        ({"tool_choice": "required"}, "tool_choice is not served"),
+        ({"response_format": "json"}, "response_format='json': answers are text"),
+        ({"response_format": {"type": "json_object"}}, "response_format='json_object'"),
+        ({"response_format": []}, "response_format="),
+        ({"text": {"format": {"type": "json_schema"}}}, "text.format='json_schema'"),
+        ({"background": True}, "background is not served"),
+        ({"logprobs": True}, "logprobs is not served"),
+    ],
+    ids=str,
+)
+def test_a_field_that_would_not_do_what_it_says_is_refused(fields: dict, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        checked({"model": "kosmos", **fields}, vocabulary=97)
+
+
+def test_fields_that_say_nothing_are_left_out() -> None:
+    quiet = dict.fromkeys(("temperature", "top_p", "n", "stop", "stream", "logit_bias", "seed", "response_format"))
+    quiet |= {"stop": [], "logit_bias": {}, "tool_choice": "none", "response_format": {"type": "text"}, "tools": []}
+    kept = checked({"model": "kosmos", **quiet, "text": {"format": {"type": "text"}}}, vocabulary=97)
+    assert not {"temperature", "stop", "logit_bias", "seed"} & set(kept)
+    asked = checked({"temperature": 0, "stop": "a", "logit_bias": {"5": 1}, "max_tokens": 3.0, "n": 1}, vocabulary=97)
+    assert (asked["stop"], asked["logit_bias"], length(asked, 256)) == (["a"], {"5": 1.0}, 3)
+    assert length({}, 256) == 256
+    assert length({"max_output_tokens": 10**9}, 256) == 256
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status", "match"),
+    [
+        (b"{}", "text/plain", 415, "Content-Type: application/json"),
+        (b"a=b", "application/x-www-form-urlencoded", 415, "Content-Type"),
+        (b"{nope", "application/json", 400, "no JSON"),
+        (b"", "application/json", 400, "no JSON"),
+        (b"[]", "application/json; charset=utf-8", 400, "not a list"),
+        (b'{"temperature": NaN}', "application/json", 400, "NaN is no number"),
+        (b'{"content": "\xe9"}', "application/json", 400, "no JSON"),
+        (b"[" * 100_000, "application/json", 400, "no JSON"),
+        (b'{"max_tokens": ' + b"9" * 5000 + b"}", "application/json", 400, "no JSON"),
+    ],
+)
+def test_a_body_that_is_no_json_object_is_said(body: bytes, kind: str, status: int, match: str) -> None:
+    found = refuse_body({"content-type": kind}, body)
+    assert found is not None
+    assert found[0] == status
+    assert match in found[1]
+    assert refuse_body({"content-type": "application/json"}, b'{"model": "kosmos"}') is None
 
 
 def test_who_listens_elsewhere_needs_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
