@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,8 +28,8 @@ def main(argv: Sequence[str]) -> int:
         epilog="While chatting:\n" + "\n".join(COMMANDS.values()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", help="checkpoint folder, run directory (runs/demo) or name of the hub")
-    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="an image; may be given again")
+    parser.add_argument("checkpoint", nargs="?", help="checkpoint folder, run directory (runs/demo) or name of the hub")
+    parser.add_argument("--image", action="extend", nargs="+", default=[], metavar="FILE", help="one image or several")
     for kind in FILES:
         parser.add_argument(
             f"--{kind}",
@@ -68,11 +70,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="with --web: address to listen on (this machine only)")
     parser.add_argument("--port", type=int, help="with --web: port to listen on (the first free one from 7860)")
     arguments = parser.parse_args(list(argv))
-    if arguments.temperature < 0:
+    if arguments.checkpoint is None and arguments.image:  # --image a.png CHECKPOINT
+        arguments.checkpoint = arguments.image.pop()
+    if arguments.checkpoint is None:
+        parser.error("the following arguments are required: checkpoint")
+    if not math.isfinite(arguments.temperature) or arguments.temperature < 0:
         raise ValueError(f"--temperature {arguments.temperature}: 0 is greedy, above it the answer is drawn")
     if arguments.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens {arguments.max_new_tokens}: an answer has at least one token")
-    images: list[Any] = [open_picture(Path(path).expanduser()) for path in arguments.image]
+    images: list[Any] = [open_picture(os.path.expanduser(path)) for path in arguments.image]
     images += [SEGMENTS[kind](Path(path).expanduser()) for kind in FILES for path in getattr(arguments, kind)]
     images += [Fused(Path(path).expanduser(), words) for path, words in arguments.fused]
     sampling = {"do_sample": True, "temperature": arguments.temperature} if arguments.temperature > 0 else {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from .pictures import MAX_PIXELS, upright
+from .pictures import MAX_PIXELS, existing, upright
 from .segments import Unreadable
 
 FORMATS = ("aac", "aiff", "amr", "asf", "au", "avi", "flac", "flv", "gif", "matroska", "webm", "mov", "mp4", "m4a",
@@ -54,9 +55,7 @@ def file_bytes(source: Any, what: str) -> bytes:
             raise Unreadable(f"a data: address of a {what} that is not base64: {error}") from error
     if not isinstance(source, (str, Path)):
         raise Unreadable(f"{type(source).__name__} is no {what}; give a path or the bytes of a file")
-    path = Path(source).expanduser()
-    if not path.is_file():  # a device never ends
-        raise FileNotFoundError(f"{path}: no such {what}")
+    path = existing(os.path.expanduser(source), what)  # a device never ends
     if path.stat().st_size > MAX_BYTES:
         raise Unreadable(f"{path} has {path.stat().st_size:,} bytes; a {what} has at most {MAX_BYTES:,}")
     return path.read_bytes()

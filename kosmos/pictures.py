@@ -9,12 +9,15 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import os
+import re
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 _DEEP = ("I", "F")
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/|data:", re.IGNORECASE)
 MAX_PIXELS = 64_000_000
 """Largest width × height that is decoded: 192 MB of RGB, well above any photograph on the web; more is a bomb."""
 
@@ -90,16 +93,33 @@ def open_picture(picture: Any, name: str = "") -> Image.Image:
     if isinstance(picture, (bytes, bytearray)):
         return _decoded(io.BytesIO(picture), name or f"a picture of {len(picture)} bytes")
     if isinstance(picture, (str, Path)):
-        path = Path(picture)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such image")
-        return _decoded(path, str(path))
+        return _decoded(existing(picture, "image"), str(picture))
     if hasattr(picture, "__array__"):
         return from_array(picture)
     raise ValueError(
         f"{picture if picture is None else type(picture).__name__} is no picture; give a path, the bytes of a file, a "
         "Pillow image, or an array (H, W, 3) of uint8"
     )
+
+
+def existing(path: str | Path, what: str) -> Path:
+    """The path of a file that a person named.
+
+    Args:
+        what: what the file should be, for the message.
+
+    Raises:
+        FileNotFoundError: there is none, it is a folder, or an address of the web.
+    """
+    given = str(path)
+    if os.path.isfile(given):  # False for names that no file can have
+        return Path(path)
+    shown = given if len(given) < 200 else f"{given[:80]}…"
+    if os.path.isdir(given):
+        raise FileNotFoundError(f"{shown} is a folder; name the {what} in it")
+    if address := _ADDRESS.match(given):  # of a path, where pathlib made one slash of two, as well
+        raise FileNotFoundError(f"{shown}: an {address[1] or 'data'}: address is not opened here; save the {what} as a file")
+    raise FileNotFoundError(f"{shown}: no such {what}")
 
 
 def from_array(picture: Any) -> Image.Image:
@@ -132,7 +152,7 @@ def _decoded(file: Any, name: str) -> Image.Image:
         image = Image.open(file, formats=[kind for kind in FORMATS if kind in Image.OPEN])
         width, height = image.size
     except UnidentifiedImageError as error:  # its text names Python's object
-        raise ValueError(f"{name} cannot be read as an image: none of {', '.join(FORMATS)}") from error
+        raise ValueError(f"{name} cannot be read as an image: {_instead(file)}") from error
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error … on hostile bytes
         raise ValueError(f"{name} cannot be read as an image: {error}") from error
     if width * height > MAX_PIXELS:
@@ -144,6 +164,17 @@ def _decoded(file: Any, name: str) -> Image.Image:
     except Exception as error:
         raise ValueError(f"{name} cannot be read as an image: {error}") from error
     return image
+
+
+def _instead(file: Path | BinaryIO) -> str:
+    """How a file that no decoder knows begins, or that it is empty."""
+    if isinstance(file, Path):
+        with file.open("rb") as opened:
+            start = opened.read(12)
+    else:
+        file.seek(0)
+        start = file.read(12)
+    return f"it begins with {start!r}" if start else "it is empty"
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -232,13 +232,17 @@ def test_a_document_is_what_the_chat_reads(
 @pytest.mark.parametrize(
     ("name", "record", "said"),
     [
-        ("messages", [QUESTION, ANSWER | {"content": ""}], "skipped: {'empty': 1} (first: m-00000000: no caption)"),
+        (
+            "messages",
+            [QUESTION, ANSWER | {"content": ""}],
+            "skipped: 1 × empty (first: m-00000000: an answer without text)",
+        ),
         (
             "messages",
             [QUESTION, {"content": "A dog."}],
-            "{'role missing or unknown': 1} (first: m-00000000: a message without role)",
+            "skipped: 1 × role missing or unknown (first: m-00000000: a message without role)",
         ),
-        ("messages", [GONE, ANSWER], "{'image missing': 1} (first: m-00000000: "),
+        ("messages", [GONE, ANSWER], "skipped: 1 × image missing (first: m-00000000: "),
         ("alpaca", [QUESTION, ANSWER], "no instruction; its fields are messages"),
     ],
 )

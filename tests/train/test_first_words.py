@@ -121,6 +121,31 @@ def test_all_that_is_missing_is_named_at_once(capsys: pytest.CaptureFixture[str]
     assert not Path("r").exists()
 
 
+def test_what_is_there_and_something_else_is_named_with_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    """Tars without an index, photographs, a folder that is no processor and one that is no run: all in one answer."""
+    for folder, file in (("tars", "0.tar"), ("photos", "1.jpg"), ("notes", "notes.txt")):
+        Path(folder).mkdir()
+        (Path(folder) / file).write_bytes(b"x")
+    words = ["data.sources.pairs.shards=tars", "data.sources.interleaved.shards=photos", "processor=notes"]
+    assert main(["train", "small", "--dry-run", *words, "data.sources.text.shards=gone"]) == 2
+    out, err = capsys.readouterr()
+    assert "parameters" in out and err.count("\n") == 1
+    wanted = ("gone – shards of text", "tars holds no index.json", "kosmos data index tars", "photos holds no index")
+    for said in (*wanted, "notes: no processor here", "data/weights/ViT-B-32 – ", "5 inputs are not there or something"):
+        assert said in err
+
+
+@pytest.mark.parametrize("words", [["--dry-run"], ["run=r"], ["run=r", "--processes", "2"], ["run=r", "--resume"]])
+def test_tuning_too_names_all_that_is_missing(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """The marks of the answers are counted in corpora that may not be there."""
+    assert main(["tune", "demo/tune", *words]) == 2
+    err = capsys.readouterr().err
+    assert all(said in err for said in ("runs/demo/corpus/qa – ", "runs/demo/instruct – model.checkpoint", "kosmos demo"))
+    Path("notes").mkdir()
+    assert main(["tune", "demo/tune", "--dry-run", "model.checkpoint=notes"]) == 2
+    assert "notes is not a checkpoint" in capsys.readouterr().err
+
+
 def test_what_lies_elsewhere_is_not_missing() -> None:
     Path("x").mkdir()
     values: dict[str, Any] = {"model": {"preset": "tiny", "vision_weights": "ViT-B-32/openai"}, "processor": "x"}

@@ -24,7 +24,7 @@ from .build import build_config, build_processor
 from .config import TrainConfig
 from .corpora import describe
 from .engine import dtype_of
-from .inputs import check_inputs, missing_inputs
+from .inputs import check_inputs, missing_inputs, unfit_inputs
 from .optim import freeze, parameter_groups
 from .plan_table import Plan, show
 from .samples import encode_prompts
@@ -149,16 +149,17 @@ def dry_run(config: TrainConfig, gpus: int | None, done: int = 0, utilisation: f
         gpus: processes that share it; None: one, on the CPU of this machine.
 
     Raises:
-        FileNotFoundError: inputs are missing; what can be said without them is printed before.
+        FileNotFoundError: inputs are missing or unfit; what can be said without them is printed before.
     """
     processes = 1 if gpus is None else gpus
-    if not missing_inputs(config):
+    unfit = unfit_inputs(config)
+    if not missing_inputs(config) and not unfit:
         show(config, plan(config, processes), gpus, done, utilisation)
         return
     config.check(processes)
     with suppress(ValueError, OSError):  # the checkpoint may be what is missing
         show(config, outlined(config, processes), gpus, done, utilisation)
-    check_inputs(config)
+    check_inputs(config, unfit=unfit)
 
 
 def _probe(config: DataConfig, processor: Any) -> list[Any]:

@@ -5,11 +5,15 @@ On a fresh clone nothing is there: who is told of one thing a start gives up at 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kosmos.hub import is_name
+from kosmos.loading import find_model
 from kosmos.modalities import MODALITIES
+from kosmos.processing_kosmos import load_processor
+from kosmos_data.index import read_index
 
 from .config import WEIGHTS
 
@@ -44,14 +48,34 @@ def missing_inputs(config: TrainConfig, resumed: bool = False) -> dict[str, str]
     return found
 
 
-def check_inputs(config: TrainConfig, resumed: bool = False) -> None:
-    """Raise FileNotFoundError that names all that is missing."""
-    if missing := missing_inputs(config, resumed):
-        listed = [f"{path} – {what}" for path, what in missing.items()]
-        numbered = "; ".join(f"({number}) {line}" for number, line in enumerate(listed, 1))
-        raise FileNotFoundError(
-            f"{len(missing)} inputs are not there: {numbered}" if listed[1:] else f"not there: {listed[0]}"
-        )
+def unfit_inputs(config: TrainConfig) -> list[str]:
+    """Return what the readers say of local inputs that are there and are something else: tars without an index, say."""
+    sources = [*config.data.sources, *(config.eval.data.sources if config.eval.data else [])]
+    readers: list[tuple[str, Callable[[str], object]]] = [(source.shards, read_index) for source in sources]
+    if config.processor is not None:
+        readers.append((config.processor, load_processor))
+    if config.model.checkpoint is not None and not is_name(config.model.checkpoint):
+        readers.append((config.model.checkpoint, find_model))
+    said = []
+    for path, read in readers:
+        try:
+            if "://" not in path and Path(path).exists():
+                read(path)
+        except (OSError, ValueError) as error:
+            said.append(str(error))
+    return list(dict.fromkeys(said))
+
+
+def check_inputs(config: TrainConfig, resumed: bool = False, unfit: Sequence[str] = ()) -> None:
+    """Raise FileNotFoundError that names all that is missing, and what else was found to be ``unfit``."""
+    missing = missing_inputs(config, resumed)
+    listed = [*(f"{path} – {what}" for path, what in missing.items()), *unfit]
+    if not listed:
+        return
+    one = f"not there: {listed[0]}" if missing else listed[0]
+    numbered = "; ".join(f"({number}) {line}" for number, line in enumerate(listed, 1))
+    fault = "are not there or something else" if unfit else "are not there"
+    raise FileNotFoundError(f"{len(listed)} inputs {fault}: {numbered}" if listed[1:] else one)
 
 
 def _is_missing(path: str) -> bool:

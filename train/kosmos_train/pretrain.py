@@ -135,7 +135,7 @@ def _command(verb: str, argv: Sequence[str]) -> int:
     from .answers import learn_answers, report_answers
     from .arguments import add_run_arguments, parse_run_arguments, require_run
     from .config import TrainConfig
-    from .inputs import check_inputs
+    from .inputs import check_inputs, missing_inputs, unfit_inputs
 
     parser = argparse.ArgumentParser(
         prog=f"kosmos {verb}",
@@ -152,7 +152,9 @@ def _command(verb: str, argv: Sequence[str]) -> int:
     config = settings.load(TrainConfig, arguments.config, arguments.overrides)
     if verb == "tune":
         learn_answers(config)
-        if int(os.environ.get("RANK", "0")) == 0:
+        resumed = run is not None and goes_on(run, arguments.resume)
+        lacking = missing_inputs(config, resumed) or unfit_inputs(config)  # all of them are named further on
+        if int(os.environ.get("RANK", "0")) == 0 and not lacking:
             report_answers(config)
     if arguments.dry_run:
         return _plan(config, arguments.gpus, run if arguments.resume else None)

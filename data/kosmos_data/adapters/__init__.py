@@ -105,6 +105,7 @@ def convert(
                 is_byte = "\udc80" <= error.object[error.start] <= "\udcff"  # put there for what is not UTF-8
                 tally.count(errors.ENCODING if is_byte else errors.JSON, document.key)
         if not writer.documents:
+            left = ", ".join(f"{number} × {reason}" for reason, number in tally.items()) or "none"
             first = f" (first: {next(iter(tally.examples.values()))[0]})" if tally else ""
-            raise ValueError(f"{source}: no usable record in format {name!r}; skipped: {dict(tally) or 'none'}{first}")
+            raise ValueError(f"{source}: no usable record in format {name!r}; skipped: {left}{first}")
     return writer.shards, tally

@@ -177,8 +177,8 @@ def _place(said: list[Said], pictures: list[Image], unmarked: bool) -> None:
 
 def _exchange(question: Said, answer: Said) -> Exchange:
     if not any(isinstance(part, Image) or (part or "").strip() for part in question.content):
-        raise BadSample(errors.EMPTY, "no question")
-    return question.content, caption("".join(str(part) for part in answer.content))
+        raise BadSample(errors.EMPTY, "a question without text")
+    return question.content, caption("".join(str(part) for part in answer.content), "an answer without text")
 
 
 def _as_parts(content: Any) -> list[Any]:

@@ -98,12 +98,12 @@ def image(folder: Path, name: str) -> Image:
     return Image(data)
 
 
-def caption(text: Any) -> str:
-    """A caption without white space around it; BadSample if nothing is left, TypeError if it is no text."""
+def caption(text: Any, nothing: str = "no caption") -> str:
+    """A caption without white space around it; BadSample if ``nothing`` is left, TypeError if it is no text."""
     if not isinstance(text, str):
         raise TypeError(f"a caption is {text!r}, not text")
     if not text.strip():
-        raise BadSample(errors.EMPTY, "no caption")
+        raise BadSample(errors.EMPTY, nothing)
     return text.strip()
 
 

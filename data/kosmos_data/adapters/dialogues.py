@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from .. import errors
-from ..document import Document
+from ..document import PICTURES, Document, Text
 from ..errors import BadSample, Tally
-from ._dialogue import Said, documents, read_message, read_pictures, say
-from ._files import LINES, key_of, read_list, records
+from ._dialogue import Said, documents, read_message, read_picture, read_pictures, say
+from ._files import LINES, caption, key_of, read_list, records
+from .folders import CAPTIONS
 
 Record: TypeAlias = dict[str, Any]
 Layout: TypeAlias = Callable[[Record, Path], list[Said]]
@@ -29,6 +30,8 @@ _PAIRS = (
     ("input", "output"),
     ("source", "target"),
 )
+_DIALOGUES = ("messages", "conversations", "texts", "instruction")
+_PICTURES = ("image", *PICTURES)
 _KEPT = ("id", "source", "url")  # of a record, as meta
 
 
@@ -67,9 +70,35 @@ def flan(source: Path, images: Path, tally: Tally, turns: int | None = None) -> 
     yield from _convert(_pair, source, images, tally, turns)
 
 
-def parquet(source: Path, images: Path, tally: Tally, turns: int | None = None) -> Iterator[Document]:
-    """Any of these layouts, by the fields of each record."""
-    yield from _convert(_any, source, images, tally, turns)
+def parquet(
+    source: Path, images: Path, tally: Tally, turns: int | None = None, field: str | None = None
+) -> Iterator[Document]:
+    """Any of these layouts, by the fields of each record, or a picture and its caption.
+
+    A caption is in the first of the columns that the format ``csv`` knows, in ``txt``, or in ``field``.
+    """
+
+    def make(key: str, record: Record) -> Iterator[Document]:
+        text = _caption(record, field)
+        if text is None:
+            yield from _document(_any, key, record, images, tally, True, turns)
+            return
+        pictures = [read_picture(record[name], images) for name in _PICTURES if record.get(name)]
+        if len(pictures) != 1:
+            raise BadSample(errors.IMAGE_MISSING, f"{len(pictures)} pictures for a caption")
+        yield Document(key, [pictures[0], Text(caption(text))], _meta(record))
+
+    for key, record in _records(source, tally):
+        yield from tally.usable(key, make, key, record)
+
+
+def _caption(record: Record, field: str | None) -> str | None:
+    """The text of a record that is a picture and its caption; None where it is a dialogue, or neither."""
+    if not any(name in record for name in _PICTURES) or any(record.get(name) for name in _DIALOGUES):
+        return None
+    names = (field,) if field else (*CAPTIONS, "txt")
+    asked = not field and any(isinstance(record.get(one), str) and other in record for one, other in _PAIRS)
+    return next((record[name] for name in names if isinstance(record.get(name), str) and not asked), None)
 
 
 def _convert(
@@ -77,15 +106,20 @@ def _convert(
 ) -> Iterator[Document]:
     if turns is not None and turns < 1:
         raise ValueError(f"turns={turns}: a dialogue has at least one")
-
-    def make(key: str, record: Record) -> Iterator[Document]:
-        said = layout(record, images)
-        meta = {name: record[name] for name in _KEPT if isinstance(record.get(name), str | int)}
-        for place, segments in documents(key, said, read_pictures(record, images), tally, unmarked, turns):
-            yield Document(place, segments, meta)
-
     for key, record in _records(source, tally):
-        yield from tally.usable(key, make, key, record)
+        yield from tally.usable(key, _document, layout, key, record, images, tally, unmarked, turns)
+
+
+def _document(
+    layout: Layout, key: str, record: Record, images: Path, tally: Tally, unmarked: bool, turns: int | None
+) -> Iterator[Document]:
+    said = layout(record, images)
+    for place, segments in documents(key, said, read_pictures(record, images), tally, unmarked, turns):
+        yield Document(place, segments, _meta(record))
+
+
+def _meta(record: Record) -> Record:
+    return {name: record[name] for name in _KEPT if isinstance(record.get(name), str | int)}
 
 
 def _records(source: Path, tally: Tally) -> Iterator[tuple[str, Any]]:
@@ -134,7 +168,11 @@ def _any(record: Record, folder: Path) -> list[Said]:
         return _talk(record, folder)
     if record.get("texts"):
         return _texts(record, folder)
-    return _instruction(record, folder) if record.get("instruction") else _pair(record, folder)
+    if record.get("instruction"):
+        return _instruction(record, folder)
+    if any(isinstance(record.get(asked), str) and answered in record for asked, answered in _PAIRS):
+        return _pair(record, folder)
+    raise _without("dialogue, pair of question and answer, or image with a text or caption", record=record)
 
 
 def _turn(question: str, answer: str) -> list[Said]:

@@ -14,8 +14,8 @@ from ..images import open_header
 from ._files import caption, image, read_lines, read_table
 
 _TABLES = ("metadata.jsonl", "metadata.csv", "metadata.tsv")
-_NAMES = ("file_name", "filepath", "filename", "image", "image_path", "path", "file")
-_CAPTIONS = ("text", "title", "caption", "captions", "description", "label")
+NAMES = ("file_name", "filepath", "filename", "image", "image_path", "path", "file")
+CAPTIONS = ("text", "title", "caption", "captions", "description", "label")
 
 
 def folder(source: Path, images: Path, tally: Tally, field: str | None = None) -> Iterator[Document]:
@@ -53,8 +53,8 @@ def csv(source: Path, images: Path, tally: Tally, field: str | None = None) -> I
 
     def document(row: dict[str, Any]) -> Iterator[Document]:
         name, text = (
-            _column(row, _NAMES, "path of the picture"),
-            _column(row, (field,) if field else _CAPTIONS, "caption"),
+            _column(row, NAMES, "path of the picture"),
+            _column(row, (field,) if field else CAPTIONS, "caption"),
         )
         yield _pair(images, images / row[name], caption(row[text]))
 
