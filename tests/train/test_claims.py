@@ -75,7 +75,8 @@ def test_every_claim_of_the_registry_is_sound() -> None:
         for arm, point in claim.cells():
             if claim.checkpoint is None:
                 assert isinstance(claim.run_of(arm, point, 0), TrainConfig)
-            read = settings.from_dict(Windows if claim.measure == "windows" else Asked, claim.reading(arm, point))
+            kind: Any = Windows if claim.measure == "windows" else Asked
+            read = settings.from_dict(kind, claim.reading(arm, point))
             if isinstance(read, Windows):
                 read.check()
             else:

@@ -116,7 +116,7 @@ def build(out: Path, options: Options, progress: Progress) -> dict[str, Any]:
     folder.mkdir()
     draw = random.Random(f"swaps eval {options.seed}")
     drawn = (_problem(draw, draw.randint(1, options.most), options.people) for _ in itertools.count())
-    parts = {"train": (one for one in drawn if not one.is_held_out)}
+    parts: dict[str, Iterator[Problem]] = {"train": (one for one in drawn if not one.is_held_out)}
     for length in options.lengths:
         parts[f"steps_{length}"] = _held_out(draw, length, options.people)
     for name, problems in parts.items():
