@@ -18,9 +18,9 @@ from kosmos.segments import Phrase
 
 from . import prompts
 from .items import Item, stable_hash
-from .model import EvaluatedModel, in_order
+from .model import EvaluatedModel
 from .prompts import Likelihood, Pair, Prompt, candidates, continuation, continuations
-from .tasks import CANDIDATE, Decoding, Task
+from .tasks import CANDIDATE, Task
 
 # How many items with a prompt for each candidate are ranked between two writes of the log.
 _ITEMS_OF_PROMPTS = 32
@@ -54,6 +54,7 @@ def answers(
     built: Sequence[Prompt],
     seed: int,
     others: Sequence[Path] = (),
+    keys: Sequence[str] | None = None,
 ) -> Iterator[dict[int, Answer]]:
     """Ask about all items; answers by the item's place, as soon as all replies for it are there.
 
@@ -64,19 +65,28 @@ def answers(
         built: the prompt of each.
         seed: of sampling.
         others: images of other items, for a marginal likelihood.
+        keys: of the draws of each; default the items' ids.
     """
+    keys = [item.id for item in items] if keys is None else keys
     method, size = METHODS[task.decoding.method], max(len(items), 1)
     if any(item.candidate_images for item in items) or CANDIDATE in task.prompt.template:
         method, size = RANK_PROMPTS, _ITEMS_OF_PROMPTS
     elif task.decoding.normalisation == "marginal":
         method = Method(partial(_rank_pairs, others=others), _rank_answer)
     for start in range(0, len(items), size):
-        for batch in _ask(model, task, method, items[start : start + size], built[start : start + size], seed):
+        part = slice(start, start + size)
+        for batch in _ask(model, task, method, items[part], built[part], seed, keys[part]):
             yield {start + place: answer for place, answer in batch.items()}
 
 
 def _ask(
-    model: EvaluatedModel, task: Task, method: Method, items: Sequence[Item], built: Sequence[Prompt], seed: int
+    model: EvaluatedModel,
+    task: Task,
+    method: Method,
+    items: Sequence[Item],
+    built: Sequence[Prompt],
+    seed: int,
+    keys: Sequence[str],
 ) -> Iterator[dict[int, Answer]]:
     """Put all questions about some items together; the replies to one item may come in several batches."""
     questions = [method.questions(task, item, prompt) for item, prompt in zip(items, built, strict=True)]
@@ -84,8 +94,8 @@ def _ask(
     asked: list[Any] = [question for own in questions for question in own]
     batches: Iterator[Mapping[int, Any]]
     if isinstance(asked[0], Prompt):
-        seeds = [stable_hash("sample", seed, task.name, items[place].id) for place, _ in owners]
-        batches = model.generate(asked, task.decoding, seeds, _ends(model, task, asked))
+        seeds = [stable_hash("sample", seed, task.name, keys[place]) for place, _ in owners]
+        batches = model.generate(asked, task.decoding, seeds, answer_ends(model, task, asked))
     else:
         batches = model.log_likelihoods(asked)
     replies: list[list[Any]] = [[None] * len(own) for own in questions]
@@ -101,13 +111,7 @@ def _ask(
         yield done
 
 
-def rationales(model: EvaluatedModel, task: Task, chosen: Sequence[Prompt]) -> list[str]:
-    """Ask for the first stage of a chain of thought: a free text for each prompt, always greedy."""
-    decoding = Decoding(max_new_tokens=task.rationale_tokens)
-    return in_order(model.generate(chosen, decoding, [0] * len(chosen), _ends(model, task, chosen)))
-
-
-def _ends(model: EvaluatedModel, task: Task, asked: Sequence[Prompt]) -> frozenset[int]:
+def answer_ends(model: EvaluatedModel, task: Task, asked: Sequence[Prompt]) -> frozenset[int]:
     """The tokens that end an answer: behind demonstrations also what ends theirs, whose form the model goes on in."""
     shown = any(prompt.demonstrations for prompt in asked)
     return model.runner.ends_behind(prompts.separator(task)) if shown else model.runner.ends

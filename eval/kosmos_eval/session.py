@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ from kosmos.pictures import read_picture, upright
 from kosmos.plain import escape, styled
 from kosmos.segments import Phrase
 
-from . import baselines, methods, metrics, prompts, results
+from . import baselines, chains, metrics, prompts, results
+from .chains import Asked
 from .fitting import fitted
 from .items import Item, content_hash
-from .methods import Answer
 from .metrics import auc
 from .model import EvaluatedModel
 from .prompts import Prompt, candidates, continuations
@@ -47,9 +47,11 @@ class Run:
         return f"{self.task.name}-{self.shots}shot-{self.context}"
 
     @cached_property
-    def wording(self) -> tuple[str, tuple[str, str]]:
+    def wording(self) -> tuple[Any, ...]:
         """What decides an answer beside the prompt, as it goes into the hash of each request."""
-        return str(self.task.decoding), (str(self.task.prompt), self.task.rationale)
+        task = self.task
+        chain = (task.rationale_tokens, str(task.chain)) if task.rationale else ()
+        return str(task.decoding), (str(task.prompt), task.rationale, *chain)
 
 
 class Session:
@@ -139,18 +141,13 @@ class Session:
     ) -> Iterator[list[Record]]:
         """Finished records of the items at ``places``, batch by batch."""
         chosen, items = [built[place] for place in places], [run.items[place] for place in places]
-        texts: list[str] = []
-        if run.task.rationale:
-            texts = methods.rationales(self.model, run.task, chosen)
-            seconds = [prompt.then or prompt for prompt in chosen]
-            chosen = [prompts.with_rationale(second, text) for second, text in zip(seconds, texts, strict=True)]
-        for batch in methods.answers(self.model, run.task, items, chosen, self.seed, self.data.other_images):
+        for batch in chains.ask(self.model, run.task, items, chosen, self.seed, self.data.other_images):
             records = []
-            for at, answer in batch.items():
-                record = _record(items[at], chosen[at], requests[items[at].id], answer)
-                if answer.phrases and chosen[at].images:
-                    record["boxes"] = self._boxes(answer.phrases, chosen[at].images[-1])
-                records.append(record | ({"rationale": texts[at]} if texts else {}))
+            for at, asked in batch.items():
+                record = _record(items[at], asked, requests[items[at].id])
+                if asked.answer.phrases and asked.prompt.images:
+                    record["boxes"] = self._boxes(asked.answer.phrases, asked.prompt.images[-1])
+                records.append(record)
             yield records
 
     def _boxes(self, phrases: Sequence[Phrase], picture: Path) -> list[dict[str, Any]]:
@@ -185,11 +182,16 @@ class Session:
         """The prompt of every item, with fewer demonstrations where the model's length leaves no room for all."""
         swapped = prompts.shuffled_images(run.task, self.items, self.seed) if run.context == "shuffled" else {}
         pool = self.data.pool(self.runner.image_embeddings) if run.shots else None
-        built = []
-        for item in run.items:
+
+        def build(item: Item) -> Prompt:
             shots = pool.draw(item, run.shots) if pool else []
-            images = swapped.get(item.images, item.images)
-            built.append(fitted(self.runner, run.task, item, shots, run.context, images))
+            return fitted(self.runner, run.task, item, shots, run.context, swapped.get(item.images, item.images))
+
+        built = [build(item) for item in run.items]
+        if run.task.chain.of == "another":  # its first prompt, the item's own second one
+            others = chains.another(self.items, self.seed, run.task.name)
+            firsts = [build(others[item.id]) for item in run.items]
+            built = [replace(first, then=own.then) for first, own in zip(firsts, built, strict=True)]
         limit = f"in {self.runner.max_length} tokens"
         if reduced := sum((prompt.then or prompt).shots < run.shots for prompt in built):
             self._warn(f"{reduced} of {len(built)} prompts got fewer than {run.shots} demonstrations: "
@@ -240,7 +242,8 @@ class Session:
         self.console.print(f"  its token ids: {shown}", soft_wrap=True, highlight=False)
 
 
-def _record(item: Item, prompt: Prompt, request: str, answer: Answer) -> Record:
+def _record(item: Item, asked: Asked, request: str) -> Record:
+    prompt, answer = asked.prompt, asked.answer
     record: Record = {
         "id": item.id,
         "prediction": answer.text,
@@ -258,6 +261,10 @@ def _record(item: Item, prompt: Prompt, request: str, answer: Answer) -> Record:
         record["shortened"] = True
     if answer.scores:
         record["scores"] = list(answer.scores)
+    if asked.samples:
+        record["rationale"] = asked.samples[asked.chosen][0]
+    if len(asked.samples) > 1:
+        record["samples"] = [{"rationale": text, "prediction": one.text} for text, one in asked.samples]
     return record
 
 

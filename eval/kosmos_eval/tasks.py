@@ -183,6 +183,29 @@ class Decoding:
 
 
 @dataclass
+class Chain:
+    """How a rationale is written, of a task that asks for one.
+
+    Args:
+        samples: 1: one, greedily. More: so many are sampled, an answer is asked behind each, and the commonest wins; of
+            several that are as common, the one that came first (self-consistency, Wang et al. 2022).
+        temperature: of these samples; Wang et al. take 0.5 to 0.7. Each depends on the item and its number alone.
+        of: ``item``; or, to see whether rationales are read, ``another``: the answer is asked behind what the model
+            writes to the first prompt of another item.
+    """
+
+    samples: int = 1
+    temperature: float = 0.7
+    of: Literal["item", "another"] = "item"
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ValueError(f"chain.samples {self.samples} must be at least 1")
+        if not self.temperature > 0:
+            raise ValueError(f"chain.temperature {self.temperature} must be above 0; samples=1 writes greedily")
+
+
+@dataclass
 class Task:
     """One evaluation task.
 
@@ -198,6 +221,7 @@ class Task:
             chain of thought); empty: none. Demonstrations show their own, the text under ``rationale`` in their data:
             before the first prompt those that have one, before the second all, without a rationale where there is none.
         rationale_tokens: length of the rationale at most.
+        chain: how it is written.
         chance: score of a blind guess, printed beside the results, where it is defined.
         name: file name without ``.yaml``; filled in by :func:`load`.
     """
@@ -211,6 +235,7 @@ class Task:
     metrics: list[str] = field(default_factory=lambda: ["vqa"])
     rationale: str = ""
     rationale_tokens: int = 64
+    chain: Chain = field(default_factory=Chain)
     chance: float | None = None
     name: str = ""
 
@@ -230,6 +255,7 @@ class Task:
             except ValueError as error:
                 raise ValueError(f"{where} {text!r}: {error}") from error
         self._check_answers()
+        self._check_chain()
         is_likelihood = self.decoding.method == "likelihood"
         if any((metric in LIKELIHOOD_METRICS) != is_likelihood for metric in self.metrics):
             raise ValueError(
@@ -246,6 +272,18 @@ class Task:
         if self.decoding.constrained and self.decoding.method != "beam":
             raise ValueError(
                 f"decoding.constrained needs method beam, not {self.decoding.method}; to rank, use method rank"
+            )
+
+    def _check_chain(self) -> None:
+        """What is said of a rationale needs one, and a vote has no confidence."""
+        if self.chain != Chain() and not self.rationale:
+            raise ValueError(f"chain: {self.chain} needs a first prompt; give rationale, or leave chain out")
+        if self.chain.samples > 1 and self.decoding.method == "likelihood":
+            raise ValueError(f"chain.samples {self.chain.samples}: method likelihood gives no answers to vote on")
+        if self.chain.samples > 1 and set(self.metrics) & set(CONFIDENCE_METRICS):
+            raise ValueError(
+                f"metrics {self.metrics}: roc_auc needs one confidence an item, a vote of {self.chain.samples} has "
+                "none; use chain.samples=1"
             )
 
     def _check_answers(self) -> None:

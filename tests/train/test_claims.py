@@ -25,7 +25,7 @@ from kosmos_train.study import by_study, claims, crossed, first_rows, page, tria
 from kosmos_train.study.claims import Claim, merged
 from kosmos_train.study.command import main
 from kosmos_train.study.crossed import Cell
-from kosmos_train.study.measures import Asked, Windows
+from kosmos_train.study.measures import Asked, Windows, read_task
 from kosmos_train.study.run import StudyConfig
 
 ROOT = Path(__file__).parents[2]
@@ -75,11 +75,13 @@ def test_every_claim_of_the_registry_is_sound() -> None:
         for arm, point in claim.cells():
             if claim.checkpoint is None:
                 assert isinstance(claim.run_of(arm, point, 0), TrainConfig)
-            read = settings.from_dict(Windows if claim.measure == "windows" else Asked, claim.reading(arm, point))
+            kind: Any = Windows if claim.measure == "windows" else Asked
+            read = settings.from_dict(kind, claim.reading(arm, point))
             if isinstance(read, Windows):
                 read.check()
             else:
-                assert load_task(read.task).metrics
+                changes = [f"{key}={json.dumps(value)}" for key, value in read.set.items()]
+                assert load_task(read.task, changes).metrics
 
 
 def test_an_arm_may_have_a_processor_of_its_own() -> None:
@@ -200,10 +202,27 @@ def test_a_claim_about_demonstrations(values: dict[str, Any], tmp_path: Path) ->
     assert cells["random labels @ 0"]["value"] == cells["true labels @ 0"]["value"] == pytest.approx(rows[0]["value"])
     assert cells["true labels @ 4"]["seeds"][0] == pytest.approx(rows[1]["value"])
     assert {one["verdict"] for one in found["comparisons"]} <= {"holds", "open", "not"}
+    _other_keys_and_a_guess(tmp_path)
     _runs_that_a_task_reads(claim, values, tmp_path)
     model.save_pretrained(tmp_path / "made")  # as if it had been trained anew
     jobs, _ = trial.jobs_of(claim, tmp_path / "out")
     assert all(job.finished() is None for job in jobs)
+
+
+def _other_keys_and_a_guess(tmp_path: Path) -> None:
+    """Keys of the task's YAML are changed; a guess asks nothing, and is right one time in as many as there are."""
+    texts = [{"text": f"rain {n}", "label": "far" if n % 3 else "sea"} for n in range(7)]
+    (tmp_path / "other.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
+    task = str(tmp_path / "task.yaml")
+    asked = {"task": task, "data": str(tmp_path), "set": {"split": "other", "decoding.normalisation": "mean"}}
+    found = read_task(str(tmp_path / "made"), asked, 0, tmp_path / "keys")
+    rows = evaluate(*load(tmp_path / "made", "cpu"), load_task(task, ["split=other"]), tmp_path)
+    assert len(found["values"]) == 7
+    assert np.mean(found["values"]) == pytest.approx(rows[0]["value"])
+    guess = read_task("nowhere", asked | {"guess": True, "limit": 5}, 0, tmp_path / "guess")
+    assert guess == {"values": [0.5] * 5, "weights": [1] * 5}
+    with pytest.raises(ValueError, match="split"):
+        read_task("nowhere", asked | {"set": {"splitt": "other"}}, 0, tmp_path / "wrong")
 
 
 def _runs_that_a_task_reads(claim: Claim, values: dict[str, Any], tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,10 @@ from kosmos.loading import load
 from kosmos_data.reader import Corpus
 from kosmos_eval import tasks
 from kosmos_eval.evaluate import evaluate
-from kosmos_eval.readers import load_items
+from kosmos_eval.items import Item
+from kosmos_eval.prompts import candidates
+from kosmos_eval.task_data import TaskData
+from kosmos_eval.tasks import Task
 
 from .jobs import Figures
 
@@ -75,6 +79,10 @@ class Asked:
     """So many items, the same ones every time."""
     metric: str = "accuracy"
     """What is taken of each item."""
+    set: dict[str, Any] = field(default_factory=dict)
+    """Keys of the task's YAML that are changed: ``{chain.samples: 5}``."""
+    guess: bool = False
+    """Ask nothing: an item counts with the chance of a guess among its candidates."""
 
 
 # Readings of one run follow each other: it is loaded, and its text made into tokens, once.
@@ -136,22 +144,31 @@ def read_task(checkpoint: str, reading: dict[str, Any], seed: int, folder: Path)
     """What a checkpoint scores on a task with the demonstrations of a seed; one value a picture, or an item."""
     asked = settings.from_dict(Asked, reading, "read: ")
     changes = [f"demonstrations.seed={seed}", f"demonstrations.labels={asked.labels}"]
-    task = tasks.load(asked.task, changes)
-    model, processor = load(checkpoint, "cpu")
-    evaluate(
-        model, processor, task, asked.data, shots=[asked.shots], contexts=[asked.context], limit=asked.limit,
-        out=folder, with_baselines=False,
-    )  # fmt: skip
-    (path,) = (folder / "samples").rglob("*.jsonl")
-    scores = {
-        record["id"]: float(record["metrics"][asked.metric])
-        for record in map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    }
+    changes += [f"{key}={json.dumps(value)}" for key, value in asked.set.items()]
+    data = TaskData(tasks.load(asked.task, changes), asked.data)
+    items = data.subset(asked.limit)
+    scores = _guessed(data.task, items) if asked.guess else _scored(checkpoint, data, asked, folder)
     by_picture: dict[str, list[float]] = {}
-    for item in load_items(task, Path(asked.data), task.split):
-        if item.id in scores:
-            by_picture.setdefault(item.cluster, []).append(scores[item.id])
+    for item in items:
+        by_picture.setdefault(item.cluster, []).append(scores[item.id])
     return {
         "values": [round(sum(own) / len(own), 5) for own in by_picture.values()],
         "weights": [len(own) for own in by_picture.values()],
     }
+
+
+def _scored(checkpoint: str, data: TaskData, asked: Asked, folder: Path) -> dict[str, float]:
+    """What the checkpoint scores on each item, by its id."""
+    model, processor = load(checkpoint, "cpu")
+    evaluate(
+        model, processor, data, data.folder, shots=[asked.shots], contexts=[asked.context], limit=asked.limit,
+        out=folder, with_baselines=False,
+    )  # fmt: skip
+    (path,) = (folder / "samples").rglob("*.jsonl")
+    records = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return {record["id"]: float(record["metrics"][asked.metric]) for record in records}
+
+
+def _guessed(task: Task, items: Sequence[Item]) -> dict[str, float]:
+    """The chance that a guess among its candidates is right, of each item."""
+    return {item.id: 1 / len(candidates(task, item)) for item in items}
