@@ -15,7 +15,7 @@ from PIL import Image
 from rich.console import Console
 
 from kosmos import KosmosForConditionalGeneration, KosmosProcessor
-from kosmos_data.recipes import pictures, starter
+from kosmos_data.recipes import composed, pictures, starter
 from kosmos_data.recipes.evaluation_files import write_lines
 from kosmos_data.recipes.picture_sources import Named
 from kosmos_eval import prompts, suite, tasks
@@ -140,6 +140,16 @@ def contexts(root: Path, name: str) -> None:
         write_lines(root / split / "reading.jsonl", items)
 
 
+def scenes(root: Path, name: str) -> None:
+    """What recipe ``composed`` writes, by its own writer, of eight squares of noise."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 255, (8, 16, 16, 3), dtype=np.uint8)
+    names = [f"{color} {shape}" for color in ("red", "blue", "green", "black") for shape in ("circle", "square")]
+    things = [composed.Thing(one, one, Image.fromarray(own)) for one, own in zip(names, pixels, strict=True)]
+    options = composed.Options(things=8, held_out_every=2, questions=48, side=24)
+    composed.write_evaluation(root / "test", composed.Split(things, options), True)
+
+
 # task → (writes its data, shots)
 LAYOUTS: dict[str, tuple[Callable[[Path, str], None], tuple[int, ...]]] = {
     "coco_caption": (karpathy, (0, 2)),
@@ -159,6 +169,9 @@ LAYOUTS: dict[str, tuple[Callable[[Path, str], None], tuple[int, ...]]] = {
     "picture_vqa": (named_pictures, (0, 2)),
     "reading": (contexts, (0, 2)),
     "reading_closed": (contexts, (0, 2)),
+    "composed_pairs": (scenes, (0,)),
+    "composed_counts": (scenes, (0,)),
+    "composed_more": (scenes, (0,)),
 }
 
 
@@ -177,6 +190,22 @@ def test_a_task_runs_on_its_published_layout(
     assert [row["shots"] for row in mine if row["metric"] == tasks.load(name).metrics[0]] == list(shots)
     assert all(row["n"] >= 1 for row in mine)
     assert all(row["baselines"] for row in mine if row["metric"] == tasks.load(name).metrics[0]), "nothing to beat"
+
+
+def test_of_two_sentences_words_alone_get_one_half(
+    model: KosmosForConditionalGeneration, processor: KosmosProcessor, tmp_path: Path
+) -> None:
+    """Exactly: of a picture and its counterpart a model that does not look is right about one."""
+    scenes(tmp_path, "")
+    contexts = ("image+text", "shuffled", "text-only")
+    rows = evaluate(model, processor, "composed_pairs", tmp_path, contexts=contexts)
+    whole = {row["context"]: row for row in rows if row["model"] == "model" and row["question_type"] is None}
+    assert whole["text-only"]["value"] == 0.5
+    assert whole["image+text"]["baselines"] == {"shuffled": whole["shuffled"]["value"], "chance": 0.5}
+    wordings = {row["question_type"] for row in rows if row["context"] == "image+text"} - {None}
+    assert wordings == {"to the left of", "to the right of", "above", "below"}
+    counts = evaluate(model, processor, "composed_counts", tmp_path)
+    assert counts[0]["baselines"] == pytest.approx({"chance": 0.2})
 
 
 def test_pictures_are_asked_with_their_controls(
