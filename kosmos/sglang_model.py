@@ -5,11 +5,12 @@ from __future__ import annotations
 from array import array
 from typing import Any
 
+import torch
 from sglang.srt.managers.mm_utils import general_mm_embed_routine, pad_mm_tokens
 from sglang.srt.models.transformers import TransformersMultiModalForCausalLM
 from sglang.srt.multimodal.processors.transformers_auto import TransformersAutoMultimodalProcessor
 from sglang.srt.runtime_context import get_parallel, get_server_args
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from .modalities import MODALITIES
@@ -49,7 +50,7 @@ class KosmosForConditionalGeneration(TransformersMultiModalForCausalLM):
         self.never = list(rules.suppress_tokens or [])
 
     def recursive_replace(self) -> None:
-        """Put SGLang's layers in the decoder's and connectors' place; the encoders stay as their libraries made them."""
+        """Put SGLang's layers in the decoder's and connectors' place; encoders stay as their libraries made them."""
         names = {modality.encoder for modality in MODALITIES.values()}
         encoders = {name: found for name in names if (found := getattr(self.model, name, None)) is not None}
         for name in encoders:
@@ -57,6 +58,14 @@ class KosmosForConditionalGeneration(TransformersMultiModalForCausalLM):
         super().recursive_replace()
         for name, encoder in encoders.items():
             setattr(self.model, name, encoder)
+
+    def _init_parameters(self, module: nn.Module) -> None:
+        """Give parameters of the meta device memory where the engine runs; its own asks for an accelerator."""
+        for part in module.modules():
+            for name, parameter in part.named_parameters(recurse=False):
+                if parameter.is_meta:
+                    made = torch.empty_like(parameter, device=get_server_args().device)
+                    setattr(part, name, nn.Parameter(made, requires_grad=False))
 
     def pad_input_ids(self, input_ids: array, mm_inputs: Any) -> array:
         """Each picture's places hold a number of its own, so that the cache of prefixes keeps pictures apart."""

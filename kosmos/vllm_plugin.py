@@ -37,7 +37,9 @@ def refuse_unserved(
     """
     text = config.get_text_config()
     if config.coupling != "input":
-        raise ValueError(f"coupling: {config.coupling} is not served by {engine}, which has no cache for it: kosmos serve")
+        raise ValueError(
+            f"coupling: {config.coupling} is not served by {engine}, which has no cache for it: kosmos serve"
+        )
     if getattr(text, "position_type", None) == "learned_2d":
         raise ValueError(
             f"position_type: learned_2d is not served by {engine}, which counts one position a token: kosmos serve"

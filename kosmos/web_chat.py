@@ -297,5 +297,6 @@ def show(chats: Sequence[Conversation], host: str = "127.0.0.1", port: int | Non
         server_name=host, server_port=port, theme=theme, css=STYLE, allowed_paths=[str(made.folder)], quiet=not wait,
         max_file_size="20mb", prevent_thread_lock=not wait, share=False, footer_links=[], ssr_mode=False,
         auth=None if key is None else ("kosmos", key),
+        _frontend=False,  # gives a page 3 s to answer, and ends the program where a busy machine takes longer
     )  # fmt: skip
     return page

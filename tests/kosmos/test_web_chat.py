@@ -237,6 +237,7 @@ def test_a_page_in_a_notebook(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     import gradio
 
+    monkeypatch.setattr(gradio.networking, "url_ok", lambda url: False)  # as on a machine that is busy for seconds
     opened: list[gradio.Blocks] = []
     launch = gradio.Blocks.launch
     monkeypatch.setattr(gradio.Blocks, "launch", lambda self, **options: opened.append(self) or launch(self, **options))
