@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import copy
 import html
+import inspect
 import mimetypes
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
@@ -22,6 +23,7 @@ from .loading import find_model, load
 from .media import file_bytes
 from .pictures import as_data_uri, on_white, open_picture, upright
 from .segments import SEGMENTS, WRITTEN, Audio, Phrase, Span, TooLong, modality_name
+from .suggest import suggest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,6 +87,7 @@ class Conversation:
             load_tuned(model, adapters)
         if processor is None:
             raise ValueError("give the processor that belongs to the model: Conversation(model, processor)")
+        self._check_options(model, generation)
         if generation.get("num_return_sequences", 1) != 1:
             raise ValueError(f"num_return_sequences={generation['num_return_sequences']}: a question has one answer")
         if extrapolate is not None:
@@ -118,6 +121,19 @@ class Conversation:
     def _routed(self) -> bool:
         """Whether the model has layers with attention routing."""
         return bool(getattr(self.model.config.text_config, "routing_layers", None))
+
+    @staticmethod
+    def _check_options(model: Any, generation: dict[str, Any]) -> None:
+        """ValueError for a name that ``generate()`` would refuse at the first question."""
+        from transformers import GenerationConfig, GenerationMixin
+
+        calls = (GenerationMixin.generate, model.forward)
+        known = {name for call in calls for name in inspect.signature(call).parameters} | vars(GenerationConfig()).keys()
+        for name in generation:
+            if name not in known:
+                near = suggest(name, known)
+                said = near if near.startswith("did you mean") else "transformers' GenerationConfig lists them"
+                raise ValueError(f"unknown option {name!r} of generate(); {said}")
 
     def _by_hand(self, alpha: float | None) -> dict[str, Any]:
         if alpha is None:
@@ -272,7 +288,9 @@ class Conversation:
         return [part["image"] for part in self._all_parts() if part["type"] == "image"]
 
     def prompt(self) -> str:
-        """Return the text of all turns as the model reads it, ``<image>`` where a picture stands."""
+        """Return the text of all turns as the model reads it, ``<image>`` where a picture stands; "" before the first."""
+        if not self.messages:
+            return ""
         from .tokenization_kosmos import ESCAPE
 
         return self.processor.apply_chat_template(self.messages).replace(ESCAPE, "")

@@ -99,6 +99,8 @@ class SegmentWriter:
         Raises:
             ValueError: it is no persona.
         """
+        if not isinstance(values, Mapping):
+            raise ValueError(f"a persona is a mapping of keys and texts, not {values!r}")
         try:
             parts = self.persona_parts(Persona(dict(values)))
         except (TypeError, ValueError) as error:

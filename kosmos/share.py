@@ -97,7 +97,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--private", action="store_true", help="nobody else may see a new repository")
     arguments = parser.parse_args(list(argv))
     folder = share(arguments.checkpoint, arguments.folder, arguments.licence, arguments.results)
-    print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+    names = sorted(path.name for path in folder.iterdir())
+    code = [name for name in names if name.endswith(".py")]
+    listed = ", ".join(name for name in names if name not in code)
+    print(f"{folder}: {listed}" + (f", and {len(code)} files of code" if code else ""))
     if arguments.push:
         print(push(folder, arguments.push, arguments.private))
     return 0

@@ -75,8 +75,8 @@ def test_an_outgrown_conversation_says_so_and_stays_usable(model, processor) -> 
 
 
 def test_errors_in_the_generating_thread_are_raised_here(model, processor) -> None:
-    chat = Conversation(model, processor, no_such_option=1)
-    with pytest.raises(ValueError, match="no_such_option"):
+    chat = Conversation(model, processor, do_sample=True, temperature=-1)
+    with pytest.raises(ValueError, match="strictly positive float"):
         chat.ask("what is it?", [RED])
 
 

@@ -225,7 +225,7 @@ def test_ctrl_c_saves_and_twice_ends_at_once(values: dict[str, Any], tmp_path: P
         ("optim.lrr=1", "unknown key 'optim.lrr'; did you mean 'lr'"),
         ("data.rows_per_micro_batch=3", "not a multiple of data.rows_per_micro_batch=3"),
         ("engine.zero_stage=5", "zero_stage"),
-        ("optim.warmup=99", "optim.warmup=99 must lie between 0 and steps=12"),
+        ("optim.warmup=99", "optim.warmup=99 must lie between 0 and steps=12, for instance optim.warmup=1"),
         ("model.overrides.text_config.layers=3", "model.overrides.text_config.layers is no field"),
         ("model.preset=nope", "unknown preset 'nope'"),
         ("processor=/nowhere", "not there: /nowhere – processor: kosmos tokenizer"),

@@ -315,7 +315,10 @@ class TrainConfig:
             raise ValueError(f"optim.muon.momentum={self.optim.muon.momentum} must lie from 0 to below 1")
         check_bounds(self)
         if not 0 <= self.optim.warmup <= self.steps:
-            raise ValueError(f"optim.warmup={self.optim.warmup} must lie between 0 and steps={self.steps}")
+            raise ValueError(
+                f"optim.warmup={self.optim.warmup} must lie between 0 and steps={self.steps}, "
+                f"for instance optim.warmup={self.steps // 10}"
+            )
         if not 0 < self.optim.decay_share <= 1:
             raise ValueError(f"optim.decay_share={self.optim.decay_share} must lie above 0 and up to 1")
         if self.eval.every and self.eval.data is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import faulthandler
 import math
+import os
 import signal
 import statistics
 import sys
@@ -105,7 +106,8 @@ class Interrupt:
         if number == signal.SIGINT:
             if self.received == "SIGINT":
                 raise KeyboardInterrupt
-            print("\nsaving after this step; Ctrl-C again ends at once", file=sys.stderr)
+            if int(os.environ.get("RANK", "0")) == 0:  # all of a machine hear it
+                print("\nsaving after this step; Ctrl-C again ends at once", file=sys.stderr)
         self.received = signal.Signals(number).name
 
 

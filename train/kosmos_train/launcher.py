@@ -56,7 +56,8 @@ def launch_here(processes: int, words: Sequence[str]) -> int:
     )  # fmt: skip
     # the server may be older than a variable; what the agent says to each rank stays
     given = {name: value for name, value in os.environ.items() if not AGENT.fullmatch(name)}
-    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)  # it shows our stack
+    for loud in ("multiprocessing.api", "agent.server.api"):  # one shows our stack, one calls Ctrl-C a death signal
+        logging.getLogger(f"torch.distributed.elastic.{loud}").setLevel(logging.CRITICAL)
     return _exit_code(lambda: elastic_launch(config, _rank)(list(words), given))
 
 
@@ -96,7 +97,7 @@ def _exit_code(launch: Callable[[], Any]) -> int:
         _, failure = error.get_first_failure()
         return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode  # killed by a signal: as shells say
     except SignalException as error:
-        print(f"kosmos: {error}", file=sys.stderr)
+        print(f"kosmos: ended by {error.sigval.name}; --resume goes on", file=sys.stderr)
         return INTERRUPTED
     finally:  # the agent leaves its own, and the demo has more to do
         for number, handler in before.items():

@@ -104,20 +104,24 @@ def read_pairs(config: VisionConfig, processor: KosmosProcessor, bars: Progress 
                 corpora.append(number)
         warn_left_out(root, left_out)
     if len(captions) <= config.held_out + config.batch_size:
-        prefixes = " or ".join(map(repr, filter(None, config.caption_prefixes)))
-        raise ValueError(
-            f"{len(captions)} pairs{f' whose caption begins with {prefixes}' if prefixes else ''} in "
-            f"{', '.join(config.shards) or 'no shards'}; need more than batch_size + held_out = "
-            f"{config.batch_size + config.held_out}"
-        )
+        raise ValueError(_too_few(config, len(captions)))
     return Pairs(torch.stack(pixels), captions, corpora)
 
 
+def _too_few(config: VisionConfig, found: int) -> str:
+    prefixes = "" if "" in config.caption_prefixes else " or ".join(map(repr, config.caption_prefixes))
+    return (
+        f"{found} pairs{f' whose caption begins with {prefixes}' if prefixes else ''} in "
+        f"{', '.join(config.shards) or 'no shards'}; need more than batch_size + held_out = {config.batch_size} + "
+        f"{config.held_out}" + ("; caption_prefixes=[] takes captions of any beginning" if prefixes else "")
+    )
+
+
 def _pair(document: Document, prefixes: Sequence[str], processor: KosmosProcessor) -> tuple[Tensor, str] | None:
-    """None for a document that is no pair, or whose caption begins otherwise."""
+    """None for a document that is no pair, or whose caption begins otherwise; without prefixes any will do."""
     image = next((segment for segment in document.segments if isinstance(segment, Image)), None)
     text = next((segment.text for segment in document.segments if isinstance(segment, Text)), "").strip()
-    prefix = next((prefix for prefix in prefixes if text.startswith(prefix)), None)
+    prefix = next((prefix for prefix in prefixes or [""] if text.startswith(prefix)), None)
     if image is None or prefix is None:
         return None
     return torch.from_numpy(decode(image.data, processor.image_processor)), text.removeprefix(prefix).strip()
