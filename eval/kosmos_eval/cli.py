@@ -349,6 +349,7 @@ def _personas(argv: Sequence[str]) -> int:
     add("--limit", metavar="N", type=int, help="so many documents, always the same ones (all)")
     add("--train", metavar="CORPUS", type=Path, help="also write; a classifier of words learns from these real texts")
     add("--write", metavar="N", type=int, default=200, help="texts that are written for each persona (200)")
+    add("--out", metavar="DIR", type=Path, help="with --train: keep the texts, as kosmos eval rate reads them")
     add("--seed", metavar="N", type=int, default=0, help="of what is drawn (0)")
     add("--alpha", metavar="SHARE", type=float, help="how much the persona counts in a model with attention routing")
     options = vars(parser.parse_args(argv))

@@ -6,15 +6,19 @@ the first key of a persona (each president); real texts train it, of which the j
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from kosmos.atomic import write_atomically
 from kosmos.modalities import stack_inputs
+from kosmos.surrogates import whole
 from kosmos_data.document import Document, Persona, Text
 
 from .metrics import mean_score
@@ -81,6 +85,7 @@ def tell_apart(
     batch: int,
     seed: int,
     by_hand: Mapping[str, float] | None = None,
+    out: Path | None = None,
 ) -> dict[str, Any]:
     """Write a text for each document under both personas and ask the classifier which of the two persons wrote it.
 
@@ -90,6 +95,8 @@ def tell_apart(
         max_new_tokens, batch: length of a text; texts at a time.
         seed: of the intervals.
         by_hand: further inputs of ``generate()``: ``alpha`` of a model with attention routing.
+        out: folder for the texts, ``right.jsonl``, ``wrong.jsonl`` and ``real.jsonl``, as ``kosmos eval rate`` reads
+            them: under each stands the right persona. None: they are not kept.
 
     Returns:
         Shares of texts that are likelier under the right person than under the other: ``real`` texts, those written for
@@ -106,6 +113,8 @@ def tell_apart(
     texts = {"real": [text_of(document) for document in right]}
     for name, documents in (("right", right), ("wrong", wrong)):
         texts[name] = list(write(model, processor, documents, max_new_tokens, batch, by_hand))
+    if out is not None:
+        _keep(out, right, texts)
     report: dict[str, Any] = {"texts": len(pairs), "classes": len(judge.classes)}
     for name, given in texts.items():
         leads = [
@@ -115,6 +124,18 @@ def tell_apart(
         low, high = interval(score, seed=seed)
         report[name] = {"share": score.value, "low": low, "high": high}
     return report
+
+
+def _keep(out: Path, right: Sequence[Document], texts: Mapping[str, Sequence[str]]) -> None:
+    """Write what people are to compare, a file for each way of writing."""
+    for name, given in texts.items():
+        rows = [
+            {"key": document.key, "prompt": "\n".join(map(": ".join, persona_of(document).pairs())),
+             "context": "".join(one.text for one in _asked(document) if isinstance(one, Text)), "text": text}
+            for document, text in zip(right, given, strict=True)
+        ]  # fmt: skip
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_atomically(out / f"{name}.jsonl", whole("".join(lines)))
 
 
 def text_of(document: Document) -> str:

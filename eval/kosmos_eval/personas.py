@@ -45,6 +45,7 @@ def judge(
     write: int = 200,
     max_new_tokens: int = 64,
     alpha: float | None = None,
+    out: str | Path | None = None,
 ) -> dict[str, Any]:
     """Return the mean NLL of a token (nats) under each persona, and the paired differences with 95 % intervals.
 
@@ -62,11 +63,14 @@ def judge(
         max_new_tokens: length of these texts.
         alpha: how much the persona counts in a model with attention routing, 0 to 1; None: as the model predicts,
             whose mean over the tokens is reported as ``alpha``.
+        out: folder for the texts that are written, for ``kosmos eval rate``.
 
     Raises:
-        ValueError: a document without a persona, personas that are all the same, a model that reads none, or alpha for
-            one without attention routing.
+        ValueError: a document without a persona, personas that are all the same, a model that reads none, alpha for one
+            without attention routing, or out without train.
     """
+    if out is not None and train is None:
+        raise ValueError(f"out={str(out)!r}: nothing is written without the texts of --train")
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit}: at least one document is judged")
     model, processor = load(checkpoint)
@@ -96,8 +100,9 @@ def judge(
         some = sorted(draw.sample(range(len(documents)), min(write, len(documents))))
         right, wrong = ([versions[name][index] for index in some] for name in ("right", "wrong"))
         torch.manual_seed(seed)
+        keep = None if out is None else Path(out)
         report["written"] = tell_apart(
-            model, processor, Corpus(train), right, wrong, max_new_tokens, batch, seed, by_hand
+            model, processor, Corpus(train), right, wrong, max_new_tokens, batch, seed, by_hand, keep
         )
     return report
 

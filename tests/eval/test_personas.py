@@ -19,6 +19,7 @@ from kosmos_data.entity_names import read_kinds
 from kosmos_eval import corpus_items
 from kosmos_eval.persona_words import WordClassifier, write
 from kosmos_eval.personas import judge, others, unknown
+from kosmos_eval.rating.texts import read_pairs
 
 SAID = {"Ada": "tea and maths are good", "Bo": "the sea is wide", "Cy": "we go to the sea"}
 
@@ -129,6 +130,20 @@ def test_the_command(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
         said = capsys.readouterr().err
         assert message in said
         assert len(said.strip().splitlines()) == 1
+
+
+def test_what_was_written_can_be_judged_by_people(world: Path, tmp_path: Path) -> None:
+    """The texts for the right and for the wrong persona, under the right one, matched by document."""
+    judge(world / "model", world / "said", train=world / "said", write=4, max_new_tokens=8, out=tmp_path)
+    found = read_pairs(tmp_path / "right.jsonl", tmp_path / "wrong.jsonl")
+    assert (len(found.pairs), found.remarks) == (4, [])
+    assert {pair.prompt for pair in found.pairs} <= {f"name: {name}" for name in SAID}
+    assert all(pair.prompt == f"name: {pair.key.split('-')[0]}" for pair in found.pairs)
+    assert any(not pair.is_same for pair in found.pairs)
+    real = {pair.key: pair.texts[1] for pair in read_pairs(tmp_path / "right.jsonl", tmp_path / "real.jsonl").pairs}
+    assert all(text.startswith(SAID[key.split("-")[0]]) for key, text in real.items())
+    with pytest.raises(ValueError, match="nothing is written without the texts of --train"):
+        judge(world / "model", world / "said", out=tmp_path)
 
 
 def test_a_task_does_not_lose_a_persona(world: Path) -> None:
