@@ -1,5 +1,5 @@
 """What engines such as vLLM ask of a model of transformers: their attention in place of ours, rows laid end to end,
-pictures counted and found. ``test_vllm.py`` asks vLLM itself, and ``test_sglang.py`` SGLang, where they are installed."""
+pictures counted and found. ``test_vllm.py`` and ``test_sglang.py`` ask two of them, where they are installed."""
 
 from __future__ import annotations
 
