@@ -93,3 +93,9 @@ class KosmosPictures(TransformersAutoMultimodalProcessor):
     """Our processor, as SGLang calls any of transformers."""
 
     models = [KosmosForConditionalGeneration]
+
+    def _apply_hf_processor(self, text: str, images: Any = None, videos: Any = None) -> Any:
+        """Encode a prompt with its pictures; one that a chat template wrote has begun already."""
+        begun = text.startswith(self._processor.tokenizer.bos_token)
+        shown = {"images": images} if images else {}
+        return self._processor(text=text, return_tensors="pt", add_special_tokens=not begun, **shown)

@@ -1,5 +1,5 @@
 """What engines such as vLLM ask of a model of transformers: their attention in place of ours, rows laid end to end,
-pictures counted and found. ``test_vllm.py`` asks vLLM itself, where it is installed."""
+pictures counted and found. ``test_vllm.py`` and ``test_sglang.py`` ask two of them, where they are installed."""
 
 from __future__ import annotations
 
@@ -163,11 +163,17 @@ def test_a_mask_is_not_dropped_silently(build, engine: str, ids: torch.Tensor) -
         ({"coupling": "cross_attention"}, {}, {}, "coupling: cross_attention is not served by vLLM"),
         ({}, {"position_type": "learned_2d"}, {}, "position_type: learned_2d is not served by vLLM"),
         ({}, {"blockwise_causal_length": 64}, {"longest": 65}, "give --max-model-len 64 or less"),
+        (
+            {},
+            {"blockwise_causal_length": 64},
+            {"longest": 65, "engine": "SGLang", "option": "--context-length"},
+            "which SGLang has not: give --context-length 64 or less",
+        ),
         ({}, {}, {"devices": 2}, "divided over 2 devices"),
     ],
 )
 def test_vllm_is_refused_what_it_would_compute_wrongly(
-    config, changes: dict, text: dict, call: dict[str, int], message: str
+    config, changes: dict, text: dict, call: dict[str, Any], message: str
 ) -> None:
     settings: KosmosConfig = config(text=text)
     for name, value in changes.items():
@@ -177,7 +183,8 @@ def test_vllm_is_refused_what_it_would_compute_wrongly(
     refuse_unserved(config(text={"blockwise_causal_length": 64}), longest=64)
 
 
-def test_the_plugin_is_an_entry_point(repository: Path) -> None:
+@pytest.mark.parametrize("group", ["vllm.general_plugins", "sglang.srt.plugins"])
+def test_the_plugin_is_an_entry_point(repository: Path, group: str) -> None:
     groups = tomllib.loads((repository / "pyproject.toml").read_text())["project"]["entry-points"]
-    module, _, function = groups["vllm.general_plugins"]["kosmos"].partition(":")
+    module, _, function = groups[group]["kosmos"].partition(":")
     assert callable(getattr(import_module(module), function))
