@@ -50,13 +50,16 @@ def test_one_text_file_and_text_files_beside_lines(books: Path) -> None:
     assert (documents, counts) == ({"B": [Text("Drei 🙂 שלום\n")]}, {})
     (books / "more.jsonl").write_text('{"text": "A line."}\n')
     documents, counts = imported("text", books)
-    assert documents["more-00000000"] == [Text("A line.")] and len(documents) == 3 and sum(counts.values()) == 2
+    assert documents["more-00000000"] == [Text("A line.")]
+    assert len(documents) == 3
+    assert sum(counts.values()) == 2
 
 
 def test_a_text_file_that_is_no_book_is_counted(books: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kosmos_data.adapters.text._LARGEST_FILE", 20)
     documents, counts = imported("text", books)
-    assert len(documents) == 1 and counts == {"text too large": 1, "empty": 1, "not UTF-8": 1}
+    assert len(documents) == 1
+    assert counts == {"text too large": 1, "empty": 1, "not UTF-8": 1}
 
 
 def test_a_folder_without_text_names_what_is_read(tmp_path: Path) -> None:

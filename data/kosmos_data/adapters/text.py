@@ -1,4 +1,4 @@
-"""Plain text: files of one's own, and JSON lines or parquet with a ``text`` field, as most corpora on the hub have it."""
+"""Plain text: files of one's own, and JSON lines or parquet with a ``text`` field, as corpora on the hub have it."""
 
 from __future__ import annotations
 
