@@ -128,7 +128,9 @@ class Conversation:
         from transformers import GenerationConfig, GenerationMixin
 
         calls = (GenerationMixin.generate, model.forward)
-        known = {name for call in calls for name in inspect.signature(call).parameters} | vars(GenerationConfig()).keys()
+        known = vars(GenerationConfig()).keys() | {
+            name for call in calls for name in inspect.signature(call).parameters
+        }
         for name in generation:
             if name not in known:
                 near = suggest(name, known)
@@ -288,7 +290,7 @@ class Conversation:
         return [part["image"] for part in self._all_parts() if part["type"] == "image"]
 
     def prompt(self) -> str:
-        """Return the text of all turns as the model reads it, ``<image>`` where a picture stands; "" before the first."""
+        """Return the text of all turns as the model reads it, ``<image>`` where a picture stands; "" without any."""
         if not self.messages:
             return ""
         from .tokenization_kosmos import ESCAPE

@@ -118,7 +118,7 @@ def existing(path: str | Path, what: str) -> Path:
     if os.path.isdir(given):
         raise FileNotFoundError(f"{shown} is a folder; name the {what} in it")
     if address := _ADDRESS.match(given):  # of a path, where pathlib made one slash of two, as well
-        raise FileNotFoundError(f"{shown}: an {address[1] or 'data'}: address is not opened here; save the {what} as a file")
+        raise FileNotFoundError(f"{shown}: an {address[1] or 'data'}: address is not opened; save the {what} as a file")
     raise FileNotFoundError(f"{shown}: no such {what}")
 
 

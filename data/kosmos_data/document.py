@@ -123,7 +123,8 @@ def from_files(key: str, files: Mapping[str, bytes]) -> Document:
     """Rebuild a document from the files of its sample.
 
     A sample without segments but with ``KEY.txt`` is an image-caption pair as img2dataset and most published
-    webdatasets have it (``KEY.jpg KEY.txt KEY.json``), and is read as it is. Extensions are in lower case.
+    webdatasets have it (``KEY.jpg KEY.txt KEY.json``), and is read as it is; others have the ``caption`` in their
+    ``KEY.json`` alone. Extensions are in lower case.
 
     Raises:
         BadSample: no or malformed JSON, an unknown kind of segment, a file of one that the tar does not hold, or boxes
@@ -133,12 +134,15 @@ def from_files(key: str, files: Mapping[str, bytes]) -> Document:
         raise BadSample(errors.NO_TEXT, f"{key} has {', '.join(sorted(files)) or 'no file'}")
     try:
         body = json.loads(files["json"]) if "json" in files or "txt" not in files else {}
-        if "txt" in files and "segments" not in body:
-            return _pair(key, files)
+        if "segments" not in body and ("txt" in files or isinstance(body.get("caption"), str)):
+            return _pair(
+                key, files, files["txt"] if "txt" in files else body["caption"].encode("utf-8", "surrogatepass")
+            )
         segments = [_segment(entry, files) for entry in body["segments"]]
         meta = body.get("meta", {})
     except KeyError as error:
-        raise BadSample(errors.JSON, f"{key}: {error} is missing") from error
+        what = f"{error} is missing" + (", and so are a txt and a caption" if error.args == ("segments",) else "")
+        raise BadSample(errors.JSON, f"{key}: {what}") from error
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise BadSample(errors.JSON, f"{key}: {error}") from error
     if not segments:
@@ -146,10 +150,10 @@ def from_files(key: str, files: Mapping[str, bytes]) -> Document:
     return Document(key, segments, meta if isinstance(meta, dict) else {})
 
 
-def _pair(key: str, files: Mapping[str, bytes]) -> Document:
+def _pair(key: str, files: Mapping[str, bytes], text: bytes) -> Document:
     picture = next((files[kind] for kind in PICTURES if files.get(kind)), None)
     try:
-        caption = files["txt"].decode("utf-8-sig").strip()
+        caption = text.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
         raise BadSample(errors.ENCODING, f"{key}: {error}") from error
     if picture is None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,13 +54,16 @@ def test_one_text_file_and_text_files_beside_lines(books: Path) -> None:
     assert (documents, counts) == ({"B": [Text("Drei 🙂 שלום\n")]}, {})
     (books / "more.jsonl").write_text('{"text": "A line."}\n')
     documents, counts = imported("text", books)
-    assert documents["more-00000000"] == [Text("A line.")] and len(documents) == 3 and sum(counts.values()) == 2
+    assert documents["more-00000000"] == [Text("A line.")]
+    assert len(documents) == 3
+    assert sum(counts.values()) == 2
 
 
 def test_a_text_file_that_is_no_book_is_counted(books: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kosmos_data.adapters.text._LARGEST_FILE", 20)
+    monkeypatch.setattr("kosmos_data.adapters._files.LARGEST_TEXT", 20)
     documents, counts = imported("text", books)
-    assert len(documents) == 1 and counts == {"text too large": 1, "empty": 1, "not UTF-8": 1}
+    assert len(documents) == 1
+    assert counts == {"text too large": 1, "empty": 1, "not UTF-8": 1}
 
 
 def test_a_folder_without_text_names_what_is_read(tmp_path: Path) -> None:
@@ -106,3 +113,93 @@ def test_pairs_beside_dialogues_and_records_of_neither(tmp_path: Path, make_png:
     assert [len(documents[f"mixed-{n:08d}"]) for n in (1, 2)] == [3, 3]
     assert counts == {"image missing": 2, "empty": 1, "no conversation": 1}
     assert len(documents) + sum(counts.values()) == len(lines)
+
+
+def test_a_caption_that_only_the_json_of_a_tar_has(tmp_path: Path, make_png: Png) -> None:
+    folder = tmp_path / "tars"
+    folder.mkdir()
+    members = {
+        "a.jpg": make_png(1), "a.json": b'{"caption": " a dog\\n", "url": "x"}',
+        "b.jpg": make_png(2), "b.json": b'{"caption": "not this"}', "b.txt": b"a cat",
+        "c.jpg": make_png(3), "c.json": b'{"caption": null}',
+        "d.jpg": make_png(4), "d.json": b'{"title": "x"}',
+        "e.json": b'{"caption": "no picture"}',
+        "f.jpg": make_png(5)[:20], "f.txt": b"half a picture",
+        "g.jpg": b"<html>404", "g.txt": b"no picture at all",
+        "h.jpg": make_png(6), "h.json": b'{"caption": "\\ud800"}',
+    }  # fmt: skip
+    with tarfile.open(folder / "0.tar", "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    documents, counts = imported("img2dataset", folder)
+    assert documents == {"0/a": [Image(make_png(1)), Text("a dog")], "0/b": [Image(make_png(2)), Text("a cat")]}
+    assert counts == {"broken json": 2, "image missing": 1, "image broken": 2, "not UTF-8": 1}
+
+
+@pytest.mark.parametrize("name", ["coco-captions", "karpathy", "vqav2", "grit", "mmc4", "llava", "csv"])
+def test_a_file_that_is_no_picture_is_counted_by_every_format(name: str, tmp_path: Path) -> None:
+    """As ``kosmos data import folder`` does: a run that meets it later would only stop at ``data.max_bad_rate``."""
+    asked = {"questions": [{"question_id": 1, "image_id": 1, "question": "What?"}]}
+    (tmp_path / "annotations.json").write_text('{"annotations": [{"question_id": 1, "multiple_choice_answer": "a"}]}')
+    (tmp_path / "1.jpg").write_text("<html>404")
+    talk = [{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "A."}]
+    contents: dict[str, Any] = {
+        "coco-captions": {
+            "images": [{"id": 1, "file_name": "1.jpg"}],
+            "annotations": [{"id": 1, "image_id": 1, "caption": "a"}],
+        },
+        "karpathy": {"images": [{"filename": "1.jpg", "split": "train", "sentences": [{"raw": "a"}]}]},
+        "vqav2": asked,
+        "grit": {"image": "1.jpg", "caption": "a red dog", "ref_exps": []},
+        "mmc4": {"text_list": ["A."], "image_info": [{"image_name": "1.jpg", "matched_text_index": 0}]},
+        "llava": [{"image": "1.jpg", "conversations": talk}],
+    }
+    source = tmp_path / ("x.csv" if name == "csv" else "questions.json" if name == "vqav2" else f"{name}.jsonl")
+    source = source.with_suffix(".json") if name in ("coco-captions", "karpathy", "llava") else source
+    source.write_text("filepath,title\n1.jpg,a\n" if name == "csv" else json.dumps(contents[name]))
+    if name == "mmc4":  # a page of text stays without its picture
+        documents, counts = imported(name, source)
+        assert counts == {"image broken": 1}
+        assert not any(isinstance(one, Image) for segments in documents.values() for one in segments)
+        return
+    with pytest.raises(ValueError, match=r"1 × image broken \(first: .*begins with b'<html>404'"):
+        imported(name, source)
+
+
+def test_what_is_no_file_ends_no_import(tmp_path: Path, make_png: Png) -> None:
+    """Folders and pipes of the names of texts and pictures; a pipe would never end."""
+    photos = tmp_path / "photos"
+    for name in ("a.txt", "b.png", "c.jsonl"):
+        (photos / name).mkdir(parents=True)
+    for name in ("p.txt", "q.png"):
+        os.mkfifo(photos / name)
+    for name in ("a.png", "p.png", "good.png"):
+        (photos / name).write_bytes(make_png(1))
+    (photos / "good.txt").write_text("a dog")
+    (photos / "loop").symlink_to(photos)
+    documents, counts = imported("folder", photos)
+    assert (list(documents), counts) == (["good"], {"no caption": 2})
+    documents, counts = imported("text", photos)
+    assert (list(documents), counts) == (["good"], {})
+
+
+def test_a_zip_of_several_files_loses_none_in_silence(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.jsonl.zip", "w") as archive:
+        for name in "ab":
+            archive.writestr(f"{name}.jsonl", '{"text": "a"}\n')
+    with pytest.raises(ValueError, match=r"holds 2 files, a\.jsonl, b\.jsonl …; unzip it first"):
+        imported("text", tmp_path / "x.jsonl.zip")
+
+
+def test_a_table_is_no_folder_and_a_record_an_object(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match="is no table of paths and captions; a folder is read by: kosmos data import fo"
+    ):
+        imported("csv", tmp_path)
+    talk = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}
+    (tmp_path / "x.json").write_text(json.dumps([None, 3, "x", [], talk]))
+    documents, counts = imported("llava", tmp_path / "x.json")
+    assert len(documents) == 1
+    assert counts == {"broken json": 4}

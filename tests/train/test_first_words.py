@@ -129,9 +129,15 @@ def test_what_is_there_and_something_else_is_named_with_what_is_missing(capsys: 
     words = ["data.sources.pairs.shards=tars", "data.sources.interleaved.shards=photos", "processor=notes"]
     assert main(["train", "small", "--dry-run", *words, "data.sources.text.shards=gone"]) == 2
     out, err = capsys.readouterr()
-    assert "parameters" in out and err.count("\n") == 1
+    assert "parameters" in out
+    assert err.count("\n") == 1
     wanted = ("gone – shards of text", "tars holds no index.json", "kosmos data index tars", "photos holds no index")
-    for said in (*wanted, "notes: no processor here", "data/weights/ViT-B-32 – ", "5 inputs are not there or something"):
+    for said in (
+        *wanted,
+        "notes: no processor here",
+        "data/weights/ViT-B-32 – ",
+        "5 inputs are not there or something",
+    ):
         assert said in err
 
 
@@ -140,7 +146,9 @@ def test_tuning_too_names_all_that_is_missing(words: list[str], capsys: pytest.C
     """The marks of the answers are counted in corpora that may not be there."""
     assert main(["tune", "demo/tune", *words]) == 2
     err = capsys.readouterr().err
-    assert all(said in err for said in ("runs/demo/corpus/qa – ", "runs/demo/instruct – model.checkpoint", "kosmos demo"))
+    assert all(
+        said in err for said in ("runs/demo/corpus/qa – ", "runs/demo/instruct – model.checkpoint", "kosmos demo")
+    )
     Path("notes").mkdir()
     assert main(["tune", "demo/tune", "--dry-run", "model.checkpoint=notes"]) == 2
     assert "notes is not a checkpoint" in capsys.readouterr().err

@@ -89,11 +89,14 @@ def test_pairs_with_the_wanted_caption(values: dict[str, Any], corpus: str) -> N
     assert len(pairs.captions) == len(pairs.pixels) == 20 - 1  # p12
     assert torch.equal(pairs.pixels[0, :, 0, 0], torch.tensor([255, 0, 0], dtype=torch.uint8))
     config.caption_prefixes, config.batch_size = ["A photo of"], 128
-    with pytest.raises(ValueError, match=r"0 pairs whose caption begins with 'A photo of' .* 128 \+ 4; caption_prefixes=\[\]"):
+    with pytest.raises(
+        ValueError, match=r"0 pairs whose caption begins with 'A photo of' .* 128 \+ 4; caption_prefixes=\[\]"
+    ):
         read_pairs(config, processor)
     config.caption_prefixes, config.batch_size = [], 4  # any beginning
     every = read_pairs(config, processor).captions
-    assert "An image of a red fish over a calm sea" in every and len(every) > 20
+    assert "An image of a red fish over a calm sea" in every
+    assert len(every) > 20
     config.batch_size = 128
     with pytest.raises(ValueError, match=r"^\d+ pairs in .* = 128 \+ 4$"):
         read_pairs(config, processor)

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import re
+import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +20,10 @@ from typing import Any, BinaryIO, TextIO
 from .. import errors, extras
 from ..document import Image
 from ..errors import BadSample, Tally
+from ..images import open_header
 
 _LONGEST_LINE = 64 << 20  # bytes of one JSON line; a bomb of gzip is one line without end
+LARGEST_TEXT = 64 << 20  # bytes of a text file: a book at most
 _LARGEST_PICTURE = 256 << 20  # bytes of a picture file
 LINES = ("*.jsonl", "*.jsonl.gz", "*.jsonl.zst", "*.jsonl.zip", "*.ndjson", "*.parquet", "*.arrow")
 _ROWS = 64  # of a parquet file at a time: each may hold several pictures
@@ -53,7 +56,8 @@ def files(source: Path, *patterns: str) -> list[Path]:
     """``source`` itself, or the files in it that match; FileNotFoundError if there are none, with what there is."""
     if source.is_file():
         return [source]
-    found = {path for pattern in patterns for path in source.glob(pattern) if not path.name.startswith(".")}
+    matching = (path for pattern in patterns for path in source.glob(pattern))
+    found = {path for path in matching if not path.name.startswith(".") and path.is_file()}
     if not found:
         kinds = sorted({path.suffix for path in source.glob("*") if path.is_file()})[:6]
         there = f"; it holds files ending in {', '.join(map(repr, kinds))}" if kinds else ""
@@ -84,7 +88,7 @@ def image(folder: Path, name: str) -> Image:
     A record that names a file elsewhere (``../../private.png``) does not get it.
 
     Raises:
-        BadSample: the file is missing, empty, or larger than any picture.
+        BadSample: the file is missing, empty, larger than any picture, or none.
     """
     path = folder / name
     inside = path.is_relative_to(folder) and ".." not in path.relative_to(folder).parts
@@ -95,7 +99,31 @@ def image(folder: Path, name: str) -> Image:
     data = path.read_bytes()
     if not data:
         raise BadSample(errors.IMAGE_MISSING, f"{path} is empty")
+    try:
+        open_header(data)
+    except BadSample as error:
+        raise BadSample(error.reason, error.of(str(path))) from error
     return Image(data)
+
+
+def text_files(source: Path) -> list[Path]:
+    """The ``.txt`` files that a source is or holds, in subfolders too, sorted.
+
+    Folders of such a name, devices and hidden files, as macOS leaves beside others, are nobody's data.
+    """
+    found = [source] if source.is_file() else source.rglob("*")
+    plain = (path for path in found if path.suffix.lower() == ".txt" and path.is_file())
+    return sorted(path for path in plain if not any(part.startswith(".") for part in path.relative_to(source).parts))
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, without a byte order mark; BadSample where it is no UTF-8, or larger than a book."""
+    if path.stat().st_size > LARGEST_TEXT:
+        raise BadSample(errors.TEXT_TOO_LARGE, f"{path.name} has {path.stat().st_size} bytes, {LARGEST_TEXT} at most")
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadSample(errors.ENCODING, f"{path.name}: {error}") from error
 
 
 def caption(text: Any, nothing: str = "no caption") -> str:
@@ -169,8 +197,6 @@ def _begins_like_lines(path: Path) -> bool:
 
 def _bounded_lines(path: Path) -> Iterator[bytes | None]:
     """The lines of a file, whatever it is compressed with; None for one that is too long to be a record."""
-    import zipfile
-
     try:
         with _unpacked(path) as file:
             while line := file.readline(_LONGEST_LINE):
@@ -195,6 +221,10 @@ def _unpacked(path: Path) -> BinaryIO:
     kind = utils.infer_compression(str(path))
     if path.suffix == ".zst" and kind is None:
         raise ValueError(f"{path} needs a package to be unpacked: pip install zstandard")
+    if kind == "zip":
+        with zipfile.ZipFile(path) as archive:
+            if len(names := archive.namelist()) != 1:
+                raise ValueError(f"{path} holds {len(names)} files, {', '.join(names[:4])} …; unzip it first")
     file = path.open("rb")
     return io.BufferedReader(compression.compr[kind](file, mode="rb")) if kind else file
 

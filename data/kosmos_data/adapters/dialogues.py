@@ -128,7 +128,11 @@ def _records(source: Path, tally: Tally) -> Iterator[tuple[str, Any]]:
         yield from records(source, tally)
         return
     for number, record in enumerate(read_list(source, tally)):
-        yield f"{key_of(source.name.split('.')[0])}-{number:08d}", record
+        key = f"{key_of(source.name.split('.')[0])}-{number:08d}"
+        if isinstance(record, dict):
+            yield key, record
+        else:
+            tally.count(errors.JSON, f"{key}: a {type(record).__name__}, not an object")
 
 
 def _talk(record: Record, folder: Path) -> list[Said]:

@@ -10,8 +10,7 @@ from typing import Any
 from .. import errors
 from ..document import PICTURES, Document, Text
 from ..errors import BadSample, Tally
-from ..images import open_header
-from ._files import caption, image, read_lines, read_table
+from ._files import caption, image, read_lines, read_table, read_text, text_files
 
 _TABLES = ("metadata.jsonl", "metadata.csv", "metadata.tsv")
 NAMES = ("file_name", "filepath", "filename", "image", "image_path", "path", "file")
@@ -29,7 +28,7 @@ def folder(source: Path, images: Path, tally: Tally, field: str | None = None) -
     if tables:
         yield from csv(tables[0], source, tally, field)
         return
-    beside = {path.with_suffix(""): path for path in source.rglob("*") if path.suffix.lower() == ".txt"}
+    beside = {path.with_suffix(""): path for path in text_files(source)}
 
     def document(path: Path) -> Iterator[Document]:
         text = beside.get(path.with_suffix(""))
@@ -47,6 +46,8 @@ def csv(source: Path, images: Path, tally: Tally, field: str | None = None) -> I
     The columns are the first of ``filepath``, ``file_name``, … and of ``title``, ``caption``, ``text``, … that the
     header has; ``--field`` names another for the captions. Paths begin at ``--images``, or the table's own folder.
     """
+    if not source.is_file():
+        raise ValueError(f"{source} is no table of paths and captions; a folder is read by: kosmos data import folder")
     rows: Iterator[tuple[int, dict[str, Any]]] = (
         read_lines(source, tally) if source.suffix.lower() in (".jsonl", ".ndjson") else read_table(source, tally)
     )
@@ -87,16 +88,12 @@ def _pictures(source: Path) -> Iterator[Path]:
 
 def _pair(root: Path, path: Path, text: str) -> Document:
     picture = image(root, str(path.relative_to(root) if path.is_relative_to(root) else path))
-    open_header(picture.data)
     key = path.relative_to(root).with_suffix("")
     return Document(key.as_posix(), [picture, Text(text)])
 
 
 def _read_caption(path: Path) -> str:
-    try:
-        return caption(path.read_bytes().decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise BadSample(errors.ENCODING, f"{path.name}: {error}") from error
+    return caption(read_text(path))
 
 
 def _column(row: dict[str, Any], names: tuple[str, ...], what: str) -> str:

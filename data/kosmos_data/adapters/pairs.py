@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, TypeAlias
 from .. import errors
 from ..document import Document, Text, from_files, safe_key
 from ..errors import BadSample, Tally
+from ..images import open_header
 from ..reader import split_name
 from ..tars import find_tars, members
 from ._files import caption, image, key_of, read_list
@@ -31,7 +32,10 @@ def img2dataset(source: Path, images: Path, tally: Tally) -> Iterator[Document]:
 
 
 def _pair(key: str, read: Callable[[], dict[str, bytes]]) -> Iterator[Document]:
-    yield from_files(key, read())
+    document = from_files(key, read())
+    for picture in document.images:
+        open_header(picture.data)
+    yield document
 
 
 def tar_samples(path: Path, tally: Tally) -> Iterator[tuple[str, Callable[[], dict[str, bytes]]]]:

@@ -1,4 +1,4 @@
-"""Plain text: files of one's own, and JSON lines or parquet with a ``text`` field, as most corpora on the hub have it."""
+"""Plain text: files of one's own, and JSON lines or parquet with a ``text`` field, as corpora on the hub have it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import Any
 from .. import errors
 from ..document import Document, Text
 from ..errors import BadSample, Tally
-from ._files import LINES, files, records
+from ._files import LINES, files, read_text, records, text_files
 
 _PLAIN = "*.txt"
-_LARGEST_FILE = 64 << 20  # bytes; a document is a book at most
 
 
 def text(source: Path, images: Path, tally: Tally, field: str = "text") -> Iterator[Document]:
@@ -31,31 +30,18 @@ def text(source: Path, images: Path, tally: Tally, field: str = "text") -> Itera
         meta = {name: value for name, value in record.items() if isinstance(value, str | int | float | bool)}
         yield Document(key, [Text(body)], meta)
 
-    plain = _text_files(source)
+    plain = text_files(source)
     for path in plain:
         yield from tally.usable(str(path), _whole, source, path)
-    if plain and (source.is_file() or not any(path for pattern in LINES for path in source.glob(pattern))):
+    if plain and not any(path.is_file() for pattern in LINES for path in source.glob(pattern)):  # a file holds none
         return
     files(source, _PLAIN, *LINES)  # where there is nothing, the error names what is read
     for key, record in records(source, tally):
         yield from tally.usable(key, document, key, record)
 
 
-def _text_files(source: Path) -> list[Path]:
-    """The ``.txt`` files that a source is or holds; hidden ones, as macOS leaves beside others, are nobody's data."""
-    if source.is_file():
-        return [source] if source.suffix.lower() == ".txt" else []
-    found = (path for path in source.rglob("*") if path.suffix.lower() == ".txt" and path.is_file())
-    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(source).parts))
-
-
 def _whole(source: Path, path: Path) -> Iterator[Document]:
-    if path.stat().st_size > _LARGEST_FILE:
-        raise BadSample(errors.TEXT_TOO_LARGE, f"{path.stat().st_size} bytes; a document has {_LARGEST_FILE} at most")
-    try:
-        body = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadSample(errors.ENCODING, str(error)) from error
+    body = read_text(path)
     if not body.strip():
         raise BadSample(errors.EMPTY, "no text")
     name = path.relative_to(source) if source.is_dir() else Path(path.name)
