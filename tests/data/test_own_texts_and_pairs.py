@@ -179,10 +179,14 @@ def test_what_is_no_file_ends_no_import(tmp_path: Path, make_png: Png) -> None:
         (photos / name).write_bytes(make_png(1))
     (photos / "good.txt").write_text("a dog")
     (photos / "loop").symlink_to(photos)
+    for name in ("dead.png", "dead.txt"):
+        (photos / name).symlink_to("gone")
+    (photos / "lost.png").symlink_to("gone")
+    (photos / "lost.txt").write_text("a lost dog")
     documents, counts = imported("folder", photos)
-    assert (list(documents), counts) == (["good"], {"no caption": 2})
+    assert (list(documents), counts) == (["good"], {"no caption": 3, "image missing": 1})
     documents, counts = imported("text", photos)
-    assert (list(documents), counts) == (["good"], {})
+    assert (list(documents), counts) == (["good", "lost"], {})
 
 
 def test_a_zip_of_several_files_loses_none_in_silence(tmp_path: Path) -> None:

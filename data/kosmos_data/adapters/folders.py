@@ -82,7 +82,8 @@ def _pictures(source: Path) -> Iterator[Path]:
     """The picture files below a folder, sorted; hidden ones, as macOS leaves beside others, are nobody's data."""
     for path in sorted(source.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(source).parts)
-        if path.suffix.lower().removeprefix(".") in PICTURES and not hidden and path.is_file():
+        dead = path.is_symlink() and not path.exists()  # a link to a file that is gone counts as missing
+        if path.suffix.lower().removeprefix(".") in PICTURES and not hidden and (path.is_file() or dead):
             yield path
 
 
