@@ -6,24 +6,23 @@ evaluated on; an answer ends where the checkpoint's rules of writing say: at ``<
 
 from __future__ import annotations
 
-import base64
 import copy
-import html
 import inspect
 import mimetypes
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from . import extrapolation
 from .grounding import BEGIN as GROUNDING
-from .grounding import draw_boxes, read_answer, to_picture
+from .grounding import read_answer, to_picture
 from .loading import find_model, load
 from .media import file_bytes
-from .pictures import as_data_uri, on_white, open_picture, upright
-from .segments import SEGMENTS, WRITTEN, Audio, Phrase, Span, TooLong, modality_name
+from .pictures import open_picture, upright
+from .segments import SEGMENTS, WRITTEN, Audio, Span, TooLong, modality_name
 from .suggest import suggest
+from .transcript import as_html, exported, parts_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -300,9 +299,7 @@ class Conversation:
     def export(self) -> dict[str, Any]:
         """Return the conversation as JSON takes it: who speaks, how, the messages with their pictures, the prompt."""
         plain = (str, int, float, bool, type(None))
-        messages = [
-            {**message, "content": [_exported(part) for part in _parts_of(message)]} for message in self.messages
-        ]
+        messages = [{**message, "content": [exported(part) for part in parts_of(message)]} for message in self.messages]
         return {
             "checkpoint": str(self.checkpoint) if self.checkpoint else None,
             "generation": {name: value for name, value in self.generation.items() if isinstance(value, plain)},
@@ -423,15 +420,10 @@ class Conversation:
         return written_1T
 
     def _all_parts(self) -> list[Part]:
-        return [part for message in self.messages for part in _parts_of(message)]
+        return [part for message in self.messages for part in parts_of(message)]
 
     def _repr_html_(self) -> str:
-        rows = []
-        for message in with_pictures(self.messages):
-            body = "".join(_html_part(part) for part in _parts_of(message))
-            side = "left" if message["role"] == "assistant" else "right"
-            rows.append(f'<div style="text-align:{side};margin:6px 0"><b>{message["role"]}</b><br>{body}</div>')
-        return f'<div style="max-width:640px;font-family:sans-serif">{"".join(rows) or "(nothing said yet)"}</div>'
+        return as_html(self.messages)
 
 
 def checked_alpha(alpha: float) -> float:
@@ -439,68 +431,3 @@ def checked_alpha(alpha: float) -> float:
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is {alpha}: it is 0, the persona does not count, to 1")
     return float(alpha)
-
-
-def with_pictures(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return messages to look at: behind a text with boxes the picture before it, with the boxes drawn in."""
-    shown: list[dict[str, Any]] = []
-    picture = None
-    for message in messages:
-        parts: list[Part] = []
-        for part in _parts_of(message):
-            picture = part["image"] if part["type"] == "image" else picture
-            parts.append(part)
-            if part.get("boxes") and picture is not None:
-                parts.append({"type": "image", "image": _drawn(picture, part)})
-        shown.append({**message, "content": parts})
-    return shown
-
-
-def _drawn(picture: Any, part: Part) -> Any:
-    """The picture with the boxes of a text, drawn once: a page shows it again with every token that comes."""
-    key, drawn = repr(part), picture.__dict__.setdefault("with_boxes", {})
-    if key not in drawn:
-        phrases = [Phrase.from_json(entry) for entry in part["boxes"]]
-        drawn[key] = draw_boxes(on_white(upright(picture)), part["text"], phrases)
-    return drawn[key]
-
-
-def _parts_of(message: dict[str, Any]) -> list[Part]:
-    content = message["content"]
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content
-
-
-def _exported(part: Part) -> Part:
-    if part["type"] in WRITTEN:
-        return part
-    if part["type"] != "image":
-        return {"type": part["type"], part["type"]: _plain(part[part["type"]])}
-    return {"type": "image_url", "image_url": {"url": as_data_uri(part["image"])}}
-
-
-def _html_part(part: Part) -> str:
-    if part["type"] in WRITTEN:
-        return html.escape(part["text"])
-    if part["type"] != "image":
-        return _played(part["type"], part[part["type"]])
-    return f'<img style="min-width:96px" src="{as_data_uri(part["image"], largest=256)}"><br>'
-
-
-def _plain(segment: Any) -> dict[str, Any]:
-    """A segment as JSON takes it, the bytes of its files as ``data:`` addresses."""
-    content = {each.name: getattr(segment, each.name) for each in fields(segment)}
-    return {name: _address(value) if isinstance(value, bytes) else value for name, value in content.items()}
-
-
-def _played(kind: str, segment: Any) -> str:
-    """HTML that plays the files of a segment, shows a picture with its text, or says what it is where it has none."""
-    if kind == "fused":
-        picture = as_data_uri(open_picture(segment.data), largest=256)
-        return f'<img style="min-width:96px" src="{picture}"><br>{html.escape(segment.words)}<br>'
-    files = [getattr(segment, name) for name in getattr(segment, "files", ())]
-    players = "".join(f'<{kind} controls src="{_address(data)}"></{kind}><br>' for data in files)
-    return players or html.escape(str(segment))
-
-
-def _address(data: bytes) -> str:
-    return f"data:application/octet-stream;base64,{base64.b64encode(data).decode()}"

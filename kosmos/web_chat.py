@@ -20,8 +20,9 @@ from typing import Any
 import gradio as gr
 
 from .admission import is_loopback
-from .conversation import Conversation, with_pictures
+from .conversation import Conversation
 from .pictures import on_white, upright
+from .transcript import with_pictures
 
 HINT = "Ask about {}: drop, paste or choose one or several, then write a question"
 PLAYED = {"audio": ("sounds", ".wav"), "video": ("clips", ".mp4")}  # what a browser plays: its name, a file's suffix

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from kosmos import Conversation, KosmosConfig, KosmosForConditionalGeneration
-from kosmos.conversation import _html_part
+from kosmos.transcript import html_part
 from kosmos_data import Document, Image, Text, write_shards
 from kosmos_data.adapters import convert
 from kosmos_data.web.ledger import IMAGES, PAGES, STAGES, Ledger
@@ -140,7 +140,7 @@ def test_pages_hold_no_markup_of_others(
             ledger.drop(kind, rng.choice(STAGES), odd(rng), odd(rng), lambda example=example: example)
         shown: list[str] = []
         use((seed, "report"), lambda ledger=ledger, rng=rng, shown=shown: shown.append(page(odd(rng), ledger, None)))
-        shown.append("".join(_html_part({"type": "text", "text": odd(rng)}) for _ in range(3)))
+        shown.append("".join(html_part({"type": "text", "text": odd(rng)}) for _ in range(3)))
         for html in shown:
             harmless(html)
         names = {"task": odd(rng), "model": odd(rng), "metric": odd(rng), "context": odd(rng), "prompt": odd(rng)}

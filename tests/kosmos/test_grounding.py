@@ -15,12 +15,12 @@ from transformers import Kosmos2Processor
 from transformers.models.kosmos2.processing_kosmos2 import coordinate_to_patch_index
 
 from kosmos import Conversation, KosmosForConditionalGeneration, KosmosImageProcessor, KosmosProcessor, train_tokenizer
-from kosmos.conversation import with_pictures
 from kosmos.docking import take_tokenizer
 from kosmos.grounding import TOKENS, from_bins, read_answer, to_bins, to_picture, to_view
 from kosmos.segments import Phrase, Text
 from kosmos.terminal import print_boxes
 from kosmos.tokenization_kosmos import GROUNDING_TOKENS
+from kosmos.transcript import with_pictures
 
 SNOWMAN = "An image of a snowman by a fire."
 BOXES = ((0.4, 0.05, 0.98, 0.82), (0.1, 0.0, 1.0, 0.9))
