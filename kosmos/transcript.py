@@ -1,4 +1,4 @@
-"""What was said, to look at and to keep: a conversation's messages as HTML and as JSON, with the boxes of answers drawn."""
+"""What was said, to look at and to keep: messages as HTML and as JSON, with the boxes of answers drawn."""
 
 from __future__ import annotations
 
