@@ -219,6 +219,17 @@ def test_ctrl_c_saves_and_twice_ends_at_once(values: dict[str, Any], tmp_path: P
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.parametrize(("rank", "times"), [("0", 1), ("1", 0)])
+def test_one_rank_speaks_of_ctrl_c(
+    rank: str, times: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    with Interrupt() as interrupt:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupt.received == "SIGINT"
+    assert capsys.readouterr().err.count("saving after this step; Ctrl-C again ends at once") == times
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
