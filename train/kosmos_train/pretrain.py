@@ -152,10 +152,10 @@ def _command(verb: str, argv: Sequence[str]) -> int:
     config = settings.load(TrainConfig, arguments.config, arguments.overrides)
     if verb == "tune":
         learn_answers(config)
-        resumed = run is not None and goes_on(run, arguments.resume)
-        lacking = missing_inputs(config, resumed) or unfit_inputs(config)  # all of them are named further on
-        if int(os.environ.get("RANK", "0")) == 0 and not lacking:
-            report_answers(config)
+        if int(os.environ.get("RANK", "0")) == 0:
+            resumed = run is not None and goes_on(run, arguments.resume)
+            if not (missing_inputs(config, resumed) or unfit_inputs(config)):  # all of them are named further on
+                report_answers(config)
     if arguments.dry_run:
         return _plan(config, arguments.gpus, run if arguments.resume else None)
     if arguments.processes < 1:
