@@ -95,9 +95,9 @@ class Prompt:
             and fields after it are scored with a candidate, which makes a cloze: ``" {answer}, because {reason}"``.
         separator: between demonstrations, which show where an answer stops: where it begins with a line end or
             ``</s>``, that ends an answer too. Default: as the checkpoint ends its answers, with a line end, or with
-            ``</s>`` where it was tuned so. source: where the wording comes from, copied into the results. shorten: a field (a
-            web page's text) that loses words at its end where a prompt is too long even without demonstrations; how
-            many prompts did is said in red and in the results. Empty: such a prompt is an error.
+            ``</s>`` where it was tuned so. source: where the wording comes from, copied into the results. shorten: a
+            field (a web page's text) that loses words at its end where a prompt is too long even without
+            demonstrations; how many prompts did is said in red and in the results. Empty: such a prompt is an error.
         grounding: end the prompt with ``<grounding>``: the answer has phrases with boxes (KOSMOS-2), which the sample
             log keeps and ``kosmos eval gallery`` draws.
     """
