@@ -17,7 +17,7 @@ from kosmos.media import describe
 from kosmos.plain import counted, escape, styled
 from kosmos.segments import modality_name
 
-from . import objectives, objectives_view
+from . import objectives
 from .document import Document, Fused, Image, Persona, Text, files_of
 from .errors import BadSample
 from .example import Example
@@ -62,12 +62,12 @@ def kind_of(document: Document) -> str:
 
     Of a persona, and of what further encoders read, its name: ``with audio``.
     """
-    from kosmos.modalities import MODALITIES  # it imports torch
-
     if any(isinstance(segment, Persona) for segment in document.segments):
         return "with a persona"
     kinds = [modality_name(segment) for segment in document.segments if not isinstance(segment, (Text, Image))]
     if kinds:
+        from kosmos.modalities import MODALITIES  # it imports torch and transformers, eight seconds
+
         return f"with {MODALITIES[kinds[0]].plural or kinds[0]}"
     images = len(document.images)
     if images == 1:
@@ -190,6 +190,8 @@ def show_objective(
     picture: Path | None,
 ) -> None:
     """Print what the objective makes of a document, or why it makes nothing of it; the mask also as a ``picture``."""
+    from . import objectives_view  # it imports torch
+
     try:
         example = make(document, seed)
     except BadSample as error:
