@@ -7,6 +7,7 @@ import io
 import os
 import random
 import struct
+import sys
 import wave
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,20 +21,25 @@ import hypothesis
 import numpy as np
 import pytest
 
+from . import warm_libraries
 from .warm_python import WarmPython
+
+sys.path.append(str(Path(__file__).parent / "train"))  # whose server forks the processes of warm_libraries
 
 hypothesis.settings.register_profile("kosmos", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("kosmos")
 
-# make test hands whole files to two processes, so that what a file shares is made once. These take four minutes to a
-# quarter of one: begun last, one of them would run on alone.
+# make test hands whole files to two processes, so that what a file shares is made once. These take more than a quarter
+# of a minute, the first two minutes: begun last, one of them would run on alone.
 LONGEST_FIRST = (
-    *("test_demo.py", "train/test_engine.py", "train/test_launch.py", "train/test_gradients.py"),
-    *("train/test_tuning.py", "train/test_resume.py", "train/test_pretrain.py", "train/test_checkpoint.py"),
-    *("kosmos/test_web_chat.py", "train/test_evaluation.py", "train/test_muon.py", "data/test_kill.py"),
-    *("eval/test_adapters.py", "train/test_guards.py", "data/web/test_executors.py", "train/test_configs.py"),
-    *("kosmos/test_native.py", "train/test_study.py", "train/test_further.py", "train/test_docked.py"),
-    *("train/test_trl_examples.py", "train/test_ahead.py", "kosmos/test_extrapolation.py", "kosmos/test_export.py"),
+    *("test_demo.py", "train/test_engine.py", "train/test_tuning.py", "train/test_launch.py"),
+    *("train/test_gradients.py", "train/test_resume.py", "train/test_pretrain.py", "train/test_configs.py"),
+    *("data/test_sentences.py", "train/test_study.py", "data/web/test_executors.py", "data/test_loader.py"),
+    *("train/test_checkpoint.py", "data/test_starter.py", "kosmos/test_web_chat.py", "train/test_claims.py"),
+    *("data/test_kill.py", "train/test_guards.py", "test_notebook_personas.py", "eval/test_model.py"),
+    *("kosmos/test_export.py", "kosmos/test_docking.py", "train/test_tuned_doors.py", "kosmos/test_native.py"),
+    *("eval/test_captions.py", "train/test_learnt.py", "train/test_evaluation.py", "train/test_muon.py"),
+    *("train/test_trl_examples.py", "data/test_mixing.py", "train/test_further.py", "kosmos/test_extrapolation.py"),
 )
 
 
@@ -66,6 +72,13 @@ def warm_python() -> Iterator[WarmPython]:
     python = WarmPython()
     yield python
     python.close()
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A program that runs what this interpreter would, in processes that begin with all libraries imported."""
+    with warm_libraries.program(tmp_path_factory.mktemp("python") / "python") as path:
+        yield path
 
 
 @pytest.fixture(scope="session")

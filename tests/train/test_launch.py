@@ -82,9 +82,11 @@ def test_torchrun_script_says_what_slurm_says(environment: dict[str, str]) -> No
 
 
 @pytest.mark.slow
-def test_deepspeed_launcher(config: Path, environment: dict[str, str], tmp_path: Path) -> None:
+def test_deepspeed_launcher(config: Path, environment: dict[str, str], python: str, tmp_path: Path) -> None:
     """The line in the hostfile's comment, for one rank of this host."""
-    command = ["deepspeed", "--num_accelerators", "1", "--master_port", str(free_port()), "--no_local_rank"]
+    program = shutil.which("deepspeed", path=environment["PATH"])
+    assert program is not None
+    command = [python, program, "--num_accelerators", "1", "--master_port", str(free_port()), "--no_local_rank"]
     command += ["--module", "kosmos_train.pretrain", str(config), f"run={tmp_path / 'run'}", "--resume"]
     done = subprocess.run(command, env=environment, check=False, timeout=300, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -178,7 +180,7 @@ def test_slurm_script_requeues_what_was_interrupted(
 
 @pytest.mark.slow
 def test_slurm_job_saves_is_requeued_and_resumes(
-    config: Path, values: dict[str, Any], environment: dict[str, str], tmp_path: Path
+    config: Path, values: dict[str, Any], environment: dict[str, str], python: str, tmp_path: Path
 ) -> None:
     """The script on two "nodes": USR1 to the batch shell alone, as Slurm sends it before the limit; a checkpoint of the
     step, ``scontrol requeue``; the requeued job goes on to the losses of a run that was never stopped."""
@@ -190,6 +192,7 @@ def test_slurm_job_saves_is_requeued_and_resumes(
     stand_in(environment, "squeue", "echo RUNNING")
     stand_in(environment, "scontrol", f'[ "$1" = show ] && printf "localhost\\nother\\n" || echo "$@" >> {requeued}')
     environment |= {"SLURM_JOB_ID": "7", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "local[1-2]", "GPUS_PER_NODE": "1"}
+    environment["PYTHON_EXEC"] = python  # torchrun starts its ranks with it
 
     def start(restarts: int) -> subprocess.Popen[bytes]:
         """What slurmd does with a job, the first time and after a requeue."""
