@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 # Test files at a time: make test WORKERS=1.
 WORKERS ?= 2
 export HF_HUB_OFFLINE := 1
+# The tests start many processes, and each would compile our modules again where bytecode is not kept.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help install demo test simulated test-versions lint bench docs notebook image clean
 
