@@ -12,8 +12,6 @@ import pytest
 from kosmos import Conversation
 from kosmos.segments import Video
 
-pytest.importorskip("gradio")
-
 from .test_video import film, pair  # noqa: F401 - a fixture
 from .test_web_chat import CHROMIUM, FLAGS, shows
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from forks import launch
 
-STEPS = 20
+STEPS = 10
 FP32 = [{"zero_stage": stage, "precision": "fp32"} for stage in (0, 1, 2, 3)]
 BF16 = [{"zero_stage": stage, "precision": "bf16"} for stage in (1, 2, 3)]
 
@@ -100,9 +100,12 @@ def test_compiled_code_computes_the_same(
     values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Code that inductor has really generated, for one block and rows of one shape: the same losses and norms."""
+    import torch._inductor.config
     from torch._dynamo.utils import counters
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    # Neither programs that try each vector width of the processor, nor compilers in processes of their own.
+    cheap = {"cpp.vec_isa_ok": True, "compile_threads": 1}
     values["model"]["overrides"] = {"text_config": {"dropout": 0.0, "num_hidden_layers": 1}}
 
     def losses(model: dict[str, Any]) -> list[list[float]]:
@@ -116,7 +119,9 @@ def test_compiled_code_computes_the_same(
         engine.close()
         return found
 
-    torch.testing.assert_close(torch.tensor(losses({"compile": True})), torch.tensor(losses({})), rtol=1e-4, atol=1e-4)
+    with torch._inductor.config.patch(cheap):
+        compiled = torch.tensor(losses({"compile": True}))
+    torch.testing.assert_close(compiled, torch.tensor(losses({})), rtol=1e-4, atol=1e-4)
     assert counters["stats"]["unique_graphs"] >= 1
     assert list(tmp_path.rglob("*.so")), "nothing was compiled"
 
