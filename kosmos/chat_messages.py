@@ -13,8 +13,7 @@ from .modalities import MODALITIES
 from .modality import Reader
 from .segments import WRITTEN, Entity
 from .tokenization_kosmos import ENTITY_BEGIN, ENTITY_END, LINE_END, escape
-
-ROLES = ("system", "developer", "user", "assistant")
+from .turn_order import ROLES, as_turns
 
 # Question and answer as KOSMOS-1 evaluates them (section 4, "Question: {question} Answer: {answer}"): one turn a line,
 # or each answer up to its </s>, so that it may have several lines. A turn's only picture stands before its question,
@@ -127,31 +126,28 @@ class ChatProcessor(ProcessorMixin):
         """As in transformers; what a person typed stays text, even where it spells ``<image>`` or ``</s>``.
 
         Args:
-            conversation: messages, or a batch of them. A content is text or a list of parts: text, image, span,
-                OpenAI's ``image_url``, and those of further modalities: ``{"type": "audio", "audio": "dog.ogg"}``.
+            conversation: messages, or a batch of them, in the order that ``turn_order`` says. A content is text or a
+                list of parts: text, image, span, OpenAI's ``image_url``, and those of further modalities:
+                ``{"type": "audio", "audio": "dog.ogg"}``.
 
         Raises:
-            ValueError: a role or a part that no Kosmos prompt has, naming its type.
+            ValueError: a role or a part that no Kosmos prompt has, naming its type; messages in another order, or a
+                question without words.
         """
         batched = bool(conversation) and not isinstance(conversation[0], dict)
         taken: dict[str, list[Any]] = {}
-        chats = [
-            [self._plain(message, taken) for message in chat] for chat in (conversation if batched else [conversation])
-        ]
+        given = conversation if batched else [conversation]
+        chats = [[self._plain(turn, taken) for turn in as_turns(list(map(_checked, chat)))] for chat in given]
         if kwargs.get("tokenize") and (taken or self.plain_prompts.changes):  # transformers calls this processor then
             further = {"further": taken} if taken else {}
             kwargs["processor_kwargs"] = {**(kwargs.get("processor_kwargs") or {}), **further, "by_template": True}
         return super().apply_chat_template(chats if batched else chats[0], *args, **kwargs)
 
-    def _plain(self, message: Any, taken: dict[str, list[Any]]) -> dict[str, Any]:
+    def _plain(self, message: dict[str, Any], taken: dict[str, list[Any]]) -> dict[str, Any]:
         """A message whose texts spell no special token; what further modalities read goes to ``taken``, by name."""
-        role, content = message.get("role"), message.get("content")
-        if role not in ROLES:
-            raise ValueError(f"a message of the role {role!r}; a conversation has {', '.join(ROLES)}")
+        role, content = message["role"], message["content"]
         if isinstance(content, str):
             return {**message, "content": escape(self.tokenizer, content)}
-        if not isinstance(content, (list, tuple)):
-            raise ValueError(f"the content of a message is text or a list of parts, not {type(content).__name__}")
         return {**message, "content": [self._plain_part(part, role, taken) for part in content]}
 
     def _plain_part(self, part: Any, role: str, taken: dict[str, list[Any]]) -> dict[str, Any]:
@@ -178,3 +174,17 @@ class ChatProcessor(ProcessorMixin):
             taken.setdefault(kind, []).append(segment_of(kind, part))
             return {"type": "text", "text": MODALITIES[kind].mark}
         return part
+
+
+def _checked(message: Any) -> dict[str, Any]:
+    """The message as it is; ValueError where no prompt has its role or its content."""
+    if not isinstance(message, dict):
+        raise ValueError(f"a message has a role and a content; this is {type(message).__name__}: {str(message)[:80]}")
+    role, content = message.get("role"), message.get("content")
+    if role not in ROLES:
+        raise ValueError(f"a message of the role {role!r}; a conversation has {', '.join(ROLES)}")
+    if called := [name for name in ("tool_calls", "function_call") if message.get(name)]:
+        raise ValueError(f"a message of the {role} with {called[0]}: the model calls no tools")
+    if not isinstance(content, (str, list, tuple)):
+        raise ValueError(f"the content of a message is text or a list of parts, not {type(content).__name__}")
+    return message

@@ -23,6 +23,7 @@ from .pictures import open_picture, upright
 from .segments import SEGMENTS, WRITTEN, Audio, Span, TooLong, modality_name
 from .suggest import suggest
 from .transcript import as_html, exported, parts_of
+from .turn_order import NO_WORDS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -244,7 +245,7 @@ class Conversation:
         if not isinstance(question, (str, list, tuple)):
             raise ValueError(f"a question is text, or a list of texts and pictures, not {type(question).__name__}")
         if not any(isinstance(part, str) and part.strip() for part in asked):
-            raise ValueError("the question is empty; ask something, for instance what is in the picture")
+            raise ValueError(NO_WORDS)
         shown = [*given, *(part for part in asked if not isinstance(part, str))]
         if any(not isinstance(part, tuple(SEGMENTS.values())) for part in shown):
             self._refuse_blind()
