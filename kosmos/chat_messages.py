@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from transformers.processing_utils import ProcessorMixin
@@ -80,6 +80,7 @@ class ChatProcessor(ProcessorMixin):
     turn_end: str
     answer_ends: list[str] | None
     readers: dict[str, Reader]
+    routed: bool
     token_id: Callable[[str], int]
     placeholder_ids: Callable[[], list[int]]
     plain_prompts: Any
@@ -141,7 +142,41 @@ class ChatProcessor(ProcessorMixin):
         if kwargs.get("tokenize") and (taken or self.plain_prompts.changes):  # transformers calls this processor then
             further = {"further": taken} if taken else {}
             kwargs["processor_kwargs"] = {**(kwargs.get("processor_kwargs") or {}), **further, "by_template": True}
-        return super().apply_chat_template(chats if batched else chats[0], *args, **kwargs)
+        made = super().apply_chat_template(chats if batched else chats[0], *args, **kwargs)
+        if self.routed and kwargs.get("tokenize") and kwargs.get("return_dict"):
+            made["writing"] = self.written(given, made, bool(kwargs.get("add_generation_prompt")))
+        return made
+
+    def written(self, chats: Sequence[Any], inputs: Mapping[str, Any], asks: bool) -> Any:
+        """Which outputs wrote an answer, or write the next one, (B, T): attention routing trains with them so.
+
+        Found by the lengths of the prompts that end before and behind an answer: what an encoder reads takes more
+        places than its mark has letters, so that the template's own mask of answers would be displaced.
+
+        Args:
+            chats: messages of each row.
+            inputs: ``input_ids`` and ``attention_mask`` (B, T) of them, tensors or lists.
+            asks: whether each row ends where an answer begins.
+        """
+        rows = []
+        for chat, mask in zip(chats, inputs["attention_mask"], strict=True):
+            real = [place for place, seen in enumerate(mask) if seen]
+            row = [False] * len(mask)
+            for begin, end in self._answers(as_turns(list(map(_checked, chat)))):
+                row[real[0] + begin - 1 : real[0] + end - 1] = [True] * (end - begin)
+            row[real[-1]] = row[real[-1]] or asks
+            rows.append(row)
+        return rows if isinstance(inputs["input_ids"], list) else inputs["attention_mask"].new_tensor(rows).bool()
+
+    def _answers(self, turns: Sequence[dict[str, Any]]) -> list[tuple[int, int]]:
+        """Where the tokens of each answer begin and end."""
+
+        def length(until: int, asks: bool) -> int:
+            options = {"tokenize": True, "return_tensors": "pt", "add_generation_prompt": asks}
+            return self.apply_chat_template(turns[:until], **options).shape[1]
+
+        places = [place for place, turn in enumerate(turns) if turn["role"] == "assistant"]
+        return [(length(place, True), length(place + 1, False)) for place in places]
 
     def _plain(self, message: dict[str, Any], taken: dict[str, list[Any]]) -> dict[str, Any]:
         """A message whose texts spell no special token; what further modalities read goes to ``taken``, by name."""
