@@ -13,7 +13,7 @@ from .modalities import MODALITIES
 from .modality import Reader
 from .segments import WRITTEN, Entity
 from .tokenization_kosmos import ENTITY_BEGIN, ENTITY_END, LINE_END, escape
-from .turn_order import ROLES, as_turns
+from .turn_order import ROLES, as_turns, refuse_calls
 
 # Question and answer as KOSMOS-1 evaluates them (section 4, "Question: {question} Answer: {answer}"): one turn a line,
 # or each answer up to its </s>, so that it may have several lines. A turn's only picture stands before its question,
@@ -218,8 +218,7 @@ def _checked(message: Any) -> dict[str, Any]:
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
         raise ValueError(f"a message of the role {role!r}; a conversation has {', '.join(ROLES)}")
-    if called := [name for name in ("tool_calls", "function_call") if message.get(name)]:
-        raise ValueError(f"a message of the {role} with {called[0]}: the model calls no tools")
+    refuse_calls(message)
     if not isinstance(content, (str, list, tuple)):
         raise ValueError(f"the content of a message is text or a list of parts, not {type(content).__name__}")
     return message

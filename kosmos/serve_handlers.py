@@ -21,7 +21,7 @@ from .admission import Admission
 from .loading import load
 from .serve_answers import Generations, changed, changed_events, cut, finished
 from .serve_requests import checked, length
-from .turn_order import ROLES
+from .turn_order import ROLES, refuse_calls
 
 TEXTS, IMAGES = ("text", "input_text", "output_text"), ("image_url", "input_image")
 
@@ -129,8 +129,7 @@ class Kosmos:
         if not isinstance(message, dict) or message.get("type", "message") != "message":
             kind = message.get("type") if isinstance(message, dict) else type(message).__name__
             raise ValueError(f"{kind!r} is no message; a conversation is made of messages")
-        if called := [name for name in ("tool_calls", "function_call") if message.get(name)]:
-            raise ValueError(f"a message with {called[0]}: the model calls no tools")
+        refuse_calls(message)
         content = message.get("content")
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(parts, list):

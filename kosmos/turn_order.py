@@ -91,6 +91,12 @@ def _stripped(parts: list[Any]) -> list[Any]:
     return parts
 
 
+def refuse_calls(message: dict[str, Any]) -> None:
+    """ValueError where a message calls tools: no prompt has that, and its text alone would be something else."""
+    if called := [name for name in ("tool_calls", "function_call") if message.get(name)]:
+        raise ValueError(f"a message with {called[0]}: the model calls no tools")
+
+
 def text_of(part: Any) -> str | None:
     """Return the text of a message's part; None of any other part."""
     plain = isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)

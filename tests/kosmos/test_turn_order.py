@@ -56,7 +56,7 @@ SAME: dict[str, tuple[Messages, Messages, str]] = {
         "Question: what is the red thing? Answer: a circle, red\nQuestion: what is the red thing? Answer:",
     ),
     "the system twice": (
-        [said("system", "a red"), said("developer", "circle"), ASKED],
+        [said("system", "a red"), said("system", "circle"), ASKED],
         [said("system", "a red circle"), ASKED],
         "a red circle\nQuestion: what is the red thing? Answer:",
     ),
@@ -83,8 +83,8 @@ REFUSED: dict[str, tuple[Messages, str, str]] = {
         "no conversation",
     ),
     "the system behind a question": (
-        [ASKED, said("developer", "be short"), ASKED],
-        "message 2 is the developer's: it speaks in front",
+        [ASKED, said("system", "be short"), ASKED],
+        "message 2 is the system's: it speaks in front",
         "no conversation",
     ),
     "an answer first": (
@@ -214,6 +214,17 @@ def test_an_empty_answer_is_said_and_not_learnt(doors: dict[str, Callable], proc
     assert doors["by_serve"](talk)[1] == len(expected)
     with pytest.raises(ValueError, match="empty"):
         doors["by_import"](talk)
+
+
+def test_a_developer_is_the_system(doors: dict[str, Callable]) -> None:
+    """At all doors but TRL's, which knows no such role."""
+    doors = {name: door for name, door in doors.items() if name != "by_trl"}
+    mixed = [said("system", "a red"), said("developer", "circle"), ASKED]
+    for name, door in doors.items():
+        assert door(mixed) == door([said("system", "a red circle"), ASKED])
+        reason = "no conversation" if name == "by_import" else "message 2 is the developer's: it speaks in front"
+        with pytest.raises(ValueError, match=reason):
+            door([ASKED, said("developer", "be short"), ASKED])
 
 
 def test_instructions_stand_before_what_the_system_says(doors: dict[str, Callable], speaker_folder: Path) -> None:

@@ -14,7 +14,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from kosmos.turn_order import joined, runs
+from kosmos.turn_order import joined, refuse_calls, runs
 
 from .. import errors
 from ..document import Image, Segment, Text
@@ -50,11 +50,12 @@ def read_message(message: dict[str, Any], folder: Path) -> Said:
 
     Raises:
         BadSample: no role, or one that no document has (tool, function …); a picture that cannot be had.
-        ValueError: a part of another kind, or a picture in an answer.
+        ValueError: a part of another kind, a picture in an answer, or a call of a tool.
     """
     named = message.get("role") or message.get("from")
     if not isinstance(named, str) or named not in ROLES:
         raise BadSample(errors.ROLE, "a message without role" if named is None else f"role {named!r}")
+    refuse_calls(message)
     given = message["content"] if "content" in message else message["value"]
     return say(ROLES[named], [_read_part(part, folder) for part in _as_parts(given)])
 
