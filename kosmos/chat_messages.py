@@ -138,7 +138,7 @@ class ChatProcessor(ProcessorMixin):
         batched = bool(conversation) and not isinstance(conversation[0], dict)
         taken: dict[str, list[Any]] = {}
         given = conversation if batched else [conversation]
-        chats = [[self._plain(turn, taken) for turn in as_turns(list(map(_checked, chat)))] for chat in given]
+        chats = [[self._plain(turn, taken) for turn in as_turns(list(map(self._checked, chat)))] for chat in given]
         if kwargs.get("tokenize") and (taken or self.plain_prompts.changes):  # transformers calls this processor then
             further = {"further": taken} if taken else {}
             kwargs["processor_kwargs"] = {**(kwargs.get("processor_kwargs") or {}), **further, "by_template": True}
@@ -162,7 +162,7 @@ class ChatProcessor(ProcessorMixin):
         for chat, mask in zip(chats, inputs["attention_mask"], strict=True):
             real = [place for place, seen in enumerate(mask) if seen]
             row = [False] * len(mask)
-            for begin, end in self._answers(as_turns(list(map(_checked, chat)))):
+            for begin, end in self._answers(as_turns(list(map(self._checked, chat)))):
                 row[real[0] + begin - 1 : real[0] + end - 1] = [True] * (end - begin)
             row[real[-1]] = row[real[-1]] or asks
             rows.append(row)
@@ -185,18 +185,41 @@ class ChatProcessor(ProcessorMixin):
             return {**message, "content": escape(self.tokenizer, content)}
         return {**message, "content": [self._plain_part(part, role, taken) for part in content]}
 
-    def _plain_part(self, part: Any, role: str, taken: dict[str, list[Any]]) -> dict[str, Any]:
+    def _checked(self, message: Any) -> dict[str, Any]:
+        """The message as it is; ValueError where no prompt has its role, its content or a part of it."""
+        if not isinstance(message, dict):
+            raise ValueError(
+                f"a message has a role and a content, this is a {type(message).__name__}: {str(message)[:80]}"
+            )
+        role, content = message.get("role"), message.get("content")
+        if role not in ROLES:
+            raise ValueError(f"a message of the role {role!r}; a conversation has {', '.join(ROLES)}")
+        refuse_calls(message)
+        if not isinstance(content, (str, list, tuple)):
+            raise ValueError(f"the content of a message is text or a list of parts, not {type(content).__name__}")
+        for part in () if isinstance(content, str) else content:
+            self._kind(part, role)
+        return message
+
+    def _kind(self, part: Any, role: str) -> str:
+        """The type of a part; ValueError where no message of this role holds it."""
         kind = part.get("type") if isinstance(part, dict) else type(part).__name__
         if kind == "image_url" and part.get("image_url"):
-            given = part["image_url"]
-            kind, part = "image", {"type": "image", "url": given["url"] if isinstance(given, dict) else given}
+            kind = "image"
         unread = set(further_modalities()) - set(self.readers)
         known = ("text", *(() if role == "assistant" else (name for name in MODALITIES if name not in unread)))
         if not isinstance(part, dict) or kind not in known:
             raise ValueError(f"a part of the type {kind!r} in a message of the {role}; it may hold {', '.join(known)}")
+        if kind in WRITTEN and not isinstance(part.get("text"), str):
+            raise ValueError(f"a part of the type {kind!r} has no text: {str(part)[:80]}")
+        return kind
+
+    def _plain_part(self, part: dict[str, Any], role: str, taken: dict[str, list[Any]]) -> dict[str, Any]:
+        kind = self._kind(part, role)
+        if part["type"] == "image_url":
+            given = part["image_url"]
+            return {"type": "image", "url": given["url"] if isinstance(given, dict) else given}
         if kind in WRITTEN:
-            if not isinstance(part.get("text"), str):
-                raise ValueError(f"a part of the type {kind!r} has no text: {str(part)[:80]}")
             return {**part, "text": escape(self.tokenizer, part["text"])}
         if kind == "entity":  # as text between its marks, which a template writes as it is
             try:
@@ -209,16 +232,3 @@ class ChatProcessor(ProcessorMixin):
             taken.setdefault(kind, []).append(segment_of(kind, part))
             return {"type": "text", "text": MODALITIES[kind].mark}
         return part
-
-
-def _checked(message: Any) -> dict[str, Any]:
-    """The message as it is; ValueError where no prompt has its role or its content."""
-    if not isinstance(message, dict):
-        raise ValueError(f"a message has a role and a content; this is {type(message).__name__}: {str(message)[:80]}")
-    role, content = message.get("role"), message.get("content")
-    if role not in ROLES:
-        raise ValueError(f"a message of the role {role!r}; a conversation has {', '.join(ROLES)}")
-    refuse_calls(message)
-    if not isinstance(content, (str, list, tuple)):
-        raise ValueError(f"the content of a message is text or a list of parts, not {type(content).__name__}")
-    return message
