@@ -2,7 +2,7 @@
 
 * Neighbours of one role are one message, a space between their texts: who shows a picture and then asks, asks once.
 * The system speaks before anybody else; what it says empty is not said.
-* Somebody asks before the model answers, and in words: a picture alone is no question.
+* Somebody asks before the model answers, and in words: a picture alone is no question, a span may be one.
 * An empty answer is one, as a model may write nothing; a dialogue to learn from must have more.
 
 A prompt that breaks it is refused. An import counts such a dialogue and leaves it out, or the part that breaks it.
@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
+
+from .segments import WRITTEN
 
 ROLES = ("system", "developer", "user", "assistant")
 NO_WORDS = "the question is empty; ask something, for instance what is in the picture"
@@ -60,7 +62,7 @@ def as_turns(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return a chat template's messages by the rule: neighbours of one role as one message, nothing around its text.
 
     Args:
-        messages: each with a role of :data:`ROLES`, and as content a text or a list of parts.
+        messages: each with a role of :data:`ROLES`, and as content a text or a list of parts that it may hold.
 
     Raises:
         ValueError: they stand in another order, or a question has no words.
@@ -104,8 +106,10 @@ def text_of(part: Any) -> str | None:
 
 
 def _has_words(content: str | Sequence[Any]) -> bool:
-    parts = [content] if isinstance(content, str) else map(text_of, content)
-    return any(text and text.strip() for text in parts)
+    """Whether there is text, for the decoder or, as a span, for the text encoder."""
+    if isinstance(content, str):
+        return bool(content.strip())
+    return any(part.get("type") in WRITTEN and part["text"].strip() for part in content)
 
 
 def _text_part(text: str) -> dict[str, Any]:
