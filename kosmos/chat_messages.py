@@ -13,7 +13,7 @@ from .modalities import MODALITIES
 from .modality import Reader
 from .segments import WRITTEN, Entity
 from .tokenization_kosmos import ENTITY_BEGIN, ENTITY_END, LINE_END, escape
-from .turn_order import ROLES, as_turns, refuse_calls
+from .turn_order import ROLES, as_turns, refuse_calls, refuse_empty
 
 # Question and answer as KOSMOS-1 evaluates them (section 4, "Question: {question} Answer: {answer}"): one turn a line,
 # or each answer up to its </s>, so that it may have several lines. A turn's only picture stands before its question,
@@ -138,7 +138,10 @@ class ChatProcessor(ProcessorMixin):
         batched = bool(conversation) and not isinstance(conversation[0], dict)
         taken: dict[str, list[Any]] = {}
         given = conversation if batched else [conversation]
-        chats = [[self._plain(turn, taken) for turn in as_turns(list(map(self._checked, chat)))] for chat in given]
+        turns = [as_turns(list(map(self._checked, chat))) for chat in given]
+        chats = [[self._plain(turn, taken) for turn in chat] for chat in turns]
+        for chat in turns:
+            refuse_empty(chat)
         if kwargs.get("tokenize") and (taken or self.plain_prompts.changes):  # transformers calls this processor then
             further = {"further": taken} if taken else {}
             kwargs["processor_kwargs"] = {**(kwargs.get("processor_kwargs") or {}), **further, "by_template": True}

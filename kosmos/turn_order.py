@@ -65,12 +65,16 @@ def as_turns(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         messages: each with a role of :data:`ROLES`, and as content a text or a list of parts that it may hold.
 
     Raises:
-        ValueError: they stand in another order, or a question has no words.
+        ValueError: they stand in another order.
     """
     turns = [_one([messages[place] for place in places]) for places in runs([one["role"] for one in messages])]
+    return [turn for turn in turns if turn["role"] in ("user", "assistant") or turn["content"]]
+
+
+def refuse_empty(turns: Sequence[dict[str, Any]]) -> None:
+    """ValueError where a question has no words."""
     if any(turn["role"] == "user" and not _has_words(turn["content"]) for turn in turns):
         raise ValueError(NO_WORDS)
-    return [turn for turn in turns if turn["role"] in ("user", "assistant") or turn["content"]]
 
 
 def _one(messages: Sequence[dict[str, Any]]) -> dict[str, Any]:
