@@ -53,11 +53,11 @@ $(VENV)/versions/%/.installed: tests/versions/%.txt $(VENV)/.installed
 	touch $@
 
 test-versions: $(VENV)/versions/oldest/.installed $(VENV)/versions/newest/.installed  ## the model's tests with the oldest and the newest torch and transformers
-	@set -e; for end in oldest newest; do \
-	  export PYTHONPATH=$(CURDIR)/$(VENV)/versions/$$end; \
+	@status=0; for end in oldest newest; do \
+	  (export PYTHONPATH=$(CURDIR)/$(VENV)/versions/$$end$${PYTHONPATH:+:$$PYTHONPATH}; \
 	  echo "== $$end: $$($(BIN)/python -c 'import torch, transformers; print("torch", torch.__version__, "transformers", transformers.__version__)')"; \
-	  $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests/kosmos tests/train/test_doors.py; \
-	done
+	  $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests/kosmos tests/train/test_doors.py) || status=1; \
+	done; exit $$status
 
 lint: install  ## style, format, types and import contracts
 	$(BIN)/ruff check .

@@ -23,11 +23,11 @@ from .pictures import open_picture, upright
 from .segments import SEGMENTS, WRITTEN, Audio, Span, TooLong, modality_name
 from .suggest import suggest
 from .transcript import as_html, exported, parts_of
+from .turn_order import NO_WORDS
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
-    from torch import Tensor
 
     from .modeling_kosmos import KosmosForConditionalGeneration
     from .processing_kosmos import KosmosProcessor
@@ -244,7 +244,7 @@ class Conversation:
         if not isinstance(question, (str, list, tuple)):
             raise ValueError(f"a question is text, or a list of texts and pictures, not {type(question).__name__}")
         if not any(isinstance(part, str) and part.strip() for part in asked):
-            raise ValueError("the question is empty; ask something, for instance what is in the picture")
+            raise ValueError(NO_WORDS)
         shown = [*given, *(part for part in asked if not isinstance(part, str))]
         if any(not isinstance(part, tuple(SEGMENTS.values())) for part in shown):
             self._refuse_blind()
@@ -388,36 +388,16 @@ class Conversation:
     def _inputs(self, messages: list[dict[str, Any]]) -> dict[str, Any]:
         import torch.nn.functional as F
 
-        inputs = self._tokens(messages)
-        if self._routed:
-            inputs["writing"] = self._written(messages, inputs["input_ids"])
-        if self.grounding:  # as a grounded answer begins in a document
-            begin = self.processor.token_id(GROUNDING)
-            inputs["input_ids"] = F.pad(inputs["input_ids"], (0, 1), value=begin)
-            inputs["attention_mask"] = F.pad(inputs["attention_mask"], (0, 1), value=1)
-        return {name: inputs[name].to(self.model.device) for name in inputs}
-
-    def _tokens(self, messages: list[dict[str, Any]], asks: bool = True) -> Any:
-        return self.processor.apply_chat_template(
-            messages, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=asks
+        inputs = self.processor.apply_chat_template(
+            messages, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
         )
-
-    def _written(self, messages: list[dict[str, Any]], ids_1T: Tensor) -> Tensor:
-        """Which outputs wrote an earlier answer, or write the next one, (1, T): attention routing trains with them so.
-
-        Found by the lengths of the prompts that end before and behind an answer: what an encoder reads takes more
-        places than its mark has letters, so that the template's own mask of answers would be displaced.
-        """
-        import torch
-
-        written_1T = torch.zeros_like(ids_1T, dtype=torch.bool)
-        for place, message in enumerate(messages):
-            if message["role"] == "assistant":
-                begin = self._tokens(messages[:place])["input_ids"].shape[1]
-                end = self._tokens(messages[: place + 1], asks=False)["input_ids"].shape[1]
-                written_1T[:, begin - 1 : end - 1] = True
-        written_1T[:, -1] = True
-        return written_1T
+        if self._routed and "writing" not in inputs:  # a checkpoint from before its processor knew
+            inputs["writing"] = self.processor.written([messages], inputs, asks=True)
+        if self.grounding:  # as a grounded answer begins in a document
+            added = {"input_ids": self.processor.token_id(GROUNDING), "attention_mask": 1, "writing": True}
+            for name in added.keys() & inputs.keys():
+                inputs[name] = F.pad(inputs[name], (0, 1), value=added[name])
+        return {name: inputs[name].to(self.model.device) for name in inputs}
 
     def _all_parts(self) -> list[Part]:
         return [part for message in self.messages for part in parts_of(message)]

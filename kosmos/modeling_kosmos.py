@@ -90,6 +90,10 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """As everywhere in transformers; a processor that was saved to the folder before gives its rules of writing."""
         self.take_rules_of(save_directory)
+        if getattr(self.config.text_config, "routing_layers", None):
+            from .processing_kosmos import note_routing
+
+            note_routing(save_directory)
         with writing(save_directory):
             super().save_pretrained(save_directory, *args, **kwargs)
 

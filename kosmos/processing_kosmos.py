@@ -5,6 +5,7 @@ Documents, evaluation prompts and chats all pass there; the call finds ``<image>
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -71,6 +72,8 @@ class KosmosProcessor(SegmentWriter, ChatProcessor):  # type: ignore[misc]  # tr
         personas: how a persona is read: as ``entities``, its keys are kinds, or as a ``span`` of the text encoder.
         image_marks: whether ``<image>`` and ``</image>`` are written around an image's places, as KOSMOS does; without
             them they stand bare in the text, as in Frozen (arXiv 2106.13884). A prompt has ``<image>`` either way.
+        routed: whether the model has attention routing: a conversation's inputs then have ``writing``, which says what
+            of it the model wrote. Saved beside such a model it is true.
         readers: how segments of further modalities are read, by name: ``{"audio": AudioReader(num_tokens=64)}``, or
             its fields as a mapping. The tokenizer has their marks (``<audio>``, ``<audio_slot>``, ``</audio>``).
 
@@ -99,6 +102,7 @@ class KosmosProcessor(SegmentWriter, ChatProcessor):  # type: ignore[misc]  # tr
         personas: str = "entities",
         readers: Mapping[str, Reader | Mapping[str, Any]] | None = None,
         image_marks: bool = True,
+        routed: bool = False,
         **kwargs: Any,
     ) -> None:
         if turn_end not in CHAT_TEMPLATES:
@@ -120,6 +124,7 @@ class KosmosProcessor(SegmentWriter, ChatProcessor):  # type: ignore[misc]  # tr
             raise ValueError(f"personas={personas!r}: a persona is read as entities or as a span")
         self.personas = personas
         self.image_marks = image_marks
+        self.routed = routed
         self.readers = {name: make_reader(name, given) for name, given in (readers or {}).items()}
         self.image_token = IMAGE_BEGIN
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_BEGIN)
@@ -272,6 +277,7 @@ class KosmosProcessor(SegmentWriter, ChatProcessor):  # type: ignore[misc]  # tr
             if rules.suppress_tokens is None:
                 rules.update(**self.writing_rules())
                 rules.save_pretrained(folder)
+        self.routed = self.routed or has_routing(folder)
         with writing(folder):
             return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
@@ -311,6 +317,20 @@ class KosmosProcessor(SegmentWriter, ChatProcessor):  # type: ignore[misc]  # tr
     def _get_num_multimodal_tokens(self, image_sizes: list | None = None, **kwargs: Any) -> MultiModalData:
         count = 0 if image_sizes is None else len(image_sizes)
         return MultiModalData(num_image_tokens=[len(self.image_token_ids())] * count, num_image_patches=[1] * count)
+
+
+def has_routing(folder: Path) -> bool:
+    """Whether a folder holds a model with attention routing."""
+    path = folder / "config.json"
+    text = json.loads(path.read_bytes()).get("text_config") if path.is_file() else None
+    return bool(text and text.get("routing_layers"))
+
+
+def note_routing(folder: str | Path) -> None:
+    """Let the processor in a folder, if one is there, know that the model has attention routing."""
+    path = Path(folder) / "processor_config.json"
+    if path.is_file():
+        path.write_text(json.dumps(json.loads(path.read_bytes()) | {"routed": True}, indent=2) + "\n")
 
 
 def load_processor(folder: str | Path) -> KosmosProcessor:

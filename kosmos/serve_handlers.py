@@ -15,12 +15,13 @@ from starlette.responses import JSONResponse
 from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.model_manager import ModelManager
 from transformers.cli.serving.response import ResponseHandler
-from transformers.cli.serving.utils import GenerateManager, GenerationState, Modality
+from transformers.cli.serving.utils import GenerationState, Modality
 
 from .admission import Admission
-from .chat_messages import ROLES
 from .loading import load
+from .serve_answers import Generations, changed, changed_events, cut, finished
 from .serve_requests import checked, length
+from .turn_order import ROLES, refuse_calls
 
 TEXTS, IMAGES = ("text", "input_text", "output_text"), ("image_url", "input_image")
 
@@ -68,45 +69,6 @@ class Models(ModelManager):
         return Modality.VLM
 
 
-class Trimmed:
-    """The queue of a stream, without blanks before the answer and line ends behind it, as ``Conversation`` gives it."""
-
-    def __init__(self, queue: asyncio.Queue) -> None:
-        self.queue, self.held, self.first = queue, "", True
-
-    async def get(self) -> Any:
-        """Wait for the next piece."""
-        return self._trim(await self.queue.get())
-
-    def get_nowait(self) -> Any:
-        """The next piece if it is there; asyncio.QueueEmpty otherwise."""
-        return self._trim(self.queue.get_nowait())
-
-    def _trim(self, piece: Any) -> Any:
-        if type(piece) is not str:
-            return piece
-        text = self.held + piece
-        text = text.lstrip() if self.first else text
-        kept = text.rstrip("\n")
-        self.held = text[len(kept) :]
-        self.first = self.first and not kept
-        return kept
-
-
-class Generations(GenerateManager):
-    """transformers' generation, whose answers are trimmed; stop strings need a tokenizer and no processor."""
-
-    def generate_streaming(self, model: Any, processor: Any, *args: Any, **kwargs: Any) -> Any:
-        """The queue that pieces come by, and the streamer."""
-        queue, streamer = super().generate_streaming(model, processor.tokenizer, *args, **kwargs)
-        return Trimmed(queue), streamer
-
-    async def generate_non_streaming(self, model: Any, processor: Any, *args: Any, **kwargs: Any) -> Any:
-        """The answer, the length of the prompt, the ids of the answer."""
-        text, *rest = await super().generate_non_streaming(model, processor.tokenizer, *args, **kwargs)
-        return (text.strip(), *rest)
-
-
 class State(GenerationState):
     """One queue of questions: a model answers one after the other."""
 
@@ -115,8 +77,8 @@ class State(GenerationState):
         self.generations = Generations()
 
     def get_manager(self, model_id: str, use_cb: bool = False) -> Any:
-        """The one manager."""
-        return self.generations
+        """Who writes the answer of this request."""
+        return self.generations.of_request()
 
 
 class Kosmos:
@@ -155,6 +117,8 @@ class Kosmos:
             raise ValueError(f"{field} is a list of messages, not {type(given).__name__}")
         if not given:
             raise ValueError(f"{field} is empty; it holds at least one message of the user")
+        if instructions := asked.pop("instructions", None):  # transformers would put them in the place of the system's
+            given = [{"role": "system", "content": instructions}, *given]
         room = [self.admission.max_images]
         messages = [self._message(message, room) for message in given]
         _refuse_no_question(messages[-1])
@@ -165,6 +129,7 @@ class Kosmos:
         if not isinstance(message, dict) or message.get("type", "message") != "message":
             kind = message.get("type") if isinstance(message, dict) else type(message).__name__
             raise ValueError(f"{kind!r} is no message; a conversation is made of messages")
+        refuse_calls(message)
         content = message.get("content")
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(parts, list):
@@ -200,12 +165,30 @@ class ChatHandler(Kosmos, ChatCompletionHandler):
     def _streaming(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' stream, and the line that ends one of OpenAI's: some clients wait for it."""
         response = super()._streaming(*args, **kwargs)
-        response.body_iterator = _with_end(response.body_iterator)
+        response.body_iterator = _with_end(
+            changed_events(response.body_iterator, finished, kwargs["gen_manager"].ended)
+        )
         return response
+
+    async def _non_streaming(self, *args: Any, **kwargs: Any) -> JSONResponse:
+        """transformers' answer; ``length`` is why it ended only where the limit cut it."""
+        response = await super()._non_streaming(*args, **kwargs)
+        return changed(response, finished) if kwargs["gen_manager"].ended() else response
 
 
 class ResponsesHandler(Kosmos, ResponseHandler):
-    """``/v1/responses``."""
+    """``/v1/responses``; transformers says ``completed`` of an answer that the limit cut too."""
+
+    def _streaming(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' stream, which ends with ``response.incomplete`` where the answer was cut."""
+        response = super()._streaming(*args, **kwargs)
+        response.body_iterator = changed_events(response.body_iterator, cut, lambda: not kwargs["gen_manager"].ended())
+        return response
+
+    async def _non_streaming(self, *args: Any, **kwargs: Any) -> JSONResponse:
+        """transformers' response, ``incomplete`` where the answer was cut."""
+        response = await super()._non_streaming(*args, **kwargs)
+        return response if kwargs["gen_manager"].ended() else changed(response, cut)
 
 
 async def _with_end(pieces: Any) -> AsyncIterator[str]:
@@ -219,8 +202,6 @@ def _refuse_no_question(last: dict[str, Any]) -> None:
     """A prompt goes on where its last question ends."""
     if last["role"] in ROLES and last["role"] != "user":
         raise ValueError(f"the last message is the {last['role']}'s; a conversation ends with a question of the user")
-    if not any(part["type"] != "text" or part["text"].strip() for part in last["content"]):
-        raise ValueError("the question is empty; ask something, for instance what is in the picture")
 
 
 def _address(where: Any) -> Any:

@@ -173,17 +173,20 @@ def test_what_is_left_out_is_counted_by_its_reason(tmp_path: Path) -> None:
     }
     source = lines(tmp_path / "m.jsonl", *({"messages": talk} for talk in talks.values()))
     documents, tally = imported("messages", source)
-    assert list(map(shown, documents)) == [["[Question: What is it? Answer:]", " A dog."]]
+    assert list(map(shown, documents)) == [
+        ["[Question: What is it? Answer:]", " A dog."],
+        ["[Question: What is it? What is it? Answer:]", " A dog."],
+    ]
     assert dict(tally) == {
-        "answer without question": 1, "no answer": 1, "role missing or unknown": 2, "no conversation": 3, "empty": 2,
+        "answer without question": 1, "no answer": 1, "role missing or unknown": 2, "no conversation": 2, "empty": 2,
         "fields missing or of another kind": 1, "image missing": 1,
     }  # fmt: skip
-    assert tally.records == len(talks) - 1
+    assert tally.records == len(talks) - 2
     assert tally.examples["role missing or unknown"] == [
         "m-00000001: a message without role",
         "m-00000002: role 'tool'",
     ]
-    assert "has user, user, assistant" in tally.examples["no conversation"][0]
+    assert "message 3 is the system's" in tally.examples["no conversation"][0]
 
 
 def test_long_dialogues_are_cut_at_turns(tmp_path: Path, make_png: Png) -> None:

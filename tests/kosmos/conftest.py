@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from kosmos import KosmosConfig, KosmosForConditionalGeneration, KosmosProcessor
+from kosmos import Conversation, KosmosConfig, KosmosForConditionalGeneration, KosmosProcessor
 
 CLIP = {
     "embed_dim": 32,
@@ -111,6 +111,16 @@ def speaker_folder(
     first_speaker.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def chat(
+    model: KosmosForConditionalGeneration, processor: KosmosProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Conversation:
+    """A chat with it in a directory of its own, where nothing is but a folder of the name ``folder``."""
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    return Conversation(model, processor, max_new_tokens=2)
 
 
 @pytest.fixture

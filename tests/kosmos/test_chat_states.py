@@ -35,13 +35,6 @@ LINES = [
 ]
 
 
-@pytest.fixture
-def chat(model: Any, processor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Conversation:
-    monkeypatch.chdir(tmp_path)
-    Path("folder").mkdir()
-    return Conversation(model, processor, max_new_tokens=2)
-
-
 @pytest.mark.parametrize("state", STATES)
 def test_no_line_ends_the_chat(state: str, chat: Conversation, capsys: pytest.CaptureFixture[str]) -> None:
     """What :meth:`Terminal.run` catches is a message; all else would be a traceback, and the conversation gone."""

@@ -33,13 +33,6 @@ DOORS: dict[str, Door] = {
 }
 
 
-@pytest.fixture
-def chat(model: Any, processor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Conversation:
-    monkeypatch.chdir(tmp_path)
-    Path("folder").mkdir()
-    return Conversation(model, processor, max_new_tokens=2)
-
-
 @pytest.mark.parametrize("door", DOORS)
 @pytest.mark.parametrize("name", NAMES, ids=lambda name: name[:12].replace("\0", "0"))
 def test_a_name_that_is_no_file_says_what_it_is(name: str, door: str, chat: Conversation) -> None:

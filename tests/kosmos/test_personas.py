@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import pipeline
 
 from kosmos import Conversation, KosmosForConditionalGeneration, KosmosImageProcessor, KosmosProcessor, train_tokenizer
 from kosmos.chat import main
@@ -86,6 +87,41 @@ def test_earlier_answers_are_written_as_in_training(config_factory, tmp_path: Pa
     chat.model.model.register_forward_pre_hook(lambda _, __, given: seen.append(given), with_kwargs=True)
     chat.ask(said[1][0])
     assert torch.equal(seen[0]["writing"], inputs["writing"])
+
+
+def test_every_door_takes_earlier_answers_as_written(config_factory, tmp_path: Path) -> None:
+    """Whoever saves first, the processor knows of the routing; what other doors read is what the chat reads."""
+    folder = make_checkpoint(config_factory, tmp_path / "processor first", routing_layers=[1])
+    model = KosmosForConditionalGeneration.from_pretrained(folder).eval()
+    assert KosmosProcessor.from_pretrained(folder).routed
+    model.save_pretrained(tmp_path / "model first")
+    processor = KosmosProcessor.from_pretrained(folder)
+    processor.routed = False
+    processor.save_pretrained(tmp_path / "model first")
+    processor = KosmosProcessor.from_pretrained(tmp_path / "model first")
+    chat = Conversation(model, processor, persona=ADA, max_new_tokens=6)
+    chat.ask("what is the thing?")
+    chat.messages[-1]["content"] = [{"type": "text", "text": "red tea"}]
+    asked = [*chat.messages, {"role": "user", "content": chat.question("is the tea red?")}]
+    expected = chat._inputs(asked)
+    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}
+    inputs = processor.apply_chat_template(asked, **options)
+    assert expected["writing"][0, :-1].any()
+    assert torch.equal(inputs["writing"], expected["writing"])
+    short = [*chat.messages[:1], asked[-1]]
+    both = processor.apply_chat_template([asked, short], **options, padding=True)
+    for row, mask, messages in zip(both["writing"], both["attention_mask"].bool(), (asked, short), strict=True):
+        plain = processor.apply_chat_template(messages, **options)["writing"][0]
+        assert row[mask].tolist() == plain.tolist()
+        assert not row[~mask].any()
+    ended = processor.apply_chat_template(asked[:-1], **options | {"add_generation_prompt": False})
+    assert not ended["writing"][0, -1]  # of the last answer's end: nothing is written behind it
+    run = pipeline("image-text-to-text", model=model, processor=processor)
+    seen = []
+    model.model.register_forward_pre_hook(lambda _, __, given: seen.append(given), with_kwargs=True)
+    written = run(text=asked, return_full_text=False, max_new_tokens=6, do_sample=False)[0]["generated_text"]
+    assert torch.equal(seen[0]["writing"], expected["writing"])
+    assert written.replace("\n", "").strip() == chat.ask("is the tea red?").strip()
 
 
 def test_another_persona_is_another_input(checkpoint: Path) -> None:

@@ -136,7 +136,7 @@ def test_a_conversation_of_several_turns(client, chat: Conversation) -> None:
     said = client.chat.completions.create(model="kosmos", messages=messages, max_tokens=12)
     assert said.choices[0].message.content == second
     cut = client.chat.completions.create(model="kosmos", messages=messages, max_tokens=12, stop=[second[:2]])
-    assert second.startswith(cut.choices[0].message.content)
+    assert cut.choices[0].message.content == ""
     assert cut.choices[0].finish_reason == "stop"
     drawn = {
         client.chat.completions.create(model="kosmos", messages=messages, max_tokens=12, temperature=2.0, seed=seed)

@@ -10,8 +10,11 @@ import base64
 import binascii
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeAlias
+
+from kosmos.turn_order import joined, refuse_calls, runs
 
 from .. import errors
 from ..document import Image, Segment, Text
@@ -47,11 +50,12 @@ def read_message(message: dict[str, Any], folder: Path) -> Said:
 
     Raises:
         BadSample: no role, or one that no document has (tool, function …); a picture that cannot be had.
-        ValueError: a part of another kind, or a picture in an answer.
+        ValueError: a part of another kind, a picture in an answer, or a call of a tool.
     """
     named = message.get("role") or message.get("from")
     if not isinstance(named, str) or named not in ROLES:
         raise BadSample(errors.ROLE, "a message without role" if named is None else f"role {named!r}")
+    refuse_calls(message)
     given = message["content"] if "content" in message else message["value"]
     return say(ROLES[named], [_read_part(part, folder) for part in _as_parts(given)])
 
@@ -115,24 +119,18 @@ def documents(
 
     Args:
         key: of the record.
-        said: its messages.
+        said: its messages, in the order that ``kosmos.turn_order`` says.
         pictures: of the record; they go to the marks ``<image>``, in order.
         tally: counts an answer in front that nothing asks for, and a question at the end that nothing answers.
         unmarked: where no message has a mark, the pictures stand before the first question.
         turns: a longer dialogue becomes several documents, each with the system's text and the pictures before it.
 
     Raises:
-        BadSample: turns that do not alternate, an empty message, or pictures that do not fit the marks.
+        BadSample: another order, an empty message, or pictures that do not fit the marks.
     """
-    front = [part for one in said if one.role == "system" for part in one.content]
-    first, stop = _alternating(said)
-    _place(said[first:], pictures, unmarked)
-    if said[first].role == "assistant":
-        tally.count(errors.NO_QUESTION, key, record=False)
-    if said[-1].role == "user":
-        tally.count(errors.NO_ANSWER, key, record=False)
-    first += said[first].role == "assistant"
-    exchanges = [_exchange(*said[place : place + 2]) for place in range(first, stop, 2)]
+    front, spoken = _in_turns(key, said, tally)
+    _place(spoken, pictures, unmarked)
+    exchanges = [_exchange(question, answer) for question, answer in zip(spoken[::2], spoken[1::2], strict=False)]
     system = "".join(str(part) for part in front).strip()
     opening: list[Segment] = [Text(f"{system}\n", supervised=False)] if system else []
     size = turns or len(exchanges)
@@ -148,17 +146,28 @@ def _written(exchanges: Sequence[Exchange]) -> Iterator[Segment]:
         yield answered(answer, last=place == len(exchanges) - 1)
 
 
-def _alternating(said: list[Said]) -> tuple[int, int]:
-    """Where the dialogue begins behind the system's text, and where it stops before a question without answer."""
-    roles = [one.role for one in said]
-    first = next((place for place, role in enumerate(roles) if role != "system"), len(roles))
-    body = roles[first:]
-    asked_first = body[body[:1] == ["assistant"] :]
-    pairs = asked_first[: len(asked_first) - (asked_first[-1:] == ["user"])]
-    if not pairs or pairs != ["user", "assistant"] * (len(pairs) // 2):
-        shown = ", ".join(roles[:6]) + (" …" if len(roles) > 6 else "")
-        raise BadSample(errors.NO_CONVERSATION, f"turns of user and assistant are expected; it has {shown or 'none'}")
-    return first, len(said) - (body[-1] == "user")
+def _in_turns(key: str, said: list[Said], tally: Tally) -> tuple[list[Part], list[Said]]:
+    """What the system says; questions and answers in turns, without answers in front that nothing asked for."""
+    first = next((place for place, one in enumerate(said) if one.role != "system"), len(said))
+    unasked = list(takewhile(lambda one: one.role == "assistant", said[first:]))
+    said = [*said[:first], *said[first + len(unasked) :]]
+    try:
+        places = runs([one.role for one in said])
+    except ValueError as error:
+        raise BadSample(errors.NO_CONVERSATION, str(error)) from error
+    whole = [Said(said[run[0]].role, joined([said[place].content for place in run], _text, " ")) for run in places]
+    front = whole.pop(0).content if whole and whole[0].role == "system" else []
+    if len(whole) < 2:
+        raise BadSample(errors.NO_CONVERSATION, "it has no question with an answer")
+    if unasked:
+        tally.count(errors.NO_QUESTION, key, record=False)
+    if len(whole) % 2:
+        tally.count(errors.NO_ANSWER, key, record=False)
+    return front, whole
+
+
+def _text(part: Part) -> str | None:
+    return part if isinstance(part, str) else None
 
 
 def _place(said: list[Said], pictures: list[Image], unmarked: bool) -> None:
@@ -176,7 +185,7 @@ def _place(said: list[Said], pictures: list[Image], unmarked: bool) -> None:
 
 
 def _exchange(question: Said, answer: Said) -> Exchange:
-    if not any(isinstance(part, Image) or (part or "").strip() for part in question.content):
+    if not any(isinstance(part, str) and part.strip() for part in question.content):
         raise BadSample(errors.EMPTY, "a question without text")
     return question.content, caption("".join(str(part) for part in answer.content), "an answer without text")
 
