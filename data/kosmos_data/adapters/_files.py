@@ -6,6 +6,7 @@ Bytes that are not UTF-8 become lone surrogates, so that they cost the record th
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -21,35 +22,36 @@ from .. import errors, extras
 from ..document import Image
 from ..errors import BadSample, Tally
 from ..images import open_header
+from ._json_list import entries, parse
 
 _LONGEST_LINE = 64 << 20  # bytes of one JSON line; a bomb of gzip is one line without end
 LARGEST_TEXT = 64 << 20  # bytes of a text file: a book at most
 _LARGEST_PICTURE = 256 << 20  # bytes of a picture file
 LINES = ("*.jsonl", "*.jsonl.gz", "*.jsonl.zst", "*.jsonl.zip", "*.ndjson", "*.parquet", "*.arrow")
+_BEGINNING = 4096
 _ROWS = 64  # of a parquet file at a time: each may hold several pictures
 
 
-def read_json(path: Path) -> Any:
-    """A whole JSON file, with or without a byte order mark; ValueError naming the file if it is malformed."""
+def read_list(source: Path, tally: Tally, key: str | None = None) -> Iterator[Any]:
+    """The records of a JSON file: a list, the list under ``key`` of an object, or, without ``key``, JSON lines.
+
+    Raises:
+        ValueError: it holds something else, or JSON that is malformed (where that is reached).
+    """
+    lines = _begins_like_lines(source)
+    if key is None and (lines or source.suffix.lower() in (".jsonl", ".ndjson")):
+        yield from (record for _, record in read_lines(source, tally))
+        return
     try:
-        return json.loads(path.read_bytes().decode("utf-8-sig", "surrogateescape"))
-    except (ValueError, RecursionError) as error:
-        hint = "; it begins like JSON lines" if _begins_like_lines(path) else ""
-        raise ValueError(f"{path}: not valid JSON: {error}{hint}") from error
+        yield from entries(source, key)
+    except ValueError as error:
+        raise ValueError(f"{error}{'; it begins like JSON lines' if lines else ''}") from error
 
 
-def read_list(source: Path, tally: Tally, key: str | None = None) -> list[Any]:
-    """The records of a JSON file: a list, the list under ``key`` of an object, or, without ``key``, JSON lines."""
-    if key is None and (source.suffix.lower() in (".jsonl", ".ndjson") or _begins_like_lines(source)):
-        return [record for _, record in read_lines(source, tally)]
-    body = read_json(source)
-    if key is not None and isinstance(body, dict) and isinstance(body.get(key), list):
-        return body[key]
-    if key is None and isinstance(body, list):
-        return body
-    wanted = "a list" if key is None else f'an object with a list under "{key}"'
-    holds = f"an object with {', '.join(map(str, list(body)[:6]))}" if isinstance(body, dict) else type(body).__name__
-    raise ValueError(f"{source}: {wanted} is expected; it holds {holds}")
+def begins_with_list(path: Path) -> bool:
+    """Whether a JSON file holds a list."""
+    with path.open("rb") as file:
+        return file.read(_BEGINNING).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
 
 
 def files(source: Path, *patterns: str) -> list[Path]:
@@ -106,14 +108,30 @@ def image(folder: Path, name: str) -> Image:
     return Image(data)
 
 
-def text_files(source: Path) -> list[Path]:
-    """The ``.txt`` files that a source is or holds, in subfolders too, sorted.
+def text_files(source: Path, tally: Tally) -> Iterator[Path]:
+    """The ``.txt`` files that a source is or holds, in subfolders too; devices of such a name are nobody's data."""
+    found = [source] if source.is_file() else walk(source, tally)
+    return (path for path in found if path.suffix.lower() == ".txt" and path.is_file())
 
-    Folders of such a name, devices and hidden files, as macOS leaves beside others, are nobody's data.
+
+def walk(folder: Path, tally: Tally) -> Iterator[Path]:
+    """All below a folder that is no folder, by name; no more is held than the names of one folder at each depth.
+
+    Hidden files and folders, as macOS leaves beside others, are passed over, links to folders are not followed, and a
+    folder that may not be read is counted.
     """
-    found = [source] if source.is_file() else source.rglob("*")
-    plain = (path for path in found if path.suffix.lower() == ".txt" and path.is_file())
-    return sorted(path for path in plain if not any(part.startswith(".") for part in path.relative_to(source).parts))
+    try:
+        with os.scandir(folder) as inside:
+            found = sorted((one.name, one.is_dir(follow_symlinks=False)) for one in inside if one.name[0] != ".")
+    except PermissionError:
+        tally.count(errors.CLOSED, str(folder), record=False)
+        return
+    for name, is_folder in found:
+        path = folder / name
+        if is_folder:
+            yield from walk(path, tally)
+        elif not path.is_dir():
+            yield path
 
 
 def read_text(path: Path) -> str:
@@ -142,23 +160,28 @@ def read_lines(path: Path, tally: Tally) -> Iterator[tuple[int, dict[str, Any]]]
         ValueError: the archive is cut off or damaged; names the file.
     """
     number = 0
-    for place, line in enumerate(_bounded_lines(path)):
-        if line is None:
-            tally.count(errors.LINE_TOO_LONG, f"{path.name}:{place + 1}")
-            continue
-        text = line.decode("utf-8-sig" if place == 0 else "utf-8", "surrogateescape")
+    for place, text in text_lines(path, tally):
         if not text.strip():
             continue
         try:
-            record = json.loads(text)
+            record = parse(text)
         except (ValueError, RecursionError) as error:
-            tally.count(errors.JSON, f"{path.name}:{place + 1}: {error}")
+            tally.count(errors.JSON, f"{path.name}:{place}: {error}")
             continue
         if isinstance(record, dict):
             yield number, record
             number += 1
         else:
-            tally.count(errors.JSON, f"{path.name}:{place + 1}: a {type(record).__name__}, not an object")
+            tally.count(errors.JSON, f"{path.name}:{place}: a {type(record).__name__}, not an object")
+
+
+def text_lines(path: Path, tally: Tally) -> Iterator[tuple[int, str]]:
+    """Numbers, from 1, and texts of the lines of a file, whatever it is packed with; those too long are counted."""
+    for place, line in enumerate(_bounded_lines(path), start=1):
+        if line is None:
+            tally.count(errors.LINE_TOO_LONG, f"{path.name}:{place}")
+        else:
+            yield place, line.decode("utf-8-sig" if place == 1 else "utf-8", "surrogateescape")
 
 
 def read_table(path: Path, tally: Tally, delimiter: str | None = None) -> Iterator[tuple[int, dict[str, str]]]:
