@@ -84,7 +84,7 @@ def test_personachat(tmp_path: Path) -> None:
     assert skipped == {"fields missing or of another kind": 3}
     for wrong in ({"valid": [good]}, 7):
         (tmp_path / "wrong.json").write_text(json.dumps(wrong))
-        with pytest.raises(ValueError, match='a list of dialogues, or an object with one under "train"'):
+        with pytest.raises(ValueError, match='an object with a list under "train" is expected; it holds an object with valid'):
             convert("personachat", tmp_path / "wrong.json", tmp_path / "none")
 
 
