@@ -9,6 +9,8 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, TextIO
 
+from ._packed import open_text
+
 _CHUNK = 1 << 20  # characters that are read at a time
 _LONGEST_ENTRY = 64 << 20
 _LARGE = 8 << 20
@@ -24,7 +26,7 @@ def entries(path: Path, key: str | None = None) -> Iterator[Any]:
     Raises:
         ValueError: another value than such a list (at once), or malformed JSON (where it is); names the file.
     """
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+    with open_text(path) as file:
         text = _Text(file)
         try:
             yield from _entries(text, key)

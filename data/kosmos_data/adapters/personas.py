@@ -15,7 +15,8 @@ from .. import errors
 from ..document import Document, Persona, Segment, Text
 from ..errors import BadSample, Tally
 from ..turns import turn
-from ._files import begins_with_list, files, key_of, read_list, records, text_lines
+from ._files import begins_with_list, files, key_of, read_list, records
+from ._packed import text_lines
 
 KEY = "persona"
 _LINE = re.compile(r"(\d+) (.*)", re.DOTALL)
