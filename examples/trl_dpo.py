@@ -9,6 +9,7 @@ import sys
 
 import datasets
 import peft
+import torch
 import trl
 from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentParser
 
@@ -17,15 +18,20 @@ import kosmos
 
 def main(argv: list[str]) -> None:
     parser = HfArgumentParser(trl.DPOConfig)
-    settings, (checkpoint, rows, *lora) = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    parser.add_argument("checkpoint")
+    parser.add_argument("rows")
+    parser.add_argument("lora", nargs="?", choices=["lora"])
+    if not torch.accelerator.is_available():
+        parser.set_defaults(use_cpu=True, bf16=False)
+    settings, given = parser.parse_args_into_dataclasses(argv)
     settings.max_length = None
-    folder = kosmos.find_checkpoint(checkpoint)
+    folder = kosmos.find_checkpoint(given.checkpoint)
     trainer = trl.DPOTrainer(
         AutoModelForImageTextToText.from_pretrained(folder),
         args=settings,
-        train_dataset=datasets.load_from_disk(rows),
+        train_dataset=datasets.load_from_disk(given.rows),
         processing_class=AutoProcessor.from_pretrained(folder),
-        peft_config=peft.LoraConfig(r=16, target_modules=["q_proj", "v_proj"]) if lora else None,
+        peft_config=peft.LoraConfig(r=16, target_modules=["q_proj", "v_proj"]) if given.lora else None,
     )
     trainer.train()
     trainer.save_model()

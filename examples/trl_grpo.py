@@ -8,6 +8,7 @@ Put your own reward in place of ``holds_answer``.
 import sys
 
 import datasets
+import torch
 import trl
 from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentParser
 
@@ -22,13 +23,17 @@ def holds_answer(completions: list, answer: list[str], **columns: object) -> lis
 
 def main(argv: list[str]) -> None:
     parser = HfArgumentParser(trl.GRPOConfig)
-    settings, (checkpoint, rows) = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
-    folder = kosmos.find_checkpoint(checkpoint)
+    parser.add_argument("checkpoint")
+    parser.add_argument("rows")
+    if not torch.accelerator.is_available():
+        parser.set_defaults(use_cpu=True, bf16=False)
+    settings, given = parser.parse_args_into_dataclasses(argv)
+    folder = kosmos.find_checkpoint(given.checkpoint)
     trainer = trl.GRPOTrainer(
         AutoModelForImageTextToText.from_pretrained(folder),
         holds_answer,
         settings,
-        train_dataset=datasets.load_from_disk(rows),
+        train_dataset=datasets.load_from_disk(given.rows),
         processing_class=AutoProcessor.from_pretrained(folder),
     )
     trainer.train()

@@ -7,6 +7,7 @@ on the completion. OUT is an ordinary checkpoint: ``kosmos chat OUT``.
 import sys
 
 import datasets
+import torch
 import trl
 from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentParser
 
@@ -15,13 +16,17 @@ import kosmos
 
 def main(argv: list[str]) -> None:
     parser = HfArgumentParser(trl.SFTConfig)
-    settings, (checkpoint, rows) = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    parser.add_argument("checkpoint")
+    parser.add_argument("rows")
+    if not torch.accelerator.is_available():
+        parser.set_defaults(use_cpu=True, bf16=False)
+    settings, given = parser.parse_args_into_dataclasses(argv)
     settings.max_length = None  # a cut would go through the places of a picture
-    folder = kosmos.find_checkpoint(checkpoint)
+    folder = kosmos.find_checkpoint(given.checkpoint)
     trainer = trl.SFTTrainer(
         AutoModelForImageTextToText.from_pretrained(folder),
         settings,
-        train_dataset=datasets.load_from_disk(rows),
+        train_dataset=datasets.load_from_disk(given.rows),
         processing_class=AutoProcessor.from_pretrained(folder),
     )
     trainer.train()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import itertools
 import os
 import sys
 from collections.abc import Sequence
@@ -66,9 +67,12 @@ def call(target: str, arguments: Sequence[str], debug: bool = False) -> int:
     # sleeping at once a fifth where they are not.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     debug = debug or "--debug" in arguments
+    _open_streams()
     for stream in (sys.stdin, sys.stdout, sys.stderr):  # no character may end a run on a terminal that cannot show it
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    if ("--out", "") in itertools.pairwise(arguments) or "--out=" in arguments:  # it would be the current folder
+        return _complain("--out is empty; is a variable of the shell not set?")
     try:
         module, function = target.split(":")
         door = getattr(importlib.import_module(module), function)
@@ -92,6 +96,13 @@ def _usage() -> str:
         f"commands:\n{rows}\n\n"
         "kosmos COMMAND --help explains each. --debug shows the traceback of an error. Start with: kosmos demo"
     )
+
+
+def _open_streams() -> None:
+    """Put the null device where a stream was closed (``>&-``): the next file to be opened would take its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - as long as the process
 
 
 def _complain(message: str, code: int = 2) -> int:

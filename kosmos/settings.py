@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import re
 import typing
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -97,18 +98,35 @@ def parse_yaml(text: str) -> Any:
     """What a YAML text says.
 
     Raises:
-        ValueError: it is malformed, nested too deep, or its aliases stand for more than a million values: written out,
-            nine lines of aliases of aliases would fill the memory.
+        ValueError: it is malformed, nested too deep, says a key twice, or its aliases stand for more than a million
+            values: written out, nine lines of aliases of aliases would fill the memory.
     """
     import yaml
 
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, _loader())
         if _count(values, {}) > _MOST_VALUES:
             raise ValueError(f"its aliases stand for more than {_MOST_VALUES:,} values")
     except (yaml.YAMLError, RecursionError, OverflowError) as error:
         raise ValueError(str(error)) from error
     return values
+
+
+@functools.cache
+def _loader() -> Any:
+    """PyYAML's safe loader, which takes the last of two keys of one name without a word; this one refuses them."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            keys = (key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<")
+            for (_, name), times in Counter((key.tag, key.value) for key in keys).items():
+                if times > 1:
+                    problem = f"the key {name!r} is said twice"
+                    raise yaml.constructor.ConstructorError(problem=problem, problem_mark=node.start_mark)
+            return super().construct_mapping(node, deep)
+
+    return Loader
 
 
 def _count(value: Any, known: dict[int, int]) -> int:

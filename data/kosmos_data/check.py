@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from array import array
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from kosmos.media import read_through
 from kosmos.segments import Unreadable
@@ -21,7 +22,7 @@ from .document import Fused, Image, files_of, from_files
 from .errors import BadSample, Tally
 from .images import open_image
 from .index import INDEX_NAME, ShardInfo, offsets_fault, read_index, read_offsets, write_index, write_offsets
-from .reader import parse_sample, split_name
+from .reader import check_size, parse_sample, split_name
 from .tars import find_tars, members
 
 
@@ -72,9 +73,9 @@ def index_folder(root: str | Path) -> list[ShardInfo]:
     return shards
 
 
-def sample_offsets(path: Path) -> list[int]:
+def sample_offsets(path: Path) -> array[int]:
     """Byte offset of every sample of a tar, then the end of the last; ValueError if the tar is truncated."""
-    offsets: list[int] = []
+    offsets = array("q")  # a tar may have ten million
     key, end = None, 0
     for member in members(path):
         stem, _ = split_name(member.name)
@@ -83,7 +84,8 @@ def sample_offsets(path: Path) -> list[int]:
             key = stem
         size = member.size if member.isfile() else 0
         end = member.offset_data + -(-size // 512) * 512
-    return [*offsets, end]
+    offsets.append(end)
+    return offsets
 
 
 def _index_tar(path: Path) -> ShardInfo:
@@ -93,14 +95,19 @@ def _index_tar(path: Path) -> ShardInfo:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         for start, end in itertools.pairwise(offsets):
-            file.seek(start)
             try:
-                document = from_files(*parse_sample(file.read(end - start)))
+                document = from_files(*_read_sample(file, start, end))
             except BadSample:  # counted when it is read or checked; it keeps its number
                 continue
             images += len(document.images)
             characters += len(document.text)
     return ShardInfo(path.name, path.stat().st_size, digest, len(offsets) - 1, images, characters)
+
+
+def _read_sample(file: BinaryIO, start: int, end: int) -> tuple[str, dict[str, bytes]]:
+    check_size(end - start)
+    file.seek(start)
+    return parse_sample(file.read(end - start))
 
 
 def _check_shard(root: Path, info: ShardInfo, decode_images: bool) -> ShardReport:
@@ -143,10 +150,9 @@ def _check_samples(path: Path, offsets: list[int], report: ShardReport, decode_i
     with path.open("rb") as file:
         for number, (start, end) in enumerate(itertools.pairwise(offsets)):
             report.documents += 1
-            file.seek(start)
             key = f"sample {number}"
             try:
-                key, files = parse_sample(file.read(end - start))
+                key, files = _read_sample(file, start, end)
                 keys[key] += 1
                 for segment in from_files(key, files).segments:
                     if isinstance(segment, Image):

@@ -158,9 +158,11 @@ def _replay(arguments: argparse.Namespace) -> None:
     config, processor = _read_run(arguments)
     state = Path(arguments.state) if arguments.state else None
     console = Console(emoji=False)
-    for number, row in replay(config, processor, arguments.step, state):
-        if arguments.row is not None and number != arguments.row:
-            continue
+    rows = list(replay(config, processor, arguments.step, state))
+    shown = [(number, row) for number, row in rows if arguments.row in (None, number)]
+    if not shown:
+        raise ValueError(f"step {arguments.step} has the rows {rows[0][0]} to {rows[-1][0]}, not {arguments.row}")
+    for number, row in shown:
         console.rule(f"step {arguments.step}, row {number}")
         for source, text in row:
             console.print(f"{styled('cyan', source)} {escape(text)}")

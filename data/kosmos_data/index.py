@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ def offsets_fault(offsets: np.ndarray, shard: ShardInfo) -> str | None:
     return None
 
 
-def write_offsets(tar_path: Path, offsets: list[int]) -> None:
+def write_offsets(tar_path: Path, offsets: Sequence[int]) -> None:
     """Write the ``.tar.idx`` of the tar at ``tar_path``: sample offsets, then the end of the last sample."""
     write_atomically(tar_path.with_suffix(".tar.idx"), np.asarray(offsets, dtype="<u8").tobytes())
 

@@ -27,6 +27,7 @@ from .index import INDEX_NAME, is_remote, offsets_fault, read_index, read_offset
 
 _BLOCK = 512
 _OPEN_SHARDS = 64  # file descriptors and offset tables kept per process
+_LARGEST_SAMPLE = 512 << 20  # bytes; a file of zeros that the disk does not even hold may say that it has a terabyte
 _PLAIN = tarfile.REGTYPE + tarfile.AREGTYPE
 
 
@@ -91,6 +92,7 @@ class Corpus:
     def _read(self, shard: int, sample: int) -> bytes:
         handle, offsets = self._open(shard)
         start, end = int(offsets[sample]), int(offsets[sample + 1])
+        check_size(end - start)
         if self.remote:
             return read_range(self.shard_path(shard), start, end)
         return os.pread(handle.fileno(), end - start, start)
@@ -118,6 +120,12 @@ class Corpus:
                 raise FileNotFoundError(f"{path} is listed in {INDEX_NAME} but missing") from error
             if size != shard.bytes:
                 raise ValueError(f"{path} has {size} bytes, {INDEX_NAME} says {shard.bytes}: truncated or replaced")
+
+
+def check_size(size: int) -> None:
+    """BadSample where a sample of ``size`` bytes is larger than what anybody means to read at once."""
+    if size > _LARGEST_SAMPLE:
+        raise BadSample(errors.SAMPLE_TOO_LARGE, f"{size} bytes, {_LARGEST_SAMPLE} at most")
 
 
 def parse_sample(region: bytes) -> tuple[str, dict[str, bytes]]:

@@ -81,8 +81,10 @@ def order(
         state_file: the loader's state is read from it if it exists, and written to it at the end.
 
     Raises:
-        ValueError: the saved state is already behind ``start``.
+        ValueError: the saved state is none, or already behind ``start``; no step or rank is asked for.
     """
+    for name, value, least in (("ranks", ranks, 1), ("start", start, 0), ("steps", steps, 1)):
+        _check_least(name, value, least)
     state = _read_state(state_file, start)
     for rows, batches in global_batches(config, processor, ranks, state):
         step = batches[0].step
@@ -108,6 +110,7 @@ def replay(
     Raises:
         ValueError: the state is already behind ``step``, or the step is one of ``skip_steps``.
     """
+    _check_least("step", step, 0)
     if step in config.skip_steps:
         raise ValueError(f"step {step} is in data.skip_steps: it was left out")
     state = _read_state(state_file, step)
@@ -131,10 +134,20 @@ def documents_of(row: Row, processor: Any, names: list[str]) -> list[tuple[str, 
     return found
 
 
+def _check_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{name} {value} must be at least {least}")
+
+
 def _read_state(path: Path | None, start: int) -> dict[str, Any] | None:
     if path is None or not path.exists():
         return None
-    state = parse_json(path.read_text())
+    try:
+        state = parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(state, dict) or not isinstance(state.get("step"), int):
+        raise ValueError(f"{path} is no state of a loader: it names no step")
     if state["step"] > start:
         raise ValueError(f"{path} stands at step {state['step']}, after step {start}")
     return state

@@ -25,7 +25,7 @@ class ShardWriter:
     """Write documents into ``root/000000.tar``, ``root/000001.tar`` …; a context manager.
 
     A shard appears under its final name only when it is whole, and ``index.json`` last of all, so a killed writer never
-    leaves a folder that looks finished.
+    leaves a folder that looks finished; one that an exception ended removes its shards, so that it can be tried again.
 
     Args:
         root: folder of the corpus; made if needed, must not hold shards already.
@@ -72,8 +72,13 @@ class ShardWriter:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.close()
-        elif self._open is not None:
+            return
+        if self._open is not None:
             self._open.abandon()
+        if issubclass(kind, Exception):  # who stops a long import by hand may want to index what there is
+            for shard in self.shards:
+                (self.root / shard.name).with_suffix(".tar.idx").unlink(missing_ok=True)
+                (self.root / shard.name).unlink(missing_ok=True)
 
 
 def write_shards(

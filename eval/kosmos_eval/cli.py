@@ -112,6 +112,7 @@ def _rare_collection() -> Iterator[None]:
 
 def _score(argv: Sequence[str]) -> int:
     from .score import ALLOWED, Judges, score_files, score_samples
+    from .where import add_which
 
     parser = argparse.ArgumentParser(
         prog="kosmos eval score",
@@ -124,7 +125,7 @@ def _score(argv: Sequence[str]) -> int:
     add("--predictions", metavar="P.json", type=Path, help="[{image_id, caption}, …] or [{question_id, answer}, …]")
     add("--references", metavar="R.json", type=Path, help="COCO caption or VQAv2 annotation file")
     add("--samples", metavar="RUN", type=Path, help="in the place of both: a run folder, or a sample log")
-    _add_which(parser)
+    add_which(parser)
     add("--questions", metavar="Q.json", type=Path, help="VQAv2 question file, checked against the annotations")
     add("--metrics", metavar="A,B", type=_names, default=[], help="see below; default vqa, or bleu,rouge_l,cider")
     add("--partial", action="store_true", help="VQA: score only the questions that have a prediction")
@@ -171,6 +172,7 @@ def _report(argv: Sequence[str]) -> int:
 
 def _gallery(argv: Sequence[str]) -> int:
     from .gallery import gallery
+    from .where import add_which
 
     parser = argparse.ArgumentParser(
         prog="kosmos eval gallery", description="A picture of what a model was asked and answered."
@@ -182,7 +184,7 @@ def _gallery(argv: Sequence[str]) -> int:
     add("--count", metavar="N", type=int, default=12, help="items at most, each with an image of its own (12)")
     add("--wrong", action="store_true", help="those with the lowest scores instead of a sample")
     add("--seed", metavar="N", type=int, default=0, help="of the sample (0)")
-    _add_which(parser)
+    add_which(parser)
     options = parser.parse_args(argv)
     shown = gallery(**vars(options))
     sys.stderr.write(f"{options.out}: {counted(len(shown), 'item')}\n")
@@ -191,7 +193,7 @@ def _gallery(argv: Sequence[str]) -> int:
 
 def _compare(argv: Sequence[str]) -> int:
     from .compare import compare_samples, differences, line
-    from .where import Named, find_log
+    from .where import Named, add_which, find_log
 
     parser = argparse.ArgumentParser(
         prog="kosmos eval compare",
@@ -200,7 +202,7 @@ def _compare(argv: Sequence[str]) -> int:
     add = parser.add_argument
     add("first", metavar="[NAME=]RUN", help="run folder, or a sample log: RUN/eval/samples/MODEL/….jsonl")
     add("second", metavar="[NAME=]RUN", help="the same of the other model")
-    _add_which(parser)
+    add_which(parser)
     add("--metric", help="any that the answers allow (the first of the task)")
     add("--seed", type=int, default=0, help="seed of the bootstrap (0)")
     add("--json", action="store_true", help="print JSON")
@@ -218,13 +220,6 @@ def _compare(argv: Sequence[str]) -> int:
     for text in unlike:
         print(f"they were not asked alike: {text}")
     return 0
-
-
-def _add_which(parser: argparse.ArgumentParser) -> None:
-    """Options that say which log of a folder is meant."""
-    parser.add_argument("--task", help="of a folder: the log of this task")
-    parser.add_argument("--shots", type=int, help="with so many demonstrations (0, if there is one)")
-    parser.add_argument("--context", help="with this context (image+text, if there is one)")
 
 
 def _tasks(argv: Sequence[str]) -> int:

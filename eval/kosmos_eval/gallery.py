@@ -54,8 +54,10 @@ def gallery(
 
     Raises:
         FileNotFoundError: no such log; an image is not in the folder (by name and SHA-256).
-        ValueError: the log is not finished, or has no images.
+        ValueError: the log is not finished, or has no images; a count below 1.
     """
+    if count < 1:
+        raise ValueError(f"count {count} must be at least 1")
     log = find_log(Path(samples), task, shots, context)
     shown = choose(list(read_samples(log.path).values()), count, wrong, seed)
     if not shown:

@@ -76,26 +76,15 @@ def judge(
     model, processor = load(checkpoint)
     by_hand = {} if alpha is None else {"alpha": checked_alpha(alpha)}
     make, draw = objectives.from_settings(objective, processor), random.Random(seed)
-    corpus = Corpus(shards)
-    chosen = sorted(draw.sample(range(len(corpus)), min(limit or len(corpus), len(corpus))))
-    documents = [corpus[index] for index in chosen]
+    documents = _chosen(Corpus(shards), limit, draw)
     versions = {"right": documents, "wrong": others(documents, draw), "unknown": unknown(documents)}
-    scores, alphas = {}, {}
-    for name, given in versions.items():
-        examples = [_example(make, document) for document in given]
-        batches = (examples[at : at + batch] for at in range(0, len(examples), batch))
-        sums = np.array([row for some in batches for row in _likelihoods(model, some, by_hand)])
-        scores[name] = MetricScore("nll", sums, lambda totals: totals[..., 0] / totals[..., 1])
-        alphas[name] = float(sums[:, 2].sum() / sums[:, 1].sum())
-    groups = [str(document.meta.get("speech", document.key)) for document in documents]
-    report: dict[str, Any] = {"documents": len(documents), "groups": len(set(groups))}
+    sums = {
+        name: np.array(_likelihoods_of(model, [_example(make, document) for document in given], batch, by_hand))
+        for name, given in versions.items()
+    }
+    report = _compared(sums, documents, seed)
     if getattr(model.config.text_config, "routing_layers", None):
-        report["alpha"] = alphas["right"]
-    for name, score in scores.items():
-        low, high = interval(score, groups, seed)
-        report[name] = {"nll": score.value, "low": low, "high": high}
-    for name in ("wrong", "unknown"):
-        report[f"{name} - right"] = compare(scores["right"], scores[name], groups, seed).to_dict()
+        report["alpha"] = float(sums["right"][:, 2].sum() / sums["right"][:, 1].sum())
     if train is not None:
         some = sorted(draw.sample(range(len(documents)), min(write, len(documents))))
         right, wrong = ([versions[name][index] for index in some] for name in ("right", "wrong"))
@@ -104,6 +93,31 @@ def judge(
         report["written"] = tell_apart(
             model, processor, Corpus(train), right, wrong, max_new_tokens, batch, seed, by_hand, keep
         )
+    return report
+
+
+def _chosen(corpus: Corpus, limit: int | None, draw: random.Random) -> list[Document]:
+    chosen = sorted(draw.sample(range(len(corpus)), min(limit or len(corpus), len(corpus))))
+    return [corpus[index] for index in chosen]
+
+
+def _likelihoods_of(model: Any, examples: Sequence[Example], batch: int, by_hand: dict[str, Any]) -> list[Any]:
+    batches = (examples[at : at + batch] for at in range(0, len(examples), batch))
+    return [row for some in batches for row in _likelihoods(model, some, by_hand)]
+
+
+def _compared(sums: dict[str, np.ndarray], documents: Sequence[Document], seed: int) -> dict[str, Any]:
+    """What is reported of the sums of each version: its NLL, and how much it differs from that of the right one."""
+    scores = {
+        name: MetricScore("nll", sum_, lambda totals: totals[..., 0] / totals[..., 1]) for name, sum_ in sums.items()
+    }
+    groups = [str(document.meta.get("speech", document.key)) for document in documents]
+    report: dict[str, Any] = {"documents": len(documents), "groups": len(set(groups))}
+    for name, score in scores.items():
+        low, high = interval(score, groups, seed)
+        report[name] = {"nll": score.value, "low": low, "high": high}
+    for name in ("wrong", "unknown"):
+        report[f"{name} - right"] = compare(scores["right"], scores[name], groups, seed).to_dict()
     return report
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -68,6 +69,13 @@ def find_results(path: Path) -> Path:
     raise FileNotFoundError(
         f"{path}: no results here, nor in its eval/; write them with kosmos eval {path} --tasks … --data …"
     )
+
+
+def add_which(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which log of a folder is meant, for :func:`find_log`."""
+    parser.add_argument("--task", help="of a folder: the log of this task")
+    parser.add_argument("--shots", type=int, help="with so many demonstrations (0, if there is one)")
+    parser.add_argument("--context", help="with this context (image+text, if there is one)")
 
 
 def find_log(path: Path, task: str | None = None, shots: int | None = None, context: str | None = None) -> Log:

@@ -169,10 +169,12 @@ def test_slurm_script_requeues_what_was_interrupted(
     environment: dict[str, str], tmp_path: Path, state: str, code: int, comes_back: bool
 ) -> None:
     """Preempted ranks end with 75 and the job comes back; one that was cancelled or failed does not."""
-    stand_in(environment, "srun", f'[ "$SRUN_CPUS_PER_TASK" = 96 ] && exit {code}')  # loader workers need them
+    given = '"$SRUN_CPUS_PER_TASK $*" in "96 "*"--nproc-per-node 4 "*'  # loader workers need the CPUs
+    stand_in(environment, "srun", f"case {given}) exit {code};; esac; exit 99")
     stand_in(environment, "squeue", f"echo {state}")
     stand_in(environment, "scontrol", f'[ "$1" = show ] && echo localhost || touch {tmp_path / "requeued"}')
     environment |= {"SLURM_JOB_ID": "7", "SLURM_NNODES": "1", "SLURM_JOB_NODELIST": "x", "SLURM_CPUS_PER_TASK": "96"}
+    environment |= {"SLURM_GPUS_PER_NODE": "a100:4"}
     done = subprocess.run(["bash", str(LAUNCH / "slurm.sbatch")], env=environment, check=False, timeout=60)
     assert done.returncode == (0 if comes_back else code)
     assert (tmp_path / "requeued").exists() == comes_back

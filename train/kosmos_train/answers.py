@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import sys
+from collections.abc import Iterator
 
 from kosmos_data.config import SourceConfig
 from kosmos_data.errors import BadSample
@@ -25,15 +25,15 @@ def learn_answers(config: TrainConfig) -> None:
         config.turn_end = "eos"
 
 
-def report_answers(config: TrainConfig) -> None:
-    """Print what each corpus teaches.
+def answers_learnt(config: TrainConfig) -> Iterator[str]:
+    """A line for each corpus: what it teaches.
 
     Raises:
         ValueError: a corpus of which the answers shall be learnt marks none.
     """
     for source in config.data.sources:
         if source.objective.get("loss") != "supervised":
-            print(f"{source.name}: objective {source.objective}, not the answers alone", file=sys.stderr)
+            yield f"{source.name}: objective {source.objective}, not the answers alone"
             continue
         marked, looked = _count_marked(source)
         if not marked:
@@ -41,7 +41,7 @@ def report_answers(config: TrainConfig) -> None:
                 f"source {source.name!r}: none of its first {looked} documents has answers apart from what is asked "
                 '("supervised": false); mark them, or say objective: {name: causal, loss: all}'
             )
-        print(f"{source.name}: answers only ({marked} of its first {looked} documents mark questions)", file=sys.stderr)
+        yield f"{source.name}: answers only ({marked} of its first {looked} documents mark questions)"
 
 
 def _count_marked(source: SourceConfig) -> tuple[int, int]:

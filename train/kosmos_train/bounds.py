@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ def check_bounds(config: TrainConfig) -> None:
             value: Any = config
             for part in name.split("."):
                 value = getattr(value, part)
-            if not value >= least:
-                raise ValueError(f"{name}={value} must be at least {least}")
+            if not least <= value < math.inf:
+                raise ValueError(f"{name}={value} must be at least {least}" + " and finite" * (value == math.inf))
     if not all(0 <= beta < 1 for beta in config.optim.betas):
         raise ValueError(f"optim.betas={list(config.optim.betas)} must lie from 0 to below 1")
     if not config.engine.timeout_minutes > 0:

@@ -132,7 +132,7 @@ def tune(argv: Sequence[str]) -> int:
 
 
 def _command(verb: str, argv: Sequence[str]) -> int:
-    from .answers import learn_answers, report_answers
+    from .answers import answers_learnt, learn_answers
     from .arguments import add_run_arguments, parse_run_arguments, require_run
     from .config import TrainConfig
     from .inputs import check_inputs, missing_inputs, unfit_inputs
@@ -155,7 +155,9 @@ def _command(verb: str, argv: Sequence[str]) -> int:
         if int(os.environ.get("RANK", "0")) == 0:
             resumed = run is not None and goes_on(run, arguments.resume)
             if not (missing_inputs(config, resumed) or unfit_inputs(config)):  # all of them are named further on
-                report_answers(config)
+                for line in list(answers_learnt(config)):
+                    if arguments.processes == 1 or arguments.dry_run:  # of several ranks the first says it
+                        print(line, file=sys.stderr)
     if arguments.dry_run:
         return _plan(config, arguments.gpus, run if arguments.resume else None)
     if arguments.processes < 1:

@@ -7,49 +7,48 @@ Bytes that are not UTF-8 become lone surrogates, so that they cost the record th
 from __future__ import annotations
 
 import csv
-import io
+import itertools
 import json
 import os
 import re
-import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, TextIO
+from unicodedata import normalize
 
 from .. import errors, extras
 from ..document import Image
 from ..errors import BadSample, Tally
 from ..images import open_header
+from ._json_list import entries, parse
+from ._packed import beginning, first_lines, open_text, text_lines
 
-_LONGEST_LINE = 64 << 20  # bytes of one JSON line; a bomb of gzip is one line without end
 LARGEST_TEXT = 64 << 20  # bytes of a text file: a book at most
 _LARGEST_PICTURE = 256 << 20  # bytes of a picture file
 LINES = ("*.jsonl", "*.jsonl.gz", "*.jsonl.zst", "*.jsonl.zip", "*.ndjson", "*.parquet", "*.arrow")
+_LONGEST_ROW = 1 << 20  # characters; csv takes no field of more than 131,072
 _ROWS = 64  # of a parquet file at a time: each may hold several pictures
 
 
-def read_json(path: Path) -> Any:
-    """A whole JSON file, with or without a byte order mark; ValueError naming the file if it is malformed."""
+def read_list(source: Path, tally: Tally, key: str | None = None) -> Iterator[Any]:
+    """The records of a JSON file: a list, the list under ``key`` of an object, or, without ``key``, JSON lines.
+
+    Raises:
+        ValueError: it holds something else, or JSON that is malformed (where that is reached).
+    """
+    lines = _begins_like_lines(source)
+    if key is None and (lines or source.suffix.lower() in (".jsonl", ".ndjson")):
+        yield from (record for _, record in read_lines(source, tally))
+        return
     try:
-        return json.loads(path.read_bytes().decode("utf-8-sig", "surrogateescape"))
-    except (ValueError, RecursionError) as error:
-        hint = "; it begins like JSON lines" if _begins_like_lines(path) else ""
-        raise ValueError(f"{path}: not valid JSON: {error}{hint}") from error
+        yield from entries(source, key)
+    except ValueError as error:
+        raise ValueError(f"{error}{'; it begins like JSON lines' if lines else ''}") from error
 
 
-def read_list(source: Path, tally: Tally, key: str | None = None) -> list[Any]:
-    """The records of a JSON file: a list, the list under ``key`` of an object, or, without ``key``, JSON lines."""
-    if key is None and (source.suffix.lower() in (".jsonl", ".ndjson") or _begins_like_lines(source)):
-        return [record for _, record in read_lines(source, tally)]
-    body = read_json(source)
-    if key is not None and isinstance(body, dict) and isinstance(body.get(key), list):
-        return body[key]
-    if key is None and isinstance(body, list):
-        return body
-    wanted = "a list" if key is None else f'an object with a list under "{key}"'
-    holds = f"an object with {', '.join(map(str, list(body)[:6]))}" if isinstance(body, dict) else type(body).__name__
-    raise ValueError(f"{source}: {wanted} is expected; it holds {holds}")
+def begins_with_list(path: Path) -> bool:
+    """Whether a JSON file holds a list."""
+    return beginning(path).startswith("[")
 
 
 def files(source: Path, *patterns: str) -> list[Path]:
@@ -90,13 +89,16 @@ def image(folder: Path, name: str) -> Image:
     Raises:
         BadSample: the file is missing, empty, larger than any picture, or none.
     """
-    path = folder / name
-    inside = path.is_relative_to(folder) and ".." not in path.relative_to(folder).parts
-    if not inside or not os.path.isfile(path):  # False for names that no file can have
-        raise BadSample(errors.IMAGE_MISSING, str(path))
-    if path.stat().st_size > _LARGEST_PICTURE:
-        raise BadSample(errors.IMAGE_TOO_LARGE, f"{path} has {path.stat().st_size} bytes")
-    data = path.read_bytes()
+    path = _find(folder, name)
+    if path is None:
+        raise BadSample(errors.IMAGE_MISSING, str(folder / name))
+    try:
+        size = path.stat().st_size
+        data = path.read_bytes() if size <= _LARGEST_PICTURE else b""
+    except (PermissionError, FileNotFoundError) as error:  # or gone since it was listed
+        raise BadSample(errors.IMAGE_MISSING, f"{path}: {error.strerror}") from error
+    if size > _LARGEST_PICTURE:
+        raise BadSample(errors.IMAGE_TOO_LARGE, f"{path} has {size} bytes")
     if not data:
         raise BadSample(errors.IMAGE_MISSING, f"{path} is empty")
     try:
@@ -106,22 +108,60 @@ def image(folder: Path, name: str) -> Image:
     return Image(data)
 
 
-def text_files(source: Path) -> list[Path]:
-    """The ``.txt`` files that a source is or holds, in subfolders too, sorted.
+def _find(folder: Path, name: str) -> Path | None:
+    """The file of a name below ``folder``.
 
-    Folders of such a name, devices and hidden files, as macOS leaves beside others, are nobody's data.
+    A table written on Windows has ``\\``, and macOS writes an é as two characters where others write one.
     """
-    found = [source] if source.is_file() else source.rglob("*")
-    plain = (path for path in found if path.suffix.lower() == ".txt" and path.is_file())
-    return sorted(path for path in plain if not any(part.startswith(".") for part in path.relative_to(source).parts))
+    names = dict.fromkeys((name, name.replace("\\", "/")))
+    forms = names if name.isascii() else [normalize(form, one) for one in names for form in ("NFC", "NFD")]
+    for path in (folder / one for one in dict.fromkeys([*names, *forms])):
+        inside = path.is_relative_to(folder) and ".." not in path.relative_to(folder).parts
+        if inside and os.path.isfile(path):  # False for names that no file can have
+            return path
+    return None
+
+
+def text_files(source: Path, tally: Tally) -> Iterator[Path]:
+    """The ``.txt`` files that a source is or holds, in subfolders too; devices of such a name are nobody's data."""
+    found = [source] if source.is_file() else walk(source, tally)
+    return (path for path in found if path.suffix.lower() == ".txt" and path.is_file())
+
+
+def walk(folder: Path, tally: Tally) -> Iterator[Path]:
+    """All below a folder that is no folder, by name; no more is held than the names of one folder at each depth.
+
+    Hidden files and folders, as macOS leaves beside others, are passed over, links to folders are not followed, and a
+    folder that may not be read is counted.
+    """
+    left = [(folder, "", True)]
+    while left:
+        parent, name, is_folder = left.pop()
+        path = parent / name
+        if is_folder:
+            left += ((path, *one) for one in reversed(_inside(path, tally)))
+        elif not path.is_dir():
+            yield path
+
+
+def _inside(folder: Path, tally: Tally) -> list[tuple[str, bool]]:
+    """Name of each thing in a folder, sorted, and whether it is a folder."""
+    try:
+        with os.scandir(folder) as inside:
+            return sorted((one.name, one.is_dir(follow_symlinks=False)) for one in inside if one.name[0] != ".")
+    except OSError as error:
+        tally.count(errors.CLOSED, f"{folder}: {error.strerror}", record=False)
+        return []
 
 
 def read_text(path: Path) -> str:
     """The text of a file, without a byte order mark; BadSample where it is no UTF-8, or larger than a book."""
-    if path.stat().st_size > LARGEST_TEXT:
-        raise BadSample(errors.TEXT_TOO_LARGE, f"{path.name} has {path.stat().st_size} bytes, {LARGEST_TEXT} at most")
     try:
+        if (size := path.stat().st_size) > LARGEST_TEXT:
+            raise BadSample(errors.TEXT_TOO_LARGE, f"{path.name} has {size} bytes, {LARGEST_TEXT} at most")
         return path.read_bytes().decode("utf-8-sig")
+    except (PermissionError, FileNotFoundError) as error:
+        raise BadSample(errors.CLOSED, f"{path.name}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise BadSample(errors.ENCODING, f"{path.name}: {error}") from error
 
@@ -142,32 +182,28 @@ def read_lines(path: Path, tally: Tally) -> Iterator[tuple[int, dict[str, Any]]]
         ValueError: the archive is cut off or damaged; names the file.
     """
     number = 0
-    for place, line in enumerate(_bounded_lines(path)):
-        if line is None:
-            tally.count(errors.LINE_TOO_LONG, f"{path.name}:{place + 1}")
-            continue
-        text = line.decode("utf-8-sig" if place == 0 else "utf-8", "surrogateescape")
+    for place, text in text_lines(path, tally):
         if not text.strip():
             continue
         try:
-            record = json.loads(text)
+            record = parse(text)
         except (ValueError, RecursionError) as error:
-            tally.count(errors.JSON, f"{path.name}:{place + 1}: {error}")
+            tally.count(errors.JSON, f"{path.name}:{place}: {error}")
             continue
         if isinstance(record, dict):
             yield number, record
             number += 1
         else:
-            tally.count(errors.JSON, f"{path.name}:{place + 1}: a {type(record).__name__}, not an object")
+            tally.count(errors.JSON, f"{path.name}:{place}: a {type(record).__name__}, not an object")
 
 
 def read_table(path: Path, tally: Tally, delimiter: str | None = None) -> Iterator[tuple[int, dict[str, str]]]:
     """Numbers and rows of a CSV or TSV file with a header; what separates its columns is seen in that header."""
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        header = file.readline()
-        file.seek(0)
+    with open_text(path) as file:
+        lines = _table_lines(file)
+        header = next(lines, "")
         separator = delimiter or ("\t" if "\t" in header else ";" if header.count(";") > header.count(",") else ",")
-        rows = csv.DictReader(_without_nul(file), delimiter=separator)
+        rows = csv.DictReader(itertools.chain([header], lines), delimiter=separator)
         number = 0
         while True:
             try:
@@ -181,52 +217,19 @@ def read_table(path: Path, tally: Tally, delimiter: str | None = None) -> Iterat
             number += 1
 
 
-def _without_nul(file: TextIO) -> Iterator[str]:
-    return (line.replace("\0", "") for line in file)
+def _table_lines(file: TextIO) -> Iterator[str]:
+    """Lines without NUL, which ``csv`` does not take; of one without end a part at a time."""
+    while line := file.readline(_LONGEST_ROW):
+        yield line.replace("\0", "")
 
 
 def _begins_like_lines(path: Path) -> bool:
     """Whether the first line is a JSON object by itself and another follows."""
-    with path.open("rb") as file:
-        first, second = file.readline(_LONGEST_LINE), file.readline(_LONGEST_LINE)
+    first, second = first_lines(path)
     try:
-        return isinstance(json.loads(first.decode("utf-8-sig")), dict) and second.lstrip().startswith(b"{")
+        return isinstance(json.loads(first), dict) and second.lstrip().startswith("{")
     except (ValueError, RecursionError):
         return False
-
-
-def _bounded_lines(path: Path) -> Iterator[bytes | None]:
-    """The lines of a file, whatever it is compressed with; None for one that is too long to be a record."""
-    try:
-        with _unpacked(path) as file:
-            while line := file.readline(_LONGEST_LINE):
-                if len(line) < _LONGEST_LINE:
-                    yield line
-                    continue
-                while len(line) == _LONGEST_LINE and not line.endswith(b"\n"):
-                    line = file.readline(_LONGEST_LINE)
-                yield None
-    except (EOFError, OSError, zlib.error, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is cut off or damaged: {error}") from error
-    except Exception as error:
-        if type(error).__module__.startswith("zstandard"):
-            raise ValueError(f"{path} is cut off or damaged: {error}") from error
-        raise
-
-
-def _unpacked(path: Path) -> BinaryIO:
-    """The bytes of a file, whatever it is compressed with (of a zip, its one member)."""
-    from fsspec import compression, utils
-
-    kind = utils.infer_compression(str(path))
-    if path.suffix == ".zst" and kind is None:
-        raise ValueError(f"{path} needs a package to be unpacked: pip install zstandard")
-    if kind == "zip":
-        with zipfile.ZipFile(path) as archive:
-            if len(names := archive.namelist()) != 1:
-                raise ValueError(f"{path} holds {len(names)} files, {', '.join(names[:4])} …; unzip it first")
-    file = path.open("rb")
-    return io.BufferedReader(compression.compr[kind](file, mode="rb")) if kind else file
 
 
 def _tables(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from .. import errors
 from ..document import PICTURES, Document, Text
 from ..errors import BadSample, Tally
-from ._files import caption, image, read_lines, read_table, read_text, text_files
+from ._files import caption, image, read_lines, read_table, read_text, walk
 
 _TABLES = ("metadata.jsonl", "metadata.csv", "metadata.tsv")
 NAMES = ("file_name", "filepath", "filename", "image", "image_path", "path", "file")
+_FOLDERS = 8  # whose names are kept: that of a picture and those around it
 CAPTIONS = ("text", "title", "caption", "captions", "description", "label")
 
 
@@ -28,15 +31,15 @@ def folder(source: Path, images: Path, tally: Tally, field: str | None = None) -
     if tables:
         yield from csv(tables[0], source, tally, field)
         return
-    beside = {path.with_suffix(""): path for path in text_files(source)}
+    captions = lru_cache(_FOLDERS)(_captions)
 
     def document(path: Path) -> Iterator[Document]:
-        text = beside.get(path.with_suffix(""))
+        text = captions(path.parent).get(path.stem)
         if text is None:
             raise BadSample(errors.NO_CAPTION, f"no {path.with_suffix('.txt').name} beside it")
-        yield _pair(source, path, _read_caption(text))
+        yield _pair(source, path, _read_caption(path.with_name(text)))
 
-    for path in _pictures(source):
+    for path in _pictures(source, tally):
         yield from tally.usable(str(path), document, path)
 
 
@@ -74,17 +77,21 @@ def imagefolder(source: Path, images: Path, tally: Tally) -> Iterator[Document]:
             raise BadSample(errors.NO_CAPTION, "it lies in no folder of a class")
         yield _pair(source, path, caption(classes[0].replace("_", " ")))
 
-    for path in _pictures(source):
+    for path in _pictures(source, tally):
         yield from tally.usable(str(path), document, path)
 
 
-def _pictures(source: Path) -> Iterator[Path]:
-    """The picture files below a folder, sorted; hidden ones, as macOS leaves beside others, are nobody's data."""
-    for path in sorted(source.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(source).parts)
-        dead = path.is_symlink() and not path.exists()  # a link to a file that is gone counts as missing
-        if path.suffix.lower().removeprefix(".") in PICTURES and not hidden and (path.is_file() or dead):
+def _pictures(source: Path, tally: Tally) -> Iterator[Path]:
+    """The picture files below a folder, by name; a link to a file that is gone is one that is missing."""
+    for path in walk(source, tally):
+        if path.suffix.lower().removeprefix(".") in PICTURES and (path.is_file() or path.is_symlink()):
             yield path
+
+
+def _captions(folder: Path) -> dict[str, str]:
+    """The names of the text files in a folder, by what stands before their ending."""
+    names = (Path(name) for name in sorted(os.listdir(folder)) if not name.startswith("."))
+    return {name.stem: name.name for name in names if name.suffix.lower() == ".txt" and (folder / name).is_file()}
 
 
 def _pair(root: Path, path: Path, text: str) -> Document:

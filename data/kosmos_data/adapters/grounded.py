@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from ..document import PICTURES, Document, Image, Text
 from ..errors import BadSample, Tally
 from ..tars import find_tars
 from ._files import LINES, caption, image, records
-from .pairs import tar_samples
+from ._tar_samples import Files, tar_samples
 
 LEAST_SCORE = 0.65  # KOSMOS-2's ``box_score_threshold``
 ROUNDING = 1e-3  # what a detector's edge may lie outside of the picture and is put on its border
@@ -35,7 +35,7 @@ def grit(source: Path, images: Path, tally: Tally) -> Iterator[Document]:
         phrases = _phrases(record, text, key, tally)
         yield Document(key, [picture, Text(text, boxes=phrases or None)])
 
-    def in_files(key: str, read: Callable[[], dict[str, bytes]]) -> Iterator[Document]:
+    def in_files(key: str, read: Files) -> Iterator[Document]:
         files = read()
         picture = next((files[kind] for kind in PICTURES if files.get(kind)), None)
         if picture is None:

@@ -15,7 +15,8 @@ from .. import errors
 from ..document import Document, Persona, Segment, Text
 from ..errors import BadSample, Tally
 from ..turns import turn
-from ._files import files, key_of, read_json, records
+from ._files import begins_with_list, files, key_of, read_list, records
+from ._packed import text_lines
 
 KEY = "persona"
 _LINE = re.compile(r"(\d+) (.*)", re.DOTALL)
@@ -43,10 +44,7 @@ def personachat(source: Path, images: Path, tally: Tally) -> Iterator[Document]:
     ``{"train": [{"personality": […], "utterances": [{"history": […], "candidates": […]}]}]}``; the last candidate is
     what was answered. Of the splits only ``train`` is read.
     """
-    body = read_json(source)
-    dialogues = body.get("train") if isinstance(body, dict) else body
-    if not isinstance(dialogues, list):
-        raise ValueError(f'{source}: a list of dialogues, or an object with one under "train", is expected')
+    dialogues = read_list(source, tally, None if begins_with_list(source) else "train")
 
     def document(number: int, entry: dict[str, Any]) -> Iterator[Document]:
         last = entry["utterances"][-1]
@@ -93,11 +91,11 @@ def _in_turns(said: Sequence[str]) -> Spoken:
 
 def _dialogues(path: Path, tally: Tally) -> Iterator[list[str]]:
     lines: list[str] = []
-    for place, line in enumerate(path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()):
-        found = _LINE.fullmatch(line)
+    for place, line in text_lines(path, tally):
+        found = _LINE.fullmatch(line.rstrip("\r\n"))
         if found is None:
             if line.strip():
-                tally.count(errors.FIELDS, f"{path.name}:{place + 1}: no number in front")
+                tally.count(errors.FIELDS, f"{path.name}:{place}: no number in front")
             continue
         if found[1] == "1" and lines:
             yield lines

@@ -12,7 +12,7 @@ from .. import errors
 from ..document import PICTURES, Document
 from ..errors import BadSample, Tally
 from ..turns import turn
-from ._files import caption, files, image, read_list
+from ._files import caption, files, image, read_list, walk
 
 
 def vqav2(source: Path, images: Path, tally: Tally) -> Iterator[Document]:
@@ -41,7 +41,7 @@ def vqav2(source: Path, images: Path, tally: Tally) -> Iterator[Document]:
     for place, entry in enumerate(read_list(asking, tally, "questions")):
         for number, pair in tally.usable(f"question {place}", question, entry):
             asked[number].append(pair)
-    pictures = _by_number(images)
+    pictures = _by_number(images, tally)
 
     def document(number: str, pairs: list[tuple[str, str]]) -> Iterator[Document]:
         names = pictures.get(int(number), [])
@@ -71,11 +71,11 @@ def _questions_and_annotations(source: Path) -> tuple[Path, Path]:
     return asking[0], fitting[0]
 
 
-def _by_number(folder: Path) -> dict[int, list[str]]:
+def _by_number(folder: Path, tally: Tally) -> dict[int, list[str]]:
     """Names of the picture files below ``folder`` by the number that each ends in."""
     found: defaultdict[int, list[str]] = defaultdict(list)
-    for path in sorted(folder.rglob("*")):
+    for path in walk(folder, tally):
         digits = re.search(r"([0-9]{1,18})$", path.stem)
-        if digits and path.suffix.lower().removeprefix(".") in PICTURES and not path.name.startswith("."):
+        if digits and path.suffix.lower().removeprefix(".") in PICTURES:
             found[int(digits.group(1))].append(str(path.relative_to(folder)))
     return found

@@ -30,9 +30,9 @@ def text(source: Path, images: Path, tally: Tally, field: str = "text") -> Itera
         meta = {name: value for name, value in record.items() if isinstance(value, str | int | float | bool)}
         yield Document(key, [Text(body)], meta)
 
-    plain = text_files(source)
-    for path in plain:
-        yield from tally.usable(str(path), _whole, source, path)
+    plain = None
+    for plain in text_files(source, tally):
+        yield from tally.usable(str(plain), _whole, source, plain)
     if plain and not any(path.is_file() for pattern in LINES for path in source.glob(pattern)):  # a file holds none
         return
     files(source, _PLAIN, *LINES)  # where there is nothing, the error names what is read

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from kosmos.plain import counted, printable
 
+from ..where import add_which
 from . import report
 from .server import RatingServer
 from .session import Session
@@ -66,9 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--images", metavar="DIR", type=Path, help="folder of the images (the run's data, or beside the file)")
     add("--limit", metavar="N", type=int, help="items at most, drawn by the seed (all)")
     add("--seed", metavar="N", type=int, default=0, help="of what is drawn: items, their order, the sides (0)")
-    add("--task", help="of a folder: the log of this task")
-    add("--shots", type=int, help="with so many demonstrations (0, if there is one)")
-    add("--context", help="with this context (image+text, if there is one)")
+    add_which(parser)
     add("--port", metavar="N", type=int, default=0, help="of the page, on 127.0.0.1 (any that is free)")
     add("--report", metavar="FILE", type=Path, nargs="+", help="print who won, of one or several files of ratings")
     add("--json", action="store_true", help="the report as JSON")
