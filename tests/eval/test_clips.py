@@ -26,7 +26,7 @@ pytest.importorskip("av")
 
 WHISPER = {"model_type": "whisper", "d_model": 16, "encoder_layers": 2, "decoder_layers": 1, "vocab_size": 60}
 WHISPER |= dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 2)
-WHISPER |= {"encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_source_positions": 100, "pad_token_id": 0}
+WHISPER |= {"encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_source_positions": 150, "pad_token_id": 0}
 WHISPER |= {"bos_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 1, "init_std": 0.3}
 NAMES = {"pigeon": "un colom", "rat": "una rateta", "wapiti": "un wapiti", "zebu": "un zebu"}
 
@@ -42,7 +42,7 @@ def pair() -> tuple[KosmosForConditionalGeneration, KosmosProcessor]:
     marks = ["<audio>", "<audio_slot>", "</audio>", "<video>", "<video_slot>", "</video>"]
     words = [f"Question: what is said? Answer: {name}" for name in NAMES.values()]
     tokenizer = train_tokenizer(words * 5, 200, marks)
-    whisper = {"feature_extractor_type": "WhisperFeatureExtractor", "chunk_length": 2}
+    whisper = {"feature_extractor_type": "WhisperFeatureExtractor", "chunk_length": 3}
     audio = AudioReader(num_tokens=3, extractor=whisper)
     readers = {"audio": audio, "video": VideoReader(num_tokens=4, num_frames=3)}
     processor = KosmosProcessor(KosmosImageProcessor(image_size=16), tokenizer, 4, max_length=256, readers=readers)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -280,6 +282,14 @@ def test_frames_of_a_real_animation_are_those_shown_at_their_times(repository: P
     for one, middle in zip(found, middles, strict=True):
         shown = max(number for number in range(34) if times[number] <= middle)
         np.testing.assert_array_equal(one, frames[shown])
+
+
+def test_the_first_file_of_a_process_is_an_animation(repository: Path) -> None:
+    """Pillow knows no format until it has opened a picture, or is told to."""
+    path = repository / "tests/fixtures/media/milky_way.webp"
+    code = f"from kosmos.media import read_frames; print(len(read_frames(open({str(path)!r}, 'rb').read(), 3)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=repository)
+    assert done.stdout.strip() == "3", done.stderr
 
 
 def test_a_real_sound_is_read_as_pyav_reads_it(repository: Path) -> None:
