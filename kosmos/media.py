@@ -176,6 +176,7 @@ def _check_pixels(width: int, height: int, frames: int) -> None:
 
 def _animation(data: bytes) -> PIL.Image.Image | None:
     """The file as Pillow opens it, nothing decoded yet; None: it is no picture."""
+    PIL.Image.init()  # before it a process that has opened no picture yet knows no format
     try:
         picture = PIL.Image.open(io.BytesIO(data), formats=[name for name in PICTURES if name in PIL.Image.OPEN])
     except Exception:  # no picture, or a broken one: FFmpeg says what it is

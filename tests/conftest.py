@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import io
+import json
 import os
 import random
+import shutil
 import struct
 import sys
 import wave
@@ -110,6 +112,16 @@ def wav() -> Callable[..., bytes]:
         return file.getvalue()
 
     return make
+
+
+@pytest.fixture(scope="session")
+def stamps_cache(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
+    """A cache of packages with Tux Paint's stamps, of which it has fourteen real recordings."""
+    home = tmp_path_factory.mktemp("cache") / "packages/apt/tuxpaint-stamps-default/2022.06.04-1"
+    shutil.copytree(repository / "tests/fixtures/media/stamps", home / "files/usr/share/tuxpaint/stamps")
+    record = {"client": "apt", "name": "tuxpaint-stamps-default", "version": "2022.06.04-1", "bytes": 1, "sha256": ""}
+    (home / "record.json").write_text(json.dumps(record))
+    return home.parents[3]
 
 
 @pytest.fixture(scope="session")

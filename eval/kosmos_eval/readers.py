@@ -145,13 +145,13 @@ def _read_parquet(files: DatasetFiles, data: Path, split: str) -> list[Item]:
 
 def _read_jsonl(files: DatasetFiles, data: Path, split: str) -> list[Item]:
     """Lines ``{"id", "images": [...], "answers": [...], "candidates": [...], FIELD: text, …}``; all but answers
-    optional."""
+    optional. ``files`` is another name of ``images``, for sounds and videos."""
     path = _path(data, files.annotations, split)
     return [_json_item(entry, path, number, data, files, split) for number, entry in _json_lines(path, "answers")]
 
 
 def _json_item(entry: dict[str, Any], path: Path, number: int, data: Path, files: DatasetFiles, split: str) -> Item:
-    for key in ("answers", "images", "candidates", "wordings", "candidate_images", "demonstrations"):
+    for key in ("answers", "images", "files", "candidates", "wordings", "candidate_images", "demonstrations"):
         if not isinstance(entry.get(key, []), list):
             raise ValueError(f'{path}:{number}: "{key}" must be a list, not {entry[key]!r}')
     if not entry.get("answers"):
@@ -165,13 +165,25 @@ def _json_item(entry: dict[str, Any], path: Path, number: int, data: Path, files
         raise ValueError(
             f"{path}:{number}: {len(wordings)} wordings for {len(candidates)} candidates; give one for each"
         )
-    known = ("id", "images", "answers", "candidates", "wordings", "candidate_images", "group", "demonstrations")
+    if entry.get("images") and entry.get("files"):
+        raise ValueError(f'{path}:{number}: "images" and "files" are two names of one list; give one')
+    known = (
+        "id",
+        "images",
+        "files",
+        "answers",
+        "candidates",
+        "wordings",
+        "candidate_images",
+        "group",
+        "demonstrations",
+    )
     identifier = str(entry.get("id", number))
     own = [{"id": f"{identifier}:{i}", **shot} for i, shot in enumerate(entry.get("demonstrations", ()), start=1)]
     return Item(
         id=identifier,
         fields={key: str(value) for key, value in entry.items() if key not in known},
-        images=tuple(image(name) for name in entry.get("images", [])),
+        images=tuple(image(name) for name in entry.get("images") or entry.get("files", [])),
         answers=tuple(map(str, entry["answers"])),
         group=str(entry.get("group", "")),
         candidates=candidates,
@@ -238,7 +250,8 @@ def _check_images(items: Sequence[Item], task: Task) -> None:
     paths = dict.fromkeys(path for item in shown for path in (*item.images, *item.candidate_images))
     missing = [path for path in paths if not path.is_file()]
     if missing:
+        what = "images" if "<image" in task.prompt.template else "files"
         raise FileNotFoundError(
-            f"task {task.name}: {len(missing)} of {len(paths)} images are missing, first {missing[0]}; where they lie "
+            f"task {task.name}: {len(missing)} of {len(paths)} {what} are missing, first {missing[0]}; where they lie "
             f"is dataset.images, here {task.dataset.images!r} (--set dataset.images=…)"
         )

@@ -26,10 +26,10 @@ from kosmos.modalities import IMAGE, MODALITIES, Modality, normalize_pixels
 from kosmos.modeling_kosmos import KosmosModel
 from kosmos.pictures import open_picture
 from kosmos.sampling import Forbid, Picker, Place, write
-from kosmos.segments import Encoded, Image, Phrase, Text
+from kosmos.segments import Audio, Encoded, Image, Phrase, Text, Video, modality_name
 
 from .items import content_hash
-from .prompts import Prompt, Segment
+from .prompts import Prompt, Segment, file_of
 from .tasks import Decoding
 
 _ENCODED_TOGETHER = 64
@@ -41,7 +41,7 @@ class Piece(NamedTuple):
     Attributes:
         modality: name of its modality.
         key: equal for equal content.
-        payload: of an image its file, of a span its ids.
+        payload: of an image its file, of a sound or video its segment, of a span its ids.
     """
 
     modality: str
@@ -146,9 +146,9 @@ class Runner:
             if modality is not IMAGE and getattr(self.model.config, modality.token, None) is None:
                 lacks = "text encoder" if modality.tokenizer else f"encoder of {modality.name}"
                 raise ValueError(f"the prompt holds {str(segment)[:60]!r}, but the model has no {lacks} for it")
-            payload = placed.payload
+            payload, file = placed.payload, file_of(placed.payload)
             parts = payload if isinstance(payload, tuple) else (payload,)
-            own = content_hash(payload) if isinstance(payload, Path) else b"".join(map(_bytes_of, parts))
+            own = content_hash(file) if file else b"".join(map(_bytes_of, parts))
             pieces.append(Piece(placed.modality, own, payload))
         return Stage(tuple(encoded.ids), tuple(pieces))
 
@@ -156,6 +156,12 @@ class Runner:
         """What the processor writes for one segment; of texts kept, since demonstrations and candidates come again."""
         if isinstance(segment, Path):
             return self.processor.encode([Image(segment)])
+        if isinstance(
+            segment, Audio | Video
+        ):  # its file is read when the encoder needs it, not for every prompt at once
+            encoded = Encoded()
+            self.processor.place(MODALITIES[modality_name(segment)], segment, encoded)
+            return encoded
         if segment not in self._encoded:
             self._encoded[segment] = self.processor.encode([Text(segment) if isinstance(segment, str) else segment])
         return self._encoded[segment]
@@ -194,17 +200,23 @@ class Runner:
         return torch.cat(vectors)
 
     def _inputs(self, modality: Modality, pieces: Sequence[Piece]) -> dict[str, Tensor]:
-        """What the model's ``forward`` takes for these pieces; files are read as images."""
-        payloads = [self._pixels(one.payload) if isinstance(one.payload, Path) else one.payload for one in pieces]
+        """What the model's ``forward`` takes for these pieces, whose files are read."""
+        payloads = [self._payload(modality, one.payload) for one in pieces]
         inputs = {name: tensor.to(self.device) for name, tensor in modality.stack(payloads).items()}
         return normalize_pixels(inputs, self.processor.image_processor, self.dtype)
 
-    def _pixels(self, path: Path) -> Tensor:
+    def _payload(self, modality: Modality, given: Any) -> Any:
+        """What an encoder reads of a piece: pixels of an image's file, what the processor makes of a sound's."""
+        path = file_of(given)
+        if path is None:
+            return given
         try:
-            return self.processor.image_processor.to_tensor(open_picture(path))
+            if given is path:
+                return self.processor.image_processor.to_tensor(open_picture(path))
+            return modality.payload(self.processor, given)
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"{path}: not a readable image ({error}); evaluation skips nothing, mend or remove it"
+                f"{path}: not a readable {modality.name} ({error}); evaluation skips nothing, mend or remove it"
             ) from error
 
     def _remember(self, keys: Sequence[object], fresh: dict[object, Tensor]) -> None:

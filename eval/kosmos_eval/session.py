@@ -208,7 +208,7 @@ class Session:
 
     def _request(self, run: Run, item: Item, prompt: Prompt) -> str:
         stages = [stage for stage in (prompt, prompt.then) if stage is not None]
-        images = [content_hash(path) for stage in stages for path in stage.images]
+        images = [content_hash(path) for stage in stages for path in stage.files]
         images += [content_hash(path) for path in item.candidate_images]
         images += [content_hash(path) for path in self.data.other_images]
         decoding = run.task.decoding
@@ -255,6 +255,8 @@ def _record(item: Item, asked: Asked, request: str) -> Record:
         "demonstrations": list(prompt.demonstrations),
         "request": request,
     }
+    if others := [path for path in prompt.files if path not in prompt.images]:
+        record["files"] = [{"file": path.name, "sha256": content_hash(path)} for path in others]
     if item.source:
         record["source"] = item.source
     if prompt.shortened:

@@ -108,7 +108,7 @@ class TaskData:
             if context not in CONTEXTS:
                 raise ValueError(f"unknown context {context!r}; choose from {', '.join(CONTEXTS)}")
             if context == "shuffled" and not any(item.images for item in self.items):
-                raise ValueError(f"task {self.task.name} has no images to shuffle")
+                raise ValueError(f"task {self.task.name} has no images, sounds or videos to shuffle")
         if min(shots, default=0) < 0:
             raise ValueError(f"{min(shots)} shots: the number of demonstrations cannot be negative")
         if max(shots, default=0) > 0:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from kosmos import settings
+from kosmos.segments import SEGMENTS
 from kosmos.suggest import suggest
 
 from .items import check_fields
@@ -27,6 +28,8 @@ else:
     Format = Literal[tuple(FORMATS)]
 
 IMAGE_MARK = "<image>"
+FILE_MARKS = {f"<{name}>": kind for name, kind in SEGMENTS.items() if [each.name for each in fields(kind)] == ["data"]}
+"""Marks that stand for a file of an item, pictures, sounds and videos, and the segments that they make of it."""
 IMAGES_MARK = "<images>"  # as many marks as the item has images
 CANDIDATE = "{candidate}"  # where each candidate is put in turn
 RATIONALE = "{rationale}"  # where the free answer to the first prompt is put
@@ -53,7 +56,7 @@ class DatasetFiles:
         questions: VQAv2 question file.
         annotations: VQAv2 annotations, COCO captions, the Karpathy file, the JSON lines, or the corpus folder.
         images: image path with ``{image_id}`` or, where the file has it, ``{file_name}`` (and ``{split}``); empty for
-            tasks without images.
+            tasks without images. Of sounds and videos the same.
         group: which of VQAv2's two types the scores are split by (VQAv2 has 65 question types and 3 answer types).
         lead: of ``shards``: only captions that begin with these words, which the prompt says, are taken.
         beginning: of ``text`` and ``shards``: so many words of each line become the field ``{beginning}``, and how it
@@ -87,9 +90,9 @@ class Prompt:
     """How an item is written.
 
     Args:
-        template: text with ``<image>`` marks and ``{field}`` names, for example
-            ``<image>Question: {question} Answer:``; ``<images>`` stands for all images of an item. No blank at its end:
-            the answer brings its own. ``{candidate}``: each candidate is put here, and the same ``answer`` is scored
+        template: text with ``<image>`` marks (``<audio>`` and ``<video>`` for sounds and videos) and ``{field}`` names,
+            for example ``<image>Question: {question} Answer:``; ``<images>`` stands for all images of an item. No blank
+            at its end: the answer brings its own. ``{candidate}``: each candidate is put here, and the same ``answer`` is scored
             after each (Winogrande's partial evaluation). ``<mask>``: the blank of method ``cloze``.
         answer: how an answer continues it; ``{answer}`` is the reference answer of a demonstration or a candidate. Text
             and fields after it are scored with a candidate, which makes a cloze: ``" {answer}, because {reason}"``.
@@ -269,6 +272,10 @@ class Task:
                 "demonstrations.labels=shuffled: with decoding.described an example has no words for the answer of "
                 "another one; use labels=random"
             )
+        if self.demonstrations.method == "rices" and any(
+            mark in self.prompt.template for mark in FILE_MARKS if mark != IMAGE_MARK
+        ):
+            raise ValueError("demonstrations.method rices compares images; with sounds and videos use random")
         if self.decoding.constrained and self.decoding.method != "beam":
             raise ValueError(
                 f"decoding.constrained needs method beam, not {self.decoding.method}; to rank, use method rank"

@@ -23,7 +23,7 @@ from kosmos_eval.evaluate import evaluate
 from kosmos_eval.readers import load_items
 from kosmos_eval.suite import webpages
 
-# Tested elsewhere: test_published.py, test_shards.py, test_suite.py, test_evaluate.py, test_spans.py.
+# Tested elsewhere: test_published.py, test_shards.py, test_suite.py, test_evaluate.py, test_spans.py, test_clips.py.
 PUBLISHED = {
     "boolq", "cb", "rte", "copa", "wic", "wsc", "piqa", "hellaswag", "winogrande", "winograd", "storycloze",
     "hateful_memes", "glm_boolq", "glm_cb", "glm_rte", "glm_copa", "glm_wic",
@@ -32,7 +32,7 @@ ELSEWHERE = {
     *PUBLISHED, *suite.MAKERS, "shards_vqa", "shards_caption", "shards_text", "easy_vqa", "easy_vqa_caption",
     "rendered_text_cot", "described_classes_plain", "relative_size_encoded",
     "reading_encoded", "sst2", "picture_binding", "story", "story_likelihood", "story_prompts",
-    "ball_swaps", "ball_swaps_cot",
+    "ball_swaps", "ball_swaps_cot", "spoken_names", "spoken_languages",
 }  # fmt: skip
 
 

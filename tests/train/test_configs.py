@@ -47,9 +47,26 @@ def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory: pytest.TempPathFactory, stamps_cache: Path) -> Path:
+    """The same of the configs whose documents have sounds."""
+    root = tmp_path_factory.mktemp("sounds")
+    recipes.make("sounds", root / "corpus", [f"cache={stamps_cache}", "held_out_every=1000000"])
+    config = settings.load(TokenizerConfig, CONFIGS / "sounds" / "tokenizer.yaml", ["vocab_size=120"])
+    config.shards = [str(root / "corpus" / name) for name in ("names", "languages", "sounds")]
+    make_processor(config, root / "processor")
+    return root
+
+
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_every_config_dry_runs(
-    path: Path, values: dict[str, Any], trained: str, reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    path: Path,
+    values: dict[str, Any],
+    trained: str,
+    reviews: Path,
+    sounds: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """With the tiny corpus in place of the real ones, everything else as it stands in the file."""
     assert path.read_text().startswith("# "), "a config begins with command, hardware, time, expected number"
@@ -62,6 +79,8 @@ def test_every_config_dry_runs(
             source.shards = values["data"]["sources"][2 if sees else 0]["shards"]
             if config.model.overrides.get("entity_config"):
                 source.shards, values["processor"] = str(reviews / "corpus" / "train"), str(reviews / "processor")
+            if config.model.overrides.get("audio_config"):
+                source.shards, values["processor"] = str(sounds / "corpus" / "names"), str(sounds / "processor")
         data.workers = 0
         data.rows_per_step = 8 * data.rows_per_micro_batch
         data.lanes = 8

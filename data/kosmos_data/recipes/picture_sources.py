@@ -77,7 +77,24 @@ class Named:
     @property
     def base_name(self) -> str:
         """What the split goes by: variants of one thing (numbered, man or woman, of another source) share it."""
-        return _NOT_A_NAME.sub(" ", self.phrase.lower().partition(":")[0]).strip() or self.phrase
+        return base_name(self.phrase)
+
+
+def base_name(phrase: str) -> str:
+    """A thing's name without numbers, articles, and man, woman, boy or girl."""
+    return _NOT_A_NAME.sub(" ", phrase.lower().partition(":")[0]).strip() or phrase
+
+
+def stamp_caption(text: Path) -> tuple[str, str, dict[str, str]]:
+    """What a stamp's ``NAME.txt`` says: its name (empty: none), the English caption, and that of other languages."""
+    lines = text.read_text(encoding="utf-8", errors="replace").splitlines()
+    caption = " ".join(lines[0].split()) if lines else ""
+    # The first sentence, if it reads as the name of a thing.
+    phrase = re.split(r"[.!](?= |$)", caption)[0].strip(' "“”')
+    if not re.search(r"[^\W\d_]{2}", phrase) or len(phrase.split()) > 15:
+        phrase = ""
+    pairs = (line.partition(".utf8=") for line in lines[1:])
+    return phrase, caption, {language: " ".join(words.split()) for language, _, words in pairs if words.strip()}
 
 
 class Collections:
@@ -104,7 +121,8 @@ class Collections:
             folders = [self._npm(package) for package in _NPM]
             return emoji(folders[0] / "assets", *(_emoji_tables(*folders[1:])), skipped)
         if name == "stamps":
-            return stamps(self._apt("tuxpaint-stamps-default") / "usr/share/tuxpaint/stamps", skipped)
+            files = self._note(stamps_package(self.cache, self.strict, self.progress))
+            return stamps(files / "usr/share/tuxpaint/stamps", skipped)
         if name == "clipart":
             svg, png = (self._apt(f"openclipart-{kind}") / "usr/share/openclipart" / kind for kind in ("svg", "png"))
             synsets, source = wordnet.load(self.cache, self.progress)
@@ -118,13 +136,25 @@ class Collections:
         return self._note(packages.npm(name, version, self.cache, sha256=sha256, progress=self.progress))
 
     def _apt(self, name: str) -> Path:
-        version, sha256 = _APT[name]
-        options: dict[str, Any] = {"version": version, "strict": self.strict, "progress": self.progress}
-        return self._note(packages.apt(name, self.cache, sha256, **options))
+        return self._note(_debian(name, self.cache, self.strict, self.progress))
 
     def _note(self, files: Path) -> Path:
         self.sources.append(packages.describe(files))
         return files
+
+
+def stamps_package(cache: str, strict: bool, progress: Progress) -> Path:
+    """The files of Tux Paint's stamps (Debian, GPL-2), fetched where they are not in the cache.
+
+    Raises:
+        ClientMissing, PackageUnavailable, ValueError: see :func:`.packages.apt`.
+    """
+    return _debian("tuxpaint-stamps-default", cache, strict, progress)
+
+
+def _debian(name: str, cache: str, strict: bool, progress: Progress) -> Path:
+    version, sha256 = _APT[name]
+    return packages.apt(name, cache, sha256, version=version, strict=strict, progress=progress)
 
 
 def emoji(
@@ -157,15 +187,10 @@ def stamps(folder: Path, skipped: Counter[str]) -> Iterator[Named]:
         if not path.with_suffix(".png").is_file():
             skipped["only as SVG"] += 1
             continue
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        caption = " ".join(lines[0].split()) if lines else ""
-        # The first sentence, if it reads as the name of a thing.
-        phrase = re.split(r"[.!](?= |$)", caption)[0].strip(' "“”')
-        if not re.search(r"[^\W\d_]{2}", phrase) or len(phrase.split()) > 15:
+        phrase, caption, translations = stamp_caption(path)
+        if not phrase:
             skipped["no name"] += 1
             continue
-        pairs = (line.partition(".utf8=") for line in lines[1:])
-        translations = {language: " ".join(words.split()) for language, _, words in pairs if words.strip()}
         key = str(path.relative_to(folder).with_suffix("")).replace(".", "_")
         folder_name = key.partition("/")[0]
         group = folder_name if folder_name in _STAMP_GROUPS else ""
