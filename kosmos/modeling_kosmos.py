@@ -18,6 +18,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .atomic import writing
 from .base_model import KosmosModel, KosmosModelOutput
+from .choices import choice_loss, taken, total_weight
 from .configuration_kosmos import KosmosConfig
 from .decoder import KosmosPreTrainedModel
 from .encoder_configs import QUERYING
@@ -181,10 +182,14 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
             if logits is not None:
                 return KosmosOutput(logits=logits, **named(past_key_values))
         targets = shift(labels) if shift_labels is None and labels is not None else shift_labels
-        related = kwargs.pop("persona_related", None)
+        related, choices = kwargs.pop("persona_related", None), taken(kwargs)
         routed = bool(getattr(self.config.text_config, "routing_layers", None))
         if routed and targets is not None and kwargs.get("writing") is None:
             kwargs["writing"] = targets != IGNORE
+            if choices is not None:
+                kwargs["writing"].view(-1)[choices.tokens_K3[:, 0]] = True
+        if choices is not None and targets is None:
+            raise ValueError("choices were given without labels; give shift_labels, -100 where nothing else is learnt")
         outputs = self.model(
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, document_ids=document_ids,
             block_ids=block_ids, position_in_span=position_in_span, pixel_values=pixel_values, layout=layout, **kwargs,
@@ -195,9 +200,14 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
         if targets is not None:
             weight = self.lm_head.weight
             known = None if layout is None or shift_labels is None else layout.supervised
+            if choices is not None and num_items_in_batch is None:
+                num_items_in_batch = total_weight(targets, loss_weight, choices)
             loss = cross_entropy(
                 outputs.last_hidden_state, weight, targets, loss_weight, num_items_in_batch, supervised_N=known
             )
+            if choices is not None:
+                among = choice_loss(outputs.last_hidden_state, weight, choices, loss_weight, num_items_in_batch)
+                loss = TokenLoss(loss.loss + among.loss, loss.token_loss_BT + among.token_loss_BT)
         entities = EntityOutput()
         if getattr(self.model, "entity_encoder", None) is not None and input_ids is not None:
             divisor = num_items_in_batch if loss_weight is None or num_items_in_batch is not None else loss_weight.sum()

@@ -70,19 +70,33 @@ class Text:
     """A stretch of text. ``supervised=False`` marks what a model reads but is not asked to write (a question).
 
     ``boxes`` makes it a grounded text (KOSMOS-2): its phrases in order, which may be none, that stand somewhere in the
-    last picture before it.
+    last picture before it. ``choices`` are all answers to a question, of which the text is the right one.
 
     Raises:
-        ValueError: phrases outside the text, empty ones, or two that overlap.
+        ValueError: phrases outside the text, empty ones, or two that overlap; choices without the text, fewer than two,
+            or one that comes twice.
     """
 
     text: str
     supervised: bool = True
     boxes: tuple[Phrase, ...] | None = None
+    choices: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.boxes is not None:
             object.__setattr__(self, "boxes", _check_phrases(self.text, self.boxes))
+        if self.choices is not None:
+            object.__setattr__(self, "choices", _check_choices(self.text, self.choices))
+
+
+def _check_choices(text: str, choices: Iterable[str]) -> tuple[str, ...]:
+    """Return the choices as they are; ValueError if they are no choice."""
+    given = tuple(choices)
+    if len(given) < 2 or len(set(given)) < len(given):
+        raise ValueError(f"choices {given}: at least two different answers are needed")
+    if text not in given:
+        raise ValueError(f"choices {given}: the right answer, {text!r}, is not among them")
+    return given
 
 
 def _check_phrases(text: str, phrases: Iterable[Phrase]) -> tuple[Phrase, ...]:

@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kosmos.choices import NAMES
 from kosmos.modalities import MODALITIES, stack_inputs
 
+from .example import Choices
 from .packing import BLOCK, DOCUMENT, LABEL, POSITION, POSITION_IN_SPAN, SOURCE, TOKEN, Row
 
 
@@ -46,7 +48,7 @@ def collate(rows: Sequence[Row]) -> dict[str, Tensor]:
     Returns:
         ``input_ids``, ``shift_labels`` (−100 ignored), ``document_ids`` (−1 padding), ``position_ids``, ``source_ids``
         (−1 padding), all int64 (B, T); ``loss_weight`` float32 (B, T). Only where needed: ``block_ids``,
-        ``position_in_span`` and ``persona_related`` int64 (B, T); and, row by row, the inputs of each modality, which
+        ``position_in_span`` and ``persona_related`` int64 (B, T), the three tensors of ``kosmos.choices``; and, row by row, the inputs of each modality, which
         ``stack`` of ``kosmos.modalities`` makes: ``pixel_values`` uint8 (I, 3, S, S) …
     """
 
@@ -71,6 +73,11 @@ def collate(rows: Sequence[Row]) -> dict[str, Tensor]:
         nobody = np.full_like(block[0], -1)
         known = [nobody if row.related is None else row.related for row in rows]
         batch["persona_related"] = torch.from_numpy(np.stack(known)).long()
+    width = batch["input_ids"].shape[1]
+    if asked := [(number * width, row.choices) for number, row in enumerate(rows) if row.choices is not None]:
+        found = Choices.joined(asked)
+        columns = (found.tokens, found.questions, found.answers)
+        batch |= {name: torch.from_numpy(column).long() for name, column in zip(NAMES, columns, strict=True)}
     return batch | stack_inputs(placed for row in rows for placed in row.placed)
 
 

@@ -91,7 +91,9 @@ def to_files(document: Document) -> dict[str, bytes]:
             raise ValueError(f"document {document.key!r}, segment {number}: {fault}")
         if isinstance(segment, Text):
             boxes = {} if segment.boxes is None else {"boxes": [phrase.as_json() for phrase in segment.boxes]}
-            segments.append({"text": segment.text} | ({} if segment.supervised else {"supervised": False}) | boxes)
+            choices = {} if segment.choices is None else {"choices": list(segment.choices)}
+            marks = ({} if segment.supervised else {"supervised": False}) | boxes | choices
+            segments.append({"text": segment.text} | marks)
         else:
             segments.append({"persona": segment.values} if isinstance(segment, Persona) else _entry(segment, files))
     body: dict[str, Any] = {"segments": segments} | ({"meta": dict(document.meta)} if document.meta else {})
@@ -175,7 +177,10 @@ def file_suffix(data: bytes) -> str:
 def _segment(entry: Mapping[str, Any], files: Mapping[str, bytes]) -> Segment:
     match entry:
         case {"text": str(text), **rest}:
-            return Text(_encodable(text), bool(rest.get("supervised", True)), _phrases(text, rest.get("boxes")))
+            boxes, choices = _phrases(text, rest.get("boxes")), rest.get("choices")
+            if choices is not None:
+                choices = tuple(_encodable(str(choice)) for choice in choices)
+            return Text(_encodable(text), bool(rest.get("supervised", True)), boxes, choices)
         case {"persona": values}:
             _encodable(json.dumps(values, ensure_ascii=False))
             return Persona(values)

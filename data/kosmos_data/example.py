@@ -18,6 +18,32 @@ IGNORED = -100
 """The label of an output that predicts nothing, as everywhere in transformers."""
 
 
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """Questions whose answers are all known; the model's loss is over the candidates (``kosmos.choices``).
+
+    Args:
+        tokens: int (K, 3), of each token that is judged its output, its id, and its candidate.
+        questions: int (C,), of each candidate its question.
+        answers: int (Q, 2), of each question the output with its weight, and the right candidate.
+    """
+
+    tokens: np.ndarray
+    questions: np.ndarray
+    answers: np.ndarray
+
+    @staticmethod
+    def joined(parts: Sequence[tuple[int, Choices]]) -> Choices:
+        """Several in one, each so many outputs further on."""
+        tokens, questions, answers, candidates, count = [], [], [], 0, 0
+        for outputs, one in parts:
+            tokens.append(one.tokens + np.array([outputs, 0, candidates]))
+            questions.append(one.questions + count)
+            answers.append(one.answers + np.array([outputs, candidates]))
+            candidates, count = candidates + len(one.questions), count + len(one.answers)
+        return Choices(np.concatenate(tokens), np.concatenate(questions), np.concatenate(answers))
+
+
 @dataclass(slots=True)
 class Example:
     """A document as an objective sees it; every array has length T.
@@ -39,6 +65,8 @@ class Example:
         turns: True at t where token t begins a turn that needs nothing before it; nowhere by default.
         related: 1 at t where what output t writes says something of the persona, 0 where not, −1 where nobody knows;
             None: it is not asked.
+        choices: questions whose answers are all known; such an example is one piece. The output that carries the weight
+            of one has no label.
     """
 
     token: np.ndarray
@@ -54,6 +82,7 @@ class Example:
     ends: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
     turns: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
     related: np.ndarray | None = None
+    choices: Choices | None = None
 
     def __post_init__(self) -> None:
         self.label = np.where(self.weight > 0, self.label, np.int32(IGNORED))

@@ -34,7 +34,7 @@ import numpy as np
 
 from kosmos.segments import Placed
 
-from .example import IGNORED, Example
+from .example import IGNORED, Choices, Example
 
 POOL = {"sentences": 1, "cut": 1, "best_fit": 16}
 """Examples held per lane and source; a saved state names each, so the pool is what bounds its size."""
@@ -241,6 +241,7 @@ class Row:
         skipped: bad samples met while making the row, by reason.
         fallbacks: stretches that were too short for their objective and stayed plain causal text.
         related: int8 (T,), see :class:`~kosmos_data.example.Example`; None: no example says.
+        choices: questions whose answers are all known, by places in the row; None: there are none.
     """
 
     number: int
@@ -253,6 +254,7 @@ class Row:
     skipped: dict[str, int] = field(default_factory=dict)
     fallbacks: int = 0
     related: np.ndarray | None = None
+    choices: Choices | None = None
 
 
 def fill_row(row: Row, pieces: Sequence[Piece], bos: int, document_mask: bool, eos: int | None = None) -> None:
@@ -262,8 +264,11 @@ def fill_row(row: Row, pieces: Sequence[Piece], bos: int, document_mask: bool, e
         row: an empty one.
         pieces: what it holds.
         bos: id of ``<s>``, which stands before each piece, in a row of sentences only before the first.
-        document_mask: pieces do not see each other, and positions begin anew with each.
+        document_mask: pieces, and the documents within one, do not see each other, and positions begin anew with each.
         eos: id of ``</s>`` for a row of sentences: each piece goes on behind what ended the one before.
+
+    Raises:
+        ValueError: an example of several documents without ``document_mask``.
     """
     lengths = [piece.length for piece in pieces]
     starts = [0, *itertools.accumulate(lengths)]
@@ -276,7 +281,7 @@ def fill_row(row: Row, pieces: Sequence[Piece], bos: int, document_mask: bool, e
     fields[LABEL, :end] = _joined(pieces, "label", IGNORED)
     row.weight[:end] = _joined(pieces, "weight", 0.0)
     number = np.repeat(np.arange(len(pieces)), lengths)
-    fields[DOCUMENT, :end] = number if document_mask else 0
+    fields[DOCUMENT, :end] = _numbered(pieces, starts, document_mask)
     fields[SOURCE, :end] = np.array([piece.source for piece in pieces])[number]
     first = [int(piece.example.position[piece.start]) - piece.restart for piece in pieces]
     shifts = [begin - old for begin, old in zip([0] * len(pieces) if document_mask else starts, first, strict=False)]
@@ -289,8 +294,23 @@ def fill_row(row: Row, pieces: Sequence[Piece], bos: int, document_mask: bool, e
     if any(piece.example.related is not None for piece in pieces):
         row.related = np.full(fields.shape[1], -1, dtype=np.int8)
         row.related[:end] = np.concatenate([_related(piece) for piece in pieces])
+    if any(piece.example.choices for piece in pieces):
+        placed = zip(starts, pieces, strict=False)
+        row.choices = Choices.joined([(start, one.example.choices) for start, one in placed if one.example.choices])
     for piece in pieces:
         row.placed += [placed for placed in piece.example.placed if piece.start <= placed.start < piece.stop]
+
+
+def _numbered(pieces: Sequence[Piece], starts: Sequence[int], document_mask: bool) -> np.ndarray | int:
+    """The number of each token's document, those within a piece among them; without a mask all are one."""
+    within = _joined(pieces, "document", 0)
+    if document_mask:
+        return _apart(within, starts)
+    if within.any():
+        raise ValueError(
+            "answers of several tokens stand in documents that must not see each other: set data.document_mask: true"
+        )
+    return 0
 
 
 def _closing(piece: Piece, eos: int) -> int:
@@ -319,7 +339,7 @@ def _joined(pieces: Sequence[Piece], column: str, restart: float | Sequence[int]
 
 
 def _apart(block: np.ndarray, starts: Sequence[int]) -> np.ndarray:
-    """Blocks of different pieces, numbered through; the pieces begin at ``starts``, of which the last is the end."""
+    """Blocks, or documents, of different pieces, numbered through; the pieces begin at ``starts``, of which the last is the end."""
     taken = 0
     for start, stop in itertools.pairwise(starts):
         part = block[start:stop]

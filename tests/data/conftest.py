@@ -115,6 +115,29 @@ def objective_processor(objective_words: list[str]) -> KosmosProcessor:
     return KosmosProcessor(KosmosImageProcessor(image_size=8), tokenizer, num_image_tokens=4)
 
 
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., Any]:
+    """A decoder of two layers by processor and kind of positions; always with the same weights."""
+    import torch
+
+    from kosmos import KosmosConfig, KosmosForConditionalGeneration
+
+    def make(processor: KosmosProcessor, positions: str) -> Any:
+        torch.manual_seed(0)
+        text = {
+            "vocab_size": len(processor.tokenizer),
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "position_type": positions,
+            "max_position_embeddings": 256,
+        }
+        return KosmosForConditionalGeneration(KosmosConfig(text_config=text, vision_config=None, image_token_id=None))
+
+    return make
+
+
 OBJECTIVE_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "causal": ("causal", {}),
     "prefix_lm": ("prefix_lm", {}),

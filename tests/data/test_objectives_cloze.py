@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from kosmos import KosmosConfig, KosmosForConditionalGeneration
 from kosmos.processing_kosmos import KosmosProcessor
 from kosmos_data import DataConfig, Document, SourceConfig, Text, build_loader, write_shards
 from kosmos_data.cloze import Cloze
 
 
-def tiny(processor: KosmosProcessor, positions: str) -> KosmosForConditionalGeneration:
-    torch.manual_seed(0)
-    text = {
-        "vocab_size": len(processor.tokenizer),
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "position_type": positions,
-        "max_position_embeddings": 256,
-    }
-    return KosmosForConditionalGeneration(KosmosConfig(text_config=text, vision_config=None, image_token_id=None))
-
-
 @pytest.mark.parametrize("positions", ["learned_2d", "rope"])
 def test_scores_equal_a_slow_reference(
-    positions: str, objective_processor: KosmosProcessor, objective_words: list[str]
+    positions: str, tiny: Callable[..., Any], objective_processor: KosmosProcessor, objective_words: list[str]
 ) -> None:
     """Σ log p of the words and <eop>, one text, one class and one token at a time."""
     a, b, c, d, e = objective_words[:5]
@@ -63,7 +50,7 @@ def test_scores_equal_a_slow_reference(
 
 
 def test_single_tokens_take_one_pass_and_learn(
-    objective_processor: KosmosProcessor, objective_words: list[str]
+    tiny: Callable[..., Any], objective_processor: KosmosProcessor, objective_words: list[str]
 ) -> None:
     """Which of two words stands in the text: wrong half of the time at first, known after a few steps."""
     one, two, *others = objective_words[:12]
@@ -99,7 +86,7 @@ FORMS = {  # the example, | behind what sees both ways; what is judged
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_blank_in_the_form_of_each_objective(
-    form: str, objective_processor: KosmosProcessor, objective_words: list[str]
+    form: str, tiny: Callable[..., Any], objective_processor: KosmosProcessor, objective_words: list[str]
 ) -> None:
     """The layout that the objective trains; scores are sums over what is judged, of one text and class at a time."""
     tokenizer = objective_processor.tokenizer
@@ -130,7 +117,7 @@ def test_a_blank_in_the_form_of_each_objective(
 
 
 def test_one_pass_asks_for_a_single_word_where_nothing_follows_it(
-    objective_processor: KosmosProcessor, objective_words: list[str]
+    tiny: Callable[..., Any], objective_processor: KosmosProcessor, objective_words: list[str]
 ) -> None:
     """Forms that write the blank last take one pass; a causal model must read what follows behind each word."""
     a, b, c = objective_words[:3]
@@ -174,7 +161,7 @@ def test_a_pattern_has_one_blank(objective_processor: KosmosProcessor) -> None:
 
 
 def test_xpos_refuses_blocks_and_rope_takes_them(
-    objective_processor: KosmosProcessor, objective_words: list[str], tmp_path: Path
+    tiny: Callable[..., Any], objective_processor: KosmosProcessor, objective_words: list[str], tmp_path: Path
 ) -> None:
     """Keys to the right would be amplified; the error names the setting that helps, and with it the batch runs."""
     rng = np.random.default_rng(0)

@@ -86,7 +86,7 @@ def flatten(
 def _without_line_end(segment: Text) -> Text:
     text = segment.text.removesuffix("\n")
     kept = segment.boxes and tuple(replace(one, end=min(one.end, len(text))) for one in segment.boxes)
-    return replace(segment, text=text, boxes=kept)
+    return replace(segment, text=text, boxes=kept, choices=None)
 
 
 def _is_answer(segment: Segment | None) -> bool:

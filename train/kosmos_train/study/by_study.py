@@ -63,11 +63,14 @@ def _cell(study: StudyConfig, own: Path, arm: str, point: str) -> Cell:
 
 
 def _arms(claim: Claim, study: StudyConfig, own: Path) -> dict[str, str]:
-    """The claim's words on each arm, and how many parameters the tuned ones leave."""
+    """The claim's words on each arm, how many parameters the tuned ones leave, and the rates that were chosen."""
     arms = {name: arm.what for name, arm in claim.arms.items()}
     for name in arms.keys() & study.tuning.arms.keys():
         (first, *_), (seed, *_) = study.tuning.sets, study.tuning.seeds
         count = f"{_figures(own / 'tuning' / first / f'{name}-{seed}')['parameters']:,} parameters"
+        if study.tuning.rates:
+            chosen = [_figures(own / "tuning" / each / f"{name}-{seed}")["rate"] for each in study.tuning.sets]
+            count += f", rates {' and '.join(f'{rate:g}' for rate in chosen)}"
         arms[name] = f"{arms[name]}; {count}" if arms[name] else count
     return arms
 
