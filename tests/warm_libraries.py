@@ -128,7 +128,7 @@ def _be(request: dict[str, Any], files: Sequence[Any], session: bool) -> None:
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
     sys.executable, *words = request["words"]  # a launcher starts its ranks with it
-    while words[0] in ("-u", "-B"):
+    while words[0].startswith("-") and words[0] not in ("-c", "-m"):  # of the interpreter
         del words[0]
     if words[0] == "-c":
         sys.argv = ["-c", *words[2:]]
