@@ -67,6 +67,7 @@ def server(folder: Path) -> Iterator[tuple[BaseProcess, str]]:
     finally:
         process.terminate()
         process.join(30)
+        process.kill()
 
 
 @pytest.fixture

@@ -33,8 +33,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """Take the outcome of a test from the fresh process of its file; inside of that process run it."""
     if FRESH in os.environ:
         return None
-    python = pyfuncitem._request.getfixturevalue("python")
-    found = outcomes(python, pyfuncitem.path, pyfuncitem.config.option.markexpr)
+    found = outcomes(pyfuncitem.path, pyfuncitem.config.option.markexpr)
     case = found.get(pyfuncitem.name)
     assert case is not None, f"the fresh process ended before {pyfuncitem.name}: {found['']}"
     kind, text = case
@@ -45,11 +44,11 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 
 @cache
-def outcomes(python: str, path: Path, marked: str) -> dict[str, tuple[str, str]]:
+def outcomes(path: Path, marked: str) -> dict[str, tuple[str, str]]:
     """Test → (passed, skipped, failure or error; its text), and under no name the last lines of what was printed."""
     with TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        words = [python, "-m", "pytest", "-p", "no:xdist", f"--junitxml={report}", str(path)]
+        words = [sys.executable, "-m", "pytest", "-p", "no:xdist", f"--junitxml={report}", str(path)]
         run = subprocess.run(
             [*words, *(["-m", marked] if marked else [])],
             capture_output=True,
