@@ -59,6 +59,7 @@ def pytest_collection_finish() -> None:
 
 def pytest_unconfigure() -> None:
     """At the end it is freed after all: triton 3.9 reports what is not as leaks."""
+    warm_libraries.end()
     gc.unfreeze()
 
 

@@ -20,6 +20,7 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import DupFd
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
@@ -49,6 +50,11 @@ sys.exit(code)
 """
 
 
+_STARTED: list[BaseProcess] = []
+_LOCK = threading.Lock()
+"""A start looks for processes that have ended, and two threads must not read the same exit code."""
+
+
 def start(
     words: Sequence[str], folder: Path, environment: Mapping[str, str] = os.environ, session: bool = False
 ) -> BaseProcess:
@@ -74,8 +80,8 @@ def program(path: Path) -> Iterator[str]:
     Launchers start an interpreter for each node and each rank; where a test is about what they say to each other, this
     is the one that they find.
     """
-    address = str(path.with_suffix(".socket"))
-    with socket.socket(socket.AF_UNIX) as listener:
+    with TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listener:
+        address = f"{folder}/door"  # which may be 100 characters long
         listener.bind(address)
         listener.listen()
         path.write_text(CLIENT.format(python=sys.executable, address=address))
@@ -96,12 +102,16 @@ def _serve(door: socket.socket) -> None:
     with door, suppress(BrokenPipeError):  # the program may have been killed
         text, files, _, _ = socket.recv_fds(door, 1 << 16, 3)
         while not text.endswith(b"\n"):
-            text += door.recv(1 << 16)
+            text += (more := door.recv(1 << 16))
+            if not more:
+                return
         process = _start(json.loads(text), files)
         door.sendall(str(process.pid).encode())
         if process.sentinel not in wait([process.sentinel, door]):  # killed, and with it what it stands for
             process.kill()
-        process.join()
+            wait([process.sentinel])
+        with _LOCK:
+            process.join()
         door.sendall(str(process.exitcode).encode())
 
 
@@ -109,10 +119,19 @@ def _start(request: dict[str, Any], files: Sequence[int], session: bool = False)
     from forks import context  # tests/train, which the first conftest.py has put on the path
 
     process = context().Process(target=_be, args=(request, [DupFd(file) for file in files], session))
-    process.start()
+    with _LOCK:
+        process.start()
+    _STARTED.append(process)
     for file in files:
         os.close(file)
     return process
+
+
+def end() -> None:
+    """Kill what a failed test has left: multiprocessing would wait for it."""
+    for process in _STARTED:
+        if process.is_alive():
+            process.kill()
 
 
 def _be(request: dict[str, Any], files: Sequence[Any], session: bool) -> None:
@@ -128,7 +147,7 @@ def _be(request: dict[str, Any], files: Sequence[Any], session: bool) -> None:
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
     sys.executable, *words = request["words"]  # a launcher starts its ranks with it
-    while words[0] in ("-u", "-B"):
+    while words[0].startswith("-") and words[0] not in ("-c", "-m"):  # of the interpreter
         del words[0]
     if words[0] == "-c":
         sys.argv = ["-c", *words[2:]]

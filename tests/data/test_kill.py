@@ -23,7 +23,7 @@ from kosmos import settings
 from kosmos.processing_kosmos import KosmosProcessor
 from kosmos_data import DataConfig, build_loader
 
-from ..warm_python import WarmPython
+from .. import warm_libraries
 
 KILLS = int(os.environ.get("KOSMOS_KILLS", "0"))
 RUN = """
@@ -67,7 +67,7 @@ def test_killed_workers_are_replaced(make_config: Callable[..., DataConfig], pro
 
 @pytest.mark.slow
 def test_killed_process_resumes_exactly(
-    tmp_path: Path, make_config: Callable[..., DataConfig], processor: KosmosProcessor, warm_python: WarmPython
+    tmp_path: Path, make_config: Callable[..., DataConfig], processor: KosmosProcessor
 ) -> None:
     """The trials alternate between no worker and two; workers must die with their parent."""
     processor.save_pretrained(tmp_path / "processor")
@@ -76,13 +76,13 @@ def test_killed_process_resumes_exactly(
     for trial in range(trials):
         settings.write_yaml(make_config(workers=2 * (trial % 2)), tmp_path / "data.yaml")
         done = len(_lines(tmp_path))
-        process = warm_python.start(RUN, str(tmp_path), folder=tmp_path, session=True)
+        process = warm_libraries.start(["-c", RUN, str(tmp_path)], tmp_path, session=True)
         while len(_lines(tmp_path)) < done + 3:
-            assert process.poll() is None
+            assert process.is_alive()
             time.sleep(0.02)
         time.sleep(rng.random() / 2)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
         _wait_until_gone(process.pid)
     lines = _lines(tmp_path)
     # A kill between log and state repeats that line; the state decides, as a checkpoint does in training.

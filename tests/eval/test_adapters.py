@@ -289,7 +289,7 @@ def test_lmms_eval_command_on_local_tasks(checkpoint: Path, toy_data: Path, tmp_
 
 
 @pytest.mark.slow
-def test_lm_eval_command_on_a_local_task(checkpoint: Path, tmp_path: Path) -> None:
+def test_lm_eval_command_on_a_local_task(checkpoint: Path, tmp_path: Path, python: str) -> None:
     pytest.importorskip("lm_eval", reason="lm-eval is not installed")
     rows = [{"question": f"is it {color}?", "choices": ["yes", "no"], "gold": 0} for color in ("red", "blue", "green")]
     (tmp_path / "test.json").write_text("\n".join(map(json.dumps, rows)))
@@ -299,7 +299,7 @@ def test_lm_eval_command_on_a_local_task(checkpoint: Path, tmp_path: Path) -> No
         "output_type: multiple_choice\ntest_split: test\nfewshot_split: test\ndoc_to_choice: choices\n"
         "doc_to_text: 'Question: {{question}} Answer:'\ndoc_to_target: gold\nmetric_list:\n  - metric: acc\n"
     )
-    command = [sys.executable, "-m", "kosmos", "eval", "lm-eval", str(checkpoint), "--device", "cpu"]
+    command = [python, "-m", "kosmos", "eval", "lm-eval", str(checkpoint), "--device", "cpu"]
     command += ["--include_path", str(tmp_path / "tasks"), "--tasks", "toy"]
     command += ["--num_fewshot", "1", "--output_path", str(tmp_path / "out")]
     offline = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}

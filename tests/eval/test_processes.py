@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 
 from kosmos.cli import main
 
-from ..warm_python import Process, WarmPython
+from .. import warm_libraries
 
 # A pause after every batch, so that the kill falls between the first and the last answer.
 SLOW = """
@@ -37,15 +37,15 @@ def arguments(checkpoint: Path, data: Path, out: Path) -> list[str]:
 
 
 @pytest.fixture
-def start(checkpoint: Path, toy_data: Path, tmp_path: Path, warm_python: WarmPython) -> Callable[..., Process]:
+def start(checkpoint: Path, toy_data: Path, tmp_path: Path) -> Callable[..., BaseProcess]:
     """Start an evaluation as a process; what it says is in ``rank0`` or ``rank1``."""
 
-    def begin(code: str, **environment: str) -> Process:
+    def begin(code: str, **environment: str) -> BaseProcess:
         folder = tmp_path / f"rank{environment.get('RANK', 0)}"
         folder.mkdir(exist_ok=True)
         variables = os.environ | {"OMP_NUM_THREADS": "1"} | environment
         words = arguments(checkpoint, toy_data, tmp_path / "out")
-        return warm_python.start(code, *words, folder=folder, environment=variables)
+        return warm_libraries.start(["-c", code, *words], folder, variables)
 
     return begin
 
@@ -68,7 +68,7 @@ def expected(checkpoint: Path, toy_data: Path, tmp_path_factory: pytest.TempPath
 
 @pytest.mark.slow
 def test_killed_and_resumed_by_two_ranks_gives_the_file_of_one(
-    tmp_path: Path, expected: list[Any], start: Callable[..., Process]
+    tmp_path: Path, expected: list[Any], start: Callable[..., BaseProcess]
 ) -> None:
     """The first run is cut short by the kill; two ranks finish it and do the other three between them."""
     process, out = start(SLOW), tmp_path / "out"
@@ -76,12 +76,14 @@ def test_killed_and_resumed_by_two_ranks_gives_the_file_of_one(
     deadline = time.monotonic() + 240
     while not (part.is_file() and part.stat().st_size > 0) and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait(timeout=30)
+    process.kill()
+    process.join(30)
     assert 0 < len(part.read_text().splitlines()) < 24
     assert not (out / "results.json").exists()
     ranks = [start(PLAIN, RANK=str(index), LOCAL_RANK=str(index), WORLD_SIZE="2") for index in range(2)]
-    codes = [rank.wait(timeout=400) for rank in ranks]
+    for rank in ranks:
+        rank.join(400)
+    codes = [rank.exitcode for rank in ranks]
     said = [[(tmp_path / f"rank{index}" / name).read_text() for name in ("stdout", "stderr")] for index in range(2)]
     logs = ["".join(texts)[-3000:] for texts in said]
     assert codes == [0, 0], logs

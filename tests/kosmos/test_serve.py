@@ -10,7 +10,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -48,13 +47,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory, speaker_folder: Path) -> Pa
 
 
 @pytest.fixture(scope="module")
-def base(folder: Path) -> Iterator[str]:
-    """Address of a server that was started as people start it."""
+def base(folder: Path, python: str) -> Iterator[str]:
+    """Address of a server that was started by the command."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [
-        sys.executable, "-m", "kosmos", "serve", str(folder), "--port", str(port), "--max-images", "3",
+        python, "-m", "kosmos", "serve", str(folder), "--port", str(port), "--max-images", "3",
         "--max-image-mb", "0.05", "--allow-files", str(folder.parent / "pictures"),
     ]  # fmt: skip
     with open(folder.parent / "log", "w+") as log:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,10 @@ from PIL import Image
 
 from kosmos import Conversation
 
-pytest.importorskip("gradio")
+from .. import warm_libraries
+
+if importlib.util.find_spec("gradio") is None:  # to import it takes four seconds, and only the server needs it
+    pytest.skip("gradio is not installed", allow_module_level=True)
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 QUESTION = "what is <image> & <b>it</b>?"
@@ -46,43 +49,43 @@ def shows(page, place: str, count: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+def server(folder: Path) -> Iterator[tuple[BaseProcess, str]]:
     """The process that serves the page, with both checkpoints, and where the page is."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "kosmos", "chat", str(folder / "one"), "--beside", str(folder / "two"), "--web"]
+    command = ["-m", "kosmos", "chat", str(folder / "one"), "--beside", str(folder / "two"), "--web"]
     command += ["--port", str(port), "--max-new-tokens", "12"]
-    with open(folder / "log", "w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "GRADIO_ANALYTICS_ENABLED": "0"})
-        try:
-            end = time.monotonic() + 300
-            while "Running on" not in Path(log.name).read_text():
-                assert process.poll() is None, Path(log.name).read_text()
-                assert time.monotonic() < end, Path(log.name).read_text()
-                time.sleep(0.2)
-            yield process, f"http://127.0.0.1:{port}"
-        finally:
-            process.terminate()
-            process.wait(30)
+    process = warm_libraries.start(command, folder, {**os.environ, "GRADIO_ANALYTICS_ENABLED": "0"})
+    try:
+        end = time.monotonic() + 300
+        while "Running on" not in (folder / "stdout").read_text():
+            assert process.is_alive(), (folder / "stderr").read_text()
+            assert time.monotonic() < end, (folder / "stderr").read_text()
+            time.sleep(0.2)
+        yield process, f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.join(30)
+        process.kill()
 
 
 @pytest.fixture
-def address(server: tuple[subprocess.Popen[bytes], str]) -> str:
+def address(server: tuple[BaseProcess, str]) -> str:
     """Where the page is."""
     return server[1]
 
 
 @contextlib.contextmanager
-def slowly(process: subprocess.Popen[bytes]) -> Iterator[None]:
+def slowly(process: BaseProcess) -> Iterator[None]:
     """Let a process run for moments only: a tiny model's answer would be whole before a busy browser has drawn any."""
     over = threading.Event()
 
     def halt() -> None:
         while not over.wait(0.005):
-            process.send_signal(signal.SIGSTOP)
+            os.kill(process.pid, signal.SIGSTOP)
             time.sleep(0.1)
-            process.send_signal(signal.SIGCONT)
+            os.kill(process.pid, signal.SIGCONT)
 
     thread = threading.Thread(target=halt)
     thread.start()
@@ -198,7 +201,7 @@ def test_a_visit(page, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_answer_grows_and_can_be_stopped(page, folder: Path, server: tuple[subprocess.Popen[bytes], str]) -> None:
+def test_an_answer_grows_and_can_be_stopped(page, folder: Path, server: tuple[BaseProcess, str]) -> None:
     """A long answer is seen before it is whole, and the button ends it.
 
     It is not drawn: a drawn one could end at once. The first model's likeliest answer is one word, over and over.

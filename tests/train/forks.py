@@ -28,6 +28,7 @@ PRELOAD = [
     "deepspeed.runtime.zero.muon.muon_optimizer",  # DeepSpeed imports it, and torch's compiler with it, in each process
     *("deepspeed.comm.mori", "deepspeed.module_inject.auto_ep_layer", "deepspeed.utils.pin_memory"),  # so it does these
     "transformers.models.auto.image_processing_auto",
+    "tests.train.first_run",  # the server looks for it from the root, where the tests are started
 ]
 
 

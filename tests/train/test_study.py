@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import runpy
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +13,6 @@ import pytest
 import torch
 import yaml
 from rich.console import Console
-from study_work import fail, last_step, meet, note
 from torch.utils.flop_counter import FlopCounterMode
 
 from kosmos import settings
@@ -33,13 +26,11 @@ from kosmos_eval.runner import Runner
 from kosmos_train import TrainConfig
 from kosmos_train.build import build_model
 from kosmos_train.dry_run import plan as dry_plan
-from kosmos_train.parts.encoder import EncoderConfig
 from kosmos_train.study import arms as study_arms
 from kosmos_train.study import tuning as study_tuning
 from kosmos_train.study.blanks import BlankSet, find_blanks
 from kosmos_train.study.claims import Change, Claim, Comparison, key_of
 from kosmos_train.study.command import main
-from kosmos_train.study.jobs import Job, do_all
 from kosmos_train.study.run import (
     StudyConfig,
     configs,
@@ -48,7 +39,6 @@ from kosmos_train.study.run import (
     plan,
     prepare,
     public_encoder,
-    with_steps,
 )
 from kosmos_train.study.trial import try_claim
 
@@ -201,57 +191,6 @@ def test_flops_against_torchs_own_count(study: dict[str, Any], tmp_path: Path) -
         assert 3 * counted / study_arms.PROBE_STEPS == pytest.approx(expected, rel=0.08), name
 
 
-def test_jobs_run_beside_each_other_and_end_with_their_study(tmp_path: Path) -> None:
-    """Two at a time, in the order that they need; a failure is named, what is done stays; no orphan after a kill."""
-
-    def job(name: str, text: str, *after: str, work: Callable[..., Any] = note) -> Job:
-        return Job(name, partial(work, text), tmp_path / name, {"text": text}, 1, 1.0, after)
-
-    console = Console(file=(tmp_path / "shown").open("w"))
-    long = Job("e", last_step, tmp_path / "e", {}, 1, 1.0, ("c",))
-    jobs = [job("a", "b", work=meet), job("b", "a", work=meet), job("c", "3", "a", "b")]
-    jobs += [long, job("d", "e", "c", work=fail)]
-    with pytest.raises(ValueError, match="d: ValueError: asked to"):
-        do_all(jobs, 2, console)
-    assert (tmp_path / "e" / "saved").is_file()
-    made = do_all(jobs[:3], 2, console)
-    assert made["a"]["process"] != made["b"]["process"]  # a and b end only when both have begun
-    assert made["c"]["began"] > max(made["a"]["ended"], made["b"]["ended"])
-    with pytest.raises(ValueError, match=r"made with other settings \(text\)"):
-        do_all([job("a", "9")], 1, console)
-
-    program = (
-        f"import sys; sys.path[:0] = {sys.path!r}\n"
-        "from functools import partial; from pathlib import Path\n"
-        "from rich.console import Console; from study_work import hang\n"
-        "from kosmos_train.study.jobs import Job, do_all\n"
-        "if __name__ == '__main__':\n"
-        f"    do_all([Job('h', hang, Path({str(tmp_path / 'h')!r}), {{}}, 1, 1.0)], 2, Console())\n"
-    )
-    (tmp_path / "main.py").write_text(program)
-    parent = subprocess.Popen([sys.executable, tmp_path / "main.py"], stdout=subprocess.DEVNULL)
-    marker = tmp_path / "h" / "process"
-    _until(lambda: marker.is_file() and marker.read_text(), 400)  # interpreters start, on a machine that may be busy
-    parent.send_signal(signal.SIGKILL)
-    parent.wait()
-    _until(lambda: not _alive(int(marker.read_text())))
-
-
-def _until(condition: Any, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds:.0f} s in vain"
-        time.sleep(0.1)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return b"zombie" not in Path(f"/proc/{process}/status").read_bytes()
-
-
 def test_blanks_are_cut_at_real_occurrences() -> None:
     """Putting the answer back gives the text; at most one blank a line; other documents are left alone."""
     line = "one of the ships went to the far hills with all of them on board"
@@ -295,55 +234,6 @@ def test_tuning_reads_what_evaluation_reads(
             piece.payload.tolist() for piece in stage.pieces
         ]
         assert example.label[example.weight > 0].tolist() == [*label, processor.tokenizer.eos_token_id]
-
-
-def test_the_projects_studies_are_sound(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its YAML loads over its base, every objective can be built, and tokenizer.yaml names all tokens they need."""
-    monkeypatch.chdir(CONFIGS.parents[2])
-    other = settings.load(StudyConfig, CONFIGS / "study_minilm.yaml")
-    assert set(other.pretrained) == {"semi_causal"}
-    causal = settings.load(StudyConfig, CONFIGS / "study_xpos.yaml")
-    _check_arms(causal, values)
-    xpos = configs(causal, load_base(causal), Path("x")).values()
-    assert {run.model.overrides["text_config"]["position_type"] for run in xpos} == {"xpos"}
-    study = settings.load(StudyConfig, CONFIGS / "study.yaml")
-    assert (other.base, other.tuning.sets, other.tuning.steps) == (study.base, study.tuning.sets, study.tuning.steps)
-    assert set(study.objectives) >= {
-        "causal",
-        "prefix_lm",
-        "span_corruption",
-        "ul2",
-        "glm",
-        "fim",
-        "cm3",
-        "semi_causal",
-    }
-    base = load_base(study)
-    runs = configs(study, base, Path("runs/objectives/study"))
-    assert len(runs) == len(study.objectives)
-    assert runs["semi_causal-0"].model.span_weights is not None
-    own = settings.load(EncoderConfig, study.encoder)
-    assert (own.processor, own.shards) == (base.processor, [base.data.sources[0].shards])
-    _check_arms(study, values)
-    stages = with_steps(runs["flan_t5-0"], 200, 4).data.sources[0].objective["stages"]
-    assert stages[0]["until"] == 160
-    assert study_tuning.tuning_jobs(
-        study.tuning, base, Path("x"), {"causal": ("causal-0", 1.0), "semi_causal": ("s", 1.0)}
-    )
-
-
-def _check_arms(study: StudyConfig, values: dict[str, Any]) -> None:
-    """Every objective of a study of the project can be built with the tokens that tokenizer.yaml names."""
-    have = special_tokens(yaml.safe_load((CONFIGS / "tokenizer.yaml").read_text())["objectives"])
-    assert set(special_tokens(list(study.objectives.values()))) <= set(have)
-    processor = load_processor(values["processor"])
-    processor.tokenizer.add_tokens(have, special_tokens=True)
-    base = load_base(study)
-    for config in configs(study, base, Path("runs/objectives/study")).values():
-        config = with_steps(config, base.steps, study.points)
-        config.check()
-        options = dict(config.data.sources[0].objective)
-        get(options.pop("name"), processor, **options)
 
 
 def test_a_study_of_the_xpos_decoder_runs(study: dict[str, Any], values: dict[str, Any], tmp_path: Path) -> None:
