@@ -179,3 +179,14 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """Return a socket that listens there; ValueError, in one line, where the port is taken or the address not ours."""
+    name = host.strip("[]")
+    family = socket.AF_INET6 if ":" in name else socket.AF_INET
+    try:
+        return socket.create_server((name, port), family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise ValueError(f"--host {host} --port {port}: {why}; choose another") from error

@@ -145,7 +145,7 @@ class ChatProcessor(ProcessorMixin):
         if kwargs.get("tokenize") and (taken or self.plain_prompts.changes):  # transformers calls this processor then
             further = {"further": taken} if taken else {}
             kwargs["processor_kwargs"] = {**(kwargs.get("processor_kwargs") or {}), **further, "by_template": True}
-        made = super().apply_chat_template(chats if batched else chats[0], *args, **kwargs)
+        made: Any = super().apply_chat_template(chats if batched else chats[0], *args, **kwargs)
         if self.routed and kwargs.get("tokenize") and kwargs.get("return_dict"):
             made["writing"] = self.written(given, made, bool(kwargs.get("add_generation_prompt")))
         return made
@@ -206,7 +206,7 @@ class ChatProcessor(ProcessorMixin):
 
     def _kind(self, part: Any, role: str) -> str:
         """The type of a part; ValueError where no message of this role holds it."""
-        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+        kind: Any = part.get("type") if isinstance(part, dict) else type(part).__name__
         if kind == "image_url" and part.get("image_url"):
             kind = "image"
         unread = set(further_modalities()) - set(self.readers)

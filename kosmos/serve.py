@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .admission import Admission, is_loopback
+from .admission import Admission, is_loopback, listening
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -205,8 +205,9 @@ def _run(app: FastAPI, host: str, port: int, name: str) -> None:
     import uvicorn
 
     shown = f"[{host}]" if ":" in host else host
-    print(f"{name} answers at http://{shown}:{port}/v1 (Ctrl-C ends it)", flush=True)
-    uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=5)).run()
+    with listening(host, port) as door:
+        print(f"{name} answers at http://{shown}:{port}/v1 (Ctrl-C ends it)", flush=True)
+        uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5)).run([door])
 
 
 def _parser() -> argparse.ArgumentParser:

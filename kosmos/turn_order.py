@@ -109,7 +109,7 @@ def text_of(part: Any) -> str | None:
     return part["text"] if plain else None
 
 
-def _has_words(content: str | Sequence[Any]) -> bool:
+def _has_words(content: Any) -> bool:
     """Whether there is text, for the decoder or, as a span, for the text encoder."""
     if isinstance(content, str):
         return bool(content.strip())

@@ -19,7 +19,7 @@ from typing import Any
 
 import gradio as gr
 
-from .admission import is_loopback
+from .admission import is_loopback, listening
 from .conversation import Conversation
 from .pictures import on_white, upright
 from .transcript import with_pictures
@@ -283,7 +283,7 @@ def show(chats: Sequence[Conversation], host: str = "127.0.0.1", port: int | Non
         wait: whether to return only when the page is closed.
 
     Raises:
-        ValueError: others could open the page, and no key is set that they must give.
+        ValueError: others could open the page, and no key is set that they must give; or the port is in use.
     """
     key = os.environ.get("KOSMOS_API_KEY") or None
     if key is None and not is_loopback(host):
@@ -291,6 +291,8 @@ def show(chats: Sequence[Conversation], host: str = "127.0.0.1", port: int | Non
             f"--host {host} lets others open the page: set the environment variable KOSMOS_API_KEY to the password "
             "that they must give (as the user kosmos), or listen on 127.0.0.1"
         )
+    if port is not None:
+        listening(host, port).close()  # Gradio's own words name what a caller of ours cannot set
     made = Page(chats)
     page = made.build().queue(default_concurrency_limit=1)
     theme = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # none from the web

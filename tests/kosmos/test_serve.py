@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from kosmos import Conversation
-from kosmos.admission import Admission
+from kosmos.admission import Admission, listening
 from kosmos.pictures import as_data_uri
 from kosmos.serve import main, refuse_body
 from kosmos.serve_requests import checked, length
@@ -311,6 +311,23 @@ def test_who_listens_elsewhere_needs_a_key(monkeypatch: pytest.MonkeyPatch) -> N
         main(["runs/none", "--allow-files", "/no/such/folder"])
     with pytest.raises(ValueError, match="'public', or a network"):
         main(["runs/none", "--allow-urls", "everything"])
+
+
+def test_a_port_that_is_taken_is_one_line(speaker_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """For the server and the page; neither says before that it answers."""
+    pytest.importorskip("gradio")
+    from kosmos.cli import main as kosmos
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for verb in (["serve"], ["chat", "--web"]):
+            assert kosmos([*verb, str(speaker_folder), "--port", port]) == 2
+            out, error = capsys.readouterr()
+            assert "answers at" not in out
+            assert f"kosmos: --host 127.0.0.1 --port {port}: Address already in use; choose another\n" in error
+    for host, wrong in (("127.0.0.1", 70000), ("192.0.2.1", 8000)):
+        with pytest.raises(ValueError, match=f"--host {host} --port {wrong}: "):
+            listening(host, wrong)
 
 
 @pytest.fixture
