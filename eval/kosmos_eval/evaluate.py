@@ -137,7 +137,7 @@ def evaluate_checkpoint(
     if rank.index == 0:
         show(console, results.table(rows))
         where, answers = escape(str(out / "results.json")), escape(str(out / "samples"))
-        console.print(f"{where}: {len(rows)} rows; every prompt and answer in {answers}")
+        console.print(f"{where}: {len(rows)} rows; every prompt and answer in {answers}", soft_wrap=True)
     return rows
 
 
