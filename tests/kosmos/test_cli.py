@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tarfile
+from pathlib import Path
 
 import pytest
 
@@ -42,6 +45,22 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_closed_streams_end_no_command(tmp_path: Path) -> None:
+    """``>&- 2>&- <&-``, as daemons are started: what is written goes nowhere, and no file of ours takes its number."""
+    (tmp_path / "a.jsonl").write_text('{"text": "a dog"}\n')
+    program = "import sys; from kosmos.cli import main; sys.exit(main(sys.argv[1:]))"
+    words = [sys.executable, "-c", program, "data", "import", "text", "a.jsonl", "--out"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    for out, code in (("out", 0), ("out", 2)):  # the second time it is there
+        done = subprocess.run(
+            ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *words, out], cwd=tmp_path, env=environment, check=False
+        )
+        assert done.returncode == code
+    (shard,) = (tmp_path / "out").glob("*.tar")
+    with tarfile.open(shard) as tar:
+        assert tar.getnames() == ["a-00000000.json"]
 
 
 def test_debug_shows_the_traceback() -> None:

@@ -54,7 +54,7 @@ def _fault(row: Any) -> str | None:
     numbers = {name: row.get(name, None if name in _NEEDED else 0.0) for name in (*_NEEDED, *_USUAL)}
     if "eval_loss" in row:
         held_out = row["eval_loss"]
-        numbers["eval_loss.loss"] = held_out.get("loss") if isinstance(held_out, dict) else held_out
+        numbers["eval_loss.loss"] = held_out.get("loss") if isinstance(held_out, dict) else None
     for group in ("source_loss", TASKS):
         given = row.get(group, {})
         numbers |= flatten(given, f"{group}.") if isinstance(given, dict) else {group: given}

@@ -37,7 +37,8 @@ def read_list(source: Path, tally: Tally, key: str | None = None) -> Iterator[An
         ValueError: it holds something else, or JSON that is malformed (where that is reached).
     """
     lines = _begins_like_lines(source)
-    if key is None and (lines or source.suffix.lower() in (".jsonl", ".ndjson")):
+    named = {".jsonl", ".ndjson"} & {suffix.lower() for suffix in source.suffixes}
+    if key is None and (lines or named):
         yield from (record for _, record in read_lines(source, tally))
         return
     try:
