@@ -63,6 +63,36 @@ def test_closed_streams_end_no_command(tmp_path: Path) -> None:
         assert tar.getnames() == ["a-00000000.json"]
 
 
+@pytest.mark.parametrize("words", [["--help"], ["data", "check", "out"]])
+def test_a_full_disk_behind_the_output(tmp_path: Path, words: list[str]) -> None:
+    """What was printed cannot be kept: one line, and no second complaint as Python ends."""
+    from kosmos_data import Document, Text, write_shards
+
+    write_shards(tmp_path / "out", [Document("a", [Text("a dog")])])
+    program = "import sys; from kosmos.cli import main; sys.exit(main(sys.argv[1:]))"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", program, *words],
+            stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == "kosmos: [Errno 28] No space left on device\n"
+
+
+@pytest.mark.parametrize("body", ["bytearray(1 << 60)", "__import__('torch').empty(1 << 50)"])
+def test_too_little_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], body: str
+) -> None:
+    (tmp_path / "greedy_door.py").write_text(f"def main(argv):\n    return {body}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "greedy_door", raising=False)
+    assert cli.call("greedy_door:main", []) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("kosmos: out of memory")
+    assert said.count("\n") == 1
+
+
 def test_debug_shows_the_traceback() -> None:
     with pytest.raises(FileNotFoundError):
         cli.main(["chat", "nowhere", "--debug"])
