@@ -226,9 +226,13 @@ def _table_lines(file: TextIO) -> Iterator[str]:
 
 def _begins_like_lines(path: Path) -> bool:
     """Whether the first line is a JSON object by itself and another follows."""
+    if not beginning(path).startswith("{"):
+        return False
     first, second = first_lines(path)
+    if not (first.rstrip().endswith("}") and second.lstrip().startswith("{")):
+        return False
     try:
-        return isinstance(json.loads(first), dict) and second.lstrip().startswith("{")
+        return isinstance(parse(first), dict)
     except (ValueError, RecursionError):
         return False
 

@@ -127,6 +127,8 @@ def texts(config: TokenizerConfig, progress: Progress | None = None) -> Iterator
     """The text of the sampled documents, one string a segment; unreadable documents are counted in a warning."""
     if not config.shards:
         raise ValueError("no shards given: name at least one corpus folder to train the tokenizer on")
+    if config.documents_per_corpus < 1:
+        raise ValueError(f"documents_per_corpus={config.documents_per_corpus} must be at least 1")
     for root in config.shards:
         corpus = Corpus(root)
         step = max(1, -(-len(corpus) // config.documents_per_corpus))
