@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kosmos.plain import counted
+from kosmos_data.errors import BadSample
 
 _EPILOG = """\
 examples:
@@ -41,6 +42,13 @@ other uses, each with its own --help:
 
 def main(argv: Sequence[str]) -> int:
     """Run one of the uses; exit code 0."""
+    try:
+        return _use(argv)
+    except BadSample as error:
+        raise ValueError(f"{error}; evaluation skips nothing, kosmos data check lists all such samples") from error
+
+
+def _use(argv: Sequence[str]) -> int:
     if argv and argv[0] in USES:
         return USES[argv[0]](argv[1:])
     near = difflib.get_close_matches(argv[0], USES, n=1) if argv and not Path(argv[0]).exists() else []

@@ -115,6 +115,7 @@ def evaluate_checkpoint(
         FileNotFoundError, ValueError: no such checkpoint, task, data or device; what ``evaluate`` raises.
     """
     find_model(checkpoint)
+    shots, contexts = list(dict.fromkeys(shots)), list(dict.fromkeys(contexts))
     rank = Rank.from_environment()
     loaded = _read([tasks.load(task, overrides) for task in names], data)
     for one in loaded:
