@@ -120,7 +120,8 @@ def evaluate_checkpoint(
     loaded = _read([tasks.load(task, overrides) for task in names], data)
     for one in loaded:
         one.check(shots, contexts)
-        one.subset(limit)
+        for most in (limit, asked.get("few_shot_limit")):
+            one.subset(most)
     named = Path(checkpoint if adapter is None else adapter)
     out = Path(out) if out is not None else named / "eval"
     console = Console(emoji=False, quiet=rank.index > 0)
