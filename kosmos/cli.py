@@ -46,8 +46,11 @@ USER_ERRORS = (ValueError, OSError, ModuleNotFoundError)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; return its exit code (2 for a user's mistake)."""
     _open_streams()
-    code = _run(list(sys.argv[1:] if argv is None else argv))
+    given, code = list(sys.argv[1:] if argv is None else argv), 0
+    if "--debug" in given:
+        return _run(given)
     try:
+        code = _run(given)
         sys.stdout.flush()
     except OSError as error:  # a full disk, or a reader that has gone
         told = _give_up(error, silent=code != 0)

@@ -75,8 +75,8 @@ def make_processor(config: TokenizerConfig, folder: str | Path, progress: Progre
 
     Raises:
         FileNotFoundError: a corpus is missing.
-        ValueError: the corpora hold no text, an unknown objective, no tokenizer in ``span_tokenizer``, or a size that no
-            model has.
+        ValueError: the corpora hold no text, an unknown objective, no tokenizer in ``span_tokenizer``, or a size that
+            no model has.
     """
     for name, (least, most) in _SIZES.items():
         if (given := getattr(config, name)) is not None and not least <= given <= most:
