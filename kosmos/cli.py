@@ -45,7 +45,20 @@ USER_ERRORS = (ValueError, OSError, ModuleNotFoundError)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; return its exit code (2 for a user's mistake)."""
-    given = list(sys.argv[1:] if argv is None else argv)
+    _open_streams()
+    given, code = list(sys.argv[1:] if argv is None else argv), 0
+    if "--debug" in given:
+        return _run(given)
+    try:
+        code = _run(given)
+        sys.stdout.flush()
+    except OSError as error:  # a full disk, or a reader that has gone
+        told = _give_up(error, silent=code != 0)
+        return code or told
+    return code
+
+
+def _run(given: list[str]) -> int:
     arguments = [argument for argument in given if argument != "--debug"]
     if arguments[:1] == ["help"] and arguments[1:]:
         arguments = [arguments[1], "--help"]
@@ -79,11 +92,10 @@ def call(target: str, arguments: Sequence[str], debug: bool = False) -> int:
         return door([argument for argument in arguments if argument != "--debug"]) or 0
     except KeyboardInterrupt:
         return _complain("interrupted", code=130)
-    except BrokenPipeError:  # the reader of our output, `head` for instance, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except USER_ERRORS as error:
-        if debug:
+    except BrokenPipeError as error:  # the reader of our output, `head` for instance, has enough
+        return _give_up(error)
+    except (*USER_ERRORS, MemoryError, RuntimeError) as error:
+        if debug or not (isinstance(error, USER_ERRORS) or _is_memory(error)):
             raise
         return _complain(_one_line(error))
 
@@ -105,6 +117,22 @@ def _open_streams() -> None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - as long as the process
 
 
+def _give_up(error: OSError, silent: bool = False) -> int:
+    """Write nothing more to standard output; 141 where its reader has gone, else a user's mistake."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141 if silent or isinstance(error, BrokenPipeError) else _complain(one_line(str(error)))
+
+
+def _is_memory(error: BaseException) -> bool:
+    """Whether there was not enough memory, of the machine or of a GPU."""
+    words = ("not enough memory", "can't allocate memory")  # torch says it of a CPU in a RuntimeError
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or any(w in str(error) for w in words)
+    )
+
+
 def _complain(message: str, code: int = 2) -> int:
     print(f"kosmos: {message}", file=sys.stderr)
     return code
@@ -118,6 +146,11 @@ def _one_line(error: BaseException) -> str:
         package = error.name.split(".")[0]
         if package in extra:
             return f"{package} is not installed; {install(extra[package])}"
+    if _is_memory(error):
+        said = one_line(str(error))[:200]
+        return (
+            f"out of memory{f' ({said})' if said else ''}; training needs less with a smaller data.rows_per_micro_batch"
+        )
     return one_line(str(error)) or type(error).__name__
 
 

@@ -182,6 +182,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--length", type=int, help="tokens a row (default: the preset's training length)")
     parser.add_argument("--checkpointing", action="store_true", help="count activations with gradient checkpointing")
     arguments = parser.parse_args(argv)
+    for option in ("gpus", "rows", "length"):
+        if (given := getattr(arguments, option)) is not None and given < 1:
+            raise ValueError(f"--{option} {given}: at least 1 is needed")
     console = Console(emoji=False)
     if arguments.preset is None and arguments.decoder is None:
         describe_machine(console)

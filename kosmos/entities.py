@@ -72,7 +72,8 @@ class Rows:
             ValueError: there is no such kind.
         """
         if kind not in self.sizes:
-            raise ValueError(f"the processor knows no entities of the kind {kind!r}; {suggest(kind, self.sizes)}")
+            known = suggest(kind, self.sizes) if self.sizes else "its model was trained without personas and ids"
+            raise ValueError(f"the processor knows no entities of the kind {kind!r}; {known}")
         names, size = self.numbers.get(kind), self.sizes[kind]
         number = names.get(identity, size) if names is not None and isinstance(identity, str) else identity
         known = isinstance(number, int) and 0 <= number < size

@@ -188,9 +188,10 @@ def _read_run(arguments: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def _load_processor(folder: str) -> Any:
+    from kosmos.loading import find_folder
     from kosmos.processing_kosmos import load_processor
 
-    return load_processor(folder)
+    return load_processor(find_folder(folder, "processor_config.json") or folder)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -255,7 +256,7 @@ def _add_verbs_that_look(verbs: Any) -> None:
     inspect = verbs.add_parser("inspect", help="print one document of each kind")
     inspect.add_argument("path", help="a shard, a corpus folder, or a folder of corpora")
     inspect.add_argument("--objective", help="also show what it makes of it: a name, or '{name: ul2, variant: ul2r}'")
-    inspect.add_argument("--processor", help="folder with tokenizer and image processor, for --objective")
+    inspect.add_argument("--processor", help="folder with tokenizer and image processor, or a run, for --objective")
     inspect.add_argument("--masks", help="folder to write the attention masks to, as PNG")
     inspect.add_argument("--objective-seed", type=int, default=0, help="of the objective's draws")
     inspect.set_defaults(run=_inspect)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
@@ -16,6 +15,7 @@ from rich.table import Table
 from kosmos.media import describe
 from kosmos.plain import counted, escape, styled
 from kosmos.segments import modality_name
+from kosmos.settings import parse_yaml
 
 from . import objectives
 from .document import Document, Fused, Image, Persona, Text, files_of
@@ -132,8 +132,8 @@ def read_objective(text: str) -> str | dict[str, Any]:
         ValueError: neither.
     """
     try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError:
+        found = parse_yaml(text)
+    except ValueError:
         found = None
     if not isinstance(found, (str, dict)):
         raise ValueError(f"--objective {text!r} is neither a name nor settings like '{{name: ul2, variant: ul2r}}'")

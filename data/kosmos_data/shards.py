@@ -8,6 +8,7 @@ and order are fixed, so the same documents always give the same bytes.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterable
 from dataclasses import replace
@@ -139,9 +140,10 @@ class _OpenShard:
         return ShardInfo(self.path.name, self.file.size, digest, self.documents, self.images, self.characters)
 
     def abandon(self) -> None:
-        self.tar.close()
-        self.file.close()
-        self.partial.unlink()
+        for stream in (self.tar, self.file):
+            with contextlib.suppress(OSError):  # on a full disk the end of a tar cannot be written either
+                stream.close()
+        self.partial.unlink(missing_ok=True)
 
 
 class _HashingFile:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kosmos.plain import counted
+from kosmos_data.errors import BadSample
 
 _EPILOG = """\
 examples:
@@ -41,6 +42,13 @@ other uses, each with its own --help:
 
 def main(argv: Sequence[str]) -> int:
     """Run one of the uses; exit code 0."""
+    try:
+        return _use(argv)
+    except BadSample as error:
+        raise ValueError(f"{error}; evaluation skips nothing, kosmos data check lists all such samples") from error
+
+
+def _use(argv: Sequence[str]) -> int:
     if argv and argv[0] in USES:
         return USES[argv[0]](argv[1:])
     near = difflib.get_close_matches(argv[0], USES, n=1) if argv and not Path(argv[0]).exists() else []
@@ -293,7 +301,7 @@ def _lm_eval(argv: Sequence[str]) -> int:
 
 
 def _explanations(argv: Sequence[str]) -> int:
-    import yaml
+    from kosmos_data.inspection import read_objective
 
     from .explanations import explain, report
 
@@ -315,7 +323,7 @@ def _explanations(argv: Sequence[str]) -> int:
     add("--out", metavar="FILE", type=Path, help="also write each review with what was said, JSON lines")
     add("--seed", metavar="N", type=int, default=0, help="of what is drawn (0)")
     options = vars(parser.parse_args(argv))
-    out, objective = options.pop("out"), yaml.safe_load(options.pop("objective"))
+    out, objective = options.pop("out"), read_objective(options.pop("objective"))
     found = explain(options.pop("checkpoint"), options.pop("reviews"), objective=objective, **options)
     if out is not None:
         rows = [
@@ -328,7 +336,7 @@ def _explanations(argv: Sequence[str]) -> int:
 
 
 def _personas(argv: Sequence[str]) -> int:
-    import yaml
+    from kosmos_data.inspection import read_objective
 
     from .personas import judge
 
@@ -348,7 +356,7 @@ def _personas(argv: Sequence[str]) -> int:
     add("--seed", metavar="N", type=int, default=0, help="of what is drawn (0)")
     add("--alpha", metavar="SHARE", type=float, help="how much the persona counts in a model with attention routing")
     options = vars(parser.parse_args(argv))
-    return _print_json(judge(objective=yaml.safe_load(options.pop("objective")), **options))
+    return _print_json(judge(objective=read_objective(options.pop("objective")), **options))
 
 
 def _rate(argv: Sequence[str]) -> int:

@@ -115,11 +115,13 @@ def evaluate_checkpoint(
         FileNotFoundError, ValueError: no such checkpoint, task, data or device; what ``evaluate`` raises.
     """
     find_model(checkpoint)
+    shots, contexts = list(dict.fromkeys(shots)), list(dict.fromkeys(contexts))
     rank = Rank.from_environment()
     loaded = _read([tasks.load(task, overrides) for task in names], data)
     for one in loaded:
         one.check(shots, contexts)
-        one.subset(limit)
+        for most in (limit, asked.get("few_shot_limit")):
+            one.subset(most)
     named = Path(checkpoint if adapter is None else adapter)
     out = Path(out) if out is not None else named / "eval"
     console = Console(emoji=False, quiet=rank.index > 0)
@@ -137,7 +139,7 @@ def evaluate_checkpoint(
     if rank.index == 0:
         show(console, results.table(rows))
         where, answers = escape(str(out / "results.json")), escape(str(out / "samples"))
-        console.print(f"{where}: {len(rows)} rows; every prompt and answer in {answers}")
+        console.print(f"{where}: {len(rows)} rows; every prompt and answer in {answers}", soft_wrap=True)
     return rows
 
 

@@ -19,8 +19,9 @@ import torch
 from kosmos.entities import Targets
 from kosmos.loading import load
 from kosmos.modalities import stack_inputs
-from kosmos_data import objectives
+from kosmos_data import errors, objectives
 from kosmos_data.document import Document, Entity, Text
+from kosmos_data.errors import BadSample
 from kosmos_data.example import Example
 from kosmos_data.objectives.peter import Peter
 from kosmos_data.reader import Corpus
@@ -65,8 +66,11 @@ def explain(
         seed: of what is drawn.
 
     Raises:
-        ValueError: another objective, or a model without entities.
+        ValueError: another objective, a limit below 1, or a model without entities.
+        BadSample: a document that is no review.
     """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit {limit} must be at least 1")
     model, processor = load(checkpoint)
     if model.config.entity_config is None:
         raise ValueError(f"{checkpoint}: the model has no entity_config, so ids mean nothing to it")
@@ -167,4 +171,7 @@ def _rating(document: Document) -> float | None:
 
 
 def _identity(document: Document, kind: str) -> int | str:
-    return next(one.ids[kind] for one in document.segments if isinstance(one, Entity) and kind in one.ids)
+    ids = [one.ids[kind] for one in document.segments if isinstance(one, Entity) and kind in one.ids]
+    if not ids:
+        raise BadSample(errors.FIELDS, f"{document.key}: a review has one {kind}")
+    return ids[0]

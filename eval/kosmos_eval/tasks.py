@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -176,8 +177,14 @@ class Decoding:
     def __post_init__(self) -> None:
         if self.verbalizers and not self.candidates:
             self.candidates = list(self.verbalizers)
-        if self.other_images < 1:
-            raise ValueError(f"decoding.other_images {self.other_images} must be at least 1")
+        for name in ("max_new_tokens", "num_beams", "other_images"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"decoding.{name} {getattr(self, name)} must be at least 1")
+        if not 0 < self.temperature < math.inf or not math.isfinite(self.length_penalty):
+            given = f"decoding.temperature {self.temperature}, length_penalty {self.length_penalty}"
+            raise ValueError(f"{given}: finite numbers, the temperature above 0 (method greedy draws nothing)")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"decoding.top_p {self.top_p} must lie above 0 and up to 1")
         strange = sorted(set(self.verbalizers) - set(self.candidates))
         if strange:
             raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,6 +46,8 @@ def test_replay_shows_the_documents_of_a_step(run_file: Path, capsys: pytest.Cap
     assert "step 2, row 17" in printed
     assert "<s>" in printed
     assert "row 18" not in printed
+    assert main(["data", "replay", str(run_file), "--step", "2", "--row", "999"]) == 2
+    assert "step 2 has the rows 0 to " in capsys.readouterr().err
 
 
 def test_inspect_shows_each_kind(corpora: Path, run_file: Path, capsys: pytest.CaptureFixture) -> None:
@@ -53,6 +56,12 @@ def test_inspect_shows_each_kind(corpora: Path, run_file: Path, capsys: pytest.C
     assert all(word in printed for word in ("pair: 000000", "text: 000000", "interleaved: ", "image PNG 12×10"))
     processor = str(run_file.parent / "processor")
     assert main(["data", "inspect", str(corpora / "pairs"), "--objective", "causal", "--processor", processor]) == 0
+    assert "predicts" in capsys.readouterr().out
+    latest = run_file.parent / "a run" / "checkpoints" / "step-000001"
+    shutil.copytree(processor, latest)
+    (latest.parent / "latest").write_text("step-000001\n")
+    run = str(latest.parent.parent)
+    assert main(["data", "inspect", str(corpora / "pairs"), "--objective", "causal", "--processor", run]) == 0
     assert "predicts" in capsys.readouterr().out
 
 

@@ -12,7 +12,7 @@ import torch
 from kosmos import KosmosConfig, KosmosForConditionalGeneration, KosmosImageProcessor, KosmosProcessor, train_tokenizer
 from kosmos.cli import main
 from kosmos.tokenization_kosmos import ENTITY_TOKENS
-from kosmos_data import Corpus, Entity, objectives, recipes
+from kosmos_data import Corpus, Document, Entity, Text, objectives, recipes, write_shards
 from kosmos_data.entity_names import read_kinds
 from kosmos_eval import corpus_items
 from kosmos_eval.explanations import explain
@@ -105,11 +105,19 @@ def test_the_command_and_its_control(world: Path, tmp_path: Path, capsys: pytest
     for swap in ("user", "both"):
         assert [row["key"] for row in found[swap]] == [row["key"] for row in found["none"]]
         assert all(a["predicted"] != b["predicted"] for a, b in zip(found[swap], found["none"], strict=True))
-    assert (
-        main(["eval", "explanations", str(world / "model"), str(world / "reviews" / "test"), "--objective", "causal"])
-        == 2
-    )
-    assert "as 'peter' has trained them" in capsys.readouterr().err
+    write_shards(tmp_path / "said", [Document("a", [Text("no review")])])
+    for corpus, options, message in (
+        (world / "reviews" / "test", ["--objective", "causal"], "as 'peter' has trained them"),
+        (world / "reviews" / "test", ["--objective", "3"], "neither a name nor settings"),
+        (world / "reviews" / "test", ["--objective", "{name: ["], "neither a name nor settings"),
+        (world / "reviews" / "test", ["--limit", "0"], "limit 0 must be at least 1"),
+        (tmp_path / "said", [], "a review has one user and one item"),
+        (tmp_path / "said", ["--swap", "user"], "a: a review has one user; evaluation skips nothing"),
+    ):
+        assert main(["eval", "explanations", str(world / "model"), str(corpus), *options]) == 2
+        said = capsys.readouterr().err
+        assert message in said
+        assert len(said.strip().splitlines()) == 1
 
 
 def test_swapping_draws_others(world: Path) -> None:

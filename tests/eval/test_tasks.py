@@ -147,3 +147,19 @@ def test_shuffling_skips_equal_images(task: Task, tmp_path: Path) -> None:
         assert swapped[item.images][0].read_bytes() != item.images[0].read_bytes()
     with pytest.raises(ValueError, match="all are alike"):
         prompts.shuffled_images(task, items[:2], seed=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("decoding.max_new_tokens=0", "decoding.max_new_tokens 0 must be at least 1"),
+        ("decoding.num_beams=-1", "decoding.num_beams -1 must be at least 1"),
+        ("decoding.temperature=0", "decoding.temperature 0.0"),
+        ("decoding.temperature=nan", "decoding.temperature nan"),
+        ("decoding.length_penalty=inf", "length_penalty inf: finite numbers"),
+        ("decoding.top_p=1.5", "decoding.top_p 1.5 must lie above 0 and up to 1"),
+    ],
+)
+def test_decoding_that_cannot_be(change: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tasks.load("vqa", [change])

@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -113,10 +114,10 @@ def spoil_json(path: Path, rng: random.Random) -> None:
             parts += [value for value in inner if isinstance(value, dict | list) and value][:40]
         part = rng.choice(parts[:60])
         if isinstance(part, dict) and rng.random() < 0.2:
-            part[rng.choice(LIBRARY_FIELDS)] = rng.choice(ABSURD)
+            part[rng.choice(LIBRARY_FIELDS)] = deepcopy(rng.choice(ABSURD))  # it may be spoilt in its turn
         elif part:
             place = rng.choice(list(part)) if isinstance(part, dict) else rng.randrange(len(part))
-            part[place] = rng.choice(ABSURD)
+            part[place] = deepcopy(rng.choice(ABSURD))
     path.write_text(json.dumps(body))
 
 

@@ -57,6 +57,8 @@ def test_written_settings_read_back_equal(tmp_path: Path) -> None:
         ("optim: {steps: 1.5}", [], "1.5"),
         ("optim: [1", [], "not valid YAML"),
         ("- 1", [], "found a list"),
+        ("optim: {lr: 1}\nsources: []\noptim: {lr: 2}", [], "the key 'optim' is said twice"),
+        ("optim: {lr: 1, lr: 1}", [], "the key 'lr' is said twice"),
         ("", ["optim.lr"], "not of the form key=value"),
         ("", ["optim.lrr=1"], "did you mean 'lr'"),
     ],

@@ -18,7 +18,7 @@ from kosmos_train import TrainConfig
 from kosmos_train.dry_run import dry_run, plan
 from kosmos_train.inputs import check_inputs, missing_inputs
 from kosmos_train.named_configs import find_config, known
-from kosmos_train.runs import plot, read_all, run_folders
+from kosmos_train.runs import plot, read_all, run_folders, table
 
 DATA = {"sources": [{"name": "a", "shards": "x"}, {"name": "b", "shards": "y"}]}
 
@@ -243,3 +243,27 @@ def test_folders_of_runs_and_short_ones(capsys: pytest.CaptureFixture[str]) -> N
     assert main(["runs", "list", "runs"]) == 0
     assert plot(["runs"], "loss.png").is_file()
     assert main(["runs", "list", "nowhere"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ('{"step": 1}', "loss is None"),
+        ('{"loss": 1}', "step is None"),
+        ('{"step": 1, "loss": 1, "seconds": "x"}', "seconds is 'x'"),
+        ('{"step": 1, "loss": 1, "eval_loss": 3}', "eval_loss.loss is None"),
+        ('{"step": 1, "loss": 1, "eval_loss": {"a": 1}}', "eval_loss.loss is None"),
+        ('{"step": 1, "loss": 1, "eval_tasks": [1]}', r"eval_tasks is \[1\]"),
+        ('{"step": 1, "loss": 1, "source_loss": {"a": {"b": null}}}', "source_loss.a.b is None"),
+        ('{"step": 1, "loss": NaN}', None),
+        ("[1]", "a list, not what a step writes"),
+        ("[" * 10**5, "not valid JSON"),
+    ],
+)
+def test_metrics_that_no_step_wrote(tmp_path: Path, row: str, message: str | None) -> None:
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 0, "loss": 2.5}}\n{row}\n')
+    if message is None:
+        assert table([tmp_path]).row_count == 1
+    else:
+        with pytest.raises(ValueError, match=f"metrics.jsonl:2: {message}"):
+            table([tmp_path])

@@ -125,3 +125,33 @@ def test_muon_takes_the_matrices_of_layers(rate: float, kinds: list[str]) -> Non
         for weight in group["params"]:
             assert re.fullmatch(r"(visual\.)?transformer\.resblocks\.0\..*weight", names[id(weight)])
             assert weight.ndim == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["tokenizer", "tokenizer.yaml", "run=p", "vocab_size=0"], "vocab_size=0: it may be 1 to 16,777,216"),
+        (["tokenizer", "tokenizer.yaml", "run=p", "vocab_size=1e12"], "vocab_size=1000000000000: it may be"),
+        (["tokenizer", "tokenizer.yaml", "run=p", "image_size=0"], "image_size=0: it may be 1 to"),
+        (["tokenizer", "tokenizer.yaml", "run=p", "num_image_tokens=-2"], "num_image_tokens=-2: it may be"),
+        (["tokenizer", "tokenizer.yaml", "run=p", "max_length=0"], "max_length=0: it may be 1 to"),
+        (["tokenizer", "tokenizer.yaml", "run=p", "documents_per_corpus=0"], "documents_per_corpus=0: it may be"),
+        (["doctor", "--preset", "tiny", "--rows", "0"], "--rows 0: at least 1 is needed"),
+        (["doctor", "--preset", "tiny", "--length", "-8"], "--length -8: at least 1"),
+        (["doctor", "--preset", "tiny", "--gpus", "0"], "--gpus 0: at least 1"),
+        (["simulate", "small", "--bubble", "-5"], "--bubble -5.0: milliseconds are 0 or more"),
+        (["simulate", "small", "--peak", "inf"], "--peak inf: a rate is above 0"),
+        (["simulate", "small", "--images-per-row", "nan"], "--images-per-row nan: a row has"),
+        (["demo", "--steps-factor", "inf", "--out", "d"], "--steps-factor inf: it must be above 0, and a number"),
+    ],
+)
+def test_sizes_that_no_model_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    from kosmos.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tokenizer.yaml").write_text("shards: [corpus]\nimage_size: 16\n")
+    assert main(words) == 2
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.yaml"]

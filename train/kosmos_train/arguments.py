@@ -18,7 +18,8 @@ Settings = TypeVar("Settings")
 def add_run_arguments(parser: argparse.ArgumentParser, settings: str) -> None:
     """Declare the YAML, the overrides, and ``--keys`` of the settings class ``module:Class``."""
     parser.add_argument("config", help="YAML of the run, or the name of one that comes along (--configs)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="run=DIR, and any field, e.g. steps=100")
+    what = "run=DIR, and any field, e.g. steps=100"
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=what)
     add_keys(parser, settings)
     parser.add_argument("--configs", action=ShowConfigs, nargs=0, help="print the YAMLs that come along and end")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import time
@@ -346,6 +347,6 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--processes", type=int, help="processes of each training (two where there are two cores)")
     arguments = parser.parse_args(list(argv))
     for option in ("steps_factor", "limit", "processes"):
-        if (given := getattr(arguments, option)) is not None and not given > 0:
-            raise ValueError(f"--{option.replace('_', '-')} {given}: it must be above 0")
+        if (given := getattr(arguments, option)) is not None and not 0 < given < math.inf:
+            raise ValueError(f"--{option.replace('_', '-')} {given}: it must be above 0, and a number")
     run_demo(arguments.out, None, arguments.steps_factor, arguments.limit, arguments.processes)

@@ -9,6 +9,7 @@ argument of ``kosmos simulate``, and stands in its output.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -142,6 +143,8 @@ def with_rates(gpu: str, **changes: float | None) -> Assumptions:
         raise ValueError(f"gpu {gpu!r} is not known; known are {', '.join(sorted(GPUS))}; or name its rates one by one")
     given = {name: value for name, value in changes.items() if value is not None}
     for name, value in given.items():
-        if not value > 0 and name not in ("bubble", "loader", "rest"):
+        if name in ("bubble", "loader", "rest") and not 0 <= value < math.inf:
+            raise ValueError(f"--{name} {value}: milliseconds are 0 or more")
+        if name not in ("bubble", "loader", "rest") and not 0 < value < math.inf:
             raise ValueError(f"--{name} {value}: a rate is above 0")
     return replace(GPUS[gpu], **given)

@@ -16,6 +16,7 @@ from typing import Any
 from kosmos.plain import escape
 
 TASKS = "eval_tasks"
+_NEEDED, _USUAL = ("step", "loss"), ("tokens", "seconds", "tokens_per_second", "data_wait")
 
 
 def read_metrics(run: str | Path) -> list[dict[str, Any]]:
@@ -23,7 +24,7 @@ def read_metrics(run: str | Path) -> list[dict[str, Any]]:
 
     Raises:
         FileNotFoundError: ``run`` is no run directory.
-        ValueError: it holds no step yet.
+        ValueError: it holds no step yet, or something else.
     """
     path = Path(run) / "metrics.jsonl"
     if not path.is_file():
@@ -38,11 +39,27 @@ def read_metrics(run: str | Path) -> list[dict[str, Any]]:
 def _row(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
+        fault = _fault(row)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}:{number}: not valid JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"{path}:{number}: a {type(row).__name__}, not what a step writes")
+    if fault:
+        raise ValueError(f"{path}:{number}: {fault}, not what a step writes")
     return row
+
+
+def _fault(row: Any) -> str | None:
+    """Why a row is none of a training, or None."""
+    if not isinstance(row, dict):
+        return f"a {type(row).__name__}"
+    numbers = {name: row.get(name, None if name in _NEEDED else 0.0) for name in (*_NEEDED, *_USUAL)}
+    if "eval_loss" in row:
+        held_out = row["eval_loss"]
+        numbers["eval_loss.loss"] = held_out.get("loss") if isinstance(held_out, dict) else None
+    for group in ("source_loss", TASKS):
+        given = row.get(group, {})
+        numbers |= flatten(given, f"{group}.") if isinstance(given, dict) else {group: given}
+    wrong = (f"{name} is {value!r:.40}" for name, value in numbers.items() if not isinstance(value, int | float))
+    return next(wrong, None)
 
 
 def run_folders(paths: Sequence[str | Path]) -> list[Path]:
@@ -128,10 +145,10 @@ def plot(runs: Sequence[str | Path], out: str | Path, against: str = "step", win
 
 
 def _draw_loss(axes: Any, rows: list[dict[str, Any]], name: str, against: str, window: int) -> None:
-    places, losses = [row[against] for row in rows], [row["loss"] for row in rows]
+    places, losses = [row.get(against, 0) for row in rows], [row["loss"] for row in rows]
     (line,) = axes.plot(places, smooth(losses, window), label=name)
     axes.plot(places, losses, color=line.get_color(), alpha=0.2, linewidth=0.7)
-    held_out = [(row[against], row["eval_loss"]["loss"]) for row in rows if "eval_loss" in row]
+    held_out = [(row.get(against, 0), row["eval_loss"]["loss"]) for row in rows if "eval_loss" in row]
     if held_out:
         axes.plot(*zip(*held_out, strict=True), "o", color=line.get_color(), label=f"{name}, held out")
 
@@ -141,7 +158,7 @@ def _series(rows: list[dict[str, Any]], key: str, against: str) -> dict[str, lis
     series: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         for name, value in flatten(row.get(key, {}), separator=" ").items():
-            series.setdefault(name, []).append((row[against], value))
+            series.setdefault(name, []).append((row.get(against, 0), value))
     return dict(sorted(series.items()))
 
 
@@ -183,21 +200,29 @@ def table(runs: Sequence[str | Path]) -> Any:
     for column in ("step", "tokens", "loss", "held-out", "tokens/s", "wait", "skipped"):
         shown.add_column(column, justify="right", no_wrap=True)
     for name, rows in read_all(runs).items():
-        seconds = sum(row["seconds"] for row in rows)
-        read = sum(row["seconds"] * row["tokens_per_second"] for row in rows)
-        wait = sum(row["seconds"] * row["data_wait"] for row in rows)
+        seconds, read, wait = _speed(rows)
         held_out = [row["eval_loss"]["loss"] for row in rows if "eval_loss" in row]
         shown.add_row(
             escape(name),
             str(rows[-1]["step"]),
-            f"{rows[-1]['tokens']:,}",
+            f"{rows[-1].get('tokens', 0):,}",
             f"{smooth([row['loss'] for row in rows], 20)[-1]:.4f}",
             f"{held_out[-1]:.4f}" if held_out else "–",
-            f"{read / seconds:,.0f}",
-            f"{100 * wait / seconds:.1f} %",
+            f"{read / seconds:,.0f}" if seconds else "–",
+            f"{100 * wait / seconds:.1f} %" if seconds else "–",
             str(sum("skipped" in row for row in rows)),
         )
     return shown
+
+
+def _speed(rows: list[dict[str, Any]]) -> tuple[float, float, float]:
+    """Seconds of a run, tokens read in them, and seconds of waiting for data."""
+    took = [row.get("seconds", 0) for row in rows]
+    read, wait = (
+        sum(seconds * row.get(name, 0) for seconds, row in zip(took, rows, strict=True))
+        for name in ("tokens_per_second", "data_wait")
+    )
+    return sum(took), read, wait
 
 
 def main(argv: Sequence[str]) -> int:

@@ -7,6 +7,7 @@ assumptions of the roofline (roofline.py) are arguments, and stand in the output
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -169,6 +170,8 @@ def main(argv: Sequence[str]) -> int:
     for field in fields(Assumptions):
         parser.add_argument(f"--{field.name}", type=float, help=f"{units.get(field.name, 'TFLOP/s')}, see roofline.py")
     arguments, _ = parse_run_arguments(parser, argv)
+    if not 0 <= arguments.images_per_row < math.inf:
+        raise ValueError(f"--images-per-row {arguments.images_per_row}: a row has 0 pictures or more")
     config = settings.load(TrainConfig, arguments.config, arguments.overrides)
     rates = with_rates(arguments.gpu, **{field.name: getattr(arguments, field.name) for field in fields(Assumptions)})
     config.check(arguments.gpus)  # before a model is built for it

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import itertools
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -37,7 +36,8 @@ def read_list(source: Path, tally: Tally, key: str | None = None) -> Iterator[An
         ValueError: it holds something else, or JSON that is malformed (where that is reached).
     """
     lines = _begins_like_lines(source)
-    if key is None and (lines or source.suffix.lower() in (".jsonl", ".ndjson")):
+    named = {".jsonl", ".ndjson"} & {suffix.lower() for suffix in source.suffixes}
+    if key is None and (lines or named):
         yield from (record for _, record in read_lines(source, tally))
         return
     try:
@@ -225,9 +225,13 @@ def _table_lines(file: TextIO) -> Iterator[str]:
 
 def _begins_like_lines(path: Path) -> bool:
     """Whether the first line is a JSON object by itself and another follows."""
+    if not beginning(path).startswith("{"):
+        return False
     first, second = first_lines(path)
+    if not (first.rstrip().endswith("}") and second.lstrip().startswith("{")):
+        return False
     try:
-        return isinstance(json.loads(first), dict) and second.lstrip().startswith("{")
+        return isinstance(parse(first), dict)
     except (ValueError, RecursionError):
         return False
 

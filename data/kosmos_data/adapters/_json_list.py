@@ -14,6 +14,7 @@ from ._packed import open_text
 _CHUNK = 1 << 20  # characters that are read at a time
 _LONGEST_ENTRY = 64 << 20
 _LARGE = 8 << 20
+_CUT = 3  # so many characters behind a number tell that it does not go on: 1.5, and e- of 1.5e-7
 _MOST_VALUES = 2 << 20
 _SPACE = re.compile(r"[ \t\n\r]*")
 
@@ -97,7 +98,7 @@ class _Text:
                 if self.ended or len(self.held) - self.at >= _LONGEST_ENTRY:
                     raise
             else:
-                if end < len(self.held) or self.ended:  # a number may go on behind what is held
+                if end + _CUT <= len(self.held) or self.ended:
                     self.at = end
                     return value
             self.more()

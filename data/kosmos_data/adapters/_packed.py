@@ -14,6 +14,7 @@ from .. import errors
 from ..errors import Tally
 
 _LONGEST_LINE = 64 << 20  # bytes of one JSON line; a bomb of gzip is one line without end
+_LONG_LINE = 16 << 20
 _BEGINNING = 4096
 _BINARY = {
     b"PK\x03\x04": "a zip, as spreadsheets and documents are: export it as text (CSV, JSON lines)",
@@ -57,9 +58,9 @@ def beginning(path: Path) -> str:
 
 
 def first_lines(path: Path) -> tuple[str, str]:
-    """The first two lines of a file."""
+    """The first two lines of a file, of long ones the beginning."""
     with _reading(path) as file:
-        first, second = (file.readline(_LONGEST_LINE).decode("utf-8-sig", "replace") for _ in range(2))
+        first, second = (file.readline(_LONG_LINE).decode("utf-8-sig", "replace") for _ in range(2))
     return first, second
 
 

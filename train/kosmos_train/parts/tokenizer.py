@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from kosmos.image_processing_kosmos import KosmosImageProcessor
+from kosmos.limits import SIZES
 from kosmos.loading import encoder_folder
 from kosmos.processing_kosmos import KosmosProcessor, make_reader, marks_of
 from kosmos.tokenization_kosmos import ENTITY_TOKENS, encode_text, train_tokenizer
@@ -26,6 +27,9 @@ from kosmos_data.reader import Corpus
 
 from ..arguments import parse_run
 from .training import warn_left_out
+
+_SIZES = {name: SIZES[name] for name in ("vocab_size", "image_size", "num_image_tokens", "num_span_tokens")}
+_SIZES |= {"max_length": (1, SIZES["max_position_embeddings"][1]), "documents_per_corpus": (1, 1 << 40)}
 
 
 @dataclass
@@ -71,8 +75,12 @@ def make_processor(config: TokenizerConfig, folder: str | Path, progress: Progre
 
     Raises:
         FileNotFoundError: a corpus is missing.
-        ValueError: the corpora hold no text, an unknown objective, or no tokenizer in ``span_tokenizer``.
+        ValueError: the corpora hold no text, an unknown objective, no tokenizer in ``span_tokenizer``, or a size that
+            no model has.
     """
+    for name, (least, most) in _SIZES.items():
+        if (given := getattr(config, name)) is not None and not least <= given <= most:
+            raise ValueError(f"{name}={given}: it may be {least} to {most:,}")
     readers = {name: make_reader(name, _found(given)) for name, given in config.readers.items()}
     entities = read_kinds(config.shards) if config.personas == "entities" else None
     extra = [*special_tokens(config.objectives), *(ENTITY_TOKENS if entities else ()), *marks_of(readers)]
