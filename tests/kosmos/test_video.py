@@ -228,7 +228,7 @@ def test_checkpoint_cost_and_chat(pair: Any, tmp_path: Path, capsys: pytest.Capt
 
 def test_an_image_model_sees_videos(config_factory: Any, tmp_path: Path) -> None:
     """Untrained: a video of one frame is the image, in every logit; of several it is not; a checkpoint keeps it."""
-    tokenizer = train_tokenizer(["what animal is it a dog or a cat"] * 5, 90)
+    tokenizer = train_tokenizer(["what animal is it a dog or a cat"] * 5, 110)
     processor = KosmosProcessor(KosmosImageProcessor(image_size=32), tokenizer, PLACES)
     resampler = {"kind": "resampler", "num_queries": PLACES, "depth": 2, "num_heads": 2, "head_dim": 8}
     settings = config_factory(connector="resampler", text={"vocab_size": len(tokenizer)})

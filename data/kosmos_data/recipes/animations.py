@@ -29,10 +29,10 @@ from .picture_sources import Collections, Named, emoji_code
 from .splits import counted, held_out
 
 _NPM = {
-    "@lobehub/fluent-emoji-anim-1": "SHA1",
-    "@lobehub/fluent-emoji-anim-2": "SHA2",
-    "@lobehub/fluent-emoji-anim-3": "SHA3",
-    "@lobehub/fluent-emoji-anim-4": "SHA4",
+    "@lobehub/fluent-emoji-anim-1": "4c03ac178c1eabf2e2a16dd498f3cc2b92dc30ec3466ae38fdc497d4774c99ea",
+    "@lobehub/fluent-emoji-anim-2": "e431da8172e394036c330faa77648d6fbbae1fd3b0be95637c4497c9075019c0",
+    "@lobehub/fluent-emoji-anim-3": "3624d0c34c819c1794b74ccf6ae9034adff7c4cb6318dd2a645145f0196feb43",
+    "@lobehub/fluent-emoji-anim-4": "3d4c08f1e321f70808ef4996aba0ab575a9d97b6c56ffffc92cf6161a7836aa3",
 }
 _VERSION = "1.0.0"
 
