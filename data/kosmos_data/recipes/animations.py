@@ -42,7 +42,7 @@ class Options:
     """What ``animations`` writes.
 
     Args:
-        parts: which of the four packages of 160 to 180 MB.
+        parts: which of the four packages of 165 to 197 MB.
         held_out_every: one base name in this many goes to ``eval/test``, as in ``pictures``.
         demonstrations: training animations that are copied to ``eval/train``.
         documents_per_shard: documents in a tar.
