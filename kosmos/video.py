@@ -19,7 +19,10 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import AddedToken
 
+from .connectors import build_connector
+from .encoder_configs import QUERYING, KosmosConnectorConfig
 from .media import file_bytes, read_frames
 from .modality import Inputs, Modality, Reader
 from .segments import Unreadable
@@ -105,3 +108,49 @@ VIDEO = Modality(
     ),
     reader=VideoReader,
 )
+
+
+def see_videos(model: Any, processor: Any, num_frames: int = 8) -> None:
+    """Let a model that sees images read videos as well, without any training.
+
+    The video connector begins as the image connector, with embeddings of time that are zeros, and the marks around a
+    video as those around an image: a video of one frame is that image, one of several a picture of more patches.
+
+    Args:
+        model: ``KosmosForConditionalGeneration``; its connector has queries.
+        processor: its processor.
+        num_frames: most frames of a video.
+
+    Raises:
+        ValueError: the model sees no images, reads videos already, or its connector keeps every feature.
+    """
+    config = model.config
+    if config.vision_config is None or config.video_connector_config is not None:
+        raise ValueError(f"the model {'sees no images' if config.vision_config is None else 'reads videos already'}")
+    if config.connector_config.kind not in QUERYING:
+        raise ValueError(f"a connector of kind {config.connector_config.kind!r} has no queries to read frames with")
+    _write_marks(model, processor)
+    fields = {**config.connector_config.to_dict(), "num_frames": num_frames}
+    config.video_connector_config = KosmosConnectorConfig(**fields)
+    config.video_token_id = processor.token_id(VIDEO.marks[1])
+    text, core = config.text_config, model.model
+    made: Any = build_connector(
+        config.video_connector_config, core.vision_tower.width, text.hidden_size, text.num_attention_heads
+    )
+    made.reader.load_state_dict(core.connector.state_dict())
+    core.video_connector = made.to(model.device, model.dtype).train(model.training)
+    processor.readers["video"] = VideoReader(num_tokens=config.num_image_tokens, num_frames=num_frames)
+
+
+def _write_marks(model: Any, processor: Any) -> None:
+    """Append the marks of videos to the vocabulary; the outer two begin as those of images."""
+    tokenizer = processor.tokenizer
+    marks = [AddedToken(mark, normalized=False, special=True) for mark in VIDEO.marks]
+    tokenizer.add_special_tokens({"extra_special_tokens": marks}, replace_extra_special_tokens=False)
+    model.resize_token_embeddings(max(len(tokenizer), model.config.text_config.vocab_size), mean_resizing=False)
+    begin, *_, end = processor.image_token_ids()
+    matrices = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
+    with torch.no_grad():
+        for mark, image_mark in ((VIDEO.marks[0], begin), (VIDEO.marks[2], end)):
+            for matrix in matrices:
+                matrix[processor.token_id(mark)] = matrix[image_mark]

@@ -2,8 +2,8 @@
 
 A document is read as training reads it. Text marked ``supervised: false`` (and text for the span encoder) is a
 question, the supervised text behind it the answer; a document without questions is a caption of its images, or plain
-text. An item sees the images (and sounds, videos) that stand directly before its text. The captions of the same images become one item
-with several references.
+text. An item sees the images, sounds and videos that stand directly before its text. The captions of the same images
+become one item with several references.
 
 Images leave the tar files for a temporary folder, named by their content, because everything behind reads files; the
 folder goes when the process ends.

@@ -156,15 +156,18 @@ class Runner:
         """What the processor writes for one segment; of texts kept, since demonstrations and candidates come again."""
         if isinstance(segment, Path):
             return self.processor.encode([Image(segment)])
-        if isinstance(
-            segment, Audio | Video
-        ):  # its file is read when the encoder needs it, not for every prompt at once
-            encoded = Encoded()
-            self.processor.place(MODALITIES[modality_name(segment)], segment, encoded)
-            return encoded
+        if isinstance(segment, Audio | Video):
+            return self._of_a_clip(segment)
         if segment not in self._encoded:
             self._encoded[segment] = self.processor.encode([Text(segment) if isinstance(segment, str) else segment])
         return self._encoded[segment]
+
+    def _of_a_clip(self, segment: Audio | Video) -> Encoded:
+        """The places of a sound or video; its file is read when the encoder needs it, not for all prompts at once."""
+        name, encoded = modality_name(segment), Encoded()
+        self.processor.reader(name)  # which says so where there is none
+        self.processor.place(MODALITIES[name], segment, encoded)
+        return encoded
 
     def length(self, prompt: Prompt) -> int:
         """Tokens of the whole prompt."""
@@ -174,7 +177,7 @@ class Runner:
         """What the decoder reads of each piece, end to end (N, D); each distinct one is encoded once.
 
         Raises:
-            ValueError: a file that is no readable image.
+            ValueError: a file that is no readable image, sound or video.
         """
         missing = list({piece.key: piece for piece in pieces if piece.key not in self._features}.values())
         fresh: dict[object, Tensor] = {}

@@ -93,8 +93,8 @@ class Prompt:
     Args:
         template: text with ``<image>`` marks (``<audio>`` and ``<video>`` for sounds and videos) and ``{field}`` names,
             for example ``<image>Question: {question} Answer:``; ``<images>`` stands for all images of an item. No blank
-            at its end: the answer brings its own. ``{candidate}``: each candidate is put here, and the same ``answer`` is scored
-            after each (Winogrande's partial evaluation). ``<mask>``: the blank of method ``cloze``.
+            at its end: the answer brings its own. ``{candidate}``: each candidate is put here, and the same ``answer``
+            is scored after each (Winogrande's partial evaluation). ``<mask>``: the blank of method ``cloze``.
         answer: how an answer continues it; ``{answer}`` is the reference answer of a demonstration or a candidate. Text
             and fields after it are scored with a candidate, which makes a cloze: ``" {answer}, because {reason}"``.
         separator: between demonstrations, which show where an answer stops: where it begins with a line end or

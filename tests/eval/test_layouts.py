@@ -32,7 +32,7 @@ ELSEWHERE = {
     *PUBLISHED, *suite.MAKERS, "shards_vqa", "shards_caption", "shards_text", "easy_vqa", "easy_vqa_caption",
     "rendered_text_cot", "described_classes_plain", "relative_size_encoded",
     "reading_encoded", "sst2", "picture_binding", "story", "story_likelihood", "story_prompts",
-    "ball_swaps", "ball_swaps_cot", "spoken_names", "spoken_languages",
+    "ball_swaps", "ball_swaps_cot", "spoken_names", "spoken_languages", "animation_names", "still_names",
 }  # fmt: skip
 
 

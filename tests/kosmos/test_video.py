@@ -27,6 +27,7 @@ from kosmos.cost import model_cost
 from kosmos.media import describe, read_frames, read_through, sample_times
 from kosmos.modalities import MODALITIES
 from kosmos.segments import Image, Unreadable, Video
+from kosmos.video import see_videos
 
 av = pytest.importorskip("av")
 
@@ -223,6 +224,37 @@ def test_checkpoint_cost_and_chat(pair: Any, tmp_path: Path, capsys: pytest.Capt
     asked = ["--ask", "what animal is it?", "--max-new-tokens", "3"]
     assert main([str(tmp_path), "--video", str(file), *asked]) == 0
     assert capsys.readouterr().out.strip() == answer
+
+
+def test_an_image_model_sees_videos(config_factory: Any, tmp_path: Path) -> None:
+    """Untrained: a video of one frame is the image, in every logit; of several it is not; a checkpoint keeps it."""
+    tokenizer = train_tokenizer(["what animal is it a dog or a cat"] * 5, 110)
+    processor = KosmosProcessor(KosmosImageProcessor(image_size=32), tokenizer, PLACES)
+    resampler = {"kind": "resampler", "num_queries": PLACES, "depth": 2, "num_heads": 2, "head_dim": 8}
+    settings = config_factory(connector="resampler", text={"vocab_size": len(tokenizer)})
+    settings.connector_config.__init__(**resampler)
+    settings.boi_token_id, settings.image_token_id, *_, settings.eoi_token_id = processor.image_token_ids()
+    settings.num_image_tokens = PLACES
+    torch.manual_seed(0)
+    model = KosmosForConditionalGeneration(settings).eval()
+    picture = Pictures.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8))
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    as_image = processor(images=[picture], text="<image> what animal is it?", return_tensors="pt")
+    see_videos(model, processor, num_frames=FRAMES)
+    with torch.no_grad():
+        shown = model(**as_image).logits[0]
+        seen = model(**encode(processor, file.getvalue())).logits[0]
+        moving = model(**encode(processor, film([10, 200, 90]))).logits[0]
+    torch.testing.assert_close(seen, shown)
+    assert (moving - shown).abs().max() > 1e-3
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    again, reader = load(tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(again(**encode(reader, film([10, 200, 90]))).logits[0], moving)
+    with pytest.raises(ValueError, match="reads videos already"):
+        see_videos(model, processor)
 
 
 def test_gradients_without_a_video(pair: Any) -> None:

@@ -50,12 +50,12 @@ def world(tmp_path_factory: pytest.TempPathFactory, stamps_cache: Path, reposito
 
 
 def test_the_loader_and_what_looks_at_a_corpus(world: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    """Every file is read whole; the batches of one worker and of two are the same; nothing is broken."""
+    """Every file is read whole; the batches of one rank and of two are the same; nothing is broken."""
     processor = load_processor(world["run"]["processor"])
     config = settings.from_dict(DataConfig, world["run"]["data"])
     loader = build_loader(config, processor)
     seen = {"audio": 0, "video": 0}
-    for _ in range(6):
+    for _ in range(2):
         batch = next(loader)
         assert not batch.stats["skipped"]
         for micro in batch.micro_batches:
@@ -63,8 +63,8 @@ def test_the_loader_and_what_looks_at_a_corpus(world: dict[str, Any], capsys: py
             seen["video"] += len(micro.get("video_pixel_values", ()))
             assert all(features.shape == (80, 120) for features in micro.get("audio_features", ()))
     assert min(seen.values()) > 0
-    same = [digest for _, digest in order(config, processor, 3, 1, 1)]
-    assert same == [digest for _, digest in order(config, processor, 3, 1, 2)]
+    same = [digest for _, digest in order(config, processor, 2, 1, 1)]
+    assert same == [digest for _, digest in order(config, processor, 1, 1, 1)]
     names = world["root"] / "corpus/names"
     options = ["--objective", "causal", "--processor", world["run"]["processor"]]
     assert main(["data", "inspect", str(names), *options]) == 0

@@ -163,7 +163,7 @@ def emoji(
     """Emoji by their code points; flags and skin tones are left out (they are 1,800 variations of few pictures)."""
     seen: set[str] = set()
     for path in sorted(assets.glob("*.webp")):
-        code = _code(path.stem)
+        code = emoji_code(path.stem)
         if code in seen:
             skipped["another file of one emoji"] += 1
         elif re.search(r"1f3f[b-f]", code):
@@ -265,11 +265,11 @@ def _work(svg: str) -> tuple[str, tuple[str, ...]]:
 def _emoji_tables(names: Path, words: Path) -> tuple[dict[str, Any], dict[str, list[str]]]:
     tables = (names / "data-by-emoji.json", words / "dist" / "emoji-en-US.json")
     read = (json.loads(table.read_text(encoding="utf-8")) for table in tables)
-    by_name, by_word = ({_code(emoji): body for emoji, body in table.items()} for table in read)
+    by_name, by_word = ({emoji_code(emoji): body for emoji, body in table.items()} for table in read)
     return by_name, by_word
 
 
-def _code(emoji: str) -> str:
+def emoji_code(emoji: str) -> str:
     """``1f441-200d-1f5e8`` for an emoji or a file name; the variation selector fe0f comes and goes, so it goes."""
     parts = emoji.split("-") if emoji.isascii() and len(emoji) > 1 else [f"{ord(character):04x}" for character in emoji]
     return "-".join(part.zfill(4) for part in parts if part != "fe0f")

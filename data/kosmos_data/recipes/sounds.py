@@ -126,9 +126,10 @@ def write_evaluation(folder: Path, test: Sequence[Recording], skipped: Counter[s
         item = {"id": one.key, "files": [file], "group": LANGUAGES[one.language]}
         names.append({**item, "answers": [one.words], "candidates": list(candidates)})
         tongues.append({**item, "answers": [LANGUAGES[one.language]], "candidates": known})
-    if len(known) > 1:
-        write_lines(folder / "languages.jsonl", tongues)
-    return {"eval_names": write_lines(folder / "names.jsonl", names), "eval_languages": len(tongues)}
+    counts = {"eval_names": write_lines(folder / "names.jsonl", names)}
+    if len(known) > 1:  # of one language there is no choice
+        counts["eval_languages"] = write_lines(folder / "languages.jsonl", tongues)
+    return counts
 
 
 def choices(test: Sequence[Recording], skipped: Counter[str]) -> Iterator[tuple[Recording, tuple[str, ...]]]:
