@@ -1,8 +1,9 @@
 """Readers of classification sets in the files in which they are published: SuperGLUE, PIQA, HellaSwag, Winogrande,
 Winograd, COPA, StoryCloze, HatefulMemes, SST-2; and any texts with labels.
 
-MultiRC's passages become one item an answer option, ReCoRD's one a query. Each reader turns a published file into entries of our JSON lines (``id``, ``answers``, ``candidates``, fields), whose
-wording the task's YAML then decides. What the field does to the texts before asking (GPT-3, appendix G; lm-eval's
+Each reader turns a published file into entries of our JSON lines (``id``, ``answers``, ``candidates``, fields), whose
+wording the task's YAML then decides; MultiRC's passages into one each answer option, ReCoRD's into one a query. What
+the field does to the texts before asking (GPT-3, appendix G; lm-eval's
 HellaSwag clean-up) is done here, because no template can. Labels that are not public are an error, not a guess.
 """
 

@@ -44,7 +44,8 @@ MULTIRC = {"idx": 0, "passage": {"text": "It rained. Ann slept.", "questions": [
 RECORD = {"source": "CNN", "idx": 0, "passage": {"text": "Ann met Bob in Rome.\n@highlight\nBob is glad",
           "entities": [{"start": 0, "end": 2}, {"start": 8, "end": 10}, {"start": 34, "end": 36}]},
           "qas": [{"query": "In Rome @placeholder smiled, he said", "idx": 0,
-                   "answers": [{"start": 8, "end": 10, "text": "Bob"}, {"start": 34, "end": 36, "text": "Bob"}]}]}  # fmt: skip
+                   "answers": [{"start": 8, "end": 10, "text": "Bob"}, {"start": 34, "end": 36, "text": "Bob"}]},
+          ]}  # fmt: skip
 
 # task → file, content, prompt of the right candidate with its continuation
 SAMPLES: dict[str, tuple[str, Any, str]] = {
@@ -247,7 +248,7 @@ def test_items_keep_their_own_class_names() -> None:
 
 
 def test_multirc_counts_options_and_whole_questions(tmp_path: Path) -> None:
-    """F1a of all options, EM of questions: two of three options right, one of two questions (SuperGLUE's definitions)."""
+    """F1a of all options, EM of questions, as SuperGLUE defines them: two of three options, one of two questions."""
     questions = [
         {"question": "Who?", "answers": [{"text": "Ann", "label": 1}, {"text": "Bob", "label": 0}]},
         {"question": "Where?", "answers": [{"text": "Rome", "label": 1}]},
@@ -309,3 +310,32 @@ def test_items_to_learn_from_are_what_is_asked(
     scores = torch.tensor(json.loads(line)["scores"])
     right = list(prompts.candidates(task, items[0])).index(items[0].answers[0])
     assert float(model(**micro).loss.detach()) == pytest.approx(float(-scores.log_softmax(0)[right]), abs=1e-4)
+
+
+def test_the_command_writes_documents_with_choices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Entailment's three words of the training split; what kosmos tune says of such a corpus, and of another."""
+    from kosmos_data import Document, SourceConfig, Text, write_shards
+    from kosmos_data.reader import Corpus
+    from kosmos_eval.cli import main
+    from kosmos_train.answers import report_answers
+    from kosmos_train.config import TrainConfig
+
+    write(tmp_path, "glm_cb", repeat=3)
+    (tmp_path / "CB/val.jsonl").rename(tmp_path / "CB/train.jsonl")
+    assert main(["documents", "glm_cb", "--data", str(tmp_path), "--out", str(tmp_path / "cb")]) == 0
+    assert "3 documents" in capsys.readouterr().out
+    corpus = Corpus(tmp_path / "cb")
+    assert len(corpus) == 3
+    assert corpus[0].segments == [
+        Text('"It is an animal." ? ', supervised=False),
+        Text("Maybe", choices=("Maybe", "Yes", "No")),
+        Text(', "It is a cat."', supervised=False),
+    ]
+    config = TrainConfig()
+    config.data.sources = [SourceConfig("cb", str(tmp_path / "cb"), 1.0, {"name": "cloze"})]
+    report_answers(config)
+    assert "answers among their choices (3 of its first 3 documents)" in capsys.readouterr().err
+    write_shards(tmp_path / "plain", [Document("a", [Text("x")])])
+    config.data.sources[0].shards = str(tmp_path / "plain")
+    with pytest.raises(ValueError, match='none of its first 1 documents has a text with "choices"'):
+        report_answers(config)

@@ -10,7 +10,7 @@ POSITIVE = "yes"
 
 
 def f1_counts(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
-    """True positives, and positives among predictions and answers, of each option, (N, 2): F1a is 2 · first / second."""
+    """Twice the true positives, and all positives said or true, of each option, (N, 2): F1a is their ratio."""
     said = np.array([prediction.strip().lower() == POSITIVE for prediction in predictions])
     true = np.array([answers[0].strip().lower() == POSITIVE for answers in references])
     return np.stack([2.0 * (said & true), said.astype(float) + true], axis=-1)
