@@ -48,8 +48,9 @@ def collate(rows: Sequence[Row]) -> dict[str, Tensor]:
     Returns:
         ``input_ids``, ``shift_labels`` (−100 ignored), ``document_ids`` (−1 padding), ``position_ids``, ``source_ids``
         (−1 padding), all int64 (B, T); ``loss_weight`` float32 (B, T). Only where needed: ``block_ids``,
-        ``position_in_span`` and ``persona_related`` int64 (B, T), the three tensors of ``kosmos.choices``; and, row by row, the inputs of each modality, which
-        ``stack`` of ``kosmos.modalities`` makes: ``pixel_values`` uint8 (I, 3, S, S) …
+        ``position_in_span`` and ``persona_related`` int64 (B, T); the three tensors of ``kosmos.choices``; and, row by
+        row, the inputs of each modality, which ``stack`` of ``kosmos.modalities`` makes:
+        ``pixel_values`` uint8 (I, 3, S, S) …
     """
 
     def column(field: int) -> np.ndarray:

@@ -3,7 +3,8 @@
     pattern  "{sentence} It was <mask> ."        verbalizers {positive: "good", negative: "very bad"}
 
 The score of a class is the log-probability of writing its words (and ``<eop>``) in the blank; fine-tuning minimises the
-cross-entropy over these scores (``tasks/data_utils.py``, ``downstream.py`` of THUDM/GLM). Where every class is a single
+cross-entropy over these scores (``tasks/data_utils.py``, ``downstream.py`` of THUDM/GLM): in runs by the objective
+``cloze``, for which :meth:`Cloze.loss` is the plain reference. Where every class is a single
 token, one pass gives all scores: the logits behind ``<sop>``, of those tokens only.
 
 With ``objective`` a model is asked in the form that it was trained in: ``fill`` of its module says how. A model that

@@ -339,7 +339,10 @@ def _joined(pieces: Sequence[Piece], column: str, restart: float | Sequence[int]
 
 
 def _apart(block: np.ndarray, starts: Sequence[int]) -> np.ndarray:
-    """Blocks, or documents, of different pieces, numbered through; the pieces begin at ``starts``, of which the last is the end."""
+    """Blocks, or documents, of different pieces, numbered through.
+
+    The pieces begin at ``starts``, of which the last is the end.
+    """
     taken = 0
     for start, stop in itertools.pairwise(starts):
         part = block[start:stop]

@@ -1,7 +1,7 @@
 """``kosmos eval``: evaluate a checkpoint, score prediction files, compare and report results.
 
 The first word decides: ``score``, ``report``, ``gallery``, ``compare``, ``contamination``, ``explanations``,
-``personas``, ``rate``, ``tasks``, ``make``, ``lm-eval``; anything else is the checkpoint to evaluate.
+``personas``, ``rate``, ``tasks``, ``make``, ``documents``, ``lm-eval``; anything else is the checkpoint to evaluate.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ examples:
 other uses, each with its own --help:
   kosmos eval tasks          what can be evaluated
   kosmos eval make           make data of the KOSMOS-1 suite
+  kosmos eval documents      a task's training split as a corpus
   kosmos eval score          score prediction files, no model needed
   kosmos eval report         Markdown tables and a plot of runs
   kosmos eval gallery        a picture of questions and answers
@@ -359,6 +360,32 @@ def _personas(argv: Sequence[str]) -> int:
     return _print_json(judge(objective=read_objective(options.pop("objective")), **options))
 
 
+def _documents(argv: Sequence[str]) -> int:
+    from kosmos_data import write_shards
+
+    from . import tasks, training
+    from .readers import load_items
+
+    parser = argparse.ArgumentParser(
+        prog="kosmos eval documents",
+        description="Write a task's items as documents to learn from: the prompt is read, the answer written. "
+        "A chosen answer carries its choices, from which the objective cloze learns.",
+        epilog="example: kosmos eval documents glm_boolq --data superglue --out corpora/boolq",
+    )
+    add = parser.add_argument
+    add("task", help="name of a task, or its YAML")
+    add("--data", metavar="DIR", type=Path, required=True, help="folder of its data")
+    add("--split", metavar="NAME", default="train", help="which items (train)")
+    add("--out", metavar="DIR", type=Path, required=True, help="corpus that is written")
+    add("--set", metavar="KEY=VALUE", nargs="*", default=[], help="change keys of the task's YAML")
+    options = parser.parse_args(argv)
+    task = tasks.load(options.task, options.set)
+    items = load_items(task, options.data, options.split)
+    write_shards(options.out, training.documents(task, items))
+    print(f"{options.out}: {counted(len(items), 'document')}; next: kosmos data inspect {options.out}")
+    return 0
+
+
 def _rate(argv: Sequence[str]) -> int:
     from .rating.command import main
 
@@ -390,6 +417,7 @@ USES: dict[str, Callable[[Sequence[str]], int]] = {
     "rate": _rate,
     "tasks": _tasks,
     "make": _make,
+    "documents": _documents,
     "contamination": _contamination,
     "explanations": _explanations,
     "personas": _personas,

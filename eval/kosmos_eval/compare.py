@@ -76,7 +76,8 @@ def _score(records: Records, metric: str) -> MetricScore:
     if logged & set(metrics.CONFIDENCE_METRICS):
         confidences, positive = column("confidence"), column("positive")
     predictions, answers = column("prediction"), column("answers")
-    return metrics.compute([metric], predictions, answers, likelihoods, confidences, positive)[0]
+    groups = clusters_of(records)
+    return metrics.compute([metric], predictions, answers, likelihoods, confidences, positive, groups)[0]
 
 
 def read_samples(path: str | Path) -> Records:

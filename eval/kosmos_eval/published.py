@@ -2,7 +2,8 @@
 Winograd, COPA, StoryCloze, HatefulMemes, SST-2; and any texts with labels.
 
 Each reader turns a published file into entries of our JSON lines (``id``, ``answers``, ``candidates``, fields), whose
-wording the task's YAML then decides. What the field does to the texts before asking (GPT-3, appendix G; lm-eval's
+wording the task's YAML then decides; MultiRC's passages into one each answer option, ReCoRD's into one a query. What
+the field does to the texts before asking (GPT-3, appendix G; lm-eval's
 HellaSwag clean-up) is done here, because no template can. Labels that are not public are an error, not a guess.
 """
 
@@ -19,6 +20,8 @@ from .published_rows import (
     comma_separated,
     copa_xml,
     json_lines,
+    multirc_options,
+    record_queries,
     tab_separated,
     winograd_blocks,
     winograd_xml,
@@ -44,7 +47,11 @@ def read(kind: str, path: Path) -> Iterator[tuple[int, Entry]]:
         try:
             entry = convert(row)
         except KeyError as error:
-            hint = "; the labels of the test split are not public" if error.args[0] in ("label", "answer") else ""
+            hint = (
+                "; the labels of the test split are not public"
+                if error.args[0] in ("label", "answer", "answers")
+                else ""
+            )
             raise ValueError(f"{path}:{number}: no {error} here, which format {kind} has{hint}") from error
         except (IndexError, TypeError, ValueError) as error:
             problem = f"{path}:{number}: not an entry of format {kind}: {error}"
@@ -93,6 +100,25 @@ def _wsc(row: Entry) -> Entry:
     words[place + length - 1] += "*"
     spans = {"noun": target["span1_text"], "pronoun": target["span2_text"]}
     return {"text": " ".join(words), **spans, "answers": _yes_no(row["label"])}
+
+
+def _multirc(row: Entry) -> Entry:
+    """One answer option of a question; all options of a question have its ``source``."""
+    kept = {name: row[name] for name in ("id", "source", "passage", "question", "option")}
+    return kept | {"answers": _yes_no(bool(int(row["label"])))}
+
+
+def _record(row: Entry) -> Entry:
+    """A query whose @placeholder is one of the passage's entities; highlights of the article become a list (PET)."""
+    passage, query = row["passage"]["text"], row["query"]
+    before, after = query.split("@placeholder")
+    named = [passage[one["start"] : one["end"] + 1] for one in row["passage"]["entities"]]
+    fields = {"passage": passage.replace("@highlight\n", "- "), "before": before.rstrip(), "after": after}
+    answers = list(dict.fromkeys(one["text"] for one in row["answers"]))
+    candidates = list(dict.fromkeys(named))
+    if not answers or set(answers) - set(candidates):
+        raise ValueError(f"answers {answers} are not all entities of the passage")
+    return {"id": row["id"], "source": row["source"], **fields, "candidates": candidates, "answers": answers}
 
 
 def _piqa(row: Entry) -> Entry:
@@ -162,6 +188,8 @@ FORMATS: dict[str, tuple[dict[str, Rows], Callable[[Entry], Entry]]] = {
     "copa": (_JSON_LINES | {".xml": copa_xml}, _copa),
     "wic": (_JSON_LINES, _wic),
     "wsc": (_JSON_LINES, _wsc),
+    "multirc": ({".jsonl": multirc_options}, _multirc),
+    "record": ({".jsonl": record_queries}, _record),
     "piqa": (_JSON_LINES, _piqa),
     "hellaswag": (_JSON_LINES, _hellaswag),
     "winogrande": (_JSON_LINES, _winogrande),

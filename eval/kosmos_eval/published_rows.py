@@ -28,6 +28,38 @@ def json_lines(path: Path) -> Iterator[tuple[int, Entry]]:
         yield number, row if answers is None else {"label": answers[place], **row}
 
 
+def multirc_options(path: Path) -> Iterator[tuple[int, Entry]]:
+    """SuperGLUE's MultiRC: a passage a line, ``questions`` in it and ``answers`` in these; one row an answer."""
+    for number, row in formats.read_json_lines(path):
+        passage = _part(path, number, row, "passage")
+        for place, question in enumerate(_part(path, number, passage, "questions")):
+            source = f"{number}-{place}"
+            shared = {"passage": passage.get("text"), "question": question.get("question"), "source": source}
+            for option, answer in enumerate(_part(path, number, question, "answers")):
+                label = {"label": answer["label"]} if "label" in answer else {}
+                yield number, shared | {"option": answer.get("text"), "id": f"{source}-{option}"} | label
+
+
+def record_queries(path: Path) -> Iterator[tuple[int, Entry]]:
+    """SuperGLUE's ReCoRD: a passage with its entities a line, and ``qas``; one row a query."""
+    for number, row in formats.read_json_lines(path):
+        passage = _part(path, number, row, "passage")
+        for place, asked in enumerate(_part(path, number, row, "qas")):
+            found = {name: asked[name] for name in ("query", "answers") if name in asked}
+            yield number, {"passage": passage, "id": f"{number}-{place}", "source": str(number), **found}
+
+
+def _part(path: Path, number: int, row: Entry, name: str) -> Any:
+    """A part of a nested line.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    if name not in row:
+        raise ValueError(f"{path}:{number}: no {name!r} here, which this set has as published by SuperGLUE")
+    return row[name]
+
+
 def comma_separated(path: Path) -> Iterator[tuple[int, Entry]]:
     """A table whose first line names the columns."""
     with path.open(encoding="utf-8-sig", newline="") as file:

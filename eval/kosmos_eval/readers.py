@@ -194,8 +194,11 @@ def _json_item(entry: dict[str, Any], path: Path, number: int, data: Path, files
 
 
 def _read_published(files: DatasetFiles, data: Path, split: str) -> list[Item]:
-    path = _path(data, files.annotations, split)
-    return [_json_item(entry, path, number, data, files, split) for number, entry in published.read(files.format, path)]
+    path, items = _path(data, files.annotations, split), []
+    for number, entry in published.read(files.format, path):
+        source = entry.pop("source", "")
+        items.append(replace(_json_item(entry, path, number, data, files, split), source=source))
+    return items
 
 
 def _read_text(files: DatasetFiles, data: Path, split: str) -> list[Item]:

@@ -54,8 +54,8 @@ def make_rows(
         if confidences is None:
             confidences = [float(prediction == task.decoding.candidates[0]) for prediction in predictions]
     answers = [item.answers for item in items]
-    scores = metrics.compute(task.metrics, predictions, answers, likelihoods, confidences, positive)
     clusters = [item.cluster for item in items]
+    scores = metrics.compute(task.metrics, predictions, answers, likelihoods, confidences, positive, clusters)
     common = {"task": task.name, **labels, "split": task.split, "seed": seed, **_provenance(task)}
     rows = [_row(score, clusters, common, seed) for score in scores]
     groups = sorted({item.group for item in items} - {""})

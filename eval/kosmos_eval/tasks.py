@@ -51,9 +51,10 @@ class DatasetFiles:
             ``jsonl`` (one object a line) or ``parquet`` (the same columns; needs pyarrow), ``text`` (lines with
             ``text``), ``shards`` (a corpus folder as made for training), ``beginnings`` (of one's own: the lines of a
             ``.txt`` file, or JSON lines with ``prompt`` and, where it is known, ``continuation``), or a classification
-            set in its published files: ``boolq``, ``cb``, ``rte``, ``wic``, ``wsc`` (SuperGLUE), ``piqa``,
-            ``hellaswag``, ``winogrande``, ``winograd`` (XML, or ``wsc273.txt``), ``copa`` (its XML too),
-            ``storycloze``, ``hateful_memes``, ``sst2`` (GLUE); ``labelled``: JSON lines with ``text`` and ``label``.
+            set in its published files: ``boolq``, ``cb``, ``rte``, ``wic``, ``wsc``, ``multirc``, ``record``
+            (SuperGLUE), ``piqa``, ``hellaswag``, ``winogrande``, ``winograd`` (XML, or ``wsc273.txt``), ``copa``
+            (its XML too), ``storycloze``, ``hateful_memes``, ``sst2`` (GLUE); ``labelled``: JSON lines with ``text``
+            and ``label``.
         questions: VQAv2 question file.
         annotations: VQAv2 annotations, COCO captions, the Karpathy file, the JSON lines, or the corpus folder.
         images: image path with ``{image_id}`` or, where the file has it, ``{file_name}`` (and ``{split}``); empty for

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from kosmos.segments import Token
 from kosmos_data import Document, Image, Text
 from kosmos_data.document import Segment, safe_key
 
@@ -36,11 +37,9 @@ def _segment(task: Task, segment: prompts.Segment) -> Segment:
     """A part of a prompt as a segment that is read."""
     if isinstance(segment, Path):
         return Image(segment.read_bytes())
-    if isinstance(segment, prompts.Span):
-        return segment
-    if not isinstance(segment, str):
+    if isinstance(segment, Token):
         raise ValueError(f"task {task.name}: its prompt has the token {segment.text!r}, which no document can spell")
-    return Text(segment, supervised=False)
+    return Text(segment, supervised=False) if isinstance(segment, str) else segment
 
 
 def _answer(task: Task, item: Item) -> Text:

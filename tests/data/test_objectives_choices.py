@@ -1,4 +1,4 @@
-"""Answers among their choices: the packed loss and its gradient against plain torch, documents on disk, what is refused."""
+"""Answers among their choices: the packed loss and its gradient against plain torch, documents, what is refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kosmos.choices import NAMES
 from kosmos.processing_kosmos import KosmosProcessor
 from kosmos_data import DataConfig, Document, SourceConfig, Text, build_loader, objectives, write_shards
 from kosmos_data.cloze import Cloze
-from kosmos_data.document import from_files, to_files
+from kosmos_data.document import Span, from_files, to_files
 from kosmos_data.errors import NO_CHOICES, BadSample
 
 FORMS = ("causal", "semi_causal", "prefix_lm", "span_corruption", "ul2", "glm", "fim", "cm3")
@@ -83,7 +83,7 @@ def test_loss_and_gradient_equal_plain_torch(
     output.loss.backward()
     torch.testing.assert_close(output.loss, expected.detach(), rtol=1e-5, atol=1e-6)
     weight = micro["loss_weight"]
-    assert float((output.token_loss * weight).sum() / weight.sum()) == pytest.approx(float(expected), rel=1e-5)
+    assert float((output.token_loss * weight).sum() / weight.sum()) == pytest.approx(float(expected.detach()), rel=1e-5)
     for name, value in gradient(model).items():
         torch.testing.assert_close(value, wanted[name], rtol=1e-4, atol=1e-6, msg=name)
 
@@ -173,6 +173,31 @@ def test_what_is_no_question(objective_processor: KosmosProcessor, objective_wor
         objectives.get("cloze", objective_processor, form="mixture")
 
 
+def test_what_an_encoder_reads_comes_with_each_choice(
+    objective_processor: KosmosProcessor, objective_words: list[str]
+) -> None:
+    """Slots before and behind the blank stay where they are read; a copy for each choice of several tokens."""
+    a, b, c = objective_words[:3]
+    slot = objective_processor.span_slot_id
+    payloads = [[0, *objective_processor.encode_text(words)] for words in ("kaband mocort", "tiband")]
+    for wordings in ((a, b), (a, f"{b} {c}", f"{c} {a} {b}")):
+        answer = Text(wordings[1], choices=wordings)
+        around = Span("kaband mocort"), Text(c, supervised=False), answer, Span("tiband"), Text(c, supervised=False)
+        example = objectives.get("cloze", objective_processor)(Document("k", around), 0)
+        copies = 1 if len(wordings) == 2 else 3
+        assert [span.payload.tolist() for span in example.placed] == payloads * copies
+        for span in example.placed:
+            assert (example.token[span.start : span.start + span.length] == slot).all()
+        assert (example.token == slot).sum() == sum(span.length for span in example.placed)
+        assert example.document.max() == copies - 1
+
+
+def test_special_tokens_are_those_of_the_form() -> None:
+    assert objectives.special_tokens(["cloze"]) == objectives.special_tokens(["glm"])
+    assert objectives.special_tokens([{"name": "cloze", "form": "causal"}]) == []
+    assert objectives.special_tokens([{"name": "cloze", "form": "fim"}]) == objectives.special_tokens(["fim"])
+
+
 def test_answers_of_several_tokens_need_the_document_mask(
     objective_processor: KosmosProcessor, objective_words: list[str], tmp_path: Path
 ) -> None:
@@ -180,5 +205,5 @@ def test_answers_of_several_tokens_need_the_document_mask(
     write_shards(tmp_path / "asked", questions(others, [a, f"{a} {b}"]))
     source = SourceConfig("asked", str(tmp_path / "asked"), 1.0, {"name": "cloze"})
     config = DataConfig([source], row_tokens=96, rows_per_step=4, rows_per_micro_batch=2, document_mask=False)
-    with pytest.raises(ValueError, match="set data.document_mask: true"):
+    with pytest.raises(ValueError, match=r"set data\.document_mask: true"):
         next(build_loader(config, objective_processor))

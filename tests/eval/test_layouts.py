@@ -27,6 +27,7 @@ from kosmos_eval.suite import webpages
 PUBLISHED = {
     "boolq", "cb", "rte", "copa", "wic", "wsc", "piqa", "hellaswag", "winogrande", "winograd", "storycloze",
     "hateful_memes", "glm_boolq", "glm_cb", "glm_rte", "glm_copa", "glm_wic",
+    "multirc", "record", "glm_wsc", "glm_multirc", "glm_record",
 }  # fmt: skip
 ELSEWHERE = {
     *PUBLISHED, *suite.MAKERS, "shards_vqa", "shards_caption", "shards_text", "easy_vqa", "easy_vqa_caption",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+from kosmos_data import Text
 from kosmos_data.config import SourceConfig
 from kosmos_data.errors import BadSample
 from kosmos_data.reader import Corpus
@@ -32,6 +33,9 @@ def answers_learnt(config: TrainConfig) -> Iterator[str]:
         ValueError: a corpus of which the answers shall be learnt marks none.
     """
     for source in config.data.sources:
+        if source.objective.get("name") == "cloze":
+            _report_choices(source)
+            continue
         if source.objective.get("loss") != "supervised":
             yield f"{source.name}: objective {source.objective}, not the answers alone"
             continue
@@ -42,6 +46,21 @@ def answers_learnt(config: TrainConfig) -> Iterator[str]:
                 '("supervised": false); mark them, or say objective: {name: causal, loss: all}'
             )
         yield f"{source.name}: answers only ({marked} of its first {looked} documents mark questions)"
+
+
+def _report_choices(source: SourceConfig) -> None:
+    """Print how many answers have choices; ValueError if none has."""
+    corpus, found = Corpus(source.shards), 0
+    looked = min(LOOK_AT, len(corpus))
+    for index in range(looked):
+        with contextlib.suppress(BadSample):
+            found += any(isinstance(segment, Text) and bool(segment.choices) for segment in corpus[index].segments)
+    if not found:
+        raise ValueError(
+            f'source {source.name!r}: none of its first {looked} documents has a text with "choices", which objective '
+            "cloze learns from; kosmos eval documents TASK makes such documents of an evaluation's training split"
+        )
+    print(f"{source.name}: answers among their choices ({found} of its first {looked} documents)", file=sys.stderr)
 
 
 def _count_marked(source: SourceConfig) -> tuple[int, int]:

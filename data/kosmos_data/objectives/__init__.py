@@ -1,10 +1,10 @@
 """Objectives: document → :class:`~kosmos_data.example.Example`, one module each, found by name.
 
 A module of this folder *is* an objective: it defines one subclass of :class:`Objective`, a dataclass whose fields are
-its options, and in ``TOKENS`` the special tokens that it needs. Adding an objective is adding one file; nothing else
-lists them. The seed is a pure function of the run's seed, the epoch and the document, so an objective that draws at
-random gives the same example after a resume. ``mixture`` draws one of several for each document, ``schedule`` changes
-the objective at given steps of the run.
+its options, and in ``TOKENS`` the special tokens that it needs, or a function ``tokens`` of its options. Adding an
+objective is adding one file; nothing else lists them. The seed is a pure function of the run's seed, the epoch and the
+document, so an objective that draws at random gives the same example after a resume. ``mixture`` draws one of several
+for each document, ``schedule`` changes the objective at given steps of the run.
 
 A module may also define ``fill(flat, span, processor, two_positions)``: how a model of this objective is asked for the
 words of one blank, with weight on the asked tokens only (:mod:`kosmos_data.cloze`).
@@ -137,7 +137,8 @@ def special_tokens(objectives: Sequence[Mapping[str, Any] | str]) -> list[str]:
         name = options.get("name")
         if name not in names():
             raise ValueError(f"no objective {name!r}; {suggest(str(name), names())}")
-        tokens = getattr(importlib.import_module(f".{name}", __name__), "TOKENS", ())
+        module = importlib.import_module(f".{name}", __name__)
+        tokens = module.tokens(options) if hasattr(module, "tokens") else getattr(module, "TOKENS", ())
         nested = [part for value in options.values() if isinstance(value, list) for part in value]
         found += [token for token in (*tokens, *special_tokens(nested)) if token not in found]
     return found

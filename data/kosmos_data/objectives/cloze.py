@@ -11,9 +11,9 @@ copy of the text, and what ends a blank counts too. :class:`kosmos_data.cloze.Cl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,12 +21,17 @@ from .. import errors
 from ..document import Document, Text
 from ..errors import BadSample
 from ..example import IGNORED, Choices, Example, Flat, all_causal, text_only
-from . import Objective, filler
+from . import Objective, filler, special_tokens
 from ._arrange import join
 from ._flatten import write
 
 if TYPE_CHECKING:
     from kosmos.processing_kosmos import KosmosProcessor
+
+
+def tokens(options: Mapping[str, Any]) -> list[str]:
+    """The special tokens of the form in which blanks are asked."""
+    return special_tokens([options.get("form", Cloze.form)])
 
 
 @dataclass

@@ -15,7 +15,7 @@ import numpy as np
 
 from kosmos.suggest import suggest
 
-from . import auc, captions, coco_java, ptb, strings, vqa, writing
+from . import auc, captions, coco_java, options, ptb, strings, vqa, writing
 
 References = Sequence[Sequence[str]]
 
@@ -88,8 +88,9 @@ _JAVA = ("meteor", "spice")
 CAPTION_METRICS = (*_BLEU, "rouge_l", "cider", *_JAVA)
 LIKELIHOOD_METRICS = ("bits_per_byte",)
 CONFIDENCE_METRICS = ("roc_auc",)
+OPTION_METRICS = ("f1_a", "em_questions")  # of the options of MultiRC's questions, each answered by yes or no
 WRITING_METRICS = (*writing.INTRA_DISTINCT, "words")  # of the text alone
-NAMES = (*ANSWER_METRICS, *CAPTION_METRICS, *LIKELIHOOD_METRICS, *CONFIDENCE_METRICS, *WRITING_METRICS)
+NAMES = (*ANSWER_METRICS, *CAPTION_METRICS, *LIKELIHOOD_METRICS, *CONFIDENCE_METRICS, *OPTION_METRICS, *WRITING_METRICS)
 
 
 def resolve(names: Sequence[str], known: Sequence[str] = NAMES) -> list[str]:
@@ -123,6 +124,7 @@ def compute(
     likelihoods: Sequence[float] | None = None,
     confidences: Sequence[float] | None = None,
     positive: Sequence[bool] | None = None,
+    groups: Sequence[str] | None = None,
 ) -> list[MetricScore]:
     """Score predictions against their references under each metric.
 
@@ -132,6 +134,7 @@ def compute(
         references: for each prediction its answers or captions, raw.
         likelihoods: for bits_per_byte, the log-probability (nats) of each first reference.
         confidences, positive: for roc_auc, how sure the model is of the positive class, and whether that is right.
+        groups: for em_questions, the question that each item is an option of.
 
     Raises:
         ValueError: nothing to score, an item without references, an unknown metric, or METEOR/SPICE without Java.
@@ -151,6 +154,15 @@ def compute(
         if confidences is None or positive is None:
             raise ValueError("metric 'roc_auc' needs confidences: use it in a task with method rank and two candidates")
         scores["roc_auc"] = roc_auc(confidences, positive)
+    if "f1_a" in names:
+        scores["f1_a"] = MetricScore("f1_a", options.f1_counts(predictions, references), _share)
+    if "em_questions" in names:
+        if groups is None:
+            raise ValueError(
+                "metric 'em_questions' needs the question of each option: use it in a task of format multirc"
+            )
+        right = _per_answer("accuracy", predictions, references)
+        scores["em_questions"] = MetricScore("em_questions", options.whole_questions(right, groups), _share)
     for name in set(names) & set(writing.INTRA_DISTINCT):
         scores[name] = MetricScore(name, writing.intra_distinct(predictions, int(name[-1])), _share)
     if "words" in names:
