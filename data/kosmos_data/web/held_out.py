@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ import numpy as np
 from kosmos.read_json import parse_json
 
 from ..errors import BadSample
+from ..index import INDEX_NAME
 from ..overlap import LENGTHS, grams, text_grams, words
-from .draft import Draft, look_at
+from ..reader import Corpus
+from .draft import Draft, Picture, look_at
 from .hamming import hamming
 from .page import ImageReference
 from .rules import HeldOut
@@ -40,9 +42,13 @@ class HeldOutIndex:
 
     def reason(self, draft: Draft) -> str | None:
         """Why the page must not be kept, or None."""
-        if self.grams and not self.grams.isdisjoint(grams(words(draft.text), LENGTHS)):
+        return self.found_in(draft.text, draft.pictures)
+
+    def found_in(self, text: str, pictures: Sequence[Picture]) -> str | None:
+        """Why what has this text and these pictures must not be kept, or None."""
+        if self.grams and not self.grams.isdisjoint(grams(words(text), LENGTHS)):
             return "shares 13 words with an evaluation text"
-        for picture in draft.pictures if self.sha256 else ():
+        for picture in pictures if self.sha256 else ():
             if picture.sha256 in self.sha256 or self._near(picture.phash):
                 return "shows an evaluation image"
         return None
@@ -68,6 +74,9 @@ class HeldOutIndex:
 
 
 def _texts(path: Path) -> Iterator[str]:
+    if (path / INDEX_NAME).is_file():
+        yield from (document.text for document in Corpus(path))
+        return
     try:
         content = path.read_text(encoding="utf-8-sig")
         match path.suffix:
@@ -79,7 +88,7 @@ def _texts(path: Path) -> Iterator[str]:
             case ".json":
                 yield from _strings(parse_json(content))
             case _:
-                raise ValueError("held-out texts are .txt, .json or .jsonl files")
+                raise ValueError("held-out texts are .txt, .json or .jsonl files, or folders of shards")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
