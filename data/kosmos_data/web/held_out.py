@@ -13,7 +13,7 @@ from kosmos.read_json import parse_json
 
 from ..errors import BadSample
 from ..index import INDEX_NAME
-from ..overlap import LENGTHS, grams, text_grams, words
+from ..overlap import NGRAM, grams, text_grams, words
 from ..reader import Corpus
 from .draft import Draft, Picture, look_at
 from .hamming import hamming
@@ -33,7 +33,10 @@ class HeldOutIndex:
 
     def __init__(self, held_out: HeldOut) -> None:
         self.image_bits = held_out.image_bits
-        self.grams = {gram for path in held_out.texts for text in _texts(Path(path)) for gram in text_grams(text)}
+        self.grams: set[int] = set()
+        self.lengths: set[int] = set()  # of the runs of words that are in ``grams``
+        for path in held_out.texts:
+            self._add_texts(Path(path))
         self.sha256: set[str] = set()
         phashes: set[int] = set()
         for folder in held_out.images:
@@ -46,7 +49,7 @@ class HeldOutIndex:
 
     def found_in(self, text: str, pictures: Sequence[Picture]) -> str | None:
         """Why what has this text and these pictures must not be kept, or None."""
-        if self.grams and not self.grams.isdisjoint(grams(words(text), LENGTHS)):
+        if self.grams and not self.grams.isdisjoint(grams(words(text), self.lengths)):
             return "shares 13 words with an evaluation text"
         for picture in pictures if self.sha256 else ():
             if picture.sha256 in self.sha256 or self._near(picture.phash):
@@ -55,6 +58,12 @@ class HeldOutIndex:
 
     def _near(self, phash: int) -> bool:
         return bool((hamming(self.phashes, np.uint64(phash)) <= self.image_bits).any())
+
+    def _add_texts(self, path: Path) -> None:
+        for text in _texts(path):
+            if found := text_grams(text):
+                self.grams |= found
+                self.lengths.add(min(len(words(text)), NGRAM))
 
     def _add_images(self, folder: Path) -> set[int]:
         if not folder.is_dir():

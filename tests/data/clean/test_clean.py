@@ -229,8 +229,8 @@ def test_what_a_user_can_mend_is_named(tmp_path: Path, parts: list[str], capsys:
         ([source, *out, "execution.workers=1", "--leave-out", "Github"], "no document names its source"),
         ([source, "--out", str(tmp_path / "empty"), "--language", "fr", "execution.workers=1"], "no document of 1 was"),
     ]
-    for given, message in wrong:
-        assert main(["data", "clean", *given]) == 2, given
+    for typed, message in wrong:
+        assert main(["data", "clean", *typed]) == 2, typed
         assert message in " ".join(capsys.readouterr().err.split())
 
 

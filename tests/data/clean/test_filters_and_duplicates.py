@@ -16,7 +16,6 @@ pytest.importorskip("datatrove")
 pytest.importorskip("py3langid")
 
 from datatrove.data import Document as PlainText
-from datatrove.pipeline.dedup import MinhashDedupBuckets  # noqa: F401 - the real one must be there
 from datatrove.utils.text import simplify_text
 
 from kosmos_data.clean.filters import Filters, plain_name, source_of
@@ -34,8 +33,8 @@ from kosmos_data.web.rules import NearRules
 from kosmos_data.web.text_quality import Words
 
 OTHERS = {
-    "de": "Alle glücklichen Familien gleichen einander, jede unglückliche Familie ist auf ihre eigene Weise unglücklich.",
-    "fr": "Longtemps, je me suis couché de bonne heure. Parfois, à peine ma bougie éteinte, mes yeux se fermaient si vite.",
+    "de": "Alle glücklichen Familien gleichen einander, jede unglückliche ist auf ihre eigene Weise unglücklich.",
+    "fr": "Longtemps, je me suis couché de bonne heure. Parfois, à peine ma bougie éteinte, mes yeux se fermaient.",
     "es": "En un lugar de la Mancha, de cuyo nombre no quiero acordarme, no ha mucho tiempo que vivía un hidalgo.",
     "it": "Nel mezzo del cammin di nostra vita mi ritrovai per una selva oscura, ché la diritta via era smarrita.",
     "pt": "Ao verme que primeiro roeu as frias carnes do meu cadáver dedico como saudosa lembrança estas memórias.",
