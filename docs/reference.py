@@ -20,6 +20,7 @@ SETTINGS = {
     "kosmos vision": "kosmos_train.parts.vision_data:VisionConfig",
     "kosmos encoder": "kosmos_train.parts.encoder:EncoderConfig",
     "kosmos data web": "kosmos_data.web.options:WebOptions",
+    "kosmos data clean": "kosmos_data.clean.options:CleanOptions",
     "kosmos eval: a task": "kosmos_eval.tasks:Task",
     "python -m kosmos_train.study": "kosmos_train.study.run:StudyConfig",
     "python -m kosmos_train.study: a claim": "kosmos_train.study.claims:Claim",

@@ -1,4 +1,4 @@
-"""``kosmos data``: make, filter, import, inspect, check and index corpora; order and replay what a run reads.
+"""``kosmos data``: make, filter, import, clean, inspect, check and index corpora; order and replay what a run reads.
 
 Each verb is a thin door on a function of this package. Mistakes of the user are raised as ValueError or an OSError; the
 ``kosmos`` command shows them as one line.
@@ -7,6 +7,7 @@ Each verb is a thin door on a function of this package. Mistakes of the user are
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from kosmos.keys import add_keys
 from kosmos.plain import counted, escape, styled
 
 from .adapters import FORMATS
@@ -65,6 +67,46 @@ def _web(arguments: argparse.Namespace) -> None:
         Console(emoji=False).print(done)
     else:
         Console(emoji=False).print(table(ledger))
+
+
+def _clean(arguments: argparse.Namespace) -> None:
+    from kosmos import settings
+
+    from .clean.options import CleanOptions
+    from .clean.pipeline import clean, look
+    from .web.ledger_report import table
+
+    if not arguments.out and not arguments.dry_run:
+        raise ValueError("give --out FOLDER for what stays, or --dry-run to see what would go")
+    options = settings.load(CleanOptions, arguments.config, [*_clean_overrides(arguments), *arguments.overrides])
+    with Progress(console=Console(stderr=True)) as progress:
+        if arguments.dry_run:
+            done = look(arguments.source, options, progress)
+        else:
+            done = clean(arguments.source, arguments.out, options, progress)
+    console = Console(emoji=False)
+    if done is None:
+        console.print(f"handed to Slurm; when the jobs are done: kosmos data report {escape(arguments.out)}")
+        return
+    console.print(table(done.ledger))
+    if absent := done.absent(options.leave_out):
+        there = ", ".join(list(done.sources)[:12])
+        message = f"no document is of {', '.join(absent)}; the sources are: {there}"
+        console.print(f"[yellow]{escape(message)}[/yellow]", soft_wrap=True)
+    if not arguments.dry_run:
+        places = f"{arguments.out}: shards, ledger.json, and left_out.jsonl with the key of each that went"
+        console.print(escape(places), soft_wrap=True)
+
+
+def _clean_overrides(arguments: argparse.Namespace) -> list[str]:
+    """The options that have a short name of their own, as the settings class has them."""
+    named = {"format": arguments.format, "images": arguments.images, "field": arguments.field}
+    named |= {"person": arguments.person, "language": arguments.language}
+    if arguments.leave_out is not None:
+        named["leave_out"] = json.dumps([name.strip() for name in arguments.leave_out.split(",") if name.strip()])
+    if arguments.held_out is not None:
+        named["held_out.texts"] = json.dumps(arguments.held_out)
+    return [f"{name}={value}" for name, value in named.items() if value is not None]
 
 
 def _report(arguments: argparse.Namespace) -> None:
@@ -225,6 +267,28 @@ def _add_verbs_that_make(verbs: Any) -> None:
     imports.add_argument("--out", required=True, help="folder for the shards; new or empty")
     imports.set_defaults(run=_import)
 
+    clean = verbs.add_parser(
+        "clean",
+        help="leave out duplicates, other languages, held-out texts, sources: clean SOURCE --out DIR [key=value …]",
+        epilog="kosmos data clean corpora/pile --leave-out 'Github,ArXiv,StackExchange,PubMed Central' --held-out "
+        "test.jsonl --out corpora/clean; run it again to go on after a kill; key=value changes any option, such as "
+        "near_duplicates=false or execution.workers=8 (--keys lists them)",
+    )
+    clean.add_argument("source", metavar="SOURCE", help="folder of shards; else what kosmos data import reads")
+    clean.add_argument("--out", help="folder for the shards; new, or of an interrupted run to go on with")
+    clean.add_argument("--dry-run", action="store_true", help="print what would be left out and write nothing")
+    clean.add_argument("--format", help=f"of a SOURCE that is no shards: {', '.join(FORMATS)}; default: text")
+    clean.add_argument("--images", help="folder of the picture files, for such a format")
+    clean.add_argument("--field", help="name of the field that holds the text, for such a format")
+    clean.add_argument("--leave-out", metavar="NAMES", help="sources to leave out, as meta names them, with commas")
+    held_out = "evaluation texts, .txt, .json, .jsonl or shards; may be given several times"
+    clean.add_argument("--held-out", action="append", metavar="FILE", help=held_out)
+    clean.add_argument("--language", help="language to keep; any: all; default: en")
+    clean.add_argument("--person", choices=("drop", "keep"), help="captions with <PERSON> in them; default: drop")
+    clean.add_argument("--config", help="YAML with the options of kosmos_data.clean.options.CleanOptions")
+    add_keys(clean, "kosmos_data.clean.options:CleanOptions")
+    clean.set_defaults(run=_clean, overridable=True)
+
     index = verbs.add_parser("index", help="index a folder of webdataset tars that another program wrote")
     index.add_argument("path", help="folder with .tar files")
     index.set_defaults(run=_index)
@@ -239,8 +303,8 @@ def _add_verbs_of_the_web(verbs: Any) -> None:
     web.add_argument("--config", help="YAML with the options of kosmos_data.web.options.WebOptions")
     web.set_defaults(run=_web, overridable=True)
 
-    report = verbs.add_parser("report", help="what the filters of a web corpus dropped, as a table and as an HTML page")
-    report.add_argument("folder", help="corpus made by kosmos data web")
+    report = verbs.add_parser("report", help="what filters dropped from a corpus, as a table and as an HTML page")
+    report.add_argument("folder", help="corpus made by kosmos data web or clean")
     report.set_defaults(run=_report)
 
     fetch = verbs.add_parser("fetch", help="fetch the images of a list of addresses: fetch URLS --out DIR")

@@ -75,18 +75,21 @@ class Tally(Counter[str]):
     Attributes:
         records: how many whole records are among the counts; the others were parts (a picture of a page) that were
             left out of a document that stayed.
+        parts: counts by reason of those parts.
         examples: by reason, where the first of them are.
     """
 
     def __init__(self, counts: Iterable[str] = ()) -> None:
         super().__init__(counts)
         self.records = 0
+        self.parts: Counter[str] = Counter()
         self.examples: defaultdict[str, list[str]] = defaultdict(list)
 
     def count(self, reason: str, where: str, record: bool = True) -> None:
         """Count one more; ``record=False`` for a part of a record that is used without it."""
         self[reason] += 1
         self.records += record
+        self.parts[reason] += not record
         if len(self.examples[reason]) < SHOWN:
             self.examples[reason].append(where[:_LONGEST_EXAMPLE])
 

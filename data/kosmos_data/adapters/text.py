@@ -15,9 +15,9 @@ _PLAIN = "*.txt"
 
 
 def text(source: Path, images: Path, tally: Tally, field: str = "text") -> Iterator[Document]:
-    """``{"text": "…"}`` per line or row, whose other fields become ``meta``; each ``.txt`` is one document.
+    """``{"text": "…"}`` per line or row; each ``.txt`` is one document.
 
-    Text files are read in subfolders too.
+    Other fields, and those of a ``meta`` among them, become ``meta``. Text files are read in subfolders too.
     """
 
     def document(key: str, record: dict[str, Any]) -> Iterator[Document]:
@@ -27,7 +27,9 @@ def text(source: Path, images: Path, tally: Tally, field: str = "text") -> Itera
             raise BadSample(errors.EMPTY, f"{key} has no field {field!r}, but {there}: --field NAME takes another")
         if not isinstance(body, str) or not body.strip():
             raise BadSample(errors.EMPTY, key)
-        meta = {name: value for name, value in record.items() if isinstance(value, str | int | float | bool)}
+        inner = record.get("meta")  # the Pile's: {"pile_set_name": "ArXiv"}
+        fields = {**(inner if isinstance(inner, dict) else {}), **record}
+        meta = {name: value for name, value in fields.items() if isinstance(value, str | int | float | bool)}
         yield Document(key, [Text(body)], meta)
 
     plain = None

@@ -8,7 +8,7 @@ In the order in which a page passes through them:
     page, draft                      a page as it was extracted; as the filters look at and shorten it
     rules, options                   every threshold with its source; the settings of ``kosmos data web``
     filters, text_quality, held_out  what one page tells
-    selection, hamming               what only the whole corpus tells: duplicates, near hashes, five images a page
+    minhash, selection, hamming      what only the whole corpus tells: duplicates, near hashes, five images a page
     ledger, selection_ledger         what every rule dropped, with examples; ledger_report shows it
     pipeline, stages, executors      the run: its stages, their steps, what runs them
     sources, work_folder             where pages and image bytes come from; what stages hand to each other

@@ -54,7 +54,7 @@ class Filters:
         self.missing: set[str] = set()  # addresses of images that the source does not have
         self.held_out = HeldOutIndex(held_out)
         self.quality = Quality(text)
-        self.identifier = _language_identifier()
+        self.identifier = language_identifier()
 
     def run(self, draft: Draft, ledger: Ledger) -> bool:
         """Shorten a page by what its filters leave out; False when it is dropped. The ledger learns of everything."""
@@ -165,7 +165,8 @@ def _is_symbols(word: str) -> bool:
 
 
 @cache  # a second to load, and a process may run several tasks
-def _language_identifier() -> LanguageIdentifier:
+def language_identifier() -> LanguageIdentifier:
+    """py3langid's model, with probabilities; the extra ``web`` must be installed."""
     with extras.hint():
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ import numpy as np
 from kosmos.read_json import parse_json
 
 from ..errors import BadSample
-from ..overlap import LENGTHS, grams, text_grams, words
-from .draft import Draft, look_at
+from ..index import INDEX_NAME
+from ..overlap import NGRAM, grams, text_grams, words
+from ..reader import Corpus
+from .draft import Draft, Picture, look_at
 from .hamming import hamming
 from .page import ImageReference
 from .rules import HeldOut
@@ -31,7 +33,10 @@ class HeldOutIndex:
 
     def __init__(self, held_out: HeldOut) -> None:
         self.image_bits = held_out.image_bits
-        self.grams = {gram for path in held_out.texts for text in _texts(Path(path)) for gram in text_grams(text)}
+        self.grams: set[int] = set()
+        self.lengths: set[int] = set()  # of the runs of words that are in ``grams``
+        for path in held_out.texts:
+            self._add_texts(Path(path))
         self.sha256: set[str] = set()
         phashes: set[int] = set()
         for folder in held_out.images:
@@ -40,15 +45,25 @@ class HeldOutIndex:
 
     def reason(self, draft: Draft) -> str | None:
         """Why the page must not be kept, or None."""
-        if self.grams and not self.grams.isdisjoint(grams(words(draft.text), LENGTHS)):
+        return self.found_in(draft.text, draft.pictures)
+
+    def found_in(self, text: str, pictures: Sequence[Picture]) -> str | None:
+        """Why what has this text and these pictures must not be kept, or None."""
+        if self.grams and not self.grams.isdisjoint(grams(words(text), self.lengths)):
             return "shares 13 words with an evaluation text"
-        for picture in draft.pictures if self.sha256 else ():
+        for picture in pictures if self.sha256 else ():
             if picture.sha256 in self.sha256 or self._near(picture.phash):
                 return "shows an evaluation image"
         return None
 
     def _near(self, phash: int) -> bool:
         return bool((hamming(self.phashes, np.uint64(phash)) <= self.image_bits).any())
+
+    def _add_texts(self, path: Path) -> None:
+        for text in _texts(path):
+            if found := text_grams(text):
+                self.grams |= found
+                self.lengths.add(min(len(words(text)), NGRAM))
 
     def _add_images(self, folder: Path) -> set[int]:
         if not folder.is_dir():
@@ -68,6 +83,9 @@ class HeldOutIndex:
 
 
 def _texts(path: Path) -> Iterator[str]:
+    if (path / INDEX_NAME).is_file():
+        yield from (document.text for document in Corpus(path))
+        return
     try:
         content = path.read_text(encoding="utf-8-sig")
         match path.suffix:
@@ -79,7 +97,7 @@ def _texts(path: Path) -> Iterator[str]:
             case ".json":
                 yield from _strings(parse_json(content))
             case _:
-                raise ValueError("held-out texts are .txt, .json or .jsonl files")
+                raise ValueError("held-out texts are .txt, .json or .jsonl files, or folders of shards")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -1,9 +1,10 @@
 """The ledger: what every filter dropped, with examples, so that a person can see whether a rule does what it says.
 
-Records of WARC files, pages, images and paragraphs are counted. Of each kind, what came in is what came out plus what
-was dropped, summed over the rules; :meth:`Ledger.check` says so if it is not. A rule's examples are those with the
-smallest hash, hence a uniform sample that does not depend on order, tasks or executor, and ledgers of parts merge into
-the ledger of the whole. KOSMOS-1 names its filters (section 3.1, appendix) and gives no counts.
+Records of WARC files, pages, images and paragraphs are counted, or the documents of another corpus. Of each kind, what
+came in is what came out plus what was dropped, summed over the rules; :meth:`Ledger.check` says so if it is not. A
+rule's examples are those with the smallest hash, hence a uniform sample that does not depend on order, tasks or
+executor, and ledgers of parts merge into the ledger of the whole. KOSMOS-1 names its filters (section 3.1, appendix)
+and gives no counts.
 """
 
 from __future__ import annotations
@@ -23,15 +24,19 @@ PAGES: Final = "pages"
 IMAGES: Final = "images"
 PARAGRAPHS: Final = "paragraphs"
 KINDS: Final = (RECORDS, PAGES, IMAGES, PARAGRAPHS)
+"""What ``kosmos data web`` counts."""
+
+DOCUMENTS: Final = "documents"
+"""What ``kosmos data clean`` counts."""
 
 WITH_PAGE: Final = "its page was dropped"
 """The rule under which the images and paragraphs of a dropped page are counted."""
 
 STAGES: Final = (
-    *("reading", "extraction", "page", "paragraphs", "language", "text", "images", "held out"),
+    *("reading", "source", "captions", "extraction", "page", "paragraphs", "language", "text", "images", "held out"),
     *("duplicates", "selection"),
 )
-"""In the order in which a page passes through them."""
+"""In the order in which a page or document passes through them."""
 
 LEDGER_NAME: Final = "ledger.json"
 _VERSION = 1
@@ -57,12 +62,14 @@ class Ledger:
 
     Args:
         examples: kept per rule.
+        kinds: what is counted.
     """
 
-    def __init__(self, examples: int = 8) -> None:
+    def __init__(self, examples: int = 8, kinds: tuple[str, ...] = KINDS) -> None:
         self.examples = examples
-        self.entered: dict[str, int] = dict.fromkeys(KINDS, 0)
-        self.kept: dict[str, int] = dict.fromkeys(KINDS, 0)
+        self.kinds = kinds
+        self.entered: dict[str, int] = dict.fromkeys(kinds, 0)
+        self.kept: dict[str, int] = dict.fromkeys(kinds, 0)
         self.rules: dict[tuple[str, str, str], Rule] = {}  # (kind, stage, reason)
 
     def enter(self, kind: str, count: int = 1) -> None:
@@ -96,7 +103,7 @@ class Ledger:
 
     def merge(self, other: Ledger) -> None:
         """Add the counts and examples of another part of the same corpus."""
-        for kind in KINDS:
+        for kind in self.kinds:
             self.entered[kind] += other.entered[kind]
             self.kept[kind] += other.kept[kind]
         for name, theirs in other.rules.items():
@@ -115,7 +122,7 @@ class Ledger:
 
     def check(self) -> None:
         """RuntimeError unless, for every kind, what came in is what came out plus what was dropped."""
-        for kind in KINDS:
+        for kind in self.kinds:
             dropped = sum(rule.count for of, _, _, rule in self._rows() if of == kind)
             if self.entered[kind] != self.kept[kind] + dropped:
                 raise RuntimeError(
@@ -126,7 +133,7 @@ class Ledger:
     def to_json(self) -> str:
         """The ledger as JSON; the same counts and examples give the same text."""
         kinds = {}
-        for kind in KINDS:
+        for kind in self.kinds:
             rows = [
                 {"stage": stage, "reason": reason, "count": rule.count, "examples": [list(e) for e in rule.examples]}
                 for stage, reason, rule in self.dropped(kind)
@@ -142,8 +149,8 @@ class Ledger:
             body = parse_json(text)
             if body["version"] != _VERSION:
                 raise ValueError(f"version {body['version']}, this program reads version {_VERSION}")
-            ledger = cls(body["examples_per_rule"])
-            for kind in KINDS:
+            ledger = cls(body["examples_per_rule"], (DOCUMENTS,) if DOCUMENTS in body else KINDS)
+            for kind in ledger.kinds:
                 ledger.entered[kind], ledger.kept[kind] = body[kind]["in"], body[kind]["out"]
                 for row in body[kind]["dropped"]:
                     examples = [(digest, example) for digest, example in row["examples"]]
@@ -157,7 +164,7 @@ class Ledger:
         write_atomically(Path(folder) / LEDGER_NAME, self.to_json())
 
     def _rule(self, kind: str, stage: str, reason: str) -> Rule:
-        assert kind in KINDS, kind
+        assert kind in self.kinds, kind
         assert stage in STAGES, stage
         return self.rules.setdefault((kind, stage, reason), Rule())
 
@@ -181,7 +188,7 @@ def read_ledger(folder: str | Path) -> Ledger:
     """
     path = Path(folder) / LEDGER_NAME
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such ledger; kosmos data web writes one beside its shards")
+        raise FileNotFoundError(f"{path}: no such ledger; kosmos data web and clean write one beside their shards")
     try:
         return Ledger.from_json(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""``kosmos data report``: the ledger of a web corpus as a table, and as one HTML page that shows what was dropped.
+"""``kosmos data report``: the ledger of a corpus as a table, and as one HTML page that shows what was dropped.
 
 The page is a single file that loads nothing: pictures are inside it, and its policy forbids any request. All that comes
 from the web is escaped.
@@ -23,7 +23,18 @@ from ..errors import BadSample
 from ..images import open_image
 from ..index import INDEX_NAME
 from ..reader import Corpus
-from .ledger import IMAGES, KINDS, PAGES, PARAGRAPHS, RECORDS, WITH_PAGE, Example, Ledger, Rule, read_ledger
+from .ledger import (
+    DOCUMENTS,
+    IMAGES,
+    PAGES,
+    PARAGRAPHS,
+    RECORDS,
+    WITH_PAGE,
+    Example,
+    Ledger,
+    Rule,
+    read_ledger,
+)
 from .rules import SOURCES
 
 REPORT_NAME = "report.html"
@@ -35,6 +46,7 @@ _WHAT = {
     RECORDS: "What lies in the WARC files beside pages and images.",
     PAGES: "A page that is left at the end is a document.",
     IMAGES: "Every image that a page names, where it stands in the text.",
+    DOCUMENTS: "Every record of the source, a document each.",
     PARAGRAPHS: "Left out of a page that stays, or gone with a page that does not.",
 }
 
@@ -45,7 +57,7 @@ def table(ledger: Ledger) -> Table:
     shown = Table("", "reason", "rule of", title="What the filters dropped", title_justify="left")
     for column in columns:
         shown.add_column(column, justify="right", no_wrap=True)
-    for kind in (kind for kind in KINDS if ledger.entered[kind] != ledger.kept[kind]):
+    for kind in (kind for kind in ledger.kinds if _is_shown(ledger, kind)):
         left = ledger.entered[kind]
         shown.add_row(f"[bold]{kind}[/bold]", "in", "", "", "", f"{left:,}")
         for stage, reason, rule in ledger.dropped(kind):
@@ -71,7 +83,7 @@ def write_report(folder: str | Path) -> Path:
     path = folder / REPORT_NAME
     if path.exists() and not (folder / INDEX_NAME).exists():
         return path
-    corpus = Corpus(folder) if ledger.kept[PAGES] else None
+    corpus = Corpus(folder) if ledger.kept[_main(ledger)] else None
     path.write_text(page(folder.resolve().name, ledger, corpus), encoding="utf-8")
     return path
 
@@ -82,8 +94,8 @@ def page(name: str, ledger: Ledger, corpus: Corpus | None) -> str:
     body = [_head(name, ledger, corpus)]
     body += [
         _kind(ledger, kind)
-        for kind in (PAGES, IMAGES, PARAGRAPHS, RECORDS)
-        if ledger.entered[kind] != ledger.kept[kind]
+        for kind in (DOCUMENTS, PAGES, IMAGES, PARAGRAPHS, RECORDS)
+        if kind in ledger.kinds and _is_shown(ledger, kind)
     ]
     if corpus is not None:
         body.append(_samples(corpus))
@@ -96,14 +108,17 @@ def page(name: str, ledger: Ledger, corpus: Corpus | None) -> str:
 
 
 def _head(name: str, ledger: Ledger, corpus: Corpus | None) -> str:
-    numbers = [("pages read", f"{ledger.entered[PAGES]:,}"), ("documents kept", f"{ledger.kept[PAGES]:,}")]
-    numbers.append(("of the pages", f"{_share(ledger.kept[PAGES], ledger.entered[PAGES]):.1%}"))
-    numbers.append(("images kept", f"{ledger.kept[IMAGES]:,}"))
+    main = _main(ledger)
+    numbers = [(f"{main} read", f"{ledger.entered[main]:,}"), ("documents kept", f"{ledger.kept[main]:,}")]
+    numbers.append((f"of the {main}", f"{_share(ledger.kept[main], ledger.entered[main]):.1%}"))
+    if main == PAGES:
+        numbers.append(("images kept", f"{ledger.kept[IMAGES]:,}"))
     if corpus is not None:
         numbers.append(("characters", f"{sum(shard.characters for shard in corpus.shards):,}"))
         numbers.append(("megabytes", f"{sum(shard.bytes for shard in corpus.shards) / 1e6:,.1f}"))
     tiles = "".join(f"<div><b>{value}</b><span>{label}</span></div>" for label, value in numbers)
-    title = f"<h1>{escape(name)}</h1><p>From web pages to documents</p>"
+    what = "From web pages to documents" if main == PAGES else "Documents that were kept and left out"
+    title = f"<h1>{escape(name)}</h1><p>{what}</p>"
     return f'<header>{title}<div class="tiles">{tiles}</div></header>\n'
 
 
@@ -166,9 +181,10 @@ def _image_example(example: Example) -> str:
 
 
 def _samples(corpus: Corpus) -> str:
-    """The first documents; their order is that of a hash, so they are a uniform sample."""
-    cards = "".join(_document(corpus[index]) for index in range(min(_SAMPLES, len(corpus))))
-    title = "<h2>Documents</h2><p>A uniform sample of what was kept.</p>"
+    """Documents at equal distances; the order of web pages is that of a hash, so that any of them are a sample."""
+    shown = min(_SAMPLES, len(corpus))
+    cards = "".join(_document(corpus[number * len(corpus) // shown]) for number in range(shown))
+    title = "<h2>Documents</h2><p>A sample of what was kept, at equal distances.</p>"
     return f'<section>{title}<div class="documents">{cards}</div></section>\n'
 
 
@@ -198,6 +214,16 @@ def _thumbnail(data: bytes) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, "WEBP", quality=70)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _main(ledger: Ledger) -> str:
+    """The kind of which each that is left is a document."""
+    return DOCUMENTS if DOCUMENTS in ledger.kinds else PAGES
+
+
+def _is_shown(ledger: Ledger, kind: str) -> bool:
+    """Documents always, the parts of web pages where some were left out."""
+    return kind == DOCUMENTS or ledger.entered[kind] != ledger.kept[kind]
 
 
 def _share(part: int, whole: int) -> float:

@@ -89,29 +89,18 @@ def _with_whole_paths(options: WebOptions) -> WebOptions:
 
 
 def _stages(work: Path, out: Path, job: Job) -> list[Any]:
-    from datatrove.pipeline.dedup import MinhashDedupBuckets, MinhashDedupCluster, MinhashDedupSignature
-    from datatrove.pipeline.dedup.minhash import MinhashConfig
-    from datatrove.utils.hashing import HashConfig
-
     from .executors import Stage
+    from .minhash import Minhash
     from .sources import IndexImages
-    from .stages import Extract, Finish, Quiet, Select, WriteShards
-    from .text_quality import Words
+    from .stages import Extract, Finish, Select, WriteShards
 
-    rules = job.options.duplicates
-    # sha1 is in every Python; datatrove's default hands text to xxhash, which since its version 4 wants bytes.
-    hashing = HashConfig(precision=64, hash_fc="sha1")
-    config = MinhashConfig(rules.ngram, rules.buckets, rules.hashes_per_bucket, hash_config=hashing)
-    signatures, matches, clusters = (str(work / "minhash" / name) for name in ("signatures", "matches", "clusters"))
-    # The fourth stage of datatrove's minhash keeps whichever document has the lower number. Ours, in Select, keeps the
-    # same one whatever the numbers.
-    cluster = MinhashDedupCluster(matches, clusters, config, save_cluster_id=True)
+    minhash = Minhash(work / "minhash", job.options.duplicates)
     here = str(work)
     return [
         Stage("1-index", [IndexImages(here)], job.tasks),
-        Stage("2-extract", [Extract(here), MinhashDedupSignature(signatures, config, Words())], job.tasks),
-        Stage("3-match", [MinhashDedupBuckets(signatures, matches, config=config)], rules.buckets),
-        Stage("4-select", [Quiet(cluster), Select(here, clusters)], 1),
+        Stage("2-extract", [Extract(here), minhash.signature()], job.tasks),
+        Stage("3-match", [minhash.match()], minhash.tasks),
+        Stage("4-select", [minhash.cluster(), Select(here, minhash.clusters)], 1),
         Stage("5-shards", [WriteShards(here, str(out))], job.tasks),
         Stage("6-finish", [Finish(here, str(out))], 1),
     ]

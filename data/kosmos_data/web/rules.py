@@ -74,7 +74,8 @@ class HeldOut:
 
     Args:
         texts: files: ``.txt`` (a text per line), ``.json`` or ``.jsonl`` (every string in it, so that VQAv2, COCO and
-            the like work as published). A page that shares 13 words in a row with one is dropped (GPT-3).
+            the like work as published), or folders of shards. A page that shares 13 words in a row with one is dropped
+            (GPT-3).
         images: folders of pictures, searched with all below them; a page that shows one is dropped.
         image_bits: also a picture whose perceptual hash differs in at most so many of 64 bits; -1: equal bytes only.
     """
@@ -85,7 +86,25 @@ class HeldOut:
 
 
 @dataclass
-class DuplicateRules:
+class NearRules:
+    """What counts as the same text or image again.
+
+    Args:
+        ngram: words per shingle of minhash (datatrove, FineWeb: 5).
+        buckets: bands of minhash; two texts are candidates when all hashes of one band agree (14).
+        hashes_per_bucket: with 14 bands of 8, texts of Jaccard similarity 0.8 meet with probability 0.92.
+        image_bits: images are alike when their perceptual hashes differ in at most so many of 64 bits; 0: equal hashes
+            only; -1: equal bytes only. Ours: 3 joins re-encoded and resized copies.
+    """
+
+    ngram: int = 5
+    buckets: int = 14
+    hashes_per_bucket: int = 8
+    image_bits: int = 3
+
+
+@dataclass
+class DuplicateRules(NearRules):
     """What counts as the same page or image again.
 
     Args:
@@ -99,10 +118,6 @@ class DuplicateRules:
             them (OBELICS: 10).
     """
 
-    ngram: int = 5
-    buckets: int = 14
-    hashes_per_bucket: int = 8
-    image_bits: int = 3
     image_pages: int = 1
     boilerplate_pages: int = 10
 
@@ -132,6 +147,10 @@ SOURCES = {
     "no usable image": "KOSMOS-1",
     "shares 13 words with an evaluation text": "GPT-3, KOSMOS-1",
     "shows an evaluation image": "ours",
+    "source left out": "KOSMOS-1",
+    "tag such as <PERSON>": "KOSMOS-1",
+    "exact duplicate": "KOSMOS-1",
+    "near-duplicate text, pictures alike": "ours",
     "same address": "ours",
     "near-duplicate text": "FineWeb, KOSMOS-1",
     "again on the same page": "OBELICS",

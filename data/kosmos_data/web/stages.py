@@ -9,11 +9,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import heapq
-import io
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import groupby
@@ -24,6 +23,7 @@ import numpy as np
 
 from kosmos.atomic import whole_folder, write_atomically
 
+from .. import entity_names
 from ..document import Document, Image, Segment, Text, to_files
 from ..errors import BadSample
 from ..index import INDEX_NAME, ShardInfo, write_index
@@ -31,12 +31,13 @@ from ..reader import Corpus
 from .draft import Draft, clean, page_example
 from .filters import Filters
 from .ledger import PAGES, RECORDS, Ledger, read_ledger
+from .minhash import read_clusters
 from .selection import DOCUMENT_DTYPE, PICTURE_DTYPE, Selection, select
 from .selection_ledger import account
 from .sources import ImageFiles, pages
 from .work_folder import MISSING_IMAGES, read_job, selection_folder, task_folder
 
-_MANIFEST = "manifest.npz"
+MANIFEST = "manifest.npz"
 _PLAN_DTYPE = np.dtype([("task", "<i4"), ("index", "<i4"), ("images", "<u8")])  # images: one bit for each that stays
 _LARGE = 1 << 60
 _OPEN_FILES = 500
@@ -75,17 +76,6 @@ class Extract:
 
 
 @dataclass
-class Quiet:
-    """A step of datatrove without its progress bar, which would write into ours."""
-
-    step: Any
-
-    def __call__(self, data: None, rank: int, world_size: int) -> Any:
-        with contextlib.redirect_stderr(io.StringIO()):
-            return self.step(data, rank, world_size)
-
-
-@dataclass
 class Select:
     """All manifests and clusters → ``selection/``: the documents that stay, in final order, and the merged ledger."""
 
@@ -94,8 +84,8 @@ class Select:
 
     def __call__(self, data: None, rank: int, world_size: int) -> None:
         job = read_job(Path(self.work))
-        documents, pictures = _read_manifests(self.work, job.tasks)
-        clusters = _read_clusters(Path(self.clusters), documents)
+        documents, pictures = read_manifests(self.work, job.tasks)
+        clusters = read_clusters(self.clusters, documents["task"])
         chosen = select(documents, pictures, clusters, job.options.images, job.options.duplicates)
         ledger = Ledger(job.options.examples)
         for task in range(job.tasks):
@@ -116,25 +106,18 @@ class WriteShards:
     out: str
 
     def __call__(self, data: None, rank: int, world_size: int) -> None:
-        from ..shards import ShardWriter
-
         plan = np.load(selection_folder(self.work) / "plan.npy")
         cuts = json.loads((selection_folder(self.work) / "cuts.json").read_text())
         corpora: dict[int, Corpus] = {}
         for shard in range(rank, len(cuts) - 1, world_size):
-            name = f"{shard:06d}.tar"
-            folder = Path(self.work) / "shards" / f"{shard:06d}"
-            shutil.rmtree(folder, ignore_errors=True)
-            with ShardWriter(folder, max_documents=_LARGE, max_bytes=_LARGE) as writer:
-                for row in plan[cuts[shard] : cuts[shard + 1]]:
-                    task = int(row["task"])
-                    if task not in corpora:
-                        corpora[task] = Corpus(task_folder(self.work, task))
-                    writer.write(with_images(corpora[task][int(row["index"])], int(row["images"])))
-            (folder / "000000.tar.idx").replace(Path(self.out) / f"{name}.idx")
-            (folder / "000000.tar").replace(Path(self.out) / name)
-            shutil.rmtree(folder)
-            write_atomically(folder.with_suffix(".json"), json.dumps(asdict(writer.shards[0]) | {"name": name}))
+            write_shard(self.work, self.out, shard, self._documents(plan[cuts[shard] : cuts[shard + 1]], corpora))
+
+    def _documents(self, rows: np.ndarray, corpora: dict[int, Corpus]) -> Iterator[Document]:
+        for row in rows:
+            task = int(row["task"])
+            if task not in corpora:
+                corpora[task] = Corpus(task_folder(self.work, task))
+            yield with_images(corpora[task][int(row["index"])], int(row["images"]))
 
 
 @dataclass
@@ -151,10 +134,55 @@ class Finish:
         ledger = read_ledger(selection_folder(self.work))
         ledger.check()
         ledger.write(self.out)
-        infos = [json.loads(path.read_text()) for path in sorted((work / "shards").glob("*.json"))]
-        write_index(Path(self.out), [ShardInfo(**info) for info in infos])
+        index_shards(self.work, self.out)
         for name in ("documents", "minhash"):
             shutil.rmtree(work / name, ignore_errors=True)
+
+
+def write_shard(work: str, out: str, shard: int, documents: Iterable[Document]) -> None:
+    """Write shard number ``shard`` of the corpus ``out``; what ``index.json`` says of it waits in the work folder.
+
+    Ids of entities wait there too, in ``entities/NNNNNN``.
+    """
+    from ..shards import ShardWriter
+
+    name = f"{shard:06d}.tar"
+    folder = Path(work) / "shards" / f"{shard:06d}"
+    shutil.rmtree(folder, ignore_errors=True)
+    with ShardWriter(folder, max_documents=_LARGE, max_bytes=_LARGE) as writer:
+        for document in documents:
+            writer.write(document)
+    if (folder / entity_names.FILE).exists():
+        kinds = Path(work) / "entities" / f"{shard:06d}" / entity_names.FILE
+        write_atomically(kinds, (folder / entity_names.FILE).read_bytes())
+    (folder / "000000.tar.idx").replace(Path(out) / f"{name}.idx")
+    (folder / "000000.tar").replace(Path(out) / name)
+    shutil.rmtree(folder)
+    write_atomically(folder.with_suffix(".json"), json.dumps(asdict(writer.shards[0]) | {"name": name}))
+
+
+def index_shards(work: str, out: str) -> None:
+    """Write ``index.json`` of all shards that :func:`write_shard` wrote, and before it the ``entities.json`` of all."""
+    if kinds := entity_names.read_kinds(sorted((Path(work) / "entities").glob("*"))):
+        write_atomically(Path(out) / entity_names.FILE, json.dumps(kinds, ensure_ascii=False))
+    infos = [json.loads(path.read_text()) for path in sorted((Path(work) / "shards").glob("*.json"))]
+    write_index(Path(out), [ShardInfo(**info) for info in infos])
+
+
+def cut(sizes: Iterable[int], per_shard: int, bytes_per_shard: int) -> list[int]:
+    """Where shards begin and the last ends, of documents with these sizes in bytes; ``[0]`` if there are none."""
+    cuts, size, number = [0], 0, -1
+    for number, length in enumerate(sizes):
+        if number > cuts[-1] and (number - cuts[-1] >= per_shard or size + length > bytes_per_shard):
+            cuts.append(number)
+            size = 0
+        size += length
+    return [*cuts, number + 1] if number >= 0 else [0]
+
+
+def size_in_tar(files: Iterable[bytes]) -> int:
+    """Bytes that a document's files take in a tar."""
+    return sum(512 + -(-len(content) // 512) * 512 for content in files)
 
 
 def with_images(document: Document, mask: int) -> Document:
@@ -185,7 +213,7 @@ class _Manifest:
     def add(self, document: Document, draft: Draft) -> None:
         files = to_files(document)
         digest = hashlib.sha256(b"".join(hashlib.sha256(files[name]).digest() for name in sorted(files))).hexdigest()
-        size = sum(512 + -(-len(content) // 512) * 512 for content in files.values())
+        size = size_in_tar(files.values())
         row, pictures = len(self.documents), draft.pictures
         numbers = (len(pictures), len(draft.paragraphs), len(document.text), size)
         self.documents.append((document.key.encode(), digest[:32].encode(), *numbers, self.task, row))
@@ -195,7 +223,7 @@ class _Manifest:
 
     def write(self, folder: Path) -> None:
         documents = np.array(self.documents, dtype=DOCUMENT_DTYPE)
-        np.savez(folder / _MANIFEST, documents=documents, pictures=np.array(self.pictures, dtype=PICTURE_DTYPE))
+        np.savez(folder / MANIFEST, documents=documents, pictures=np.array(self.pictures, dtype=PICTURE_DTYPE))
 
 
 def _drafts(warcs: list[str], ledger: Ledger) -> Iterator[Draft]:
@@ -232,25 +260,16 @@ def _merge_lines(parts: list[Path], whole: Path) -> None:
             part.unlink()
 
 
-def _read_manifests(work: str, tasks: int) -> tuple[np.ndarray, np.ndarray]:
+def read_manifests(work: str, tasks: int) -> tuple[np.ndarray, np.ndarray]:
+    """Documents (n,) and pictures (m,) of all tasks; ``document`` of a picture is the row of its own."""
     documents, pictures, before = [], [], 0
     for task in range(tasks):
-        with np.load(task_folder(work, task) / _MANIFEST) as manifest:
+        with np.load(task_folder(work, task) / MANIFEST) as manifest:
             documents.append(manifest["documents"])
             pictures.append(manifest["pictures"])
         pictures[-1]["document"] += before
         before += len(documents[-1])
     return np.concatenate(documents), np.concatenate(pictures)
-
-
-def _read_clusters(folder: Path, documents: np.ndarray) -> np.ndarray:
-    """(n,) cluster numbers from datatrove's files of (document, cluster) pairs per task; -1 where there is none."""
-    clusters = np.full(len(documents), -1, dtype=np.int64)
-    starts = np.searchsorted(documents["task"], np.arange(documents["task"].max(initial=0) + 1))
-    for path in folder.glob("*.clusters"):
-        pairs = np.fromfile(path, dtype="<u4").reshape(-1, 2)
-        clusters[starts[int(path.stem)] + pairs[:, 0]] = pairs[:, 1]
-    return clusters
 
 
 def _plan(
@@ -265,10 +284,4 @@ def _plan(
     rows = rows[np.argsort(documents["key"][rows], kind="stable")]
     plan = np.zeros(len(rows), dtype=_PLAN_DTYPE)
     plan["task"], plan["index"], plan["images"] = documents["task"][rows], documents["index"][rows], masks[rows]
-    cuts, size = [0], 0
-    for number, length in enumerate(documents["bytes"][rows].tolist()):
-        if number > cuts[-1] and (number - cuts[-1] >= per_shard or size + length > bytes_per_shard):
-            cuts.append(number)
-            size = 0
-        size += length
-    return plan, [*cuts, len(rows)] if len(rows) else [0]
+    return plan, cut(documents["bytes"][rows].tolist(), per_shard, bytes_per_shard)

@@ -1,5 +1,7 @@
 """The folder in which a web corpus is made: what the run is, and the parts that its stages hand to each other.
 
+``kosmos data clean`` has one of the same form.
+
 run.json                         the WARC files and every option that decides bytes; checked when a run goes on
 logs/STAGE/                      datatrove: a mark per finished task, its log and its counts
 documents/00003/                 what task 3 kept: shards, manifest.npz (numbers for the selection), ledger.json
@@ -13,7 +15,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from kosmos import settings
 from kosmos.atomic import write_atomically
@@ -50,7 +52,14 @@ class Job:
         return {"warcs": self.warcs, "sizes": self.sizes, "tasks": self.tasks, "options": options}
 
 
-def open_work(out: Path, job: Job) -> Path:
+class Described(Protocol):
+    """A job that can say what it makes of what."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything that decides a byte of the result."""
+
+
+def open_work(out: Path, job: Described) -> Path:
     """The work folder of ``out``, new or from a run of the same job that did not finish.
 
     Raises:
@@ -73,8 +82,13 @@ def open_work(out: Path, job: Job) -> Path:
 
 def read_job(work: Path) -> Job:
     """What :func:`open_work` wrote, in a task of the run."""
-    body = parse_json((work / _RUN).read_text(encoding="utf-8"))
+    body = read_run(work)
     return Job(body["warcs"], body["sizes"], settings.from_dict(WebOptions, body["options"]), body["tasks"])
+
+
+def read_run(work: Path) -> dict[str, Any]:
+    """What the job of a work folder said of itself."""
+    return parse_json((work / _RUN).read_text(encoding="utf-8"))
 
 
 def task_folder(work: str, task: int) -> Path:
