@@ -188,5 +188,5 @@ def listening(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((name, port), family=family, backlog=2048)
     except (OSError, OverflowError) as error:
-        why = getattr(error, "strerror", None) or str(error)
+        why = str(getattr(error, "strerror", None) or error).partition(" (")[0]  # behind it is the address once more
         raise ValueError(f"--host {host} --port {port}: {why}; choose another") from error
