@@ -47,7 +47,7 @@ def test_replay_shows_the_documents_of_a_step(run_file: Path, capsys: pytest.Cap
     assert "<s>" in printed
     assert "row 18" not in printed
     assert main(["data", "replay", str(run_file), "--step", "2", "--row", "999"]) == 2
-    assert "step 2 has the rows 0 to " in capsys.readouterr().err
+    assert "step 2 has the rows 16 to 23, not 999" in capsys.readouterr().err
 
 
 def test_inspect_shows_each_kind(corpora: Path, run_file: Path, capsys: pytest.CaptureFixture) -> None:
