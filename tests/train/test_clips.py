@@ -45,6 +45,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, stamps_cache: Path, reposito
     }  # fmt: skip
     run |= {"processor": str(root / "processor"), "steps": 2, "log": {"every": 1}}
     run["model"]["vision_weights"] = "random"
+    run["optim"] |= {"warmup": 1}
     run["data"] |= {"row_tokens": 128, "rows_per_micro_batch": 1}
     return {"root": root, "run": run}
 
