@@ -314,7 +314,7 @@ def test_items_to_learn_from_are_what_is_asked(
 
 def test_the_command_writes_documents_with_choices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Entailment's three words of the training split; what kosmos tune says of such a corpus, and of another."""
-    from kosmos_data import Document, SourceConfig, Text, write_shards
+    from kosmos_data import DataConfig, Document, SourceConfig, Text, write_shards
     from kosmos_data.reader import Corpus
     from kosmos_eval.cli import main
     from kosmos_train.answers import report_answers
@@ -331,8 +331,7 @@ def test_the_command_writes_documents_with_choices(tmp_path: Path, capsys: pytes
         Text("Maybe", choices=("Maybe", "Yes", "No")),
         Text(', "It is a cat."', supervised=False),
     ]
-    config = TrainConfig()
-    config.data.sources = [SourceConfig("cb", str(tmp_path / "cb"), 1.0, {"name": "cloze"})]
+    config = TrainConfig(data=DataConfig([SourceConfig("cb", str(tmp_path / "cb"), 1.0, {"name": "cloze"})]))
     report_answers(config)
     assert "answers among their choices (3 of its first 3 documents)" in capsys.readouterr().err
     write_shards(tmp_path / "plain", [Document("a", [Text("x")])])
