@@ -100,13 +100,14 @@ def _clean(arguments: argparse.Namespace) -> None:
 
 def _clean_overrides(arguments: argparse.Namespace) -> list[str]:
     """The options that have a short name of their own, as the settings class has them."""
-    named = {"format": arguments.format, "images": arguments.images, "field": arguments.field}
+    named: dict[str, Any] = {"format": arguments.format, "images": arguments.images, "field": arguments.field}
     named |= {"person": arguments.person, "language": arguments.language}
     if arguments.leave_out is not None:
-        named["leave_out"] = json.dumps([name.strip() for name in arguments.leave_out.split(",") if name.strip()])
+        named["leave_out"] = [name.strip() for name in arguments.leave_out.split(",") if name.strip()]
     if arguments.held_out is not None:
-        named["held_out.texts"] = json.dumps(arguments.held_out)
-    return [f"{name}={value}" for name, value in named.items() if value is not None]
+        named["held_out.texts"] = arguments.held_out
+    # As JSON, since YAML reads a bare "no" (Norwegian) as false.
+    return [f"{name}={json.dumps(value)}" for name, value in named.items() if value is not None]
 
 
 def _report(arguments: argparse.Namespace) -> None:

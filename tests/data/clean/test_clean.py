@@ -242,8 +242,8 @@ def told(tmp_path: Path) -> Callable[..., list[str]]:
         root = tmp_path / f"{len(list(tmp_path.iterdir()))}"
         write_shards(root, documents)
         options = CleanOptions(execution=Execution(workers=1), **chosen)
-        gone = {row.examples[n][1]["url"] for _, _, row in look(root, options).ledger.dropped(DOCUMENTS) for n in
-                range(len(row.examples))}  # fmt: skip
+        dropped = look(root, options).ledger.dropped(DOCUMENTS)
+        gone = {example["url"] for _, _, rule in dropped for _, example in rule.examples}
         return [document.key for document in documents if document.key not in gone]
 
     return keys
