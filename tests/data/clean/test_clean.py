@@ -226,6 +226,7 @@ def test_what_a_user_can_mend_is_named(tmp_path: Path, parts: list[str], capsys:
         ([source, "--format", "txet", *out], "no format 'txet'"),
         ([source, "--held-out", "gone.json", *out], "gone.json: no such file"),
         ([source, *out, "language_confidence=3"], "it is a probability"),
+        ([source, *out, "--language", "english"], "no language 'english'"),
         ([source, *out, "execution.workers=1", "--leave-out", "Github"], "no document names its source"),
         ([source, "--out", str(tmp_path / "empty"), "--language", "fr", "execution.workers=1"], "no document of 1 was"),
     ]
