@@ -80,10 +80,8 @@ def _clean(arguments: argparse.Namespace) -> None:
         raise ValueError("give --out FOLDER for what stays, or --dry-run to see what would go")
     options = settings.load(CleanOptions, arguments.config, [*_clean_overrides(arguments), *arguments.overrides])
     with Progress(console=Console(stderr=True)) as progress:
-        if arguments.dry_run:
-            done = look(arguments.source, options, progress)
-        else:
-            done = clean(arguments.source, arguments.out, options, progress)
+        source, out = arguments.source, arguments.out
+        done = look(source, options, progress) if arguments.dry_run else clean(source, out, options, progress)
     console = Console(emoji=False)
     if done is None:
         console.print(f"handed to Slurm; when the jobs are done: kosmos data report {escape(arguments.out)}")
