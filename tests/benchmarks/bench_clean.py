@@ -7,7 +7,7 @@
     python tests/benchmarks/bench_clean.py languages             # captions of the stamps, which recipe pictures fetches
     python tests/benchmarks/bench_clean.py memory text/classification/supersense/train.jsonl     # 105,361 glosses
 
-``text`` adds 100 copies, 100 copies with one word in a hundred changed, and 100 held-out documents with two in a hundred
+``text`` adds 100 copies, 100 with one word in a hundred changed, and 100 held-out documents with two in a hundred
 changed; ``pairs`` 100 copies, 100 of which the picture is a smaller JPEG, and 100 with ``<PERSON>``. One process.
 """
 
