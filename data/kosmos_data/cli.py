@@ -297,6 +297,7 @@ def _add_verbs_of_the_web(verbs: Any) -> None:
     )
     web.add_argument("--out", required=True, help="folder for the shards; new, or of an interrupted run to go on with")
     web.add_argument("--config", help="YAML with the options of kosmos_data.web.options.WebOptions")
+    add_keys(web, "kosmos_data.web.options:WebOptions")
     web.set_defaults(run=_web, overridable=True)
 
     report = verbs.add_parser("report", help="what filters dropped from a corpus, as a table and as an HTML page")
