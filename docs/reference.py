@@ -136,8 +136,8 @@ def settings() -> str:
     parts = [
         "# Keys of the YAML files",
         "Generated from the settings classes; `kosmos train --keys` prints the first table (`tune`, `tokenizer`, "
-        "`vision`, `encoder` and `data web` have `--keys` too). On a command line a key is written `optim.lr=1e-4`; "
-        "`sources[].name` stands in each entry of a list.",
+        "`vision`, `encoder`, `data web` and `data clean` have `--keys` too). On a command line a key is "
+        "written `optim.lr=1e-4`; `sources[].name` stands in each entry of a list.",
     ]
     return "\n\n".join(parts + [_keys(title, cls) for title, cls in settings_classes()]) + "\n"
 

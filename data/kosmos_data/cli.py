@@ -80,10 +80,8 @@ def _clean(arguments: argparse.Namespace) -> None:
         raise ValueError("give --out FOLDER for what stays, or --dry-run to see what would go")
     options = settings.load(CleanOptions, arguments.config, [*_clean_overrides(arguments), *arguments.overrides])
     with Progress(console=Console(stderr=True)) as progress:
-        if arguments.dry_run:
-            done = look(arguments.source, options, progress)
-        else:
-            done = clean(arguments.source, arguments.out, options, progress)
+        source, out = arguments.source, arguments.out
+        done = look(source, options, progress) if arguments.dry_run else clean(source, out, options, progress)
     console = Console(emoji=False)
     if done is None:
         console.print(f"handed to Slurm; when the jobs are done: kosmos data report {escape(arguments.out)}")
@@ -100,13 +98,14 @@ def _clean(arguments: argparse.Namespace) -> None:
 
 def _clean_overrides(arguments: argparse.Namespace) -> list[str]:
     """The options that have a short name of their own, as the settings class has them."""
-    named = {"format": arguments.format, "images": arguments.images, "field": arguments.field}
+    named: dict[str, Any] = {"format": arguments.format, "images": arguments.images, "field": arguments.field}
     named |= {"person": arguments.person, "language": arguments.language}
     if arguments.leave_out is not None:
-        named["leave_out"] = json.dumps([name.strip() for name in arguments.leave_out.split(",") if name.strip()])
+        named["leave_out"] = [name.strip() for name in arguments.leave_out.split(",") if name.strip()]
     if arguments.held_out is not None:
-        named["held_out.texts"] = json.dumps(arguments.held_out)
-    return [f"{name}={value}" for name, value in named.items() if value is not None]
+        named["held_out.texts"] = arguments.held_out
+    # As JSON, since YAML reads a bare "no" (Norwegian) as false.
+    return [f"{name}={json.dumps(value)}" for name, value in named.items() if value is not None]
 
 
 def _report(arguments: argparse.Namespace) -> None:
@@ -301,6 +300,7 @@ def _add_verbs_of_the_web(verbs: Any) -> None:
     )
     web.add_argument("--out", required=True, help="folder for the shards; new, or of an interrupted run to go on with")
     web.add_argument("--config", help="YAML with the options of kosmos_data.web.options.WebOptions")
+    add_keys(web, "kosmos_data.web.options:WebOptions")
     web.set_defaults(run=_web, overridable=True)
 
     report = verbs.add_parser("report", help="what filters dropped from a corpus, as a table and as an HTML page")

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from kosmos.suggest import suggest
+
 from .. import extras
 from ..document import Document
 from ..errors import BadSample
@@ -29,7 +31,7 @@ class Filters:
 
     Raises:
         ModuleNotFoundError: a package of the extra ``web`` is missing.
-        FileNotFoundError, ValueError: held-out data that cannot be read.
+        FileNotFoundError, ValueError: held-out data that cannot be read, or a language that py3langid does not know.
     """
 
     def __init__(self, options: CleanOptions) -> None:
@@ -39,6 +41,8 @@ class Filters:
         self.language = TextRules(language=options.language, language_confidence=options.language_confidence)
         with extras.hint():
             self.identifier = language_identifier()
+        if options.language not in (known := {*self.identifier.nb_classes, "any"}):
+            raise ValueError(f"no language {options.language!r}; {suggest(options.language, sorted(known))}")
 
     def run(self, document: Document) -> tuple[Verdict | None, list[Picture]]:
         """Why a document is dropped, or None and its pictures."""

@@ -66,8 +66,7 @@ def clean(
     """
     options = _with_whole_paths(options or CleanOptions())
     job = make_job(source, options)
-    with extras.hint():
-        from ..web import executors
+    executors = _executors(options)
     out = Path(out).resolve()
     work = open_work(out, job)
     stages = [*_looking(work, job), *_writing(work, out, job)]
@@ -85,12 +84,21 @@ def look(source: str | Path, options: CleanOptions | None = None, progress: Prog
     options = _with_whole_paths(options or CleanOptions())
     options = replace(options, execution=Execution(workers=options.execution.workers))
     job = make_job(source, options)
-    with extras.hint():
-        from ..web import executors
+    executors = _executors(options)
     with tempfile.TemporaryDirectory(prefix="kosmos-clean-") as folder:
         work = open_work(Path(folder), job)
         executors.run_stages(_looking(work, job), work, options.execution, progress or Progress(disable=True))
         return _cleaned(selection_folder(str(work)), selection_folder(str(work)))
+
+
+def _executors(options: CleanOptions) -> Any:
+    """What runs the stages, once it is seen that the filters can be made: a wrong name ends no half-finished run."""
+    from .filters import Filters
+
+    Filters(options)
+    with extras.hint():
+        from ..web import executors
+    return executors
 
 
 def _cleaned(ledger: Path, sources: Path) -> Cleaned:

@@ -226,6 +226,7 @@ def test_what_a_user_can_mend_is_named(tmp_path: Path, parts: list[str], capsys:
         ([source, "--format", "txet", *out], "no format 'txet'"),
         ([source, "--held-out", "gone.json", *out], "gone.json: no such file"),
         ([source, *out, "language_confidence=3"], "it is a probability"),
+        ([source, *out, "--language", "english"], "no language 'english'"),
         ([source, *out, "execution.workers=1", "--leave-out", "Github"], "no document names its source"),
         ([source, "--out", str(tmp_path / "empty"), "--language", "fr", "execution.workers=1"], "no document of 1 was"),
     ]
@@ -242,8 +243,8 @@ def told(tmp_path: Path) -> Callable[..., list[str]]:
         root = tmp_path / f"{len(list(tmp_path.iterdir()))}"
         write_shards(root, documents)
         options = CleanOptions(execution=Execution(workers=1), **chosen)
-        gone = {row.examples[n][1]["url"] for _, _, row in look(root, options).ledger.dropped(DOCUMENTS) for n in
-                range(len(row.examples))}  # fmt: skip
+        dropped = look(root, options).ledger.dropped(DOCUMENTS)
+        gone = {example["url"] for _, _, rule in dropped for _, example in rule.examples}
         return [document.key for document in documents if document.key not in gone]
 
     return keys

@@ -119,7 +119,7 @@ def test_only_what_the_model_reads_makes_a_copy() -> None:
 def test_texts_too_short_for_shingles_are_compared_whole() -> None:
     assert short_hash("A red dog.", 5) == short_hash("a  red, dog", 5) != short_hash("a red cat", 5)
     assert short_hash("a red dog and a cat", 5) == 0
-    assert short_hash("👍 …", 5) == 0
+    assert short_hash("…!", 5) == 0
     assert short_hash("", 5) != 0
 
 
