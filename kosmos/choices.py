@@ -39,11 +39,10 @@ NAMES = ("choices", "choice_questions", "choice_answers")
 def taken(given: dict[str, Tensor]) -> Choices | None:
     """Take the choices out of the arguments of ``forward``; None: there are none."""
     found = [given.pop(name, None) for name in NAMES]
-    if any(one is None for one in found):
-        if all(one is None for one in found):
-            return None
+    known = [one for one in found if one is not None]
+    if known and len(known) < len(found):
         raise ValueError(f"give all of {', '.join(NAMES)}, or none")
-    return Choices(*found)
+    return Choices(*known) if known else None
 
 
 def total_weight(targets_BT: Tensor, weight_BT: Tensor | None, choices: Choices) -> Tensor:

@@ -76,8 +76,8 @@ class Rows:
             raise ValueError(f"the processor knows no entities of the kind {kind!r}; {known}")
         names, size = self.numbers.get(kind), self.sizes[kind]
         number = names.get(identity, size) if names is not None and isinstance(identity, str) else identity
-        known = isinstance(number, int) and 0 <= number < size
-        return self.first[kind] + (int(number) if known else size)
+        in_table = isinstance(number, int) and 0 <= number < size
+        return self.first[kind] + (int(number) if in_table else size)
 
 
 def first_rows(sizes: Mapping[str, int]) -> list[int]:

@@ -77,7 +77,8 @@ def check(task: str | Path, data: str | Path, shards: Sequence[str | Path]) -> C
             place = f"{folder}:{document.key}"
             files = (segment.data for segment in document.segments if isinstance(segment, Image | Audio | Video))
             for data in files:
-                for owner in images.get(hashlib.sha256(data).hexdigest(), ()):
+                digest = hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else content_hash(Path(data))
+                for owner in images.get(digest, ()):
                     report.images.setdefault(owner, place)
             for gram in overlap.grams(overlap.words(document.text), lengths):
                 for owner in grams.get(gram, ()):

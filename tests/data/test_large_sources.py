@@ -212,14 +212,19 @@ def test_what_an_error_ended_can_be_tried_again(tmp_path: Path) -> None:
     assert len(index_folder(tmp_path / "out")) == 2
 
 
+def _write_texts(folder: Path, sizes: tuple[int, ...]) -> None:
+    with ShardWriter(folder, max_documents=1) as writer:
+        for size in sizes:
+            writer.write(Document(str(size), [Text("a" * size)]))
+
+
 def test_a_disk_that_is_full_has_room_again(tmp_path: Path) -> None:
     """What was written before the disk was full is removed, and the same folder can be used."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
     try:
-        with pytest.raises(OSError, match="File too large"), ShardWriter(tmp_path / "out", max_documents=1) as writer:
-            for size in (1000, 1000, 1 << 21):
-                writer.write(Document(str(size), [Text("a" * size)]))
+        with pytest.raises(OSError, match="File too large"):
+            _write_texts(tmp_path / "out", (1000, 1000, 1 << 21))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list((tmp_path / "out").iterdir()) == []

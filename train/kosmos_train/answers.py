@@ -34,7 +34,7 @@ def answers_learnt(config: TrainConfig) -> Iterator[str]:
     """
     for source in config.data.sources:
         if source.objective.get("name") == "cloze":
-            _report_choices(source)
+            yield _choices_learnt(source)
             continue
         if source.objective.get("loss") != "supervised":
             yield f"{source.name}: objective {source.objective}, not the answers alone"
@@ -48,8 +48,8 @@ def answers_learnt(config: TrainConfig) -> Iterator[str]:
         yield f"{source.name}: answers only ({marked} of its first {looked} documents mark questions)"
 
 
-def _report_choices(source: SourceConfig) -> None:
-    """Print how many answers have choices; ValueError if none has."""
+def _choices_learnt(source: SourceConfig) -> str:
+    """The line of a corpus of answers among their choices; ValueError if it has none."""
     corpus, found = Corpus(source.shards), 0
     looked = min(LOOK_AT, len(corpus))
     for index in range(looked):
@@ -60,7 +60,7 @@ def _report_choices(source: SourceConfig) -> None:
             f'source {source.name!r}: none of its first {looked} documents has a text with "choices", which objective '
             "cloze learns from; kosmos eval documents TASK makes such documents of an evaluation's training split"
         )
-    print(f"{source.name}: answers among their choices ({found} of its first {looked} documents)", file=sys.stderr)
+    return f"{source.name}: answers among their choices ({found} of its first {looked} documents)"
 
 
 def _count_marked(source: SourceConfig) -> tuple[int, int]:

@@ -120,7 +120,8 @@ def write_evaluation(folder: Path, found: Sequence[Moving]) -> int:
     """Write animations, stills, and which of eight names each has; return how many there are."""
     for kind in ("animations", "stills"):
         (folder / kind).mkdir(parents=True)
-    moved, still = [], []
+    moved: list[dict[str, Any]] = []
+    still: list[dict[str, Any]] = []
     chosen = picture_questions.choices([one.still for one in found])
     for one, candidates in zip(found, chosen, strict=True):
         if len(candidates) < 2:

@@ -80,9 +80,9 @@ def recordings(folder: Path, languages: Sequence[str], seconds: float, skipped: 
             continue
         found = _recording(path, folder, stem, language)
         reason = found if isinstance(found, str) else _fault(path, seconds, seen)
-        if isinstance(found, str) or reason:
+        if reason:
             skipped[reason] += 1
-        else:
+        elif not isinstance(found, str):
             yield found
 
 
