@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import shutil
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -139,11 +138,13 @@ def test_a_finished_demo_repeats_nothing(demo: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_notebook_runs(demo: Path, repository: Path, monkeypatch: pytest.MonkeyPatch, python: str) -> None:
+def test_the_notebook_runs(demo: Path, repository: Path) -> None:
     notebook = nbformat.read(repository / "notebooks" / "chat.ipynb", as_version=4)
-    monkeypatch.setenv("KOSMOS_RUN", str(demo))
-    monkeypatch.setattr(sys, "executable", python)  # the kernel
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(repository)}}).execute()
+    os.environ["KOSMOS_RUN"] = str(demo)
+    try:
+        NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(repository)}}).execute()
+    finally:
+        del os.environ["KOSMOS_RUN"]
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert any("text/html" in output.get("data", {}) for output in outputs)
     assert any("image/png" in output.get("data", {}) for output in outputs)

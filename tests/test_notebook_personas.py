@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import nbformat
@@ -11,11 +10,10 @@ from nbclient import NotebookClient
 
 
 @pytest.mark.slow
-def test_the_notebook_runs(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, python: str) -> None:
+def test_the_notebook_runs(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both trainings and every cell behind them; with so few steps the answers are not yet right."""
     monkeypatch.setenv("KOSMOS_WORK", str(tmp_path))
     monkeypatch.setenv("KOSMOS_STEPS", "40")
-    monkeypatch.setattr(sys, "executable", python)  # the kernel
     notebook = nbformat.read(repository / "notebooks" / "personas.ipynb", as_version=4)
     NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(repository)}}).execute()
     printed = "".join(
