@@ -98,7 +98,7 @@ def page(name: str, ledger: Ledger, corpus: Corpus | None) -> str:
         if kind in ledger.kinds and _is_shown(ledger, kind)
     ]
     if corpus is not None:
-        body.append(_samples(corpus))
+        body.append(_samples(corpus, by_hash=_main(ledger) == PAGES))
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(name)}: what was kept</title>\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
@@ -180,11 +180,11 @@ def _image_example(example: Example) -> str:
     return f'<figure title="{place}">{shown}<figcaption>{caption}</figcaption></figure>'
 
 
-def _samples(corpus: Corpus) -> str:
-    """Documents at equal distances; the order of web pages is that of a hash, so that any of them are a sample."""
+def _samples(corpus: Corpus, by_hash: bool) -> str:
+    """The first web pages, whose order is that of a hash; of other corpora, documents at equal distances."""
     shown = min(_SAMPLES, len(corpus))
-    cards = "".join(_document(corpus[number * len(corpus) // shown]) for number in range(shown))
-    title = "<h2>Documents</h2><p>A sample of what was kept, at equal distances.</p>"
+    cards = "".join(_document(corpus[number if by_hash else number * len(corpus) // shown]) for number in range(shown))
+    title = "<h2>Documents</h2><p>A uniform sample of what was kept.</p>"
     return f'<section>{title}<div class="documents">{cards}</div></section>\n'
 
 
