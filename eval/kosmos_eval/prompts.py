@@ -242,9 +242,10 @@ def _fill(
         for mark in FILE_MARKS:
             template = template.replace(mark, "")
     elif marks != len(images):
+        named = [mark for mark in FILE_MARKS if mark in template] or [IMAGE_MARK]
         raise ValueError(
-            f"task {task.name}: the template {template!r} has {marks} marks for files ({', '.join(FILE_MARKS)}), "
-            f"item {item.id} has {len(images)} of them"
+            f"task {task.name}: the template {template!r} has {marks} {' and '.join(named)} marks, "
+            f"item {item.id} has {len(images)} {'images' if named == [IMAGE_MARK] else 'files'}"
         )
     segments: list[Segment] = []
     pictures = iter(images)

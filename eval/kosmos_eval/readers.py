@@ -253,7 +253,10 @@ def _check_images(items: Sequence[Item], task: Task) -> None:
     paths = dict.fromkeys(path for item in shown for path in (*item.images, *item.candidate_images))
     missing = [path for path in paths if not path.is_file()]
     if missing:
-        what = "images" if "<image" in task.prompt.template else "files"
+        from .tasks import FILE_MARKS, IMAGE_MARK  # which imports this module
+
+        further = any(mark in task.prompt.template for mark in FILE_MARKS if mark != IMAGE_MARK)
+        what = "files" if further else "images"
         raise FileNotFoundError(
             f"task {task.name}: {len(missing)} of {len(paths)} {what} are missing, first {missing[0]}; where they lie "
             f"is dataset.images, here {task.dataset.images!r} (--set dataset.images=…)"

@@ -317,7 +317,7 @@ def test_the_command_writes_documents_with_choices(tmp_path: Path, capsys: pytes
     from kosmos_data import DataConfig, Document, SourceConfig, Text, write_shards
     from kosmos_data.reader import Corpus
     from kosmos_eval.cli import main
-    from kosmos_train.answers import report_answers
+    from kosmos_train.answers import answers_learnt
     from kosmos_train.config import TrainConfig
 
     write(tmp_path, "glm_cb", repeat=3)
@@ -332,9 +332,8 @@ def test_the_command_writes_documents_with_choices(tmp_path: Path, capsys: pytes
         Text(', "It is a cat."', supervised=False),
     ]
     config = TrainConfig(data=DataConfig([SourceConfig("cb", str(tmp_path / "cb"), 1.0, {"name": "cloze"})]))
-    report_answers(config)
-    assert "answers among their choices (3 of its first 3 documents)" in capsys.readouterr().err
+    assert list(answers_learnt(config)) == ["cb: answers among their choices (3 of its first 3 documents)"]
     write_shards(tmp_path / "plain", [Document("a", [Text("x")])])
     config.data.sources[0].shards = str(tmp_path / "plain")
     with pytest.raises(ValueError, match='none of its first 1 documents has a text with "choices"'):
-        report_answers(config)
+        list(answers_learnt(config))
