@@ -71,7 +71,9 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         data(["import", "text", str(folder / "t.jsonl"), "--out", str(folder / "out")])
         data(["inspect", str(folder / "out")])
         data(["check", str(folder / "out")])
-        (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 1.0, "eval_tasks": {text: {"acc": 1.0}}}) + "\n")
+        (folder / "metrics.jsonl").write_text(
+            json.dumps({"step": 1, "loss": 1.0, "eval_tasks": {text: {"acc": 1.0}}}) + "\n"
+        )
         assert cli.main(["runs", "scores", str(folder)]) == 0
         assert cli.main([text]) == 2
         assert cli.main(["runs", "list", str(folder / text / "none")]) == 2
