@@ -62,9 +62,10 @@ def near_documents(documents: np.ndarray, pictures: np.ndarray, clusters: np.nda
     """Group numbers (n,): texts of one cluster, or of the same few words, with pictures that are alike one by one."""
     count = len(documents)
     _, short = np.unique(documents["short"], return_inverse=True)
-    text = np.where(clusters >= 0, clusters, np.where(documents["short"] > 0, count + short, -1))
+    free = clusters.max(initial=-1) + 1  # the first number that no cluster has
+    text = np.where(clusters >= 0, clusters, np.where(documents["short"] > 0, free + short, -1))
     alone = (text < 0) | ~documents["near"]
-    text = np.where(alone, 2 * count + np.arange(count), text)
+    text = np.where(alone, free + count + np.arange(count), text)
     shown = _picture_sets(count, pictures, rules.image_bits)
     _, groups = np.unique(np.stack([text, shown], axis=1), axis=0, return_inverse=True)
     return groups.reshape(-1)

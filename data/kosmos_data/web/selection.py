@@ -89,7 +89,7 @@ def select(
     )
     _, addresses = np.unique(documents["key"], return_inverse=True)
     _drop_documents(chosen, documents, addresses, SAME_ADDRESS)
-    alone = len(documents) + np.arange(len(documents))
+    alone = clusters.max(initial=-1) + 1 + np.arange(len(documents))  # numbers that no cluster has
     _drop_documents(chosen, documents, np.where(clusters < 0, alone, clusters), NEAR_DUPLICATE)
     _drop_pictures(chosen, documents, pictures, images, duplicates)
     left = np.bincount(pictures["document"][_alive(chosen, pictures)], minlength=len(documents))
