@@ -204,8 +204,8 @@ def test_selection_is_the_same_for_any_order(data: st.DataObject) -> None:
 def test_clusters_may_have_any_numbers() -> None:
     """Two pages, one in a cluster whose number is that of no page: both stay, in either order."""
     entries = [("a", 1, [_image(1, 1000)], -1), ("b", 1, [_image(2, 2000)], 2)]
-    for given in (entries, entries[::-1]):
-        assert set(_Corpus(given).select(ImageRules(keep_one_image=1.0), DuplicateRules())[0].values()) == {""}
+    for ordered in (entries, entries[::-1]):
+        assert set(_Corpus(ordered).select(ImageRules(keep_one_image=1.0), DuplicateRules())[0].values()) == {""}
 
 
 def test_half_of_the_single_images_is_drawn_by_hash() -> None:
