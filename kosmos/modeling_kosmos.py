@@ -167,7 +167,8 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
                 attention routing (routing.py): ``alpha``, a number or (B,), sets by hand how much the persona counts;
                 ``writing`` (B, T) booleans say which outputs are written, by default those with a label, without
                 labels a prompt's last and all that follow; ``persona_related`` (B, T), 1, 0 or -1 for unknown, says
-                whether an answer is about the persona, which α learns.
+                whether an answer is about the persona, which α learns. For answers among their choices: the three
+                tensors of choices.py by its ``NAMES``, beside labels.
 
         Raises:
             ValueError: anything that does not fit, naming both sides.

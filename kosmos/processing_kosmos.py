@@ -18,7 +18,7 @@ from transformers.image_utils import ImageInput, make_flat_list_of_images
 from transformers.processing_utils import BatchFeature, MultiModalData
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from .atomic import writing
+from .atomic import write_atomically, writing
 from .chat_messages import CHAT_TEMPLATES, ChatProcessor
 from .chat_messages import with_parts as with_parts
 from .entities import Rows
@@ -330,7 +330,7 @@ def note_routing(folder: str | Path) -> None:
     """Let the processor in a folder, if one is there, know that the model has attention routing."""
     path = Path(folder) / "processor_config.json"
     if path.is_file():
-        path.write_text(json.dumps(json.loads(path.read_bytes()) | {"routed": True}, indent=2) + "\n")
+        write_atomically(path, json.dumps(json.loads(path.read_bytes()) | {"routed": True}, indent=2) + "\n")
 
 
 def load_processor(folder: str | Path) -> KosmosProcessor:
