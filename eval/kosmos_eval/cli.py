@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from kosmos.plain import counted
 from kosmos_data.errors import BadSample
@@ -59,6 +60,16 @@ def _use(argv: Sequence[str]) -> int:
 
 
 def _evaluate(argv: Sequence[str]) -> int:
+    with _rare_collection():
+        options = _options(argv)
+        from .evaluate import evaluate_checkpoint
+
+        evaluate_checkpoint(**options)
+    return 0
+
+
+def _options(argv: Sequence[str]) -> dict[str, Any]:
+    """What ``evaluate_checkpoint`` takes, from the command line."""
     from kosmos import extrapolation  # with transformers, for seconds that the other uses do without
 
     parser = argparse.ArgumentParser(
@@ -96,12 +107,7 @@ def _evaluate(argv: Sequence[str]) -> int:
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE",
         help="change a key of the tasks' YAML, e.g. metrics=cider,bleu or decoding.method=beam; may be repeated",
     )  # fmt: skip
-    options = vars(parser.parse_args(argv))
-    with _rare_collection():
-        from .evaluate import evaluate_checkpoint
-
-        evaluate_checkpoint(**options)
-    return 0
+    return vars(parser.parse_args(argv))
 
 
 @contextmanager

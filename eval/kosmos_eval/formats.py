@@ -100,8 +100,14 @@ def votes(path: str | Path, question: Identifier, answers: Iterable[Any]) -> tup
     Raises:
         ValueError: one is neither.
     """
-    texts = [answer.get("answer") if isinstance(answer, dict) else answer for answer in answers]
-    if not set(map(type, texts)) <= {*get_args(Answer)}:
+    try:  # as published: ten for each of a quarter of a million questions
+        texts = [answer["answer"] for answer in answers]
+    except (KeyError, TypeError):
+        texts = [answer.get("answer") if isinstance(answer, dict) else answer for answer in answers]
+    kinds = set(map(type, texts))
+    if kinds == {str}:
+        return tuple(texts)
+    if not kinds <= {*get_args(Answer)}:
         strange = next(text for text in texts if type(text) not in get_args(Answer))
         raise ValueError(f"{path}: question {question}: an answer is {strange!r}, which is no text")
     return tuple(map(str, texts))

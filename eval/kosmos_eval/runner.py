@@ -153,13 +153,15 @@ class Runner:
         return Stage(tuple(encoded.ids), tuple(pieces))
 
     def _encode(self, segment: Segment) -> Encoded:
-        """What the processor writes for one segment; of texts kept, since demonstrations and candidates come again."""
-        if isinstance(segment, Path):
-            return self.processor.encode([Image(segment)])
+        """What the processor writes for one segment; kept, since demonstrations, candidates and pictures come again.
+
+        Of a picture that is its path and its places, not its pixels.
+        """
         if isinstance(segment, Audio | Video):
             return self._of_a_clip(segment)
         if segment not in self._encoded:
-            self._encoded[segment] = self.processor.encode([Text(segment) if isinstance(segment, str) else segment])
+            texts = Text(segment) if isinstance(segment, str) else segment
+            self._encoded[segment] = self.processor.encode([Image(segment) if isinstance(segment, Path) else texts])
         return self._encoded[segment]
 
     def _of_a_clip(self, segment: Audio | Video) -> Encoded:

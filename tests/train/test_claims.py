@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from kosmos import settings
@@ -204,10 +206,31 @@ def test_a_claim_about_demonstrations(values: dict[str, Any], tmp_path: Path) ->
     assert cells["true labels @ 4"]["seeds"][0] == pytest.approx(rows[1]["value"])
     assert {one["verdict"] for one in found["comparisons"]} <= {"holds", "open", "not"}
     _other_keys_and_a_guess(tmp_path)
+    _a_checkpoint_for_each_seed(claim, values, tmp_path)
     _runs_that_a_task_reads(claim, values, tmp_path)
     model.save_pretrained(tmp_path / "made")  # as if it had been trained anew
     jobs, _ = trial.jobs_of(claim, tmp_path / "out")
     assert all(job.finished() is None for job in jobs)
+
+
+def _a_checkpoint_for_each_seed(claim: Claim, values: dict[str, Any], tmp_path: Path) -> None:
+    """Seed 1 reads the second model and nothing else does; a seed without its model is named."""
+    processor = load_processor(values["processor"])
+    torch.manual_seed(5)
+    for part in (build_model(settings.from_dict(TrainConfig, values), processor), processor):
+        part.save_pretrained(tmp_path / "made-1")
+    shutil.copytree(tmp_path / "made", tmp_path / "made-0")
+    each = dataclasses.replace(claim, checkpoint=str(tmp_path / "made-{seed}"))
+    found = trial.try_claim(each, tmp_path / "each")
+    cells = {f"{cell['arm']} @ {cell['point']}": cell for cell in found["cells"]}
+    for seed in (0, 1):
+        task = load_task(str(tmp_path / "task.yaml"), [f"demonstrations.seed={seed}"])
+        row = evaluate(*load(tmp_path / f"made-{seed}", "cpu"), task, tmp_path, shots=(3,))[0]
+        assert cells["true labels @ 4"]["seeds"][seed] == pytest.approx(row["value"])
+    row = evaluate(*load(tmp_path / "made-1", "cpu"), str(tmp_path / "task.yaml"), tmp_path)[0]
+    assert cells["true labels @ 0"]["seeds"][1] == pytest.approx(row["value"])
+    with pytest.raises(FileNotFoundError, match="made-2"):
+        trial.try_claim(dataclasses.replace(each, seeds=[0, 1, 2]), tmp_path / "each")
 
 
 def _other_keys_and_a_guess(tmp_path: Path) -> None:

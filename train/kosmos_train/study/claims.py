@@ -77,7 +77,7 @@ class Claim:
     train: dict[str, Any] = field(default_factory=dict)
     """Changes to the base that all arms share."""
     checkpoint: str | None = None
-    """A finished model that all arms read, instead of runs of their own."""
+    """A finished model that all arms read, instead of runs of their own; ``{seed}`` in it is one of ``seeds``."""
     needs: str = ""
     """The command that makes ``checkpoint``, or the model that the runs begin with."""
     recipe: str | None = None
@@ -128,6 +128,11 @@ class Claim:
             for term in comparison.terms:
                 if term not in known:
                     raise ValueError(f"claim {self.name}: {words!r} names {term!r}; {suggest(term, known, 'cells')}")
+
+    def checkpoint_of(self, seed: int) -> str:
+        """The finished model that is read with a seed."""
+        assert self.checkpoint is not None, "only asked where the claim has one"
+        return self.checkpoint.replace("{seed}", str(seed))
 
     def cells(self) -> Iterator[tuple[str, str]]:
         """Each arm at each point; the point is empty where there are none."""

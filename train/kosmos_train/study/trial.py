@@ -46,7 +46,8 @@ def prepare(claim: Claim, console: Console) -> None:
         FileNotFoundError: the checkpoint that the claim reads, or that its runs begin with, is not there.
     """
     if claim.checkpoint is not None:
-        _require(claim.checkpoint, claim.needs, "checkpoint=RUN")
+        for seed in claim.seeds:
+            _require(claim.checkpoint_of(seed), claim.needs, "checkpoint=RUN")
         return
     arm, point = next(claim.cells())
     config = claim.run_of(arm, point, claim.seeds[0])
@@ -85,8 +86,8 @@ def jobs_of(claim: Claim, folder: Path) -> tuple[list[Job], dict[tuple[str, str,
 
 def _reading_job(claim: Claim, reading: dict[str, Any], seed: int, run: Job | None, title: str, folder: Path) -> Job:
     """One reading of a run, or where there is none of the claim's checkpoint."""
-    asked: dict[str, Any] = {"run": run.folder.name} if run else {"checkpoint": _stamp(str(claim.checkpoint))}
-    where = str(run.folder if run else claim.checkpoint)
+    where = str(run.folder) if run else claim.checkpoint_of(seed)
+    asked: dict[str, Any] = {"run": run.folder.name} if run else {"checkpoint": _stamp(where)}
     if claim.measure == "task":
         reading, drawn = measures.without_demonstrations(reading, seed)
         asked["seed"] = drawn

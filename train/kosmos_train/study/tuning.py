@@ -76,7 +76,8 @@ class TuningConfig:
     """What is classified."""
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Name → ``{from: pretrained run, input: one of FORMATS}``; a ``tuning:`` section as of a run where
-    not all of the model learns, ``lr`` where the arm has a rate of its own, ``head: true`` for a linear classifier."""
+    not all of the model learns, ``lr`` or ``rows_per_step`` where the arm has its own (rows hold more examples where a
+    context takes fewer places), ``head: true`` for a linear classifier."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Each arm is tuned once with each: order of the data."""
     steps: int = 100
@@ -257,7 +258,8 @@ def tune_config(
     """The base's rows and engine, from a checkpoint, on the labelled documents; ``how``: one of ``tuning.arms``."""
     objective = dict(FORMATS[how["input"]])
     source = replace(base.data.sources[0], name="labels", shards=str(shards), objective=objective)
-    rows = base.data.rows_per_step if tuning.rows_per_step is None else tuning.rows_per_step
+    shared = base.data.rows_per_step if tuning.rows_per_step is None else tuning.rows_per_step
+    rows = how.get("rows_per_step", shared)
     micro = min(rows, base.data.rows_per_micro_batch)
     part = how.get("tuning")
     return replace(
