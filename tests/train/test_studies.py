@@ -28,7 +28,7 @@ def test_the_projects_studies_are_sound(values: dict[str, Any], monkeypatch: pyt
     monkeypatch.chdir(CONFIGS.parents[2])
     other = settings.load(StudyConfig, CONFIGS / "study_minilm.yaml")
     assert set(other.pretrained) == {"semi_causal"}
-    causal = settings.load(StudyConfig, CONFIGS / "study_xpos.yaml")
+    causal = settings.load(StudyConfig, CONFIGS.parent / "evidence" / "denoising.yaml")
     _check_arms(causal, values)
     xpos = configs(causal, load_base(causal), Path("x")).values()
     assert {run.model.overrides["text_config"]["position_type"] for run in xpos} == {"xpos"}
