@@ -24,7 +24,7 @@ from kosmos import Conversation
 from kosmos.admission import Admission, listening
 from kosmos.pictures import as_data_uri
 from kosmos.serve import main, refuse_body
-from kosmos.serve_requests import checked, length
+from kosmos.serve_requests import CHAT, RESPONSES, checked, length
 
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
@@ -240,8 +240,8 @@ def test_what_clients_look_for(client, base: str) -> None:
         ({"temperature": float("nan")}, "not nan"),
         ({"temperature": [1]}, r"not \[1\]"),
         ({"top_p": 1.5}, "top_p is a number from 0 to 1, not 1.5"),
-        ({"frequency_penalty": -1.0}, "frequency_penalty is a number from 0 to 2"),
-        ({"presence_penalty": 0.5}, "presence_penalty is not served"),
+        ({"frequency_penalty": -2.5}, "frequency_penalty is a number from -2 to 2, not -2.5"),
+        ({"presence_penalty": 3}, "presence_penalty is a number from -2 to 2, not 3"),
         ({"seed": 2**70}, "seed is a whole number"),
         ({"stop": ""}, "none of them empty"),
         ({"stop": 5}, "stop is a text or a list of texts"),
@@ -254,27 +254,27 @@ def test_what_clients_look_for(client, base: str) -> None:
         ({"logit_bias": {"-1": 1}}, "'-1' is no id"),
         ({"logit_bias": {"5": 101}}, "logit_bias of 5 is a number from -100 to 100"),
         ({"n": 2}, "n=2"),
-        ({"tool_choice": "required"}, "tool_choice is not served"),
+        ({"tool_choice": "required"}, "tool_choice='required' is not served"),
         ({"response_format": "json"}, "response_format='json': answers are text"),
         ({"response_format": {"type": "json_object"}}, "response_format='json_object'"),
         ({"response_format": []}, "response_format="),
         ({"text": {"format": {"type": "json_schema"}}}, "text.format='json_schema'"),
-        ({"background": True}, "background is not served"),
-        ({"logprobs": True}, "logprobs is not served"),
+        ({"background": True}, "background=True is not served"),
+        ({"logprobs": True}, "logprobs=True is not served"),
     ],
     ids=str,
 )
 def test_a_field_that_would_not_do_what_it_says_is_refused(fields: dict, match: str) -> None:
     with pytest.raises(ValueError, match=match):
-        checked({"model": "kosmos", **fields}, vocabulary=97)
+        checked({"model": "kosmos", **fields}, 97, CHAT | RESPONSES)
 
 
 def test_fields_that_say_nothing_are_left_out() -> None:
     quiet = dict.fromkeys(("temperature", "top_p", "n", "stop", "stream", "logit_bias", "seed", "response_format"))
     quiet |= {"stop": [], "logit_bias": {}, "tool_choice": "none", "response_format": {"type": "text"}, "tools": []}
-    kept = checked({"model": "kosmos", **quiet, "text": {"format": {"type": "text"}}}, vocabulary=97)
+    kept = checked({"model": "kosmos", **quiet, "text": {"format": {"type": "text"}}}, 97, CHAT | RESPONSES)
     assert not {"temperature", "stop", "logit_bias", "seed"} & set(kept)
-    asked = checked({"temperature": 0, "stop": "a", "logit_bias": {"5": 1}, "max_tokens": 3.0, "n": 1}, vocabulary=97)
+    asked = checked({"temperature": 0, "stop": "a", "logit_bias": {"5": 1}, "max_tokens": 3.0, "n": 1}, 97, CHAT)
     assert (asked["stop"], asked["logit_bias"], length(asked, 256)) == (["a"], {"5": 1.0}, 3)
     assert length({}, 256) == 256
     assert length({"max_output_tokens": 10**9}, 256) == 256
