@@ -223,7 +223,7 @@ def test_a_penalised_answer_is_the_one_of_penalised_logits(
     pieces = client.chat.completions.create(**options, stream=True)
     assert "".join(piece.choices[0].delta.content or "" for piece in pieces).strip() == expected
     plain = client.chat.completions.create(model="kosmos", messages=ASKED).choices[0].message.content
-    assert (plain == expected) == (max(frequency, presence) <= 0)  # it repeats itself, and then more so
+    assert plain != expected  # they change something
 
 
 def test_numbers_of_tokens_in_a_stream(client: Any) -> None:
