@@ -7,16 +7,19 @@ import copy
 import json
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from typing import Any
 
+import torch
 from starlette.responses import JSONResponse
 from transformers.cli.serving.utils import GenerateManager
 from transformers.generation import LogitsProcessorList
 
 from .serve_penalties import Penalties
 
-ASIDE = "_penalties"  # where settings carry what transformers has no name for, until an answer is begun
+# What transformers reads otherwise, and settings carry past it until the answer is begun: it makes a repetition penalty
+# of the first, has not the second, and seeds what another request may be drawing from.
+ASIDE = ("frequency_penalty", "presence_penalty", "seed")
 FAILED = 'data: {"error": "'
 CUT = {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}
 # What a response tells of its request, where that says it.
@@ -79,21 +82,31 @@ def before_stop(text: str, stops: Sequence[str]) -> str:
 
 
 class Noted:
-    """A model whose ``generate()`` notes the tokens that it writes in ``ids``, and penalises them."""
+    """A model whose ``generate()`` notes the tokens that it writes.
 
-    def __init__(self, model: Any, ids: list[int], penalties: Mapping[str, float]) -> None:
-        self.model, self.ids, self.penalties = model, ids, penalties
+    Args:
+        model: the model.
+        ids: takes the tokens.
+        aside: of :data:`ASIDE`, what the request asks for.
+    """
+
+    def __init__(self, model: Any, ids: list[int], aside: Mapping[str, Any]) -> None:
+        self.model, self.ids, self.aside = model, ids, aside
 
     def generate(self, **options: Any) -> Any:
-        """As the model's."""
-        if any(self.penalties.values()):
-            options["logits_processor"] = LogitsProcessorList(
-                [Penalties(options["input_ids"].shape[-1], **self.penalties)]
-            )
+        """As the model's; a seed holds for this answer alone, and from its first token."""
+        penalties = [self.aside.get(name, 0.0) for name in ASIDE[:2]]
+        if any(penalties):
+            penalised = Penalties(options["input_ids"].shape[-1], *penalties)
+            options["logits_processor"] = LogitsProcessorList([penalised])
         if "streamer" in options:
-            return self.model.generate(**options | {"streamer": NotedStreamer(options["streamer"], self.ids)})
-        written = self.model.generate(**options)
-        self.ids += written[0, options["input_ids"].shape[-1] :].tolist()
+            options["streamer"] = NotedStreamer(options["streamer"], self.ids)
+        with nullcontext() if (seed := self.aside.get("seed")) is None else torch.random.fork_rng():
+            if seed is not None:
+                torch.manual_seed(seed)
+            written = self.model.generate(**options)
+        if "streamer" not in options:
+            self.ids += written[0, options["input_ids"].shape[-1] :].tolist()
         return written
 
 
@@ -149,7 +162,7 @@ class Generations(GenerateManager):
     def _noted(self, model: Any, tokenizer: Any, inputs: Any, settings: Any) -> tuple[Any, list[str]]:
         """The model that notes what it writes, and the stop texts; says how it is found out what ended the answer."""
         given, stops = settings.eos_token_id, settings.stop_strings or []
-        penalties = settings.__dict__.pop(ASIDE, {})
+        aside = settings.__dict__.pop("kosmos_aside", {})
         ends = [given] if isinstance(given, int) else given or []
         stops = [stops] if isinstance(stops, str) else stops
 
@@ -160,7 +173,7 @@ class Generations(GenerateManager):
             return any(stop in text for stop in stops)
 
         self.ended = ended
-        return Noted(model, self.ids, penalties), stops
+        return Noted(model, self.ids, aside), stops
 
 
 def finished(chunk: dict[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from .serve_answers import (
     usage_alone,
     without_usage,
 )
-from .serve_requests import CHAT, PENALTIES, RESPONSES, checked, length, refuse_further
+from .serve_requests import CHAT, RESPONSES, checked, length, refuse_further
 from .turn_order import ROLES, refuse_calls
 
 TEXTS, IMAGES = ("text", "input_text", "output_text"), ("image_url", "input_image")
@@ -167,10 +167,10 @@ class Kosmos:
 
     def _build_generation_config(self, body: dict, *args: Any, **kwargs: Any) -> Any:
         """transformers' settings; a temperature above 0 draws, and an answer is no longer than the server allows."""
-        penalties = {name.partition("_")[0]: body[name] for name in PENALTIES if name in body}
-        body = {name: value for name, value in body.items() if name not in PENALTIES}  # it reads another into them
+        body = dict(body)
+        aside = {name: body.pop(name) for name in ASIDE if name in body}
         settings = super()._build_generation_config(body, *args, **kwargs)  # type: ignore[misc]
-        setattr(settings, ASIDE, penalties)
+        settings.kosmos_aside = aside
         settings.max_new_tokens = length(body, self.longest)
         if "temperature" in body or "top_p" in body:
             settings.do_sample = body.get("temperature") != 0

@@ -61,7 +61,6 @@ ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "web_search_options": ((), "the web is not searched"),
 }
 LENGTHS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
-PENALTIES = ("frequency_penalty", "presence_penalty")
 RANGES = {"temperature": (0, 2), "top_p": (0, 1), "frequency_penalty": (-2, 2), "presence_penalty": (-2, 2)}
 MOST_STOPS = 16
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,26 @@ def test_a_penalised_answer_is_the_one_of_penalised_logits(
     assert "".join(piece.choices[0].delta.content or "" for piece in pieces).strip() == expected
     plain = client.chat.completions.create(model="kosmos", messages=ASKED).choices[0].message.content
     assert plain != expected  # they change something
+
+
+def test_a_seed_is_of_its_answer_alone(folder: Path) -> None:
+    """Whoever else asks at the same time, or has asked before."""
+    import httpx
+
+    app = build_app(folder, longest=12)
+
+    async def ask(*seeds: int | None) -> list[str]:
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            bodies = [{"model": "kosmos", "messages": ASKED, "temperature": 2, "seed": seed} for seed in seeds]
+            answers = await asyncio.gather(*(client.post("/v1/chat/completions", json=body) for body in bodies))
+        return [answer.json()["choices"][0]["message"]["content"] for answer in answers]
+
+    alone = [asyncio.run(ask(seed))[0] for seed in (1, 2, 3)]
+    assert len(set(alone)) == 3
+    assert asyncio.run(ask(1, 2, 3)) == alone
+    assert asyncio.run(ask(1, None, 2, 3))[2:] == alone[1:]
+    assert asyncio.run(ask(1, None))[1] != asyncio.run(ask(1, None))[1]  # who gives none draws on
 
 
 def test_numbers_of_tokens_in_a_stream(client: Any) -> None:
