@@ -398,6 +398,36 @@ def test_only_what_is_allowed_is_fetched(web: str, tmp_path: Path) -> None:
         Admission(files=tmp_path / "in").open("link.png")
 
 
+def test_a_server_that_only_drips_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte comes in time, in the head of the answer or in its body, and the answer never."""
+    monkeypatch.setattr("kosmos.admission.SECONDS", 1.0)
+    for head in (b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\n\r\n"):
+        done = threading.Event()
+        server = socket.create_server(("127.0.0.1", 0))
+
+        def drip(server: socket.socket = server, head: bytes = head, done: threading.Event = done) -> None:
+            visitor, _ = server.accept()
+            visitor.recv(4096)
+            visitor.sendall(head)
+            try:
+                while not done.wait(0.1):
+                    visitor.sendall(b"a")
+            except OSError:  # it has left
+                pass
+            visitor.close()
+
+        thread = threading.Thread(target=drip, daemon=True)
+        thread.start()
+        ours = Admission(networks=(ipaddress.ip_network("127.0.0.1/32"),))
+        begun = time.monotonic()
+        with pytest.raises(ValueError, match="takes longer than 1 s"):
+            ours.open(f"http://127.0.0.1:{server.getsockname()[1]}/red.png")
+        assert time.monotonic() - begun < 30
+        done.set()
+        thread.join()
+        server.close()
+
+
 def test_a_name_that_leads_inside_is_not_followed(web: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One name with a public and a private address, and a name that changes its mind after it was looked at."""
     port = int(web.rpartition(":")[2])
