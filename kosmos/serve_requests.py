@@ -122,7 +122,9 @@ def refuse_further(given: Mapping[str, Any], known: tuple[str, ...], what: str) 
     """ValueError where a message, or a part of one, says something that no prompt has; empty fields say nothing."""
     for name, value in given.items():
         if name not in known and value not in (None, "", [], {}):
-            raise ValueError(f"{what} with {name}={_shown(value)}: the model would not read it; it has {', '.join(known)}")
+            raise ValueError(
+                f"{what} with {name}={_shown(value)}: the model would not read it; it has {', '.join(known)}"
+            )
 
 
 def _refuse_other(name: str, value: Any, within: str = "") -> None:

@@ -89,11 +89,7 @@ def push(folder: str | Path, repository: str, private: bool = False) -> str:
 
 
 def check_repository(repository: str) -> str:
-    """Return the name of a repository of the hub.
-
-    Raises:
-        ValueError: it can be none, or says no owner.
-    """
+    """Return the name of a repository of the hub; ValueError if it can be none."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -127,5 +123,11 @@ def main(argv: Sequence[str]) -> int:
     listed = ", ".join(name for name in names if name not in code)
     print(f"{folder}: {listed}" + (f", and {len(code)} files of code" if code else ""))
     if arguments.push:
-        print(push(folder, arguments.push, arguments.private))
+        try:
+            print(push(folder, arguments.push, arguments.private))
+        except OSError as error:  # of the hub's client, or of the network
+            said = " ".join(str(error).split())
+            raise OSError(
+                f"{folder} is written, but not pushed: {said} (hf auth login, then hf upload {arguments.push} {folder})"
+            ) from error
     return 0

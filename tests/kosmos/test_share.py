@@ -139,6 +139,14 @@ def test_a_repository_that_can_be_none_is_said_first(run: Path, tmp_path: Path) 
     assert not (tmp_path / "shared").exists()
 
 
+def test_what_could_not_be_pushed_is_still_there(run: Path, tmp_path: Path) -> None:
+    """The hub is out of reach in tests, and minutes of work are not to be done again for that."""
+    with pytest.raises(OSError, match=r"is written, but not pushed: .*hf upload me/shared") as said:
+        main([str(run), str(tmp_path / "shared"), "--push", "me/shared"])
+    assert "\n" not in str(said.value)
+    assert (tmp_path / "shared" / "model.safetensors").is_file()
+
+
 def test_what_files_say_stays_in_its_line(run: Path, tmp_path: Path) -> None:
     """Names of folders, sources and questions are anybody's; and a folder of this machine concerns nobody else."""
     checkpoint = run / "checkpoints" / "step-000200"
