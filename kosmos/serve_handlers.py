@@ -233,7 +233,8 @@ def _address(part: dict[str, Any]) -> Any:
     where, detail = part.get("image_url"), part.get("detail")
     if isinstance(where, dict):
         refuse_further(where, ("url", "detail"), "image_url")
-        where, detail = where.get("url"), where.get("detail", detail)
+        detail = where.get("detail", detail)
+        where = where.get("url")
     if detail not in (None, "auto"):
         raise ValueError(f"detail={detail!r}: pictures are read at the size of the model; leave it out, or say 'auto'")
     return where
