@@ -13,8 +13,10 @@ import http.client
 import ipaddress
 import socket
 import ssl
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,16 +102,18 @@ class Admission:
         for _ in range(REDIRECTS + 1):
             connection, target = self._connect(url, deadline)
             try:
-                connection.request("GET", target, headers={"Host": urlsplit(url).netloc.rpartition("@")[2]})
-                answer = connection.getresponse()
-                if answer.status in (301, 302, 303, 307, 308) and (to := answer.getheader("Location")):
-                    url = urljoin(url, to)
-                    continue
-                if answer.status != 200:
-                    raise ValueError(f"{url} answers {answer.status} {answer.reason}")
-                return self._read(answer, url, deadline)
+                with _ended_at(deadline, connection.sock):
+                    connection.request("GET", target, headers={"Host": urlsplit(url).netloc.rpartition("@")[2]})
+                    answer = connection.getresponse()
+                    if answer.status in (301, 302, 303, 307, 308) and (to := answer.getheader("Location")):
+                        url = urljoin(url, to)
+                        continue
+                    if answer.status != 200:
+                        raise ValueError(f"{url} answers {answer.status} {answer.reason}")
+                    return self._read(answer, url, deadline)
             except (OSError, http.client.HTTPException) as error:
-                raise ValueError(f"{url} cannot be fetched: {error}") from error
+                why = f"it takes longer than {SECONDS:.0f} s" if time.monotonic() >= deadline else error
+                raise ValueError(f"{url} cannot be fetched: {why}") from error
             finally:
                 connection.close()
         raise ValueError(f"{url}: more than {REDIRECTS} redirects")
@@ -158,9 +162,26 @@ class Admission:
             read += piece
             if len(read) > self.max_bytes:
                 raise ValueError(f"{url} is longer than {self.max_bytes} bytes")
-            if time.monotonic() > deadline:
-                raise ValueError(f"{url} takes longer than {SECONDS:.0f} s")
+        if time.monotonic() >= deadline:  # what there is was cut off
+            raise ValueError(f"{url} takes longer than {SECONDS:.0f} s")
         return bytes(read)
+
+
+@contextmanager
+def _ended_at(deadline: float, connected: socket.socket) -> Iterator[None]:
+    """Shut a connection at a time: a server that sends a byte now and then would never run into the socket's own."""
+
+    def end() -> None:
+        with suppress(OSError):  # closed by then
+            connected.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(max(0.0, deadline - time.monotonic()), end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _embedded_ipv4(address: Address) -> Address:

@@ -8,12 +8,14 @@ It is written from what lies there: the checkpoint's configuration, the headers 
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from .hub import is_name
+from .licences import Licence
 from .limits import read_object
 from .settings import parse_yaml
 
@@ -24,6 +26,7 @@ LIMITS = """\
 
 TAGS = "tags: [kosmos, metalm]"
 LONGEST_CARD = 1_000_000  # bytes; ours have a few thousand
+UNLICENSED = "None was given for these weights: ask who published them before you use them."
 UNKNOWN = "Not known: what it was made from was no checkpoint in its run directory, which would say so."
 
 USES = {
@@ -31,8 +34,8 @@ USES = {
 ```python
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-model = AutoModelForImageTextToText.from_pretrained("{name}", trust_remote_code=True)
-processor = AutoProcessor.from_pretrained("{name}", trust_remote_code=True)
+model = AutoModelForImageTextToText.from_pretrained({quoted}, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained({quoted}, trust_remote_code=True)
 ```
 
 With the package `kosmos` installed: `kosmos chat {name}`, `kosmos serve {name}`.""",
@@ -42,13 +45,13 @@ With the package `kosmos` installed: `kosmos chat {name}`, `kosmos serve {name}`
 ```python
 import kosmos
 
-model, processor = kosmos.load("{name}")
+model, processor = kosmos.load({quoted})
 ```
 
 `kosmos share {name} FOLDER` makes a folder of it that loads where the package is not installed.""",
     "adapter": "`kosmos chat BASE --adapter {name}`, where BASE is the model that it was trained on; "
     "`kosmos merge {name} --out FOLDER` makes one model of the two where the method allows it.",
-    "kosmos-2": '`Kosmos2ForConditionalGeneration.from_pretrained("{name}")` of transformers.',
+    "kosmos-2": "`Kosmos2ForConditionalGeneration.from_pretrained({quoted})` of transformers.",
 }
 
 
@@ -56,7 +59,7 @@ def model_card(
     checkpoint: Path,
     name: str | None = None,
     source: Path | None = None,
-    licence: str | None = None,
+    licence: Licence | None = None,
     results: str | Path | None = None,
 ) -> str:
     """Return the card of a checkpoint or adapter folder.
@@ -66,27 +69,27 @@ def model_card(
         name: heading, and the folder in the examples; None: the folder's name.
         source: the folder that it was made from, whose run is described, or whose own card describes one that is not
             here (of ``kosmos merge``, for instance); None: it is that itself.
-        licence: of the weights, an identifier of the hub such as ``mit``; None: the card says that none was given.
+        licence: of the weights; None: the card says that none was given.
         results: a ``results.json`` of ``kosmos eval``; None: that of this step, or of the run, if there is one.
 
     Raises:
         ValueError: ``results`` are no rows of ``kosmos eval``.
     """
-    source, name = source or checkpoint, name or checkpoint.resolve().name
+    source, name = source or checkpoint, _line(name or checkpoint.resolve().name)
     run, kind = run_of(source), _kind(checkpoint)
     earlier = {} if run else _earlier(source)
     settings: Any = _read(run / "config.yaml") if run else None
     started: Any = _read(run / "environment.json") if run else None
     header = ["library_name: transformers", "pipeline_tag: image-text-to-text", TAGS]
-    header += [f"license: {licence}"] if licence else []
+    header += licence.header if licence else []
     sections = {
         f"# {name}": f"{_what(checkpoint, kind)}\n\nMade from {_origin(source, run)}.",
-        "## Use": USES[kind].format(name=name),
+        "## Use": USES[kind].format(name=shlex.quote(name), quoted=json.dumps(name, ensure_ascii=False)),
         "## Data": earlier.get("Data") or _described(_data, settings, started),
         "## Training": earlier.get("Training") or _described(_training, settings, started),
         "## Scores": (earlier.get("Scores") if results is None else None) or _scores(results, source),
         "## Limits": LIMITS + _questions(checkpoint),
-        "## Licence": licence or "None was given for these weights: ask who published them before you use them.",
+        "## Licence": licence.name if licence else UNLICENSED,
     }
     body = "\n\n".join(f"{title}\n\n{text}" for title, text in sections.items())
     return "\n".join(["---", *header, "---", "", body, ""])
@@ -123,8 +126,20 @@ def run_of(checkpoint: Path) -> Path | None:
 def _origin(source: Path, run: Path | None) -> str:
     """What the folder was made from; without the folders of this machine above it, which concern nobody else."""
     if run is not None:  # a checkpoint that is just being written has another name until it is whole
-        return f"`{source.name.removeprefix('.').removesuffix('.partial')}` of the run `{run.resolve().name}`"
-    return f"`{source}`" if is_name(source) else f"`{source.name}`"
+        step = source.name.removeprefix(".").removesuffix(".partial")
+        return f"`{_line(step)}` of the run `{_line(run.resolve().name)}`"
+    return f"`{_line(source)}`" if is_name(source) else f"`{_line(source.name)}`"
+
+
+def _named(where: Any) -> str:
+    """A model that something else names: by its path where that says nothing of this machine."""
+    path = Path(str(where)).expanduser()
+    return _origin(path, run_of(path)) if path.is_absolute() else f"`{_line(where)}`"
+
+
+def _line(value: Any) -> str:
+    """What a folder, a YAML or JSON file says, as words of a line; a name may hold anything."""
+    return " ".join(str(value).replace("`", "'").split())
 
 
 def _kind(checkpoint: Path) -> str:
@@ -144,7 +159,7 @@ def _what(checkpoint: Path, kind: str) -> str:
 
     count = f"{_count(checkpoint):,}"
     if kind == "adapter":
-        return _adapter(_read(checkpoint / "adapter_config.json") or {}, count)
+        return _adapter(read_object(checkpoint / "adapter_config.json"), count)
     if kind == "kosmos-2":
         return f"A KOSMOS-2 model of {count} parameters, as transformers reads it."
     config = KosmosConfig.from_pretrained(checkpoint)
@@ -159,11 +174,10 @@ def _what(checkpoint: Path, kind: str) -> str:
 
 def _adapter(described: Mapping[str, Any], count: str) -> str:
     """An adapter in a sentence."""
-    method = str(described.get("peft_type", "?")).lower()
+    method = _line(described.get("peft_type", "?")).lower()
     base = described.get("base_model_name_or_path")
-    return (
-        f"An adapter ({method}) of {count} parameters, for {f'`{base}`' if base else 'a model that it does not name'}."
-    )
+    meant = _named(base) if base else "a model that it does not name"
+    return f"An adapter ({method}) of {count} parameters, for {meant}."
 
 
 def _count(folder: Path) -> int:
@@ -197,7 +211,7 @@ def _training(settings: Mapping[str, Any], started: Sequence[Any]) -> str:
     if not settings:
         return UNKNOWN
     begin = (settings.get("model") or {}).get("checkpoint")
-    lines = [f"- {settings.get('steps', '?')} steps, from {f'`{begin}`' if begin else 'random weights'}"]
+    lines = [f"- {settings.get('steps', '?')} steps, from {_named(begin) if begin else 'random weights'}"]
     tuning = settings.get("tuning") or {}
     if tuning.get("method"):
         lines.append(f"- learnt by {tuning['method']}, the rest is the base's")
@@ -226,7 +240,7 @@ def _scores(results: str | Path | None, source: Path) -> str:
             raise
         return f"None that can be read: {error}"  # a checkpoint of a run is not lost for that
     models = sorted({str(row.get("model")) for row in scored})
-    return _table(table) + f"\n\nRows of `kosmos eval` for {', '.join(models) or 'no model'}."
+    return _table(table) + f"\n\nRows of `kosmos eval` for {', '.join(map(_named, models)) or 'no model'}."
 
 
 def _scored(rows: Any, path: Path) -> tuple[list[dict[str, Any]], list[list[Any]]]:
@@ -245,12 +259,14 @@ def _scored(rows: Any, path: Path) -> tuple[list[dict[str, Any]], list[list[Any]
 
 
 def _questions(checkpoint: Path) -> str:
-    asked = (_read(checkpoint / "processor_config.json") or {}).get("example_questions") or []
-    return f"\n- It was trained on questions such as: {'; '.join(asked)}" if asked else ""
+    described = _read(checkpoint / "processor_config.json")
+    asked = described.get("example_questions") if isinstance(described, dict) else None
+    questions = [_line(one) for one in asked if isinstance(one, str)] if isinstance(asked, list) else []
+    return f"\n- It was trained on questions such as: {'; '.join(questions)}" if questions else ""
 
 
 def _table(rows: Sequence[Sequence[Any]]) -> str:
-    lines = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
+    lines = ["| " + " | ".join(_line(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
     return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
 
 

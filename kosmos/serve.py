@@ -167,7 +167,8 @@ async def answer_error(send: Callable, status: int, message: str) -> None:
     from starlette.responses import JSONResponse
 
     kind = "authentication_error" if status == 401 else "invalid_request_error"
-    response = JSONResponse({"error": {"message": message, "type": kind}}, status_code=status)
+    error = {"message": message, "type": kind, "param": None, "code": None}
+    response = JSONResponse({"error": error}, status_code=status)
     await response({"type": "http", "method": "GET"}, _nothing, send)
 
 

@@ -6,15 +6,29 @@ import asyncio
 import copy
 import json
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing, nullcontext
 from typing import Any
 
+import torch
 from starlette.responses import JSONResponse
 from transformers.cli.serving.utils import GenerateManager
+from transformers.generation import LogitsProcessorList
 
+from .serve_penalties import Penalties
+
+# What transformers reads otherwise, and settings carry past it until the answer is begun: it makes a repetition penalty
+# of the first, has not the second, and seeds what another request may be drawing from.
+ASIDE = ("frequency_penalty", "presence_penalty", "seed")
+FAILED = 'data: {"error": "'
 CUT = {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}
+# What a response tells of its request, where that says it.
+TOLD = (
+    "background", "instructions", "max_output_tokens", "metadata", "parallel_tool_calls", "prompt_cache_key",
+    "safety_identifier", "store", "temperature", "text", "top_p", "truncation", "user",
+)  # fmt: skip
 Change = Callable[[dict[str, Any]], dict[str, Any]]
+Extra = Callable[[dict[str, Any]], dict[str, Any] | None]
 
 
 class Trimmed:
@@ -68,17 +82,31 @@ def before_stop(text: str, stops: Sequence[str]) -> str:
 
 
 class Noted:
-    """A model whose ``generate()`` notes the tokens that it writes in ``ids``."""
+    """A model whose ``generate()`` notes the tokens that it writes.
 
-    def __init__(self, model: Any, ids: list[int]) -> None:
-        self.model, self.ids = model, ids
+    Args:
+        model: the model.
+        ids: takes the tokens.
+        aside: of :data:`ASIDE`, what the request asks for.
+    """
+
+    def __init__(self, model: Any, ids: list[int], aside: Mapping[str, Any]) -> None:
+        self.model, self.ids, self.aside = model, ids, aside
 
     def generate(self, **options: Any) -> Any:
-        """As the model's."""
+        """As the model's; a seed holds for this answer alone, and from its first token."""
+        penalties = [self.aside.get(name, 0.0) for name in ASIDE[:2]]
+        if any(penalties):
+            penalised = Penalties(options["input_ids"].shape[-1], *penalties)
+            options["logits_processor"] = LogitsProcessorList([penalised])
         if "streamer" in options:
-            return self.model.generate(**options | {"streamer": NotedStreamer(options["streamer"], self.ids)})
-        written = self.model.generate(**options)
-        self.ids += written[0, options["input_ids"].shape[-1] :].tolist()
+            options["streamer"] = NotedStreamer(options["streamer"], self.ids)
+        with nullcontext() if (seed := self.aside.get("seed")) is None else torch.random.fork_rng():
+            if seed is not None:
+                torch.manual_seed(seed)
+            written = self.model.generate(**options)
+        if "streamer" not in options:
+            self.ids += written[0, options["input_ids"].shape[-1] :].tolist()
         return written
 
 
@@ -134,6 +162,7 @@ class Generations(GenerateManager):
     def _noted(self, model: Any, tokenizer: Any, inputs: Any, settings: Any) -> tuple[Any, list[str]]:
         """The model that notes what it writes, and the stop texts; says how it is found out what ended the answer."""
         given, stops = settings.eos_token_id, settings.stop_strings or []
+        aside = settings.__dict__.pop("kosmos_aside", {})
         ends = [given] if isinstance(given, int) else given or []
         stops = [stops] if isinstance(stops, str) else stops
 
@@ -144,7 +173,7 @@ class Generations(GenerateManager):
             return any(stop in text for stop in stops)
 
         self.ended = ended
-        return Noted(model, self.ids), stops
+        return Noted(model, self.ids, aside), stops
 
 
 def finished(chunk: dict[str, Any]) -> dict[str, Any]:
@@ -170,20 +199,61 @@ def cut(event: dict[str, Any]) -> dict[str, Any]:
     return event
 
 
+def told(body: Mapping[str, Any]) -> Change:
+    """Return what writes into an answer what OpenAI's tell of their request ``body``."""
+    tier = {"service_tier": "default"} if body.get("service_tier") else {}
+    again = {name: body[name] for name in TOLD if body.get(name) is not None} | tier
+
+    def tell(event: dict[str, Any]) -> dict[str, Any]:
+        if event.get("object") == "response":
+            return {**event, **again}
+        if "response" in event:
+            return {**event, "response": {**event["response"], **again}}
+        return {**event, **tier} if "choices" in event else event
+
+    return tell
+
+
+def without_usage(chunk: dict[str, Any]) -> dict[str, Any]:
+    """Return a chunk of a stream that does not tell numbers of tokens."""
+    return {name: value for name, value in chunk.items() if name != "usage"}
+
+
+def usage_alone(chunk: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the chunk that ends a stream whose client asked for its numbers of tokens; None where there are none."""
+    return {**chunk, "choices": []} if chunk.get("usage") else None
+
+
 def changed(response: JSONResponse, change: Change) -> JSONResponse:
     """Return a response of the server with a changed body."""
     return JSONResponse(change(json.loads(bytes(response.body))), status_code=response.status_code)
 
 
-async def changed_events(events: Any, change: Change, applies: Callable[[], bool]) -> AsyncIterator[str]:
-    """Yield the events of a stream, changed where ``applies`` says so when they come."""
+async def changed_events(
+    events: Any, change: Change, applies: Callable[[], bool] = lambda: True, behind: Extra = lambda _: None
+) -> AsyncIterator[str]:
+    """Yield the events of a stream, changed where ``applies`` says so when they come; ``behind`` gives further ones."""
     async with aclosing(events):  # who leaves a stream early ends the model's answer too
         async for text in events:
-            yield "\n".join(_changed_event(line, change) for line in text.split("\n")) if applies() else text
+            before, failed, rest = text.partition(FAILED)  # transformers' form, which no client reads
+            if failed:
+                error = openai_error(rest.rstrip().removesuffix('"}'), "server_error")
+                text = f"{before}{_data({'error': error})}\n\n"
+            yield "\n".join(_changed_event(line, change, behind) for line in text.split("\n")) if applies() else text
 
 
-def _changed_event(line: str, change: Change) -> str:
+def openai_error(message: str, kind: str) -> dict[str, Any]:
+    """Return an error in OpenAI's form."""
+    return {"message": message, "type": kind, "param": None, "code": None}
+
+
+def _changed_event(line: str, change: Change, behind: Extra) -> str:
     head, _, body = line.partition("data: ")
     if head or not body.startswith("{") or body.startswith('{"error"'):
         return line
-    return f"data: {json.dumps(change(json.loads(body)), ensure_ascii=False, separators=(',', ':'))}"
+    event = json.loads(body)
+    return "\n\n".join(_data(one) for one in (change(event), behind(event)) if one is not None)
+
+
+def _data(event: dict[str, Any]) -> str:
+    return f"data: {json.dumps(event, ensure_ascii=False, separators=(',', ':'))}"

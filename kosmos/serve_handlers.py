@@ -19,8 +19,19 @@ from transformers.cli.serving.utils import GenerationState, Modality
 
 from .admission import Admission
 from .loading import load
-from .serve_answers import Generations, changed, changed_events, cut, finished
-from .serve_requests import checked, length
+from .serve_answers import (
+    ASIDE,
+    Generations,
+    changed,
+    changed_events,
+    cut,
+    finished,
+    openai_error,
+    told,
+    usage_alone,
+    without_usage,
+)
+from .serve_requests import CHAT, RESPONSES, checked, length, refuse_further
 from .turn_order import ROLES, refuse_calls
 
 TEXTS, IMAGES = ("text", "input_text", "output_text"), ("image_url", "input_image")
@@ -84,6 +95,9 @@ class State(GenerationState):
 class Kosmos:
     """What both handlers add: requests are looked at before they are answered, and errors are told to the client."""
 
+    fields: frozenset[str]  # of a request
+    field = "messages"  # where its conversation stands
+
     def __init__(self, models: Models, state: State, admission: Admission, longest: int) -> None:
         super().__init__(models, state)  # type: ignore[call-arg]
         self.models, self.admission, self.longest = models, admission, longest
@@ -92,7 +106,7 @@ class Kosmos:
         """Answer, or say what is wrong with the request."""
         try:
             admitted = await asyncio.to_thread(self._admitted, body)
-            return await super().handle_request(admitted, request_id)  # type: ignore[misc]
+            return _told(await super().handle_request(admitted, request_id), body)  # type: ignore[misc]
         except (ValueError, KeyError, TypeError) as error:
             message = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             return _error(400, message)
@@ -108,9 +122,9 @@ class Kosmos:
         Raises:
             ValueError: it asks for what is not served, or shows what may not be shown.
         """
-        asked = checked(body, self.models.vocabulary)
-        field = "input" if "input" in asked else "messages"
-        given = asked.get(field)
+        asked = checked(body, self.models.vocabulary, self.fields)
+        asked.pop("stream_options", None)
+        field, given = self.field, asked.get(self.field)
         if isinstance(given, str):
             given = [{"role": "user", "content": given}]
         if not isinstance(given, list):
@@ -130,6 +144,7 @@ class Kosmos:
             kind = message.get("type") if isinstance(message, dict) else type(message).__name__
             raise ValueError(f"{kind!r} is no message; a conversation is made of messages")
         refuse_calls(message)
+        refuse_further(message, ("role", "content", "type", "id", "status"), "a message")
         content = message.get("content")
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(parts, list):
@@ -141,18 +156,21 @@ class Kosmos:
         if kind in TEXTS:
             if not isinstance(part.get("text"), str):
                 raise ValueError(f"a part of the type {kind!r} has a text, not {type(part.get('text')).__name__}")
+            refuse_further(part, ("type", "text"), f"a part of the type {kind!r}")
             return {"type": "text", "text": part["text"]}
         if kind not in IMAGES:
             raise ValueError(f"a part of the type {kind!r}; a message holds {', '.join((*TEXTS, *IMAGES))}")
         room[0] -= 1
         if room[0] < 0:
             raise ValueError(f"more than {self.admission.max_images} pictures in a request")
-        where = part.get("image_url")
-        return {"type": "image_url", "image_url": {"url": self.admission.open(_address(where))}}
+        return {"type": "image_url", "image_url": {"url": self.admission.open(_address(part))}}
 
     def _build_generation_config(self, body: dict, *args: Any, **kwargs: Any) -> Any:
         """transformers' settings; a temperature above 0 draws, and an answer is no longer than the server allows."""
+        body = dict(body)
+        aside = {name: body.pop(name) for name in ASIDE if name in body}
         settings = super()._build_generation_config(body, *args, **kwargs)  # type: ignore[misc]
+        settings.kosmos_aside = aside
         settings.max_new_tokens = length(body, self.longest)
         if "temperature" in body or "top_p" in body:
             settings.do_sample = body.get("temperature") != 0
@@ -161,6 +179,8 @@ class Kosmos:
 
 class ChatHandler(Kosmos, ChatCompletionHandler):
     """``/v1/chat/completions``."""
+
+    fields = CHAT
 
     def _streaming(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' stream, and the line that ends one of OpenAI's: some clients wait for it."""
@@ -178,6 +198,9 @@ class ChatHandler(Kosmos, ChatCompletionHandler):
 
 class ResponsesHandler(Kosmos, ResponseHandler):
     """``/v1/responses``; transformers says ``completed`` of an answer that the limit cut too."""
+
+    fields = RESPONSES
+    field = "input"
 
     def _streaming(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' stream, which ends with ``response.incomplete`` where the answer was cut."""
@@ -204,10 +227,31 @@ def _refuse_no_question(last: dict[str, Any]) -> None:
         raise ValueError(f"the last message is the {last['role']}'s; a conversation ends with a question of the user")
 
 
-def _address(where: Any) -> Any:
-    return where.get("url") if isinstance(where, dict) else where
+def _address(part: dict[str, Any]) -> Any:
+    """Where a picture is; chat completions have it in an object, with the detail, responses beside that."""
+    refuse_further(part, ("type", "image_url", "detail"), f"a part of the type {part['type']!r}")
+    where, detail = part.get("image_url"), part.get("detail")
+    if isinstance(where, dict):
+        refuse_further(where, ("url", "detail"), "image_url")
+        detail = where.get("detail", detail)
+        where = where.get("url")
+    if detail not in (None, "auto"):
+        raise ValueError(f"detail={detail!r}: pictures are read at the size of the model; leave it out, or say 'auto'")
+    return where
+
+
+def _told(response: Any, body: dict[str, Any]) -> Any:
+    """The response, or the stream of one, with what OpenAI's tell of their request."""
+    if isinstance(response, JSONResponse):
+        return changed(response, told(body))
+    response.body_iterator = changed_events(response.body_iterator, told(body))
+    counted = (body.get("stream_options") or {}).get("include_usage")
+    if counted is not None:
+        behind = usage_alone if counted else lambda _: None
+        response.body_iterator = changed_events(response.body_iterator, without_usage, behind=behind)
+    return response
 
 
 def _error(status: int, message: str) -> JSONResponse:
     kind = "invalid_request_error" if status < 500 else "server_error"
-    return JSONResponse({"error": {"message": message, "type": kind}}, status_code=status)
+    return JSONResponse({"error": openai_error(message, kind)}, status_code=status)

@@ -71,7 +71,7 @@ class Terminal:
                 self.tell("\n/quit or Ctrl-D ends the chat.")
                 continue
             try:
-                if line in ("/quit", "/exit"):
+                if line.partition(" ")[0] in ("/quit", "/exit"):
                     return 0
                 if line:
                     self.take(line)

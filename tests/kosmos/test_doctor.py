@@ -7,10 +7,10 @@ from importlib import metadata
 import pytest
 import torch
 
-from kosmos import KosmosConfig, KosmosForConditionalGeneration
+from kosmos import KosmosConfig, KosmosForConditionalGeneration, doctor
 from kosmos.cli import main
 from kosmos.configuration_kosmos import PRESETS
-from kosmos.doctor import describe_version, tested_versions
+from kosmos.doctor import describe_version
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in PRESETS.glob("*.json")))
@@ -51,7 +51,7 @@ def test_a_source_tree_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_version_that_was_not_tested_is_named(monkeypatch, capsys) -> None:
-    tested = tested_versions()
+    tested = doctor.tested_versions()  # by its own name it would be taken for a test
     assert {"torch", "transformers", "peft"} <= tested.keys()  # peft is asked for by an extra
     installed = metadata.version
     monkeypatch.setattr(metadata, "version", lambda name: "6.1.0" if name == "transformers" else installed(name))

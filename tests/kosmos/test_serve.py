@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import base64
-import http.server
-import ipaddress
 import json
 import os
 import shutil
 import socket
 import subprocess
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -21,10 +18,10 @@ import pytest
 from PIL import Image
 
 from kosmos import Conversation
-from kosmos.admission import Admission, listening
+from kosmos.admission import listening
 from kosmos.pictures import as_data_uri
 from kosmos.serve import main, refuse_body
-from kosmos.serve_requests import checked, length
+from kosmos.serve_requests import CHAT, RESPONSES, checked, length
 
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
@@ -59,17 +56,15 @@ def base(folder: Path, python: str) -> Iterator[str]:
     with open(folder.parent / "log", "w+") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "KOSMOS_API_KEY": KEY})
         try:
-            end = time.monotonic() + 300
-            while "answers at" not in Path(log.name).read_text():
+            while "answers at" not in Path(log.name).read_text():  # a busy machine may take as long as a test may
                 assert process.poll() is None, Path(log.name).read_text()
-                assert time.monotonic() < end, Path(log.name).read_text()
                 time.sleep(0.2)
             while True:
                 try:
                     socket.create_connection(("127.0.0.1", port), 1).close()
                     break
                 except OSError:
-                    assert time.monotonic() < end
+                    assert process.poll() is None, Path(log.name).read_text()
                     time.sleep(0.1)
             yield f"http://127.0.0.1:{port}"
         finally:
@@ -240,8 +235,8 @@ def test_what_clients_look_for(client, base: str) -> None:
         ({"temperature": float("nan")}, "not nan"),
         ({"temperature": [1]}, r"not \[1\]"),
         ({"top_p": 1.5}, "top_p is a number from 0 to 1, not 1.5"),
-        ({"frequency_penalty": -1.0}, "frequency_penalty is a number from 0 to 2"),
-        ({"presence_penalty": 0.5}, "presence_penalty is not served"),
+        ({"frequency_penalty": -2.5}, "frequency_penalty is a number from -2 to 2, not -2.5"),
+        ({"presence_penalty": 3}, "presence_penalty is a number from -2 to 2, not 3"),
         ({"seed": 2**70}, "seed is a whole number"),
         ({"stop": ""}, "none of them empty"),
         ({"stop": 5}, "stop is a text or a list of texts"),
@@ -254,27 +249,27 @@ def test_what_clients_look_for(client, base: str) -> None:
         ({"logit_bias": {"-1": 1}}, "'-1' is no id"),
         ({"logit_bias": {"5": 101}}, "logit_bias of 5 is a number from -100 to 100"),
         ({"n": 2}, "n=2"),
-        ({"tool_choice": "required"}, "tool_choice is not served"),
+        ({"tool_choice": "required"}, "tool_choice='required' is not served"),
         ({"response_format": "json"}, "response_format='json': answers are text"),
         ({"response_format": {"type": "json_object"}}, "response_format='json_object'"),
         ({"response_format": []}, "response_format="),
         ({"text": {"format": {"type": "json_schema"}}}, "text.format='json_schema'"),
-        ({"background": True}, "background is not served"),
-        ({"logprobs": True}, "logprobs is not served"),
+        ({"background": True}, "background=True is not served"),
+        ({"logprobs": True}, "logprobs=True is not served"),
     ],
     ids=str,
 )
 def test_a_field_that_would_not_do_what_it_says_is_refused(fields: dict, match: str) -> None:
     with pytest.raises(ValueError, match=match):
-        checked({"model": "kosmos", **fields}, vocabulary=97)
+        checked({"model": "kosmos", **fields}, 97, CHAT | RESPONSES)
 
 
 def test_fields_that_say_nothing_are_left_out() -> None:
     quiet = dict.fromkeys(("temperature", "top_p", "n", "stop", "stream", "logit_bias", "seed", "response_format"))
     quiet |= {"stop": [], "logit_bias": {}, "tool_choice": "none", "response_format": {"type": "text"}, "tools": []}
-    kept = checked({"model": "kosmos", **quiet, "text": {"format": {"type": "text"}}}, vocabulary=97)
+    kept = checked({"model": "kosmos", **quiet, "text": {"format": {"type": "text"}}}, 97, CHAT | RESPONSES)
     assert not {"temperature", "stop", "logit_bias", "seed"} & set(kept)
-    asked = checked({"temperature": 0, "stop": "a", "logit_bias": {"5": 1}, "max_tokens": 3.0, "n": 1}, vocabulary=97)
+    asked = checked({"temperature": 0, "stop": "a", "logit_bias": {"5": 1}, "max_tokens": 3.0, "n": 1}, 97, CHAT)
     assert (asked["stop"], asked["logit_bias"], length(asked, 256)) == (["a"], {"5": 1.0}, 3)
     assert length({}, 256) == 256
     assert length({"max_output_tokens": 10**9}, 256) == 256
@@ -328,88 +323,3 @@ def test_a_port_that_is_taken_is_one_line(speaker_folder: Path, capsys: pytest.C
     for host, wrong in (("127.0.0.1", 70000), ("192.0.2.1", 8000)):
         with pytest.raises(ValueError, match=f"--host {host} --port {wrong}: "):
             listening(host, wrong)
-
-
-@pytest.fixture
-def web() -> Iterator[str]:
-    """A web server on this machine, as an attacker or a colleague has one."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if self.path.startswith("/to/"):
-                self.send_response(302)
-                self.send_header("Location", self.path.removeprefix("/to/"))
-                self.end_headers()
-                return
-            if self.path == "/endless":
-                self.send_response(200)
-                self.end_headers()
-                try:
-                    while True:
-                        self.wfile.write(b"x" * 65536)
-                except OSError:
-                    return
-            self.send_response(200)
-            self.end_headers()
-            RED.save(self.wfile, "PNG")
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"127.0.0.1:{server.server_port}"
-    server.shutdown()
-
-
-def test_only_what_is_allowed_is_fetched(web: str, tmp_path: Path) -> None:
-    ours = Admission(urls=True, networks=(ipaddress.ip_network("127.0.0.1/32"),), max_bytes=1_000_000)
-    assert ours.open(f"http://{web}/red.png").size == RED.size
-    assert ours.open(f"http://{web}/to/http://{web}/red.png").size == RED.size
-    port = web.rpartition(":")[2]
-    public = Admission(urls=True)
-    private = [
-        f"http://{web}/red.png", f"http://localhost:{port}/", f"http://[::1]:{port}/", f"http://[::ffff:127.0.0.1]:{port}/",
-        f"http://0x7f000001:{port}/", f"http://2130706433:{port}/", f"http://127.1:{port}/", "http://10.0.0.1/",
-        "http://169.254.169.254/latest/meta-data", "http://192.168.0.1/", "http://172.16.0.1/", "http://100.64.0.1/",
-        "http://0.0.0.0/", "http://[fe80::1]/", "http://[fd00::1]/", "http://[64:ff9b::7f00:1]/", "http://224.0.0.1/",
-        "http://[2002:7f00:1::]/",
-    ]  # fmt: skip
-    for url in private:
-        with pytest.raises(ValueError, match="may not fetch"):
-            public.open(url)
-    for target in ("http://127.0.0.2/", "http://10.0.0.1/", f"http://localhost.localdomain:{port}/x"):
-        with pytest.raises(ValueError, match=r"may not fetch|no such host"):
-            ours.open(f"http://{web}/to/{target}")
-    with pytest.raises(ValueError, match="http and https only"):
-        ours.open(f"http://{web}/to/file:///etc/passwd")
-    with pytest.raises(ValueError, match="more than 3 redirects"):
-        ours.open(f"http://{web}/to/" * 5 + f"http://{web}/")
-    with pytest.raises(ValueError, match="longer than 1000000 bytes"):
-        ours.open(f"http://{web}/endless")
-    with pytest.raises(ValueError, match="not fetched"):
-        Admission().open(f"http://{web}/red.png")
-    with pytest.raises(ValueError, match="files are not read"):
-        Admission().open("file:///etc/passwd")
-    (tmp_path / "in").mkdir()
-    RED.save(tmp_path / "red.png")
-    (tmp_path / "in" / "link.png").symlink_to(tmp_path / "red.png")
-    with pytest.raises(ValueError, match="no file of the folder"):
-        Admission(files=tmp_path / "in").open("link.png")
-
-
-def test_a_name_that_leads_inside_is_not_followed(web: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One name with a public and a private address, and a name that changes its mind after it was looked at."""
-    port = int(web.rpartition(":")[2])
-    asked = []
-
-    def lookup(host: str, *_: object, **__: object) -> list:
-        asked.append(host)
-        found = ["93.184.216.34", "127.0.0.1"] if host == "both.example" else ["127.0.0.1"]
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in found]
-
-    monkeypatch.setattr(socket, "getaddrinfo", lookup)
-    for host in ("both.example", "inside.example"):
-        with pytest.raises(ValueError, match=r"is at 127\.0\.0\.1"):
-            Admission(urls=True).open(f"http://{host}:{port}/")
-    assert asked == ["both.example", "inside.example"]  # looked up once: what was checked is what is connected to

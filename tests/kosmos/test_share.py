@@ -16,6 +16,7 @@ from transformers.dynamic_module_utils import get_imports, get_relative_import_f
 
 import kosmos
 from kosmos import load
+from kosmos.licences import read_licence
 from kosmos.loading import quiet_saving
 from kosmos.model_card import model_card, run_of
 from kosmos.share import main
@@ -75,6 +76,98 @@ def test_a_folder_to_give_away(run: Path, tmp_path: Path, capsys: pytest.Capture
     known = [text.partition("## Data")[2].partition("## Limits")[0] for text in (card, again)]
     assert known[0] == known[1]
     assert "license: mit" in again
+
+
+@pytest.mark.parametrize(
+    ("given", "header"),
+    [
+        ("mit", {"license": "mit"}),
+        ("Apache-2.0", {"license": "apache-2.0"}),
+        ("GPL-3.0-only", {"license": "gpl-3.0"}),
+        ("llama3.1", {"license": "llama3.1"}),
+        ("MIT-0", {"license": "other", "license_name": "MIT-0", "license_link": "https://spdx.org/licenses/"}),
+        ("mit or apache-2.0", {"license": "other", "license_name": "MIT OR Apache-2.0",
+                               "license_link": "https://spdx.org/licenses/"}),
+    ],
+)  # fmt: skip
+def test_a_licence_is_one(given: str, header: dict[str, str]) -> None:
+    """What the hub has a word for stands in a card by that, another of SPDX by its name."""
+    assert yaml.safe_load("\n".join(read_licence(given).header)) == header
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        ("???", r"'\?\?\?' is no identifier of the hub or SPDX, and no file; such as mit, apache-2.0"),
+        ("", "no identifier"),
+        ("apache2", "did you mean apache-2.0"),
+        ("mit\ntags: [evil]", "no identifier"),
+        ("cc-by-nc", "did you mean .*cc-by-nc-4.0"),
+        ("docs/", "and no file"),
+        ("a" * 5000, "no identifier"),
+    ],
+)
+def test_what_is_no_licence_is_said_before_anything_is_written(
+    given: str, match: str, run: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=match) as said:
+        main([str(run), str(tmp_path / "shared"), "--licence", given])
+    assert "\n" not in str(said.value)
+    assert len(str(said.value)) < 400
+    assert not (tmp_path / "shared").exists()
+
+
+def test_a_licence_of_ones_own_travels(run: Path, tmp_path: Path) -> None:
+    own = tmp_path / "My Terms: v1.txt"
+    own.write_text("Use it kindly.\n")
+    main([str(run), str(tmp_path / "shared"), "--licence", str(own)])
+    card = (tmp_path / "shared" / "README.md").read_text()
+    header = yaml.safe_load(card.split("---")[1])
+    assert [header[f"license{end}"] for end in ("", "_name", "_link")] == ["other", "my-terms-v1", "LICENSE"]
+    assert "its text is in the file LICENSE" in card
+    assert (tmp_path / "shared" / "LICENSE").read_text() == "Use it kindly.\n"
+    for name, content, match in (("empty.txt", b" \n", "2 bytes"), ("x.bin", b"\xff\xfe\x00", "no text in UTF-8")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=match):
+            read_licence(str(tmp_path / name))
+
+
+def test_a_repository_that_can_be_none_is_said_first(run: Path, tmp_path: Path) -> None:
+    for name in ("???", "a/b/c", "me/..", "me/" + "a" * 100):
+        with pytest.raises(ValueError, match="is no name of the hub"):
+            main([str(run), str(tmp_path / "shared"), "--push", name])
+    assert not (tmp_path / "shared").exists()
+
+
+def test_what_could_not_be_pushed_is_still_there(run: Path, tmp_path: Path) -> None:
+    """The hub is out of reach in tests, and minutes of work are not to be done again for that."""
+    with pytest.raises(OSError, match=r"is written, but not pushed: .*hf upload me/shared") as said:
+        main([str(run), str(tmp_path / "shared"), "--push", "me/shared"])
+    assert "\n" not in str(said.value)
+    assert (tmp_path / "shared" / "model.safetensors").is_file()
+
+
+def test_what_files_say_stays_in_its_line(run: Path, tmp_path: Path) -> None:
+    """Names of folders, sources and questions are anybody's; and a folder of this machine concerns nobody else."""
+    checkpoint = run / "checkpoints" / "step-000200"
+    described = json.loads((checkpoint / "processor_config.json").read_text())
+    described["example_questions"] = ["what\n# is it?", 5]
+    (checkpoint / "processor_config.json").write_text(json.dumps(described))
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    settings["data"]["sources"] = [{"name": "a\n\n# b`", "objective": "causal"}]
+    settings["model"]["checkpoint"] = "/home/someone/secret/runs/base/checkpoints/step-000100"
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    rows = json.loads((run / "eval" / "results.json").read_text())
+    (run / "eval" / "results.json").write_text(json.dumps([{**rows[0], "model": "/home/someone/runs/tune"}]))
+    card = model_card(checkpoint, 'a "b"\n## c')
+    assert 'kosmos.load("a \\"b\\" ## c")' in card
+    assert "kosmos chat 'a \"b\" ## c'" in card
+    assert card.count("\n#") == 1 + len(("Use", "Data", "Training", "Scores", "Limits", "Licence"))
+    assert "| a # b' | 1 | causal |" in card
+    assert "from `step-000100` of the run `base`" in card
+    assert "Rows of `kosmos eval` for `tune`." in card
+    assert "questions such as: what # is it?" in card
+    assert "someone" not in card
 
 
 def test_saving_leaves_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
