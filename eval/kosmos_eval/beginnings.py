@@ -43,7 +43,7 @@ def read(path: Path) -> list[Item]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    if path.suffix == ".txt":
+    if path.suffix.lower() == ".txt":
         lines = enumerate(path.read_text(encoding="utf-8-sig", errors="replace").split("\n"), start=1)
         return [Item(str(number), {"beginning": line.strip()}) for number, line in lines if line.strip()]
     return [_own(entry, f"{path}:{number}", number) for number, entry in read_json_lines(path)]

@@ -12,7 +12,7 @@ from typing import Any
 from .. import errors
 from ..document import PICTURES, Document, Text
 from ..errors import BadSample, Tally
-from ._files import caption, image, read_lines, read_table, read_text, walk
+from ._files import caption, ending, image, matching, packed, read_lines, read_table, read_text, walk
 
 _TABLES = ("metadata.jsonl", "metadata.csv", "metadata.tsv")
 NAMES = ("file_name", "filepath", "filename", "image", "image_path", "path", "file")
@@ -27,7 +27,7 @@ def folder(source: Path, images: Path, tally: Tally, field: str | None = None) -
     """
     if not source.is_dir():
         raise ValueError(f"{source} is no folder; a table of paths and captions is read by: kosmos data import csv")
-    tables = [source / name for name in _TABLES if (source / name).is_file()]
+    tables = [path for name in _TABLES for path in matching(source, *packed(name))]
     if tables:
         yield from csv(tables[0], source, tally, field)
         return
@@ -52,7 +52,7 @@ def csv(source: Path, images: Path, tally: Tally, field: str | None = None) -> I
     if not source.is_file():
         raise ValueError(f"{source} is no table of paths and captions; a folder is read by: kosmos data import folder")
     rows: Iterator[tuple[int, dict[str, Any]]] = (
-        read_lines(source, tally) if source.suffix.lower() in (".jsonl", ".ndjson") else read_table(source, tally)
+        read_lines(source, tally) if ending(source) in (".jsonl", ".ndjson") else read_table(source, tally)
     )
 
     def document(row: dict[str, Any]) -> Iterator[Document]:

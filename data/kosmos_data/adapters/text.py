@@ -9,7 +9,7 @@ from typing import Any
 from .. import errors
 from ..document import Document, Text
 from ..errors import BadSample, Tally
-from ._files import LINES, files, read_text, records, text_files
+from ._files import LINES, files, matching, read_text, records, text_files
 
 _PLAIN = "*.txt"
 
@@ -35,7 +35,7 @@ def text(source: Path, images: Path, tally: Tally, field: str = "text") -> Itera
     plain = None
     for plain in text_files(source, tally):
         yield from tally.usable(str(plain), _whole, source, plain)
-    if plain and not any(path.is_file() for pattern in LINES for path in source.glob(pattern)):  # a file holds none
+    if plain and not (source.is_dir() and matching(source, *LINES)):  # a file holds none
         return
     files(source, _PLAIN, *LINES)  # where there is nothing, the error names what is read
     for key, record in records(source, tally):
