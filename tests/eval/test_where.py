@@ -67,6 +67,12 @@ def test_what_was_not_asked_alike_is_said_or_refused(tmp_path: Path, capsys: pyt
 
 def test_the_log_that_is_meant(tmp_path: Path) -> None:
     run = tmp_path / "run"
+    for find in (find_log, find_results):
+        with pytest.raises(FileNotFoundError, match="run: no such file or folder"):
+            find(run)
+        with pytest.raises(ValueError, match="https://x.org/run is an address"):
+            find(Path("https://x.org/run"))
+    run.mkdir()
     with pytest.raises(FileNotFoundError, match="no samples here"):
         find_log(run)
     zero = write_run(run, 8)

@@ -209,7 +209,7 @@ def test_what_is_none(case: str, doors: dict[str, Callable]) -> None:
 def test_a_conversation_of_nothing_is_refused(nothing: Messages, doors: dict[str, Callable]) -> None:
     """Of the system's empty words too, as seed 18 of ``tests/hostile/test_json.py`` has them."""
     for name in ("by_template", "by_serve", "by_responses", *(["by_pipeline"] if nothing else [])):
-        with pytest.raises(ValueError, match="no message|empty|ends with a question"):
+        with pytest.raises(ValueError, match=r"no message|empty|ends with a question"):
             doors[name](nothing)
 
 

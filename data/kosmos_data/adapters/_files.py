@@ -17,7 +17,7 @@ from typing import Any, TextIO
 from unicodedata import normalize
 
 from .. import errors, extras
-from ..document import Image
+from ..document import Image, is_blank
 from ..errors import BadSample, Tally
 from ..images import open_header
 from ._json_list import entries, parse
@@ -34,6 +34,7 @@ def packed(*patterns: str) -> tuple[str, ...]:
 
 
 LINES = (*packed("*.jsonl", "*.ndjson"), "*.parquet", "*.arrow")
+_BEHIND = "\x1e\x1e"  # a row behind the last of a table, which an open quotation mark swallows with all before it
 _LONGEST_ROW = 1 << 20  # characters; csv takes no field of more than 131,072
 _ROWS = 64  # of a parquet file at a time: each may hold several pictures
 
@@ -66,11 +67,15 @@ def files(source: Path, *patterns: str) -> list[Path]:
         return [source]
     found = matching(source, *patterns)
     if not found:
-        kinds = sorted({path.suffix for path in source.glob("*") if path.is_file()})[:6]
-        there = f"; it holds files ending in {', '.join(map(repr, kinds))}" if kinds else ""
         wanted = " or ".join(pattern for pattern in patterns if not pattern.endswith(_PACKINGS))
-        raise FileNotFoundError(f"{source} holds no {wanted}{there}")
+        raise FileNotFoundError(f"{source} holds no {wanted}{what_is_in(source)}")
     return found
+
+
+def what_is_in(folder: Path) -> str:
+    """Which files a folder holds, as the end of a sentence; empty where it holds none, or is no folder."""
+    kinds = sorted({path.suffix for path in folder.glob("*") if path.is_file()})[:6]
+    return f"; it holds files ending in {', '.join(map(repr, kinds))}" if kinds else ""
 
 
 def matching(folder: Path, *patterns: str) -> list[Path]:
@@ -192,7 +197,7 @@ def caption(text: Any, nothing: str = "no caption") -> str:
     """A caption without white space around it; BadSample if ``nothing`` is left, TypeError if it is no text."""
     if not isinstance(text, str):
         raise TypeError(f"a caption is {text!r}, not text")
-    if not text.strip():
+    if is_blank(text):
         raise BadSample(errors.EMPTY, nothing)
     return text.strip()
 
@@ -225,7 +230,7 @@ def read_table(path: Path, tally: Tally, delimiter: str | None = None) -> Iterat
         lines = _table_lines(file)
         header = next(lines, "")
         separator = delimiter or ("\t" if "\t" in header else ";" if header.count(";") > header.count(",") else ",")
-        rows = csv.DictReader(itertools.chain([header], lines), delimiter=separator)
+        rows = csv.DictReader(itertools.chain([header], lines, [_BEHIND]), delimiter=separator)
         number = 0
         while True:
             try:
@@ -235,6 +240,13 @@ def read_table(path: Path, tally: Tally, delimiter: str | None = None) -> Iterat
             except csv.Error as error:
                 tally.count(errors.FIELDS, f"{path.name}:{rows.line_num}: {error}")
             else:
+                parts = (value if isinstance(value, list) else [value] for value in row.values())  # a list: too many
+                values = [value for part in parts for value in part if value is not None]
+                if values and values[-1].endswith(_BEHIND):
+                    if values != [_BEHIND]:
+                        where = f"{path.name}, row {number + 1}"
+                        tally.count(errors.FIELDS, f"{where}: a quotation mark that nothing closes, up to the end")
+                    return
                 yield number, {key: value for key, value in row.items() if isinstance(key, str) and value is not None}
             number += 1
 

@@ -111,13 +111,13 @@ _DECODER = json.JSONDecoder()
 def _entries(text: _Text, key: str | None) -> Iterator[Any]:
     if text.take("["):
         if key is not None:
-            raise _Other("list")
+            raise _Other("a list")
         yield from _rest_of_list(text)
     elif text.take("{"):
         yield from _under(text, key)
         return
     else:
-        raise _Other(type(text.value()).__name__)
+        raise _Other(f"a value of type {type(text.value()).__name__}")
     if text.next():
         raise JSONDecodeError("Extra data", text.held, text.at)
 

@@ -16,6 +16,7 @@ from ._files import caption, ending, image, matching, packed, read_lines, read_t
 
 _TABLES = ("metadata.jsonl", "metadata.csv", "metadata.tsv")
 NAMES = ("file_name", "filepath", "filename", "image", "image_path", "path", "file")
+_OTHERS = ("heic", "heif", "jxl", "svg", "psd", "ico", "tga", "dng", "cr2", "nef", "arw")  # pictures that are not read
 _FOLDERS = 8  # whose names are kept: that of a picture and those around it
 CAPTIONS = ("text", "title", "caption", "captions", "description", "label")
 
@@ -82,9 +83,12 @@ def imagefolder(source: Path, images: Path, tally: Tally) -> Iterator[Document]:
 
 
 def _pictures(source: Path, tally: Tally) -> Iterator[Path]:
-    """The picture files below a folder, by name; a link to a file that is gone is one that is missing."""
+    """The picture files below a folder, by name; a link to a file that is gone is one that is missing.
+
+    Those of formats that are not read are among them, so that they are counted and named.
+    """
     for path in walk(source, tally):
-        if path.suffix.lower().removeprefix(".") in PICTURES and (path.is_file() or path.is_symlink()):
+        if path.suffix.lower().removeprefix(".") in (*PICTURES, *_OTHERS) and (path.is_file() or path.is_symlink()):
             yield path
 
 

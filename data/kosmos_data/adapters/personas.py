@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import errors
-from ..document import Document, Persona, Segment, Text
+from ..document import Document, Persona, Segment, Text, is_blank
 from ..errors import BadSample, Tally
 from ..turns import turn
 from ._files import begins_with_list, files, key_of, read_list, records
@@ -89,7 +89,7 @@ def _texts(given: Any, name: str) -> list[str]:
 def _in_turns(said: Sequence[str]) -> Spoken:
     """Every second text is an answer; a question that nobody answered is left out."""
     spoken = [(question, answer) for question, answer in zip(said[::2], said[1::2], strict=False)]
-    if not spoken or not all(question.strip() and answer.strip() for question, answer in spoken):
+    if not spoken or any(is_blank(text) for pair in spoken for text in pair):
         raise BadSample(errors.NO_CONVERSATION, "a dialogue has questions and answers in turns, none of them empty")
     return spoken
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import errors
-from ..document import PICTURES, Document
+from ..document import PICTURES, Document, is_blank
 from ..errors import BadSample, Tally
 from ..turns import turn
 from ._files import caption, files, image, packed, read_list, walk
@@ -28,7 +28,7 @@ def vqav2(source: Path, images: Path, tally: Tally) -> Iterator[Document]:
             isinstance(entry, dict)
             and isinstance(entry.get("question_id"), int | str)
             and isinstance(answer := entry.get("multiple_choice_answer"), str)
-            and answer.strip()
+            and not is_blank(answer)
         ):
             answers[str(entry["question_id"])] = answer
     asked: dict[str, list[tuple[str, str]]] = defaultdict(list)

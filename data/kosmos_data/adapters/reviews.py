@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from .. import errors
-from ..document import Document
+from ..document import Document, is_blank
 from ..errors import BadSample, Tally
 from ..reviews import review
 from ._files import ending, files, matching, packed, read_list, read_table, records
 
-TABLES = (*packed("*.json", "*.jsonl", "*.csv", "*.tsv"), "*.parquet")
+TABLES = (*packed("*.json", "*.jsonl", "*.ndjson", "*.csv", "*.tsv"), "*.parquet")
 TEXTS = ("explanation", "text", "review")
 _PICKLES = (".pickle", ".pkl", ".p")
 
@@ -43,7 +43,7 @@ def _documents(number: int, record: dict[str, Any], field: str | None) -> Iterat
         feature, _, explanation, _ = template
     elif field is None:
         explanation = next((record[name] for name in TEXTS if record.get(name)), None)
-    if not isinstance(explanation, str) or not explanation.strip():
+    if not isinstance(explanation, str) or is_blank(explanation):
         there = ", ".join(map(str, list(record)[:8])) or "none"
         raise BadSample(errors.FIELDS, f"no {field or ', '.join(TEXTS)} in the fields {there}; --field names another")
     features = feature if isinstance(feature, list) else [feature] if feature else []
