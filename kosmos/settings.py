@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .atomic import write_atomically
+from .read_json import read_utf8
 from .short_forms import MisfitError, written_out
 from .suggest import suggest
 
@@ -84,10 +85,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such settings file")
+    _refuse_long(path.stat().st_size // 4, path)  # of the longest characters, before it is read
+    text = read_utf8(path)
     try:
-        _refuse_long(path.stat().st_size // 4)  # of the longest characters, before it is read
-        values = parse_yaml(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:  # a wrong byte, too
+        values = parse_yaml(text)
+    except ValueError as error:
         raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if values is None:
         return {}
@@ -115,9 +117,10 @@ def parse_yaml(text: str) -> Any:
     return values
 
 
-def _refuse_long(characters: int) -> None:
+def _refuse_long(characters: int, path: Path | None = None) -> None:
     if characters > _LONGEST:
-        raise ValueError(f"more than {_LONGEST:,} characters; no settings are so long")
+        where = "" if path is None else f"{path}: "
+        raise ValueError(f"{where}more than {_LONGEST:,} characters; no settings are so long")
 
 
 @functools.cache

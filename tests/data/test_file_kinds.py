@@ -102,7 +102,7 @@ def test_a_text_of_which_nothing_is_seen_is_empty(nothing: str, tmp_path: Path, 
 def test_a_packed_file_without_its_ending_is_named(name: str, packing: bytes, tmp_path: Path) -> None:
     path = tmp_path / ("a.jsonl" if name == "text" else "a.csv" if name == "csv" else "a.json")
     path.write_bytes(packing + bytes(40))
-    with pytest.raises(ValueError, match="packed by .*: name it so"):
+    with pytest.raises(ValueError, match=r"packed by .*: name it so"):
         convert(name, path, tmp_path / "out")
 
 

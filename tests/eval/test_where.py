@@ -70,7 +70,7 @@ def test_the_log_that_is_meant(tmp_path: Path) -> None:
     for find in (find_log, find_results):
         with pytest.raises(FileNotFoundError, match="run: no such file or folder"):
             find(run)
-        with pytest.raises(ValueError, match="https://x.org/run is an address"):
+        with pytest.raises(ValueError, match=r"https://x\.org/run is an address"):
             find(Path("https://x.org/run"))
     run.mkdir()
     with pytest.raises(FileNotFoundError, match="no samples here"):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kosmos.read_json import parse_json
+from kosmos.read_json import parse_json, read_utf8
 
 from ..document import PICTURES
 from ..errors import BadSample
@@ -87,8 +87,8 @@ def _texts(path: Path) -> Iterator[str]:
     if (path / INDEX_NAME).is_file():
         yield from (document.text for document in Corpus(path))
         return
+    content = read_utf8(path)
     try:
-        content = path.read_text(encoding="utf-8-sig")
         match path.suffix.lower():
             case ".txt":
                 yield from content.splitlines()
