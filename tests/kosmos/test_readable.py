@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from kosmos import KosmosConfig, settings
+from kosmos import KosmosConfig, KosmosForConditionalGeneration, settings
 from kosmos.chat import read_persona
+from kosmos.hub import made_once
 from kosmos.limits import read_object
 from kosmos.processing_kosmos import load_processor
 from kosmos.read_json import read_utf8
+from kosmos.tuning import Tuning, attach, save_adapter
+from kosmos.tuning.methods import attachments
 from kosmos_data.entity_names import read_kinds
 from kosmos_data.web.held_out import HeldOutIndex
 from kosmos_data.web.http.fetch import read_list
@@ -128,3 +134,23 @@ def test_a_run_below_a_file(tmp_path: Path) -> None:
     for run in (tmp_path / "photo.png", tmp_path / "photo.png" / "runs" / "a"):
         with pytest.raises(ValueError, match=r"run=.*photo\.png is a file; name a folder"):
             RunDir(run).open(config, False, start(1))
+
+
+def test_what_is_saved_is_open_to_whom_the_umask_says(tmp_path: Path) -> None:
+    """Weights are written for their owner alone by safetensors, and so are the folders of ``mkdtemp``."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    config = KosmosConfig(text_config={**sizes, "vocab_size": 90}, vision_config=None, connector_config=None)
+    model = KosmosForConditionalGeneration(config)
+    umask = os.umask(0o027)
+    try:
+        model.save_pretrained(tmp_path / "model")
+        attach(model, Tuning("lora", rank=2), str(tmp_path / "model"))
+        save_adapter(model, tmp_path / "adapter", name=next(iter(attachments(model))))
+        made_once(tmp_path / "once", lambda folder: save_file({"a": torch.zeros(1)}, folder / "a.safetensors"))
+    finally:
+        os.umask(umask)
+    weights = sorted(tmp_path.glob("*/*.safetensors"))
+    assert len(weights) == 3
+    assert {path.stat().st_mode & 0o777 for path in weights} == {0o640}
+    assert (tmp_path / "once").stat().st_mode & 0o777 == 0o750
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "model", "once"]
