@@ -208,3 +208,13 @@ def test_fewer_items_leave_no_rows_of_the_others_behind(tmp_path: Path) -> None:
     assert len(results.write([row("vqa", 8)], tmp_path / "results.json")) == 4  # another metric of the same items stays
     found = results.write([row("vqa", 4)], tmp_path / "results.json")
     assert [(one["metric"], one["shots"], one["n"]) for one in found] == [("vqa", 2, 8), ("vqa", 0, 4)]
+
+
+def test_a_setting_without_its_option(capsys: pytest.CaptureFixture[str]) -> None:
+    """``run=DIR`` is how ``kosmos train`` names its folder."""
+    with pytest.raises(SystemExit):
+        main(["eval", "runs/a", "--tasks", "vqa", "--data", "x", "run=out"])
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        "unrecognized arguments: run=out; keys of the tasks are changed by --set run=out, the folder is --out" in said
+    )
