@@ -106,6 +106,7 @@ class _Text:
 
 
 _DECODER = json.JSONDecoder()
+_KINDS = {str: "a text", bool: "true or false", type(None): "null"}
 
 
 def _entries(text: _Text, key: str | None) -> Iterator[Any]:
@@ -117,7 +118,7 @@ def _entries(text: _Text, key: str | None) -> Iterator[Any]:
         yield from _under(text, key)
         return
     else:
-        raise _Other(f"a value of type {type(text.value()).__name__}")
+        raise _Other(_KINDS.get(type(text.value()), "a number"))
     if text.next():
         raise JSONDecodeError("Extra data", text.held, text.at)
 
