@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -17,15 +17,20 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     os.replace(partial, path)
 
 
-def open_to_umask(folder: Path) -> None:
-    """Give the files of a folder the permissions that others have which this process makes.
+def open_to_umask(folder: Path, below: bool = True) -> None:
+    """Give the weights in a folder the permissions that other files have which this process makes.
 
     safetensors writes for the owner alone, whatever the umask; a colleague or a server could not read a checkpoint.
+
+    Args:
+        folder: that was just written.
+        below: also of the folders in it.
     """
     umask = os.umask(0)
     os.umask(umask)
-    for path in folder.rglob("*.safetensors"):
-        path.chmod(0o666 & ~umask)
+    with suppress(PermissionError):  # of what another made, who may have meant it
+        for path in folder.rglob("*.safetensors") if below else folder.glob("*.safetensors"):
+            path.chmod(0o666 & ~umask)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from typing import Any
 from . import extrapolation
 from .conversation import Conversation
 from .pictures import open_picture
+from .read_json import read_utf8
 from .segments import SEGMENTS, Fused
 from .terminal import COMMANDS, FILES, Terminal, print_answer
 
@@ -132,8 +133,9 @@ def read_persona(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise FileNotFoundError(f'{path}: no such file; it holds a persona as JSON, {{"city": "Rome"}}')
+    text = read_utf8(path)
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
+        found = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(found, dict):

@@ -25,6 +25,7 @@ from .encoder_configs import (
 )
 from .limits import check_encoder
 from .read_json import parse_json
+from .suggest import suggest
 
 PRESETS = Path(__file__).parent / "presets"
 # Modalities beside images and text spans.
@@ -380,6 +381,6 @@ class KosmosConfig(PreTrainedConfig):
         """Return a named preset (``presets/NAME.json``); ``changes`` replace its top-level fields."""
         path = PRESETS / f"{name}.json"
         if not path.is_file():
-            names = ", ".join(sorted(file.stem for file in PRESETS.glob("*.json")))
-            raise ValueError(f"unknown preset {name!r}; there are: {names}")
-        return cls(**{**parse_json(path.read_text()), **changes})
+            names = sorted(file.stem for file in PRESETS.glob("*.json"))
+            raise ValueError(f"unknown preset {name!r}; {suggest(name, names, 'there are')}")
+        return cls(**{**parse_json(path.read_bytes()), **changes})

@@ -313,7 +313,7 @@ class Conversation:
 
         path = Path(path)
         page = f'<!doctype html><meta charset="utf-8"><title>Kosmos</title>{self._repr_html_()}'
-        text = page if path.suffix == ".html" else json.dumps(self.export(), ensure_ascii=False, indent=1)
+        text = page if path.suffix.lower() == ".html" else json.dumps(self.export(), ensure_ascii=False, indent=1)
         path.write_text(text, encoding="utf-8", errors="replace")  # what a terminal hands on may be half a character
 
     def _read_persona(self, persona: Mapping[str, str | list[str]]) -> list[Part]:

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from .atomic import open_to_umask
 from .limits import read_object
 
 FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "vocab.txt")
@@ -132,14 +133,17 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=folder.parent))
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent))  # for this user alone, as what is made in it need not be
     try:
+        partial = scratch / folder.name
+        partial.mkdir()
         make(partial)
+        open_to_umask(partial)
         if not folder.is_dir():
             partial.rename(folder)
     except OSError:
         if not folder.is_dir():  # another process was first
             raise
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
     return folder

@@ -293,6 +293,8 @@ def _check_depth(path: Path, raw: bytes) -> None:
 
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file of a checkpoint; ValueError if it is too large, nested too deep, or none."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
     _check_json(path)
     try:
         found = json.loads(path.read_bytes())

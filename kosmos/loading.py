@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import hub
+from .plain import refuse_address
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +38,7 @@ def find_checkpoint(path: str | Path) -> Path:
         return found
     if hub.is_name(path):
         return hub.fetch_checkpoint(str(path))
+    refuse_address(path)
     if not Path(path).is_dir():
         raise FileNotFoundError(f"{path}: no such folder; give a checkpoint, or a run directory such as runs/demo")
     if find_folder(path, "adapter_config.json") is not None:

@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
-from .atomic import writing
+from .atomic import open_to_umask, writing
 from .base_model import KosmosModel, KosmosModelOutput
 from .choices import choice_loss, taken, total_weight
 from .configuration_kosmos import KosmosConfig
@@ -97,6 +97,7 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
             note_routing(save_directory)
         with writing(save_directory):
             super().save_pretrained(save_directory, *args, **kwargs)
+        open_to_umask(Path(save_directory), below=False)
 
     def load_vision_weights(self, path: str | Path) -> None:
         """Load the vision tower's weights from a local file or folder, see encoder_weights.py."""

@@ -27,6 +27,7 @@ from .further_segments import marks_of as marks_of
 from .image_processing_kosmos import KosmosImageProcessor
 from .modalities import normalize_pixels, stack_inputs
 from .modality import Reader
+from .plain import refuse_address
 from .plain_prompts import PlainPrompts
 from .segment_writer import SegmentWriter, puts_space
 from .segments import Image, Placed, Span, TooLong
@@ -334,7 +335,10 @@ def note_routing(folder: str | Path) -> None:
 
 
 def load_processor(folder: str | Path) -> KosmosProcessor:
-    """The processor in a local folder; FileNotFoundError if there is none."""
+    """The processor in a local folder; FileNotFoundError if there is none, ValueError for an address or no name."""
+    if not str(folder):
+        raise ValueError("the processor's folder has no name; is a variable of the shell not set?")
+    refuse_address(folder)
     folder = Path(folder)
     if not (folder / "processor_config.json").is_file():
         raise FileNotFoundError(f"{folder}: no processor here (processor_config.json is missing)")

@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .atomic import write_atomically
+from .read_json import read_utf8
 from .short_forms import MisfitError, written_out
 from .suggest import suggest
 
 Settings = TypeVar("Settings")
 _MOST_VALUES = 1_000_000
+_LONGEST = 1 << 18  # characters; PyYAML takes up to six seconds for so many
 
 
 def load(cls: type[Settings], path: str | Path | None = None, overrides: Sequence[str] = ()) -> Settings:
@@ -83,9 +85,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such settings file")
+    _refuse_long(path.stat().st_size // 4, path)  # of the longest characters, before it is read
+    text = read_utf8(path)
     try:
-        values = parse_yaml(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:  # a wrong byte, too
+        values = parse_yaml(text)
+    except ValueError as error:
         raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if values is None:
         return {}
@@ -98,11 +102,12 @@ def parse_yaml(text: str) -> Any:
     """What a YAML text says.
 
     Raises:
-        ValueError: it is malformed, nested too deep, says a key twice, or its aliases stand for more than a million
-            values: written out, nine lines of aliases of aliases would fill the memory.
+        ValueError: it is malformed, too long, nested too deep, says a key twice, or its aliases stand for more than a
+            million values: written out, nine lines of aliases of aliases would fill the memory.
     """
     import yaml
 
+    _refuse_long(len(text))
     try:
         values = yaml.load(text, _loader())
         if _count(values, {}) > _MOST_VALUES:
@@ -110,6 +115,12 @@ def parse_yaml(text: str) -> Any:
     except (yaml.YAMLError, RecursionError, OverflowError) as error:
         raise ValueError(str(error)) from error
     return values
+
+
+def _refuse_long(characters: int, path: Path | None = None) -> None:
+    if characters > _LONGEST:
+        where = "" if path is None else f"{path}: "
+        raise ValueError(f"{where}more than {_LONGEST:,} characters; no settings are so long")
 
 
 @functools.cache

@@ -109,7 +109,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("checkpoint", help="checkpoint folder or run directory, e.g. runs/demo/tune")
     parser.add_argument("folder", help="new folder")
     parser.add_argument(
-        "--licence", help="of the weights: as the hub or SPDX calls it, e.g. mit, or a file with its text"
+        "--licence", "--license", help="of the weights: as the hub or SPDX calls it, e.g. mit, or a file with its text"
     )
     parser.add_argument("--results", help="results.json of kosmos eval (RUN/eval/results.json)")
     parser.add_argument("--push", metavar="NAME/MODEL", help="copy the folder to this repository of the hub, too")

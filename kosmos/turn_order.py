@@ -72,7 +72,11 @@ def as_turns(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def refuse_empty(turns: Sequence[dict[str, Any]]) -> None:
-    """ValueError where a question has no words."""
+    """ValueError where nobody says anything, or a question has no words."""
+    if not turns:
+        raise ValueError(
+            "the conversation has no message, or only an empty one of the system; it begins with a question"
+        )
     if any(turn["role"] == "user" and not _has_words(turn["content"]) for turn in turns):
         raise ValueError(NO_WORDS)
 

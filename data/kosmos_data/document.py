@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
+from unicodedata import category
 
 from kosmos.segments import SEGMENTS, Image, Persona, Phrase, Segment, Text, modality_name
 from kosmos.segments import Audio as Audio
@@ -28,11 +29,17 @@ from .errors import BadSample
 _KEY = re.compile(r"[^./\x00]+(/[^./\x00]+)*")
 _ODD_IN_KEYS = re.compile(r"[.\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _LONGEST_KEY = 200
-PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ppm")
+PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ppm", "jfif", "jpe")
 """File endings of pictures, in the order in which one is looked for beside a caption."""
 _SUFFIXES = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"GIF8": "gif", b"BM": "bmp", b"OggS": "ogg", b"fLaC": "flac",
              b"ID3": "mp3", b"\xff\xfb": "mp3", b"\x1aE\xdf\xa3": "mkv"}  # fmt: skip
 _RIFF = {b"WAVE": "wav", b"AVI ": "avi"}
+_UNSEEN = {"Cc", "Cf", "Zs", "Zl", "Zp"}
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing of a text can be seen: white space, and marks such as U+200B, which ``strip`` leaves."""
+    return all(category(letter) in _UNSEEN for letter in text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +167,7 @@ def _pair(key: str, files: Mapping[str, bytes], text: bytes) -> Document:
         raise BadSample(errors.ENCODING, f"{key}: {error}") from error
     if picture is None:
         raise BadSample(errors.IMAGE_MISSING, f"{key} has {', '.join(sorted(files))}")
-    if not caption:
+    if is_blank(caption):
         raise BadSample(errors.EMPTY, f"{key}: no caption")
     return Document(key, [Image(picture), Text(caption)])
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from kosmos.atomic import write_atomically
-from kosmos.read_json import parse_json
+from kosmos.read_json import parse_json, read_utf8
 
 from .document import Document, Entity, Persona
 
@@ -82,7 +82,7 @@ def read_kinds(roots: Iterable[str | Path]) -> Kinds | None:
 
 def _read(path: Path) -> Kinds:
     try:
-        found = parse_json(path.read_text(encoding="utf-8"))
+        found = parse_json(read_utf8(path))
     except ValueError as error:
         raise ValueError(f"{path}: not valid JSON: {error}") from error
     fits = isinstance(found, dict) and all(

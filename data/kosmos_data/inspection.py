@@ -37,7 +37,7 @@ def corpora_below(path: str) -> list[Corpus]:
     Raises:
         FileNotFoundError: there is none.
     """
-    if path.endswith(".tar"):
+    if path.lower().endswith(".tar"):
         path = str(Path(path).parent)
     if not is_remote(path) and not (Path(path) / INDEX_NAME).exists():
         found = [folder for folder in sorted(Path(path).glob("*")) if (folder / INDEX_NAME).exists()]

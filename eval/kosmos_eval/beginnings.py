@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from kosmos.read_json import read_utf8
+
 from .formats import read_json_lines
 from .items import Item
 
@@ -43,8 +45,8 @@ def read(path: Path) -> list[Item]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    if path.suffix == ".txt":
-        lines = enumerate(path.read_text(encoding="utf-8-sig", errors="replace").split("\n"), start=1)
+    if path.suffix.lower() == ".txt":
+        lines = enumerate(read_utf8(path).split("\n"), start=1)
         return [Item(str(number), {"beginning": line.strip()}) for number, line in lines if line.strip()]
     return [_own(entry, f"{path}:{number}", number) for number, entry in read_json_lines(path)]
 

@@ -10,6 +10,7 @@ import argparse
 import difflib
 import gc
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -107,7 +108,12 @@ def _options(argv: Sequence[str]) -> dict[str, Any]:
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE",
         help="change a key of the tasks' YAML, e.g. metrics=cider,bleu or decoding.method=beam; may be repeated",
     )  # fmt: skip
-    return vars(parser.parse_args(argv))
+    given, unknown = parser.parse_known_args(argv)
+    if unknown:
+        pairs = [word for word in unknown if re.fullmatch(r"[A-Za-z][\w.]*=.*", word, re.DOTALL)]
+        hint = f"; keys of the tasks are changed by --set {pairs[0]}, the folder is --out DIR" if pairs else ""
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    return vars(given)
 
 
 @contextmanager

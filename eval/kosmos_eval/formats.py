@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+from kosmos.read_json import read_utf8
+
 Identifier = int | str
 Answer = int | float | str  # some files write "2" as a number
 
@@ -44,8 +46,9 @@ def read_json(path: str | Path) -> Any:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
+    text = read_utf8(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from error
 
@@ -62,6 +65,8 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     with path.open("rb") as file:  # not splitlines(), which also breaks at U+2028 within a text
         for number, line in enumerate(file, start=1):
             try:
+                if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
+                    raise ValueError("in UTF-16: save it as UTF-8")
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
                 if not text.strip():
                     continue

@@ -6,10 +6,13 @@ Each reader gives line or entry numbers, from 1, and mappings with the names tha
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
+
+from kosmos.read_json import read_utf8
 
 from . import formats
 
@@ -62,14 +65,20 @@ def _part(path: Path, number: int, row: Entry, name: str) -> Any:
 
 def comma_separated(path: Path) -> Iterator[tuple[int, Entry]]:
     """A table whose first line names the columns."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        yield from enumerate(csv.DictReader(file), start=1)
+    yield from _table(path)
 
 
 def tab_separated(path: Path) -> Iterator[tuple[int, Entry]]:
     """The same with tabs, as GLUE writes it: quotation marks are text."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        yield from enumerate(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE), start=1)
+    yield from _table(path, delimiter="\t", quoting=csv.QUOTE_NONE)
+
+
+def _table(path: Path, **form: Any) -> Iterator[tuple[int, Entry]]:
+    rows = csv.DictReader(io.StringIO(read_utf8(path), newline=""), **form)
+    try:
+        yield from enumerate(rows, start=1)
+    except csv.Error as error:
+        raise ValueError(f"{path}:{rows.line_num}: {error}; is a quotation mark not closed?") from error
 
 
 def winograd_xml(path: Path) -> Iterator[tuple[int, Entry]]:
@@ -83,7 +92,7 @@ def winograd_xml(path: Path) -> Iterator[tuple[int, Entry]]:
 def winograd_blocks(path: Path) -> Iterator[tuple[int, Entry]]:
     """``wsc273.txt``: blocks of a sentence with [MASK], the masked pronoun, the two answers, the right one."""
     block: list[str] = []
-    for number, line in enumerate([*path.read_text(encoding="utf-8-sig").splitlines(), ""], start=1):
+    for number, line in enumerate([*read_utf8(path).split("\n"), ""], start=1):
         if line.strip():
             block.append(line.strip())
         elif block:

@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kosmos.plain import refuse_address
+
 from . import beginnings, corpus_items, formats, published
 from .items import Item, check_fields
 
@@ -24,6 +26,7 @@ def load_items(task: Task, data: str | Path, split: str) -> list[Item]:
         FileNotFoundError: a data file or an image is missing (the count and the first path are named).
         ValueError: a malformed file, a question without answers, an id that occurs twice.
     """
+    refuse_address(data)
     data, files = Path(data), task.dataset
     if not data.is_dir():
         wanted = _path(Path(), files.annotations, split)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from kosmos.plain import refuse_address
+
 from .items import content_hash
 
 _LOG = re.compile(r"(?P<task>.+)-(?P<shots>\d+)shot-(?P<context>.+)\.jsonl")
@@ -62,6 +64,7 @@ def find_results(path: Path) -> Path:
     """
     if path.is_file():
         return path
+    _demand(path)
     places = [path / "results.json", path / "eval" / "results.json", *_steps(path, "results.json")]
     for place in places:
         if place.is_file():
@@ -89,6 +92,7 @@ def find_log(path: Path, task: str | None = None, shots: int | None = None, cont
     """
     if path.is_file():
         return Log.of(path)
+    _demand(path)
     patterns = ("*.jsonl", "samples/*/*.jsonl", "eval/samples/*/*.jsonl")
     found_by = ([file for file in sorted(path.glob(pattern)) if file.name not in _OF_TRAINING] for pattern in patterns)
     files = next(filter(None, found_by), [])
@@ -123,7 +127,7 @@ class ImageFolder:
         """Return the file of this name and content.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: there is none, or no such folder.
         """
         for path in self._files.get(name, []):
             if content_hash(path) == sha256:
@@ -133,9 +137,16 @@ class ImageFolder:
     @cached_property
     def _files(self) -> dict[str, list[Path]]:
         files: dict[str, list[Path]] = {}
+        _demand(self.path)
         for path in sorted(self.path.rglob("*")):
             files.setdefault(path.name, []).append(path)
         return files
+
+
+def _demand(path: Path) -> None:
+    refuse_address(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder")
 
 
 def _steps(run: Path, name: str) -> list[Path]:

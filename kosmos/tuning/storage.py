@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GenerationConfig
 
-from ..atomic import writing
+from ..atomic import open_to_umask, writing
 from ..limits import check_weights, read_object, readable
 from ..loading import find_folder
 from ..settings import from_dict
@@ -147,6 +147,7 @@ def save_adapter(
     tensors |= {PREFIX + key: plain[key] for key in record.also}
     with writing(folder):
         save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, folder / WEIGHTS)
+    open_to_umask(folder, below=False)
     described = _peft_config(record)
     (folder / CONFIG).write_text(json.dumps(described, indent=2, sort_keys=True), encoding="utf-8")
     settings = {

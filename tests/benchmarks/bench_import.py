@@ -12,7 +12,6 @@ import argparse
 import io
 import json
 import multiprocessing
-import resource
 import tarfile
 import tempfile
 import time
@@ -92,6 +91,18 @@ def as_table(path: Path, rows: int) -> Path:
     return path
 
 
+def as_parquet(path: Path, rows: int) -> Path:
+    import pyarrow
+    import pyarrow.parquet
+
+    step = 10_000
+    with pyarrow.parquet.ParquetWriter(path, pyarrow.schema([("text", pyarrow.string())])) as file:
+        for start in range(0, rows, step):
+            texts = [f"{number} {WORDS}" for number in range(start, min(start + step, rows))]
+            file.write_table(pyarrow.table({"text": texts}))
+    return path
+
+
 SOURCES: dict[str, Callable[[Path, int], Path]] = {
     "img2dataset": as_tar,
     "coco-captions": as_coco,
@@ -102,17 +113,23 @@ SOURCES: dict[str, Callable[[Path, int], Path]] = {
         path, ({"user": f"u{n}", "item": f"i{n}", "explanation": WORDS} for n in range(count))
     ),
     "csv": as_table,
+    "text": as_parquet,
     "folder": as_folder,
 }
 
 
 def measure(name: str, source: Path, images: Path, results: Any) -> None:
     adapter, tally, documents = adapters.get(name), Tally(), 0
-    before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    before, begun = peak(), time.process_time()
     for _ in adapter(source, images, tally):
         documents += 1
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    results.put((documents, tally.total(), grown / 1024, time.process_time() - begun))
+    results.put((documents, tally.total(), (peak() - before) / 1024, time.process_time() - begun))
+
+
+def peak() -> int:
+    """KiB that this process held at most; ``ru_maxrss`` would also know what the one that started it held."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0])
 
 
 def main() -> None:
@@ -125,7 +142,8 @@ def main() -> None:
         for count in arguments.records:
             with tempfile.TemporaryDirectory() as folder:
                 (Path(folder) / "1.png").write_bytes(picture())
-                source = SOURCES[name](Path(folder) / ("in.csv" if name == "csv" else "in.json"), count)
+                ending = {"csv": "csv", "text": "parquet"}.get(name, "json")
+                source = SOURCES[name](Path(folder) / f"in.{ending}", count)
                 results = fresh.Queue()
                 process = fresh.Process(target=measure, args=(name, source, Path(folder), results))
                 process.start()

@@ -20,11 +20,11 @@ from typing import Any
 
 import pytest
 
-from kosmos_data import BadSample, Corpus
+from kosmos_data import BadSample, Corpus, adapters
 from kosmos_data.adapters import convert
 from kosmos_data.check import check_corpus, index_folder
 
-SEEDS = int(os.environ.get("KOSMOS_SEEDS", "300"))
+SEEDS = int(os.environ.get("KOSMOS_SEEDS", "500"))
 Png = Callable[..., bytes]
 ODD_VALUES = [
     None,
@@ -260,6 +260,133 @@ def imagefolder(odd: Odd) -> Path:
     return folder(odd)
 
 
+def sharegpt(odd: Odd) -> Path:
+    """The layout of LLaVA as lines, with other names of the roles, or in parquet without a picture."""
+    records = []
+    for number in range(odd.records or 0):
+        turns = [odd.record({"from": "user", "value": odd.text()}), odd.record({"from": "chatgpt", "value": "Yes."})]
+        records.append(odd.record({"id": number, "conversations": turns * odd.rng.choice([1, 1, 3])}))
+    return odd.write_lines("S.JSONL", records)
+
+
+def parquet(odd: Odd) -> Path:
+    """Pictures, as bytes or by name, with captions; columns of parquet have one kind, but anything may be null."""
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [odd.rng.random() for _ in range(odd.records or 0)]
+    bytes_ = [None if odd else odd.rng.choice([b"", b"no picture", odd.make_png(1), odd.make_png(2)]) for _ in rows]
+    columns: dict[str, Any] = {"image": [None if odd else {"bytes": data, "path": None} for data in bytes_]}
+    columns["caption"] = [odd.rng.choice([None, "", " ", "A dog.", "</s> <image>"]) if odd else "A cat." for _ in rows]
+    if odd:
+        columns["id"] = [odd.rng.choice([None, "a.b", "", "x" * 300]) for _ in rows]
+    path = odd.folder / odd.rng.choice(["p.parquet", "P.PARQUET"])
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    if odd.rng.random() < 0.1:
+        path.write_bytes(path.read_bytes()[: -odd.rng.randrange(1, 60)])
+        odd.records = None
+    return path
+
+
+def grit(odd: Odd) -> Path:
+    """Lines, or tars with the table that img2dataset leaves beside each."""
+    records = []
+    for number in range(odd.records or 0):
+        score = odd.value(odd.rng.choice([0.9, 0.5]))
+        boxes = [
+            [0, 5, 0.1, odd.value(0.2), 0.5, 0.9, score],
+            [odd.value(2), odd.rng.choice([5, 10**9]), 0, 0, 1, 1, 1],
+        ]
+        record = {"image": odd.picture(number), "caption": "a red dog", "ref_exps": odd.value(boxes), "noun_chunks": []}
+        records.append(odd.record(record))
+    if not odd:
+        return odd.write_lines("g.jsonl", records)
+    folder = odd.folder / "in"
+    folder.mkdir()
+    with tarfile.open(folder / "00000.TAR", "w") as tar:
+        for number, record in enumerate(records):
+            for kind, data in (("jpg", odd.make_png(number)), ("json", json.dumps(record).encode()), ("txt", b"a dog")):
+                info = tarfile.TarInfo(f"{number:05d}.{kind}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    (folder / "00000.parquet").write_bytes(b"PAR1")
+    return folder
+
+
+def vqav2(odd: Odd) -> Path:
+    """One question a picture, so that documents and counts are those of questions; answers may be missing."""
+    (odd.folder / "in").mkdir()
+    asked, answered = [], []
+    for number in range(odd.records or 0):
+        if odd.rng.random() > 0.1:
+            data = odd.rng.choice([*[odd.make_png(number)] * 5, b"", b"no picture"])
+            (odd.folder / "in" / f"COCO_{number:012d}.PNG").write_bytes(data)
+        asked.append(odd.record({"question_id": number, "image_id": number, "question": odd.text()}))
+        answered.append(odd.record({"question_id": number, "multiple_choice_answer": odd.text(), "answers": []}))
+    if len({str(one.get("image_id")) for one in asked if isinstance(one, dict)}) < len(asked):
+        odd.records = None  # two questions about one picture are one document
+    names = odd.rng.choice(
+        [("questions.json", "annotations.json"), ("v2_Questions_train.JSON", "Train_annotations.json")]
+    )
+    odd.write_json(f"in/{names[0]}", {"info": {}, "questions": asked})
+    (odd.folder / "in" / names[1]).write_text(json.dumps({"info": {}, "annotations": answered}))
+    return odd.folder / "in"
+
+
+def reviews(odd: Odd) -> Path:
+    records = []
+    for number in range(odd.records or 0):
+        template = ["rooms", "clean", odd.text(), 1]
+        text = odd.rng.choice([{"explanation": odd.text()}, {"text": odd.text()}, {"template": odd.value(template)}])
+        records.append(odd.record({"user": odd.value("ann"), "item": number, "rating": odd.value(4.5), **text}))
+    if odd:
+        return odd.write_lines("R.jsonl", records)
+    return odd.write_json("reviews.JSON", records)
+
+
+def convai2(odd: Odd) -> Path:
+    lines = []
+    for _ in range(odd.records or 0):
+        said = ["your persona: i ski.", "partner's persona: i read.", "hi !\thello !\t\ta|b", "so ?\tyes ."]
+        kept = [odd.rng.choice(["", "\t", " \t ", "\t\t", "your persona: "]) if odd and odd else line for line in said]
+        lines += [f"{number} {line}" for number, line in enumerate(kept, start=1)]
+    if odd:
+        lines.insert(odd.rng.randrange(len(lines) + 1), "no number")
+        odd.records = None if odd.records is None else odd.records + 1
+    return odd.write(odd.folder / "c.TXT", "\n".join(lines) + "\n")
+
+
+def personachat(odd: Odd) -> Path:
+    records = []
+    for _ in range(odd.records or 0):
+        said = odd.record({"history": [odd.value("hi !")], "candidates": ["no", odd.value("hello !")]})
+        records.append(odd.record({"personality": odd.value(["i ski."]), "utterances": [said]}))
+    return odd.write_json("p.json", {"train": records, "valid": []})
+
+
+def dialogues(odd: Odd) -> Path:
+    records = []
+    for _ in range(odd.records or 0):
+        record = {"persona": {"city": odd.value("Rome")}, "turns": [odd.value("where ?"), "in Rome"], "partner": None}
+        records.append(odd.record(record))
+    return odd.write_lines("d.jsonl", records)
+
+
+def books(odd: Odd) -> Path:
+    """Text files of people, each a document, and lines beside them."""
+    folder = odd.folder / "in"
+    for number in range(odd.records or 0):
+        path = folder / odd.rng.choice(["", "sub.dir", "é"]) / f"book {number}.v2{odd.rng.choice(['.txt', '.TXT'])}"
+        path.parent.mkdir(exist_ok=True, parents=True)
+        body = odd.rng.choice(["", " \n", "\u200b", odd.text(), odd.text() * 50])
+        path.write_bytes(body.encode() + odd.rng.choice([b"", b"", b"", *ODD_BYTES]))
+        (path.parent / f"._{path.name}").write_bytes(b"\0\5\x16\7")
+    if odd and odd.records:
+        (folder / "more.JSONL").write_text('{"text": "A line."}\nnot json\n')
+        odd.records += 2
+    return folder
+
+
 LAYOUTS: dict[str, Callable[[Odd], Path]] = {
     "img2dataset": pairs_tar,
     "coco-captions": coco_captions,
@@ -275,7 +402,20 @@ LAYOUTS: dict[str, Callable[[Odd], Path]] = {
     "csv": table,
     "folder": folder,
     "imagefolder": imagefolder,
+    "sharegpt": sharegpt,
+    "parquet": parquet,
+    "grit": grit,
+    "vqav2": vqav2,
+    "reviews": reviews,
+    "convai2": convai2,
+    "personachat": personachat,
+    "jsonl": dialogues,
+    "text of books": books,
 }
+
+
+def test_every_format_is_here() -> None:
+    assert {name.split()[0] for name in LAYOUTS} == set(adapters.FORMATS)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -288,7 +428,7 @@ def test_documents_and_counted_are_all_records(tmp_path: Path, make_png: Png, na
         source = LAYOUTS[name](odd)
         begun = time.monotonic()
         try:
-            _, tally = convert(name, source, place / "out", place if source.is_file() else None)
+            _, tally = convert(name.split()[0], source, place / "out", place if source.is_file() else None)
         except ValueError as error:
             assert str(source) in str(error), seed  # noqa: PT017 - a source of which nothing can be used is named
             refused += 1

@@ -82,7 +82,7 @@ def test_personachat(tmp_path: Path) -> None:
         [Persona({"persona": ["i ski."]}), LINE, question("hi"), Text(" hello\n"), question("you ski?"), Text(" yes .")]
     ]
     assert skipped == {"fields missing or of another kind": 3}
-    for wrong, what in (({"valid": [good]}, "an object with valid"), (7, "int")):
+    for wrong, what in (({"valid": [good]}, "an object with valid"), (7, "a number"), ("x", "a text")):
         (tmp_path / "wrong.json").write_text(json.dumps(wrong))
         with pytest.raises(ValueError, match=f'an object with a list under "train" is expected; it holds {what}'):
             convert("personachat", tmp_path / "wrong.json", tmp_path / "none")

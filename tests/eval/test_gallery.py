@@ -99,5 +99,5 @@ def test_what_is_missing_has_a_name(samples: Path, tmp_path: Path) -> None:
     samples.write_text(samples.read_text().splitlines()[-1] + "\n")
     with pytest.raises(ValueError, match="no sample has an image"):
         gallery(samples, tmp_path, tmp_path / "out.png")
-    with pytest.raises(FileNotFoundError, match="no samples here"):
+    with pytest.raises(FileNotFoundError, match=r"none\.jsonl: no such file or folder"):
         gallery(tmp_path / "none.jsonl", tmp_path, tmp_path / "out.png")

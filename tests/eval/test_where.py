@@ -67,6 +67,12 @@ def test_what_was_not_asked_alike_is_said_or_refused(tmp_path: Path, capsys: pyt
 
 def test_the_log_that_is_meant(tmp_path: Path) -> None:
     run = tmp_path / "run"
+    for find in (find_log, find_results):
+        with pytest.raises(FileNotFoundError, match="run: no such file or folder"):
+            find(run)
+        with pytest.raises(ValueError, match=r"https://x\.org/run is an address"):
+            find(Path("https://x.org/run"))
+    run.mkdir()
     with pytest.raises(FileNotFoundError, match="no samples here"):
         find_log(run)
     zero = write_run(run, 8)
@@ -202,3 +208,13 @@ def test_fewer_items_leave_no_rows_of_the_others_behind(tmp_path: Path) -> None:
     assert len(results.write([row("vqa", 8)], tmp_path / "results.json")) == 4  # another metric of the same items stays
     found = results.write([row("vqa", 4)], tmp_path / "results.json")
     assert [(one["metric"], one["shots"], one["n"]) for one in found] == [("vqa", 2, 8), ("vqa", 0, 4)]
+
+
+def test_a_setting_without_its_option(capsys: pytest.CaptureFixture[str]) -> None:
+    """``run=DIR`` is how ``kosmos train`` names its folder."""
+    with pytest.raises(SystemExit):
+        main(["eval", "runs/a", "--tasks", "vqa", "--data", "x", "run=out"])
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        "unrecognized arguments: run=out; keys of the tasks are changed by --set run=out, the folder is --out" in said
+    )

@@ -114,6 +114,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("a: " + "[" * 3000, "not valid YAML"),
         ("a: !!python/object/apply:os.system ['x']", "could not determine a constructor"),
         ("a: \x00", "not valid YAML"),
+        ("a: [" + "1," * 10**6 + "1]", "more than 262,144 characters"),
     ],
 )
 def test_bombs_in_yaml(text: str, message: str, tmp_path: Path) -> None:

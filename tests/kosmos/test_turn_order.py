@@ -205,6 +205,14 @@ def test_what_is_none(case: str, doors: dict[str, Callable]) -> None:
             door(given)
 
 
+@pytest.mark.parametrize("nothing", [[], [said("system", "")], [said("system", " \n"), said("developer", "\t")]])
+def test_a_conversation_of_nothing_is_refused(nothing: Messages, doors: dict[str, Callable]) -> None:
+    """Of the system's empty words too, as seed 18 of ``tests/hostile/test_json.py`` has them."""
+    for name in ("by_template", "by_serve", "by_responses", *(["by_pipeline"] if nothing else [])):
+        with pytest.raises(ValueError, match=r"no message|empty|ends with a question"):
+            doors[name](nothing)
+
+
 def test_an_empty_answer_is_said_and_not_learnt(doors: dict[str, Callable], processor: KosmosProcessor) -> None:
     """The model may have written nothing; what it should write instead, nobody knows."""
     talk = [ASKED, answer(""), ASKED]

@@ -9,9 +9,9 @@ from kosmos.configuration_kosmos import FURTHER, KosmosConfig
 from kosmos.docking import find_language_model, read_config
 from kosmos.encoder_configs import QUERYING
 from kosmos.hub import is_name
+from kosmos.limits import read_object
 from kosmos.loading import encoder_folder, find_checkpoint
 from kosmos.modalities import MODALITIES, Modality, text_encoder
-from kosmos.read_json import parse_json
 from kosmos.suggest import suggest
 from kosmos.tokenization_kosmos import ENTITY_SLOT
 
@@ -63,7 +63,7 @@ def described_by(config: ModelConfig) -> dict[str, Any]:
     if config.checkpoint is not None:
         values = KosmosConfig.from_pretrained(find_checkpoint(config.checkpoint)).to_dict()
     elif Path(str(config.preset)).suffix == ".json":
-        values = KosmosConfig(**parse_json(Path(str(config.preset)).read_text(encoding="utf-8"))).to_dict()
+        values = KosmosConfig(**read_object(Path(str(config.preset)))).to_dict()
     else:
         values = (KosmosConfig() if config.preset is None else KosmosConfig.preset(config.preset)).to_dict()
     if config.decoder is not None:
@@ -102,14 +102,20 @@ def _vision_fields(folder: Path) -> dict[str, Any]:
     described = folder / "open_clip_config.json"
     if not described.is_file():
         return {}
-    model = parse_json(described.read_text(encoding="utf-8"))["model_cfg"]
-    return {"backend": "open_clip", "model_config": model, "image_size": model["vision_cfg"]["image_size"]}
+    try:
+        model = read_object(described)["model_cfg"]
+        size = model["vision_cfg"]["image_size"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{described} is not open_clip's: it has no model_cfg with vision_cfg and image_size"
+        ) from error
+    return {"backend": "open_clip", "model_config": model, "image_size": size}
 
 
 def _encoder_fields(folder: Path) -> dict[str, Any]:
     """What a transformers folder says of its own encoder; empty for a weight file."""
     described = folder / "config.json"
-    return {"model_config": parse_json(described.read_text(encoding="utf-8"))} if described.is_file() else {}
+    return {"model_config": read_object(described)} if described.is_file() else {}
 
 
 _DESCRIPTIONS = {"image": _vision_fields}

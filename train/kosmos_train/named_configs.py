@@ -29,6 +29,10 @@ def find_config(word: str) -> str:
     name = word.removeprefix("train/configs/").removesuffix(".yaml")
     if name in (names := known()):
         return str(names[name])
+    if Path(word).is_dir():
+        own = Path(word) / "config.yaml"
+        more = f"; the settings of this run are {own}, and run={word} --resume goes on" if own.is_file() else ""
+        raise FileNotFoundError(f"{word} is a folder, no settings file{more}")
     if word.endswith((".yaml", ".yml")) or "/" in word:
         raise FileNotFoundError(f"{word}: no such settings file")
     raise FileNotFoundError(f"{word}: no such settings file; {suggest(name, names, 'those that come along')}")

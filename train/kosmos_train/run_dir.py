@@ -58,8 +58,9 @@ class RunDir:
         world.attempt(f"opening {self.path}", lambda: self._open(config, resume) if world.is_main else None)
 
     def _open(self, config: TrainConfig, resume: bool) -> None:
-        if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"run={self.path} is a file; name a folder, which is made")
+        there = next((place for place in (self.path, *self.path.parents) if place.exists()), Path())
+        if not there.is_dir():
+            raise ValueError(f"run={self.path}: {there} is a file; name a folder, which is made")
         if self.path.is_dir():
             self._hold()
         if self.metrics.exists() and self.metrics.stat().st_size:  # a start that failed before its first step is no run

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from kosmos.plain import refuse_address
 from kosmos.suggest import suggest
 
 from .. import errors
@@ -85,7 +86,10 @@ def convert(
         ValueError: unknown format, an option that the format does not take, or the source holds not one usable record.
     """
     from ..shards import ShardWriter
+    from ._files import what_is_in
 
+    for given in (source, images) if images is not None else (source,):
+        refuse_address(given)
     adapter, source = get(name), Path(source)
     if not source.exists():
         raise FileNotFoundError(f"{source}: no such file or folder")
@@ -105,7 +109,8 @@ def convert(
                 is_byte = "\udc80" <= error.object[error.start] <= "\udcff"  # put there for what is not UTF-8
                 tally.count(errors.ENCODING if is_byte else errors.JSON, document.key)
         if not writer.documents:
-            left = ", ".join(f"{number} × {reason}" for reason, number in tally.items()) or "none"
+            left = ", ".join(f"{number} × {reason}" for reason, number in tally.items())
+            left = left or f"none{what_is_in(source)}"
             first = f" (first: {next(iter(tally.examples.values()))[0]})" if tally else ""
             raise ValueError(f"{source}: no usable record in format {name!r}; skipped: {left}{first}")
     return writer.shards, tally

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 from kosmos.turn_order import joined, refuse_calls, runs
 
 from .. import errors
-from ..document import Image, Segment, Text
+from ..document import Image, Segment, Text, is_blank
 from ..errors import BadSample, Tally
 from ..images import open_header
 from ..turns import answered, asked
@@ -185,7 +185,7 @@ def _place(said: list[Said], pictures: list[Image], unmarked: bool) -> None:
 
 
 def _exchange(question: Said, answer: Said) -> Exchange:
-    if not any(isinstance(part, str) and part.strip() for part in question.content):
+    if not any(isinstance(part, str) and not is_blank(part) for part in question.content):
         raise BadSample(errors.EMPTY, "a question without text")
     return question.content, caption("".join(str(part) for part in answer.content), "an answer without text")
 

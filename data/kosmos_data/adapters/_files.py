@@ -11,12 +11,13 @@ import itertools
 import os
 import re
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TextIO
 from unicodedata import normalize
 
 from .. import errors, extras
-from ..document import Image
+from ..document import Image, is_blank
 from ..errors import BadSample, Tally
 from ..images import open_header
 from ._json_list import entries, parse
@@ -24,7 +25,16 @@ from ._packed import beginning, first_lines, open_text, text_lines
 
 LARGEST_TEXT = 64 << 20  # bytes of a text file: a book at most
 _LARGEST_PICTURE = 256 << 20  # bytes of a picture file
-LINES = ("*.jsonl", "*.jsonl.gz", "*.jsonl.zst", "*.jsonl.zip", "*.ndjson", "*.parquet", "*.arrow")
+_PACKINGS = (".gz", ".bz2", ".xz", ".zst", ".zip")
+
+
+def packed(*patterns: str) -> tuple[str, ...]:
+    """The patterns of files' names, and of the same files when they are packed."""
+    return tuple(f"{pattern}{packing}" for pattern in patterns for packing in ("", *_PACKINGS))
+
+
+LINES = (*packed("*.jsonl", "*.ndjson"), "*.parquet", "*.arrow")
+_BEHIND = "\x1e\x1e"  # a row behind the last of a table, which an open quotation mark swallows with all before it
 _LONGEST_ROW = 1 << 20  # characters; csv takes no field of more than 131,072
 _ROWS = 64  # of a parquet file at a time: each may hold several pictures
 
@@ -55,13 +65,30 @@ def files(source: Path, *patterns: str) -> list[Path]:
     """``source`` itself, or the files in it that match; FileNotFoundError if there are none, with what there is."""
     if source.is_file():
         return [source]
-    matching = (path for pattern in patterns for path in source.glob(pattern))
-    found = {path for path in matching if not path.name.startswith(".") and path.is_file()}
+    found = matching(source, *patterns)
     if not found:
-        kinds = sorted({path.suffix for path in source.glob("*") if path.is_file()})[:6]
-        there = f"; it holds files ending in {', '.join(map(repr, kinds))}" if kinds else ""
-        raise FileNotFoundError(f"{source} holds no {' or '.join(patterns)}{there}")
-    return sorted(found)
+        wanted = " or ".join(pattern for pattern in patterns if not pattern.endswith(_PACKINGS))
+        raise FileNotFoundError(f"{source} holds no {wanted}{what_is_in(source)}")
+    return found
+
+
+def what_is_in(folder: Path) -> str:
+    """Which files a folder holds, as the end of a sentence; empty where it holds none, or is no folder."""
+    kinds = sorted({path.suffix for path in folder.glob("*") if path.is_file()})[:6]
+    return f"; it holds files ending in {', '.join(map(repr, kinds))}" if kinds else ""
+
+
+def matching(folder: Path, *patterns: str) -> list[Path]:
+    """The files in a folder of names that match, sorted; hidden ones are passed over, and case makes no difference."""
+    names = (path for path in folder.iterdir() if not path.name.startswith("."))
+    found = (path for path in names if any(fnmatchcase(path.name.lower(), pattern) for pattern in patterns))
+    return sorted(path for path in found if path.is_file())
+
+
+def ending(path: Path) -> str:
+    """What kind of file a name says, in lower case and without what it is packed with: ``.csv`` of ``A.CSV.gz``."""
+    inner = path.with_suffix("") if path.suffix.lower() in _PACKINGS else path
+    return inner.suffix.lower()
 
 
 def records(source: Path, tally: Tally) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -71,7 +98,7 @@ def records(source: Path, tally: Tally) -> Iterator[tuple[str, dict[str, Any]]]:
     """
     for path in files(source, *LINES):
         stem = key_of(path.name.split(".")[0])
-        rows = _tables(path) if path.suffix in (".parquet", ".arrow") else read_lines(path, tally)
+        rows = _tables(path) if path.suffix.lower() in (".parquet", ".arrow") else read_lines(path, tally)
         for number, row in rows:
             yield f"{stem}-{number:08d}", row
 
@@ -170,7 +197,7 @@ def caption(text: Any, nothing: str = "no caption") -> str:
     """A caption without white space around it; BadSample if ``nothing`` is left, TypeError if it is no text."""
     if not isinstance(text, str):
         raise TypeError(f"a caption is {text!r}, not text")
-    if not text.strip():
+    if is_blank(text):
         raise BadSample(errors.EMPTY, nothing)
     return text.strip()
 
@@ -203,7 +230,7 @@ def read_table(path: Path, tally: Tally, delimiter: str | None = None) -> Iterat
         lines = _table_lines(file)
         header = next(lines, "")
         separator = delimiter or ("\t" if "\t" in header else ";" if header.count(";") > header.count(",") else ",")
-        rows = csv.DictReader(itertools.chain([header], lines), delimiter=separator)
+        rows = csv.DictReader(itertools.chain([header], lines, [_BEHIND]), delimiter=separator)
         number = 0
         while True:
             try:
@@ -213,6 +240,13 @@ def read_table(path: Path, tally: Tally, delimiter: str | None = None) -> Iterat
             except csv.Error as error:
                 tally.count(errors.FIELDS, f"{path.name}:{rows.line_num}: {error}")
             else:
+                parts = (value if isinstance(value, list) else [value] for value in row.values())  # a list: too many
+                values = [value for part in parts for value in part if value is not None]
+                if values and values[-1].endswith(_BEHIND):
+                    if values != [_BEHIND]:
+                        where = f"{path.name}, row {number + 1}"
+                        tally.count(errors.FIELDS, f"{where}: a quotation mark that nothing closes, up to the end")
+                    return
                 yield number, {key: value for key, value in row.items() if isinstance(key, str) and value is not None}
             number += 1
 
@@ -252,7 +286,7 @@ def _tables(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _batches(path: Path, pyarrow: Any) -> Iterator[Any]:
     """A few rows at a time; ``datasets`` saves a stream of them."""
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         yield from pyarrow.parquet.ParquetFile(path).iter_batches(_ROWS)
         return
     with pyarrow.ipc.open_stream(path) as stream:

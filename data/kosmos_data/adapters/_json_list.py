@@ -106,18 +106,19 @@ class _Text:
 
 
 _DECODER = json.JSONDecoder()
+_KINDS = {str: "a text", bool: "true or false", type(None): "null"}
 
 
 def _entries(text: _Text, key: str | None) -> Iterator[Any]:
     if text.take("["):
         if key is not None:
-            raise _Other("list")
+            raise _Other("a list")
         yield from _rest_of_list(text)
     elif text.take("{"):
         yield from _under(text, key)
         return
     else:
-        raise _Other(type(text.value()).__name__)
+        raise _Other(_KINDS.get(type(text.value()), "a number"))
     if text.next():
         raise JSONDecodeError("Extra data", text.held, text.at)
 

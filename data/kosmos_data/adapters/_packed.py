@@ -19,7 +19,11 @@ _BEGINNING = 4096
 _BINARY = {
     b"PK\x03\x04": "a zip, as spreadsheets and documents are: export it as text (CSV, JSON lines)",
     b"\xd0\xcf\x11\xe0": "a document of an office program: export it as text (CSV, JSON lines)",
-    b"PAR1": "parquet: name it so (.parquet)",
+    b"PAR1": "parquet: name it so (.parquet); kosmos data import parquet reads it",
+    b"\x1f\x8b": "packed by gzip: name it so (.gz)",
+    b"BZh": "packed by bzip2: name it so (.bz2)",
+    b"\xfd7zX": "packed by xz: name it so (.xz)",
+    b"\x28\xb5\x2f\xfd": "packed by zstd: name it so (.zst)",
     b"\xff\xfe": "in UTF-16: save it as UTF-8 (iconv -f UTF-16 -t UTF-8)",
     b"\xfe\xff": "in UTF-16: save it as UTF-8 (iconv -f UTF-16 -t UTF-8)",
 }

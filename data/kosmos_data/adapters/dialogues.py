@@ -8,7 +8,7 @@ lines (plain or packed), parquet, or the folder that ``datasets`` saves. How a d
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from fnmatch import fnmatch
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -98,7 +98,9 @@ def _caption(record: Record, field: str | None) -> str | None:
         return None
     names = (field,) if field else (*CAPTIONS, "txt")
     asked = not field and any(isinstance(record.get(one), str) and other in record for one, other in _PAIRS)
-    return next((record[name] for name in names if isinstance(record.get(name), str) and not asked), None)
+    there = [record[name] for name in names if name in record and not asked]
+    found = next((text for text in there if isinstance(text, str)), None)
+    return "" if found is None and None in there else found  # a caption that is null is one of nothing
 
 
 def _convert(
@@ -124,7 +126,7 @@ def _meta(record: Record) -> Record:
 
 def _records(source: Path, tally: Tally) -> Iterator[tuple[str, Any]]:
     """(key, record) of a JSON list, or of what else :func:`records` reads."""
-    if source.is_dir() or any(fnmatch(source.name.lower(), pattern) for pattern in LINES):
+    if source.is_dir() or any(fnmatchcase(source.name.lower(), pattern) for pattern in LINES):
         yield from records(source, tally)
         return
     for number, record in enumerate(read_list(source, tally)):

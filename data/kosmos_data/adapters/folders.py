@@ -12,10 +12,11 @@ from typing import Any
 from .. import errors
 from ..document import PICTURES, Document, Text
 from ..errors import BadSample, Tally
-from ._files import caption, image, read_lines, read_table, read_text, walk
+from ._files import caption, ending, image, matching, packed, read_lines, read_table, read_text, walk
 
 _TABLES = ("metadata.jsonl", "metadata.csv", "metadata.tsv")
 NAMES = ("file_name", "filepath", "filename", "image", "image_path", "path", "file")
+_OTHERS = ("heic", "heif", "jxl", "svg", "psd", "ico", "tga", "dng", "cr2", "nef", "arw")  # pictures that are not read
 _FOLDERS = 8  # whose names are kept: that of a picture and those around it
 CAPTIONS = ("text", "title", "caption", "captions", "description", "label")
 
@@ -27,7 +28,7 @@ def folder(source: Path, images: Path, tally: Tally, field: str | None = None) -
     """
     if not source.is_dir():
         raise ValueError(f"{source} is no folder; a table of paths and captions is read by: kosmos data import csv")
-    tables = [source / name for name in _TABLES if (source / name).is_file()]
+    tables = [path for name in _TABLES for path in matching(source, *packed(name))]
     if tables:
         yield from csv(tables[0], source, tally, field)
         return
@@ -52,7 +53,7 @@ def csv(source: Path, images: Path, tally: Tally, field: str | None = None) -> I
     if not source.is_file():
         raise ValueError(f"{source} is no table of paths and captions; a folder is read by: kosmos data import folder")
     rows: Iterator[tuple[int, dict[str, Any]]] = (
-        read_lines(source, tally) if source.suffix.lower() in (".jsonl", ".ndjson") else read_table(source, tally)
+        read_lines(source, tally) if ending(source) in (".jsonl", ".ndjson") else read_table(source, tally)
     )
 
     def document(row: dict[str, Any]) -> Iterator[Document]:
@@ -82,9 +83,12 @@ def imagefolder(source: Path, images: Path, tally: Tally) -> Iterator[Document]:
 
 
 def _pictures(source: Path, tally: Tally) -> Iterator[Path]:
-    """The picture files below a folder, by name; a link to a file that is gone is one that is missing."""
+    """The picture files below a folder, by name; a link to a file that is gone is one that is missing.
+
+    Those of formats that are not read are among them, so that they are counted and named.
+    """
     for path in walk(source, tally):
-        if path.suffix.lower().removeprefix(".") in PICTURES and (path.is_file() or path.is_symlink()):
+        if path.suffix.lower().removeprefix(".") in (*PICTURES, *_OTHERS) and (path.is_file() or path.is_symlink()):
             yield path
 
 

@@ -13,7 +13,7 @@ from .. import errors
 from ..document import PICTURES, Document, Image, Text
 from ..errors import BadSample, Tally
 from ..tars import find_tars
-from ._files import LINES, caption, image, records
+from ._files import LINES, caption, image, matching, records
 from ._tar_samples import Files, tar_samples
 
 LEAST_SCORE = 0.65  # KOSMOS-2's ``box_score_threshold``
@@ -45,12 +45,14 @@ def grit(source: Path, images: Path, tally: Tally) -> Iterator[Document]:
     def in_record(key: str, record: Mapping[str, Any]) -> Iterator[Document]:
         yield from document(key, record, image(images, record["image"]))
 
-    lines = (source.is_file() and source.suffix != ".tar") or any(next(source.glob(kind), None) for kind in LINES)
-    if lines:
+    tars = matching(source, "*.tar") if source.is_dir() else [source] if source.suffix.lower() == ".tar" else []
+    if not tars and (
+        source.is_file() or matching(source, *LINES)
+    ):  # img2dataset leaves a table beside each of its tars
         for key, record in records(source, tally):
             yield from tally.usable(key, in_record, key, record)
         return
-    for path in [source] if source.is_file() else find_tars(source):
+    for path in tars or find_tars(source):
         for key, read in tar_samples(path, tally):
             yield from tally.usable(key, in_files, key, read)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import errors
-from ..document import Document, Image, Segment, Text
+from ..document import Document, Image, Segment, Text, is_blank
 from ..errors import BadSample, Tally
 from ..web.page import url_name
 from ._files import image, records
@@ -28,7 +28,7 @@ def obelics(source: Path, images: Path, tally: Tally) -> Iterator[Document]:
             raise BadSample(errors.JSON, f"{key}: texts and images are not two lists of one length")
         segments: list[Segment] = []
         for text, url in zip(texts, urls, strict=True):
-            if isinstance(text, str) and text:
+            if isinstance(text, str) and not is_blank(text):
                 segments.append(Text(text))
             elif isinstance(url, str) and url:
                 segments += _picture(images, url_name(url), key, tally)
@@ -55,7 +55,7 @@ def mmc4(source: Path, images: Path, tally: Tally) -> Iterator[Document]:
         segments: list[Segment] = []
         for number, sentence in enumerate(sentences):
             segments += [picture for name in before[number] for picture in _picture(images, name, key, tally)]
-            segments += [Text(sentence)] if sentence.strip() else []
+            segments += [] if is_blank(sentence) else [Text(sentence)]
         if not segments:
             raise BadSample(errors.EMPTY, key)
         url = record.get("url")

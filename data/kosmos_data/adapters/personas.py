@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import errors
-from ..document import Document, Persona, Segment, Text
+from ..document import Document, Persona, Segment, Text, is_blank
 from ..errors import BadSample, Tally
 from ..turns import turn
 from ._files import begins_with_list, files, key_of, read_list, records
@@ -48,8 +48,8 @@ def personachat(source: Path, images: Path, tally: Tally) -> Iterator[Document]:
 
     def document(number: int, entry: dict[str, Any]) -> Iterator[Document]:
         last = entry["utterances"][-1]
-        said = [str(text) for text in [*last["history"], last["candidates"][-1]]]
-        yield _document(f"{number:08d}", {KEY: list(entry["personality"])}, _in_turns(said))
+        said = _texts([*_texts(last["history"], "history"), last["candidates"][-1]], "candidates")
+        yield _document(f"{number:08d}", {KEY: _texts(entry["personality"], "personality")}, _in_turns(said))
 
     for number, entry in enumerate(dialogues):
         yield from tally.usable(f"dialogue {number}", document, number, entry)
@@ -64,10 +64,8 @@ def jsonl(source: Path, images: Path, tally: Tally) -> Iterator[Document]:
     def document(key: str, record: dict[str, Any]) -> Iterator[Document]:
         if not {"persona", "turns"} <= set(record):
             raise BadSample(errors.FIELDS, f"{key}: a line has persona and turns; plain texts: kosmos data import text")
-        turns = record["turns"]
-        if not isinstance(turns, list) or not all(isinstance(one, str) for one in turns):
-            raise BadSample(errors.FIELDS, f"{key}: turns are a list of texts")
-        yield _document(key, record["persona"], _in_turns(turns), record.get("partner"))
+        turns = _in_turns(_texts(record["turns"], "turns"))
+        yield _document(key, record["persona"], turns, record.get("partner"))
 
     for key, record in records(source, tally):
         yield from tally.usable(key, document, key, record)
@@ -81,10 +79,17 @@ def _document(key: str, persona: dict[str, Any], spoken: Spoken, partner: dict[s
     return Document(key, segments)
 
 
+def _texts(given: Any, name: str) -> list[str]:
+    """A list of texts; one text is no list, though Python reads it as one of letters."""
+    if not isinstance(given, list) or not all(isinstance(one, str) for one in given):
+        raise BadSample(errors.FIELDS, f"{name} is no list of texts, but {str(given)[:80]!r}")
+    return given
+
+
 def _in_turns(said: Sequence[str]) -> Spoken:
     """Every second text is an answer; a question that nobody answered is left out."""
     spoken = [(question, answer) for question, answer in zip(said[::2], said[1::2], strict=False)]
-    if not spoken or not all(question.strip() and answer.strip() for question, answer in spoken):
+    if not spoken or any(is_blank(text) for pair in spoken for text in pair):
         raise BadSample(errors.NO_CONVERSATION, "a dialogue has questions and answers in turns, none of them empty")
     return spoken
 

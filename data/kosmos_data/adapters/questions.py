@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import errors
-from ..document import PICTURES, Document
+from ..document import PICTURES, Document, is_blank
 from ..errors import BadSample, Tally
 from ..turns import turn
-from ._files import caption, files, image, read_list, walk
+from ._files import caption, files, image, packed, read_list, walk
 
 
 def vqav2(source: Path, images: Path, tally: Tally) -> Iterator[Document]:
@@ -26,10 +26,11 @@ def vqav2(source: Path, images: Path, tally: Tally) -> Iterator[Document]:
     for entry in read_list(answering, tally, "annotations"):
         if (
             isinstance(entry, dict)
+            and isinstance(entry.get("question_id"), int | str)
             and isinstance(answer := entry.get("multiple_choice_answer"), str)
-            and answer.strip()
+            and not is_blank(answer)
         ):
-            answers[str(entry.get("question_id"))] = answer
+            answers[str(entry["question_id"])] = answer
     asked: dict[str, list[tuple[str, str]]] = defaultdict(list)
 
     def question(entry: dict[str, Any]) -> Iterator[tuple[str, tuple[str, str]]]:
@@ -60,15 +61,19 @@ def vqav2(source: Path, images: Path, tally: Tally) -> Iterator[Document]:
 
 def _questions_and_annotations(source: Path) -> tuple[Path, Path]:
     """The two files of one split. A folder may hold several splits, which must not be mixed unasked."""
-    asking = files(source, "*questions*.json")
+    asking = files(source, *packed("*questions*.json"))
     if len(asking) > 1:
         raise ValueError(f"{source} holds several question files: give one of {', '.join(map(str, asking))}")
-    beside = files(asking[0].parent, "*annotations*.json")
-    marks = set(re.findall(r"train|val|test|minival", asking[0].name))
-    fitting = [path for path in beside if set(re.findall(r"train|val|test|minival", path.name)) == marks]
+    beside = files(asking[0].parent, *packed("*annotations*.json"))
+    marks = _splits(asking[0])
+    fitting = [path for path in beside if _splits(path) == marks]
     if len(fitting) != 1:
         raise ValueError(f"{asking[0]}: {len(fitting)} annotation files beside it are of the same split, not one")
     return asking[0], fitting[0]
+
+
+def _splits(path: Path) -> set[str]:
+    return set(re.findall(r"train|val|test|minival", path.name.lower()))
 
 
 def _by_number(folder: Path, tally: Tally) -> dict[int, list[str]]:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from .. import errors
-from ..document import Document
+from ..document import Document, is_blank
 from ..errors import BadSample, Tally
 from ..reviews import review
-from ._files import files, read_list, read_table, records
+from ._files import ending, files, matching, packed, read_list, read_table, records
 
-TABLES = ("*.json", "*.jsonl", "*.jsonl.gz", "*.csv", "*.tsv", "*.parquet")
+TABLES = (*packed("*.json", "*.jsonl", "*.ndjson", "*.csv", "*.tsv"), "*.parquet")
 TEXTS = ("explanation", "text", "review")
 _PICKLES = (".pickle", ".pkl", ".p")
 
@@ -30,7 +30,7 @@ def reviews(source: Path, images: Path, tally: Tally, field: str | None = None) 
     Raises:
         ValueError: the reviews are a pickle.
     """
-    wanted = _numbers(source) if source.suffix == ".index" else None
+    wanted = _numbers(source) if source.suffix.lower() == ".index" else None
     for number, record in _records(_reviews_of(source), tally):
         if wanted is None or number in wanted:
             yield from tally.usable(f"review {number}", _documents, number, record, field)
@@ -43,7 +43,7 @@ def _documents(number: int, record: dict[str, Any], field: str | None) -> Iterat
         feature, _, explanation, _ = template
     elif field is None:
         explanation = next((record[name] for name in TEXTS if record.get(name)), None)
-    if not isinstance(explanation, str) or not explanation.strip():
+    if not isinstance(explanation, str) or is_blank(explanation):
         there = ", ".join(map(str, list(record)[:8])) or "none"
         raise BadSample(errors.FIELDS, f"no {field or ', '.join(TEXTS)} in the fields {there}; --field names another")
     features = feature if isinstance(feature, list) else [feature] if feature else []
@@ -73,23 +73,22 @@ def _rating(given: Any) -> float | None:
 
 def _reviews_of(source: Path) -> Path:
     """The file of reviews that a file, a folder or an index names."""
-    if source.suffix == ".index":
-        found = [path for folder in (source.parent, source.parent.parent) for path in _tables(folder)]
+    if source.suffix.lower() == ".index":
+        found = matching(source.parent, *TABLES) or matching(source.parent.parent, *TABLES)
         if not found:
             _refuse_pickles([*source.parent.iterdir(), *source.parent.parent.iterdir()])
-            raise FileNotFoundError(f"{source}: no reviews beside it or in the folder above ({', '.join(TABLES)})")
-        return found[0]
-    _refuse_pickles([source] if source.is_file() else [] if _tables(source) else list(source.iterdir()))
-    return files(source, *TABLES)[0]
-
-
-def _tables(folder: Path) -> list[Path]:
-    return sorted(path for pattern in TABLES for path in folder.glob(pattern) if not path.name.startswith("."))
+            raise FileNotFoundError(f"{source}: no reviews beside it or in the folder above (JSON, CSV or parquet)")
+    else:
+        _refuse_pickles([source] if source.is_file() else [] if matching(source, *TABLES) else list(source.iterdir()))
+        found = files(source, *TABLES)
+    if len(found) > 1:
+        raise ValueError(f"{found[0].parent} holds several files of reviews: give one of {', '.join(map(str, found))}")
+    return found[0]
 
 
 def _refuse_pickles(paths: list[Path]) -> None:
     for path in paths:
-        if path.suffix in _PICKLES:
+        if path.suffix.lower() in _PICKLES:
             raise ValueError(
                 f"{path} is a pickle, which can run programs when it is read; where you trust it: python -c "
                 f"\"import json, pickle; json.dump(pickle.load(open('{path.name}', 'rb')), open('reviews.json', 'w'))\""
@@ -97,9 +96,9 @@ def _refuse_pickles(paths: list[Path]) -> None:
 
 
 def _records(path: Path, tally: Tally) -> Iterator[tuple[int, dict[str, Any]]]:
-    if path.suffix in (".csv", ".tsv"):
+    if ending(path) in (".csv", ".tsv"):
         yield from read_table(path, tally)
-    elif path.suffix == ".json":
+    elif ending(path) == ".json":
         for number, record in enumerate(read_list(path, tally)):
             if isinstance(record, dict):
                 yield number, record
@@ -111,6 +110,6 @@ def _records(path: Path, tally: Tally) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _numbers(path: Path) -> set[int]:
     try:
-        return {int(word) for word in path.read_text(encoding="utf-8").split()}
+        return {int(word) for word in path.read_text(encoding="utf-8-sig").split()}
     except ValueError as error:
         raise ValueError(f"{path}: an index file holds the numbers of reviews, separated by spaces: {error}") from error

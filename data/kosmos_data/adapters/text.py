@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import errors
-from ..document import Document, Text
+from ..document import Document, Text, is_blank
 from ..errors import BadSample, Tally
-from ._files import LINES, files, read_text, records, text_files
+from ._files import LINES, files, matching, read_text, records, text_files
 
 _PLAIN = "*.txt"
 
@@ -25,7 +25,7 @@ def text(source: Path, images: Path, tally: Tally, field: str = "text") -> Itera
         if body is None:
             there = ", ".join(map(str, list(record)[:8])) or "none"
             raise BadSample(errors.EMPTY, f"{key} has no field {field!r}, but {there}: --field NAME takes another")
-        if not isinstance(body, str) or not body.strip():
+        if not isinstance(body, str) or is_blank(body):
             raise BadSample(errors.EMPTY, key)
         inner = record.get("meta")  # the Pile's: {"pile_set_name": "ArXiv"}
         fields = {**(inner if isinstance(inner, dict) else {}), **record}
@@ -35,7 +35,7 @@ def text(source: Path, images: Path, tally: Tally, field: str = "text") -> Itera
     plain = None
     for plain in text_files(source, tally):
         yield from tally.usable(str(plain), _whole, source, plain)
-    if plain and not any(path.is_file() for pattern in LINES for path in source.glob(pattern)):  # a file holds none
+    if plain and not (source.is_dir() and matching(source, *LINES)):  # a file holds none
         return
     files(source, _PLAIN, *LINES)  # where there is nothing, the error names what is read
     for key, record in records(source, tally):
@@ -44,7 +44,7 @@ def text(source: Path, images: Path, tally: Tally, field: str = "text") -> Itera
 
 def _whole(source: Path, path: Path) -> Iterator[Document]:
     body = read_text(path)
-    if not body.strip():
+    if is_blank(body):
         raise BadSample(errors.EMPTY, "no text")
     name = path.relative_to(source) if source.is_dir() else Path(path.name)
     yield Document(name.with_suffix("").as_posix(), [Text(body)])

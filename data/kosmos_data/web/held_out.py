@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from kosmos.read_json import parse_json
+from kosmos.read_json import parse_json, read_utf8
 
+from ..document import PICTURES
 from ..errors import BadSample
 from ..index import INDEX_NAME
 from ..overlap import NGRAM, grams, text_grams, words
@@ -20,7 +21,7 @@ from .hamming import hamming
 from .page import ImageReference
 from .rules import HeldOut
 
-_PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+_PICTURES = {f".{kind}" for kind in PICTURES}
 
 
 class HeldOutIndex:
@@ -86,13 +87,13 @@ def _texts(path: Path) -> Iterator[str]:
     if (path / INDEX_NAME).is_file():
         yield from (document.text for document in Corpus(path))
         return
+    content = read_utf8(path)
     try:
-        content = path.read_text(encoding="utf-8-sig")
-        match path.suffix:
+        match path.suffix.lower():
             case ".txt":
                 yield from content.splitlines()
             case ".jsonl":
-                for line in content.splitlines():
+                for line in content.split("\n"):  # splitlines() also breaks at U+2028 within a text
                     yield from _strings(parse_json(line) if line.strip() else None)
             case ".json":
                 yield from _strings(parse_json(content))

@@ -85,7 +85,7 @@ def _serve(session: Session, port: int) -> int:
     with RatingServer(session, port) as server:
         session.add_ties()
         if session.same:
-            print(f"{len(session.same)} have the same text from both: ties, not shown")
+            print(f"{counted(len(session.same), 'item')} with the same text from both: tied, not shown")
         print(f"{session.counts().total()} of {len(session.pairs)} judged by {session.rater} in {session.ratings}")
         print(f"open {server.address}  (Ctrl-C ends; what was judged is kept)", flush=True)
         try:

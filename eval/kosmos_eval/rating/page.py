@@ -5,6 +5,8 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
+from kosmos.plain import counted
+
 from .session import Session
 
 _HERE = Path(__file__).parent
@@ -55,10 +57,11 @@ def end(session: Session) -> str:
     """The page behind the last item, which still says no name: one may go back."""
     counts = session.counts()
     skipped = session.skipped()
-    words = [f"{counts[name]} {noun}" for name, noun in (("tie", "ties"), ("skip", "skipped")) if counts[name]]
+    words = [counted(counts["tie"], "tie")] if counts["tie"] else []
+    words += [f"{counts['skip']} skipped"] if counts["skip"] else []
     parts = [
         "<h1>All done, thank you</h1>",
-        f"<p>{counts.total()} items judged{' (' + ', '.join(words) + ')' if words else ''}. "
+        f"<p>{counted(counts.total(), 'item')} judged{' (' + ', '.join(words) + ')' if words else ''}. "
         "Everything is kept; you can go back and change it.</p>",
         f'<p><a href="{skipped + 1}">Look at the first one that was skipped</a></p>' if skipped is not None else "",
         f'<p><a data-key="b" href="{len(session.pairs)}">Back</a></p>' if session.pairs else "",

@@ -23,6 +23,7 @@ from typing import Final
 from rich.progress import Progress
 
 from kosmos.atomic import write_atomically
+from kosmos.read_json import read_utf8
 from kosmos.surrogates import whole
 
 from ... import errors
@@ -74,10 +75,11 @@ def read_list(path: str | Path) -> list[str]:
 
     Raises:
         FileNotFoundError: no such file.
+        ValueError: it is in another encoding.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such list of addresses")
-    lines = Path(path).read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    lines = read_utf8(path, errors="replace").split("\n")  # one odd address costs itself, and no other
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
