@@ -25,9 +25,9 @@ from .entities import Rows
 from .further_segments import further_modalities, listed, make_reader
 from .further_segments import marks_of as marks_of
 from .image_processing_kosmos import KosmosImageProcessor
+from .local_paths import refuse_address
 from .modalities import normalize_pixels, stack_inputs
 from .modality import Reader
-from .plain import refuse_address
 from .plain_prompts import PlainPrompts
 from .segment_writer import SegmentWriter, puts_space
 from .segments import Image, Placed, Span, TooLong
