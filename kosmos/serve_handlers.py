@@ -34,6 +34,7 @@ from .serve_answers import (
 from .serve_requests import CHAT, RESPONSES, checked, length, refuse_further
 from .turn_order import ROLES, refuse_calls
 
+DETAILS = ("auto", "low", "high", "original")
 TEXTS, IMAGES = ("text", "input_text", "output_text"), ("image_url", "input_image")
 
 
@@ -228,15 +229,19 @@ def _refuse_no_question(last: dict[str, Any]) -> None:
 
 
 def _address(part: dict[str, Any]) -> Any:
-    """Where a picture is; chat completions have it in an object, with the detail, responses beside that."""
+    """Where a picture is; chat completions have it in an object, with the detail, responses beside that.
+
+    The detail says what OpenAI's models may spend on a picture; many clients always send one. Here all are read at the
+    size of the model.
+    """
     refuse_further(part, ("type", "image_url", "detail"), f"a part of the type {part['type']!r}")
     where, detail = part.get("image_url"), part.get("detail")
     if isinstance(where, dict):
         refuse_further(where, ("url", "detail"), "image_url")
         detail = where.get("detail", detail)
         where = where.get("url")
-    if detail not in (None, "auto"):
-        raise ValueError(f"detail={detail!r}: pictures are read at the size of the model; leave it out, or say 'auto'")
+    if detail not in (None, *DETAILS):
+        raise ValueError(f"detail={detail!r}: it is one of {', '.join(DETAILS)}")
     return where
 
 

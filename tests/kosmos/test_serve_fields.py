@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import kosmos
 
@@ -163,8 +166,8 @@ def test_a_field_that_nobody_has_is_refused(inside: Any) -> None:
     [
         ({"name": "Ann", "content": "who?"}, "a message with name='Ann'"),
         ({"content": [{"type": "text", "text": "a", "cache_control": {"type": "x"}}]}, "with cache_control="),
-        ({"content": [{"type": "image_url", "image_url": {"url": "data:,", "detail": "high"}}]}, "detail='high'"),
-        ({"content": [{"type": "input_image", "image_url": "data:,", "detail": "low"}]}, "detail='low'"),
+        ({"content": [{"type": "image_url", "image_url": {"url": "data:,", "detail": "fine"}}]}, "detail='fine'"),
+        ({"content": [{"type": "input_image", "image_url": "data:,", "detail": 2}]}, "detail=2"),
         ({"content": [{"type": "input_image", "file_id": "file-1"}]}, "with file_id='file-1'"),
         ({"content": [{"type": "input_file", "file_id": "file-1"}]}, "a part of the type 'input_file'"),
     ],
@@ -175,6 +178,23 @@ def test_what_a_message_says_beside_its_text_is_not_passed_over(message: dict, m
         answer = inside.post(door, json={"model": "kosmos", field: [{"role": "user", **message}]})
         assert answer.status_code == 400
         assert match in answer.json()["error"]["message"]
+
+
+def test_each_detail_of_a_picture_is_the_size_of_the_model(client: Any) -> None:
+    """Clients that always send one get the answer of those that send none."""
+    file = io.BytesIO()
+    Image.new("RGB", (40, 30), "red").save(file, "PNG")
+    address = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    answers = set()
+    for detail in ({}, *({"detail": name} for name in ("auto", "low", "high", "original"))):
+        shown: Any = [{"type": "image_url", "image_url": {"url": address, **detail}}, {"type": "text", "text": "who?"}]
+        asked: Any = [{"role": "user", "content": shown}]
+        answer = client.chat.completions.create(model="kosmos", messages=asked, max_tokens=4)
+        shown = [{"type": "input_image", "image_url": address, **detail}, {"type": "input_text", "text": "who?"}]
+        asked = [{"role": "user", "content": shown}]
+        other = client.responses.create(model="kosmos", input=asked, max_output_tokens=4)
+        answers |= {answer.choices[0].message.content, other.output_text}
+    assert len(answers) == 1
 
 
 def test_an_answer_may_be_shown_again_as_it_came(client: Any) -> None:
