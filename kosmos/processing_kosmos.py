@@ -18,6 +18,7 @@ from transformers.image_utils import ImageInput, make_flat_list_of_images
 from transformers.processing_utils import BatchFeature, MultiModalData
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from .addresses import refuse_address
 from .atomic import write_atomically, writing
 from .chat_messages import CHAT_TEMPLATES, ChatProcessor
 from .chat_messages import with_parts as with_parts
@@ -27,7 +28,6 @@ from .further_segments import marks_of as marks_of
 from .image_processing_kosmos import KosmosImageProcessor
 from .modalities import normalize_pixels, stack_inputs
 from .modality import Reader
-from .plain import refuse_address
 from .plain_prompts import PlainPrompts
 from .segment_writer import SegmentWriter, puts_space
 from .segments import Image, Placed, Span, TooLong
