@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import hub
-from .local_paths import refuse_address
+from .addresses import refuse_address
 
 if TYPE_CHECKING:
     import torch

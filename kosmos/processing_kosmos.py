@@ -18,6 +18,7 @@ from transformers.image_utils import ImageInput, make_flat_list_of_images
 from transformers.processing_utils import BatchFeature, MultiModalData
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from .addresses import refuse_address
 from .atomic import write_atomically, writing
 from .chat_messages import CHAT_TEMPLATES, ChatProcessor
 from .chat_messages import with_parts as with_parts
@@ -25,7 +26,7 @@ from .entities import Rows
 from .further_segments import further_modalities, listed, make_reader
 from .further_segments import marks_of as marks_of
 from .image_processing_kosmos import KosmosImageProcessor
-from .local_paths import refuse_address
+from .addresses import refuse_address
 from .modalities import normalize_pixels, stack_inputs
 from .modality import Reader
 from .plain_prompts import PlainPrompts

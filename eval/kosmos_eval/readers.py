@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kosmos.local_paths import refuse_address
+from kosmos.addresses import refuse_address
 
 from . import beginnings, corpus_items, formats, published
 from .items import Item, check_fields

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from kosmos.local_paths import refuse_address
+from kosmos.addresses import refuse_address
 
 from .items import content_hash
 

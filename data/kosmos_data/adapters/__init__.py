@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from kosmos.local_paths import refuse_address
+from kosmos.addresses import refuse_address
 from kosmos.suggest import suggest
 
 from .. import errors

@@ -1,4 +1,4 @@
-"""Paths that people give where something is read from files only."""
+"""Addresses in the place of files."""
 
 from __future__ import annotations
 
