@@ -26,7 +26,6 @@ from .entities import Rows
 from .further_segments import further_modalities, listed, make_reader
 from .further_segments import marks_of as marks_of
 from .image_processing_kosmos import KosmosImageProcessor
-from .addresses import refuse_address
 from .modalities import normalize_pixels, stack_inputs
 from .modality import Reader
 from .plain_prompts import PlainPrompts
