@@ -3,8 +3,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Test files at a time: make test WORKERS=1.
-WORKERS ?= 2
+# Test files at a time, one more than two cores: many tests wait for processes. make test WORKERS=1.
+WORKERS ?= 3
 export HF_HUB_OFFLINE := 1
 # The tests start many processes, and each would compile our modules again where bytecode is not kept.
 export PYTHONDONTWRITEBYTECODE :=
@@ -40,7 +40,7 @@ install: $(VENV)/.installed  ## create .venv and install everything
 demo: $(if $(wildcard $(VENV)/.installed),install,$(VENV)/.installed-demo)  ## the whole at toy size, from corpora to a chat; about ten minutes on two cores
 	$(BIN)/kosmos demo
 
-test: install  ## the whole test suite, two files at a time, the longest first
+test: install  ## the whole test suite, three files at a time, the longest first
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 simulated: install  ## what a GPU and 64 ranks would do, without them: graphs, kernels, bytes, memory; minutes

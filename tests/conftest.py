@@ -28,6 +28,8 @@ from .warm_python import WarmPython
 
 sys.path.append(str(Path(__file__).parent / "train"))  # whose server forks the processes of warm_libraries
 
+gc.disable()  # until all is imported: what the libraries make is searched again and again, an eighth of the imports' time
+
 hypothesis.settings.register_profile("kosmos", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("kosmos")
 
@@ -55,6 +57,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """What the imports have made stays to the end: no collection of garbage needs to walk over it again."""
     gc.freeze()
+    gc.enable()
 
 
 def pytest_unconfigure() -> None:

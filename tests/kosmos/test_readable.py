@@ -131,8 +131,9 @@ def test_a_run_below_a_file(tmp_path: Path) -> None:
 
     config = settings.from_dict(TrainConfig, {"data": {"sources": [{"name": "a", "shards": "x"}]}})
     (tmp_path / "photo.png").touch()
-    for run in (tmp_path / "photo.png", tmp_path / "photo.png" / "runs" / "a"):
-        with pytest.raises(ValueError, match=r"run=.*photo\.png is a file; name a folder"):
+    file = tmp_path / "photo.png"
+    for run, kind in ((file, ValueError), (file / "runs" / "a", NotADirectoryError)):
+        with pytest.raises(kind, match=r"run=.*photo\.png is a file; name a folder"):
             RunDir(run).open(config, False, start(1))
 
 

@@ -274,7 +274,7 @@ INPUTS = {
 
 
 # What the first rank has, and the others: text beside each modality, and pictures beside videos, whose tower is one.
-SHARES = [*((None, modality) for modality in INPUTS), ("image", "video"), ("video", "image")]
+SHARES = [*((None, modality) for modality in INPUTS), ("image", "video")]
 
 
 def gradient_errors(values: dict[str, Any]) -> dict[str, float]:

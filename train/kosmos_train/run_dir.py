@@ -60,8 +60,9 @@ class RunDir:
     def _open(self, config: TrainConfig, resume: bool) -> None:
         there = next((place for place in (self.path, *self.path.parents) if place.exists()), Path())
         if not there.is_dir():
-            which = "" if there == self.path else f": {there}"
-            raise ValueError(f"run={self.path}{which} is a file; name a folder, which is made")
+            if there != self.path:
+                raise NotADirectoryError(f"run={self.path}: {there} is a file; name a folder, which is made")
+            raise ValueError(f"run={self.path} is a file; name a folder, which is made")
         if self.path.is_dir():
             self._hold()
         if self.metrics.exists() and self.metrics.stat().st_size:  # a start that failed before its first step is no run
