@@ -28,7 +28,7 @@ from .warm_python import WarmPython
 
 sys.path.append(str(Path(__file__).parent / "train"))  # whose server forks the processes of warm_libraries
 
-gc.disable()  # until all is imported: what the libraries make is searched again and again, an eighth of the imports' time
+gc.disable()  # until all is imported: an eighth of that time was the search of what the libraries had made
 
 hypothesis.settings.register_profile("kosmos", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("kosmos")
