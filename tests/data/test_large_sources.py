@@ -121,7 +121,7 @@ def test_entries_are_those_of_the_whole_file(tmp_path: Path, monkeypatch: pytest
         ("[1,, 2]", None, "not valid JSON: Expecting value, at character 3"),
         ('[1, "a', None, "not valid JSON: Unterminated string"),
         ('{"a": 1}', None, "a list is expected; it holds an object with a"),
-        ("5", None, "a list is expected; it holds a value of type int"),
+        ("5", None, "a list is expected; it holds a number"),
         ("[1]", "a", 'an object with a list under "a" is expected; it holds a list'),
         ('{"b": [1], "a": 1}', "a", 'an object with a list under "a" is expected; it holds an object with b, a'),
         ('{"b": [1]', "a", "not valid JSON: Expecting '}'"),
