@@ -56,8 +56,10 @@ def base(folder: Path, python: str) -> Iterator[str]:
     with open(folder.parent / "log", "w+") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "KOSMOS_API_KEY": KEY})
         try:
-            while "answers at" not in Path(log.name).read_text():  # a busy machine may take as long as a test may
+            end = time.monotonic() + 300
+            while "answers at" not in Path(log.name).read_text():
                 assert process.poll() is None, Path(log.name).read_text()
+                assert time.monotonic() < end, Path(log.name).read_text()
                 time.sleep(0.2)
             while True:
                 try:
@@ -65,6 +67,7 @@ def base(folder: Path, python: str) -> Iterator[str]:
                     break
                 except OSError:
                     assert process.poll() is None, Path(log.name).read_text()
+                    assert time.monotonic() < end, Path(log.name).read_text()
                     time.sleep(0.1)
             yield f"http://127.0.0.1:{port}"
         finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import pty
 import re
@@ -187,8 +186,8 @@ class Pty:
         os.close(slave)
         self.seen = ""
 
-    def until(self, pattern: str, seconds: float = math.inf) -> str:
-        """Read until the pattern stands in what is new; return that. A busy machine may take as long as a test may."""
+    def until(self, pattern: str, seconds: float = 300) -> str:
+        """Read until the pattern stands in what is new; return that."""
         end = time.monotonic() + seconds
         while not (found := re.search(pattern, self.seen)):
             assert time.monotonic() < end, f"no {pattern!r} in {self.seen!r}"
@@ -205,11 +204,13 @@ class Pty:
 
     def press_until(self, keys: str, pattern: str) -> str:
         """Press keys until they are heard: Ctrl-C between the prompt and the wait for keys is dropped by readline."""
-        while True:
+        end = time.monotonic() + 300
+        while time.monotonic() < end:
             self.press(keys)
             with contextlib.suppress(AssertionError):
                 return self.until(pattern, 10)
             assert self.process.poll() is None, f"ended without {pattern!r}: {self.seen!r}"
+        raise AssertionError(f"{keys!r} was pressed for five minutes, and no {pattern!r} came: {self.seen!r}")
 
     def close(self) -> None:
         if self.process.poll() is None:

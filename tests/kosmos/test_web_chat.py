@@ -58,8 +58,10 @@ def server(folder: Path) -> Iterator[tuple[BaseProcess, str]]:
     command += ["--port", str(port), "--max-new-tokens", "12"]
     process = warm_libraries.start(command, folder, {**os.environ, "GRADIO_ANALYTICS_ENABLED": "0"})
     try:
-        while "Running on" not in (folder / "stdout").read_text():  # a busy machine may take as long as a test may
+        end = time.monotonic() + 300
+        while "Running on" not in (folder / "stdout").read_text():
             assert process.is_alive(), (folder / "stderr").read_text()
+            assert time.monotonic() < end, (folder / "stderr").read_text()
             time.sleep(0.2)
         yield process, f"http://127.0.0.1:{port}"
     finally:

@@ -46,8 +46,8 @@ def prepare(claim: Claim, console: Console) -> None:
         FileNotFoundError: the checkpoint that the claim reads, or that its runs begin with, is not there.
     """
     if claim.checkpoint is not None:
-        for seed in claim.seeds:
-            _require(claim.checkpoint_of(seed), claim.needs, "checkpoint=RUN")
+        for checkpoint in dict.fromkeys(map(claim.checkpoint_of, claim.seeds)):
+            _require(checkpoint, claim.needs, "checkpoint=RUN")
         return
     arm, point = next(claim.cells())
     config = claim.run_of(arm, point, claim.seeds[0])
