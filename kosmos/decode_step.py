@@ -32,20 +32,28 @@ class GrowingLayer(DynamicLayer):
         """Append (B, H, T, K) keys and values; return all, as views of the buffer if equally wide."""
         if key_states.shape != value_states.shape:  # DeepSeek's attention
             return super().update(key_states, value_states, *args, **kwargs)
-        return self.append(torch.stack([key_states, value_states], dim=1))
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        room = self._room(key_states.shape[2])
+        room[:, 0].copy_(key_states)
+        room[:, 1].copy_(value_states)
+        return self.keys, self.values
 
     def append(self, new: Tensor) -> tuple[Tensor, Tensor]:
         """``update`` for keys and values in one tensor, (B, 2, H, T, K)."""
         if not self.is_initialized:
-            self.lazy_initialization(new[:, 0], new[:, 1])
-            self.keys, self.values = new[:, 0, :, :0], new[:, 1, :, :0]
-        seen, length = self.keys.shape[2], new.shape[3]
-        buffer = self.buffer
+            return self.update(new[:, 0], new[:, 1])
+        self._room(new.shape[3]).copy_(new)
+        return self.keys, self.values
+
+    def _room(self, length: int) -> Tensor:
+        """Lengthen keys and values by so many tokens; return where these go, (B, 2, H, length, K), not yet written."""
+        seen, buffer = self.keys.shape[2], self.buffer
         if buffer is None or seen + length > buffer.shape[3] or not self._views(buffer):
             buffer = self._grow(seen + length)
-        buffer.narrow(3, seen, length).copy_(new)
         self.keys, self.values = buffer.narrow(3, 0, seen + length).unbind(1)
-        return self.keys, self.values
+        return buffer.narrow(3, seen, length)
 
     def _views(self, buffer: Tensor) -> bool:
         """Whether keys are still what was made here: to reorder, choose or repeat rows puts other tensors there."""
@@ -54,8 +62,9 @@ class GrowingLayer(DynamicLayer):
     def _grow(self, length: int) -> Tensor:
         """Copy keys and values to a buffer for ``length`` tokens and some more."""
         rows, heads, seen, width = self.keys.shape
-        # a quarter more: then each token is copied about four times however many follow
-        self.buffer = self.keys.new_empty(rows, 2, heads, length + max(length // 4, 64), width)
+        # a quarter more: then each token is copied about four times however many follow. Not more than short answers
+        # need: a batch's buffers of many megabytes come fresh from the system, page by page, ten times as slowly
+        self.buffer = self.keys.new_empty(rows, 2, heads, length + max(length // 4, 16), width)
         self.buffer[:, 0, :, :seen], self.buffer[:, 1, :, :seen] = self.keys, self.values
         return self.buffer
 

@@ -84,12 +84,25 @@ class KosmosPositions(nn.Module):
         """
         if not self.rotates:
             return None
-        centred = (position_ids_BT - self.config.max_position_embeddings // 2)[..., None, None, None]
         if torch.compiler.is_exporting():  # formats for graphs know no complex numbers
+            centred = self._centred(position_ids_BT)
             growth, theta = rate_parts(self.config, position_ids_BT.device)
             size = torch.exp(centred * torch.stack([growth, -growth])[:, None])
             return torch.stack([size * torch.cos(centred * theta), size * torch.sin(centred * theta)], dim=-1).float()
-        return torch.view_as_real(torch.exp(centred * self._rate(position_ids_BT.device)).to(torch.complex64))
+        # rows of a batch have mostly the same positions: each is computed once where looking does not mean waiting
+        if position_ids_BT.device.type == "cpu" and len(position_ids_BT) > 1 and not torch.compiler.is_compiling():
+            first, last = (int(end) for end in position_ids_BT.aminmax())
+            if last - first < position_ids_BT.numel() // 2:
+                return self._factors(torch.arange(first, last + 1))[position_ids_BT - first]
+        return self._factors(position_ids_BT)
+
+    def _centred(self, position_ids: Tensor) -> Tensor:
+        return (position_ids - self.config.max_position_embeddings // 2)[..., None, None, None]
+
+    def _factors(self, position_ids: Tensor) -> Tensor:
+        """The factors of positions of any shape, (…, 2, 1, K/2, 2) fp32."""
+        rate = self._rate(position_ids.device)
+        return torch.view_as_real(torch.exp(self._centred(position_ids) * rate).to(torch.complex64))
 
     def _rate(self, device: torch.device) -> Tensor:
         if device not in self._rates:

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import gc
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from kosmos.plain import counted
 from kosmos_data.errors import BadSample
+
+from .collection import none_searched, rarely_searched
 
 _EPILOG = """\
 examples:
@@ -61,10 +61,10 @@ def _use(argv: Sequence[str]) -> int:
 
 
 def _evaluate(argv: Sequence[str]) -> int:
-    with _rare_collection():
+    with none_searched(frozen=True):  # the libraries stay until the end
         options = _options(argv)
         from .evaluate import evaluate_checkpoint
-
+    with rarely_searched():
         evaluate_checkpoint(**options)
     return 0
 
@@ -114,21 +114,6 @@ def _options(argv: Sequence[str]) -> dict[str, Any]:
         hint = f"; keys of the tasks are changed by --set {pairs[0]}, the folder is --out DIR" if pairs else ""
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     return vars(given)
-
-
-@contextmanager
-def _rare_collection() -> Iterator[None]:
-    """Look for cyclic garbage a seventieth as often.
-
-    What is imported, read and answered here stays until the end, and Python searches it again after every 700 new
-    objects, which of a small model's evaluation is a part that one sees in a profile.
-    """
-    before = gc.get_threshold()
-    gc.set_threshold(50_000, 20, 100)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
 
 
 def _score(argv: Sequence[str]) -> int:

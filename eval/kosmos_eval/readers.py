@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 from kosmos.addresses import refuse_address
 
 from . import beginnings, corpus_items, formats, published
+from .collection import none_searched
 from .items import Item, check_fields
 
 if TYPE_CHECKING:
     from .tasks import DatasetFiles, Task  # whose formats are the keys of FORMATS
 
 
+@none_searched()
 def load_items(task: Task, data: str | Path, split: str) -> list[Item]:
     """All items of a split, in file order.
 

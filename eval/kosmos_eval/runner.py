@@ -172,8 +172,8 @@ class Runner:
         return encoded
 
     def length(self, prompt: Prompt) -> int:
-        """Tokens of the whole prompt."""
-        return sum(len(stage.ids) for stage in self.stages(prompt))
+        """Tokens of the whole prompt, with ``<s>``."""
+        return 1 + sum(len(self._encode(segment).ids) for segment in prompt.segments)
 
     def features(self, modality: Modality, pieces: Sequence[Piece]) -> Tensor:
         """What the decoder reads of each piece, end to end (N, D); each distinct one is encoded once.
@@ -325,11 +325,10 @@ class Runner:
     def _pad(self, rows: Sequence[Stage]) -> tuple[Tensor, Tensor]:
         """Left-padded ids and mask (B, T)."""
         longest = max(len(stage.ids) for stage in rows)
-        ids_BT = torch.full((len(rows), longest), self.pad)
-        mask_BT = torch.zeros_like(ids_BT)
-        for row, stage in enumerate(rows):
-            ids_BT[row, longest - len(stage.ids) :] = torch.tensor(stage.ids, dtype=torch.long)
-            mask_BT[row, longest - len(stage.ids) :] = 1
+        missing = [longest - len(stage.ids) for stage in rows]
+        ids = [[self.pad] * more + list(stage.ids) for more, stage in zip(missing, rows, strict=True)]
+        ids_BT = torch.tensor(ids, dtype=torch.long).view(len(rows), longest)
+        mask_BT = (torch.arange(longest) >= torch.tensor(missing)[:, None]).long()
         return ids_BT.to(self.device), mask_BT.to(self.device)
 
     def _embed(self, ids_BT: Tensor, stages: Sequence[Stage]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -7,8 +7,9 @@ of corpus metrics.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -87,11 +88,20 @@ def _cluster_sums(score: MetricScore, clusters: Sequence[Hashable] | None) -> np
 
 def _resampled(sums: np.ndarray, seed: int) -> np.ndarray:
     """Statistics of each resample, (RESAMPLES, K): clusters drawn with replacement, the same for the same seed."""
-    generator, count = np.random.default_rng(seed), len(sums)
-    chunk = max(1, min(RESAMPLES, _CHUNK // count))
-    parts = []
+    if RESAMPLES * len(sums) <= _CHUNK:
+        return _drawn(len(sums), seed) @ sums
+    return np.concatenate([drawn @ sums for drawn in _draws(len(sums), seed)])
+
+
+@lru_cache(maxsize=8)
+def _drawn(count: int, seed: int) -> np.ndarray:
+    """The draws of all resamples at once; kept, since model, baselines and question types have the same clusters."""
+    return np.concatenate(list(_draws(count, seed)))
+
+
+def _draws(count: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each of ``count`` clusters is drawn in each resample, (RESAMPLES, count) in parts."""
+    generator, chunk = np.random.default_rng(seed), max(1, min(RESAMPLES, _CHUNK // count))
     for start in range(0, RESAMPLES, chunk):
         size = min(chunk, RESAMPLES - start)
-        drawn = generator.multinomial(count, np.full(count, 1 / count), size=size)
-        parts.append(drawn.astype(np.float64) @ sums)
-    return np.concatenate(parts)
+        yield generator.multinomial(count, np.full(count, 1 / count), size=size).astype(np.float64)
