@@ -38,22 +38,27 @@ class GrowingLayer(DynamicLayer):
         room = self._room(key_states.shape[2])
         room[:, 0].copy_(key_states)
         room[:, 1].copy_(value_states)
-        return self.keys, self.values
+        return self._lengthen(key_states.shape[2])
 
     def append(self, new: Tensor) -> tuple[Tensor, Tensor]:
         """``update`` for keys and values in one tensor, (B, 2, H, T, K)."""
         if not self.is_initialized:
             return self.update(new[:, 0], new[:, 1])
         self._room(new.shape[3]).copy_(new)
-        return self.keys, self.values
+        return self._lengthen(new.shape[3])
 
     def _room(self, length: int) -> Tensor:
-        """Lengthen keys and values by so many tokens; return where these go, (B, 2, H, length, K), not yet written."""
+        """Where the next keys and values go, (B, 2, H, length, K)."""
         seen, buffer = self.keys.shape[2], self.buffer
         if buffer is None or seen + length > buffer.shape[3] or not self._views(buffer):
             buffer = self._grow(seen + length)
-        self.keys, self.values = buffer.narrow(3, 0, seen + length).unbind(1)
         return buffer.narrow(3, seen, length)
+
+    def _lengthen(self, length: int) -> tuple[Tensor, Tensor]:
+        """Return all keys and values, those with them that were just written."""
+        assert self.buffer is not None
+        self.keys, self.values = self.buffer.narrow(3, 0, self.keys.shape[2] + length).unbind(1)
+        return self.keys, self.values
 
     def _views(self, buffer: Tensor) -> bool:
         """Whether keys are still what was made here: to reorder, choose or repeat rows puts other tensors there."""

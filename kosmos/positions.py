@@ -90,7 +90,8 @@ class KosmosPositions(nn.Module):
             size = torch.exp(centred * torch.stack([growth, -growth])[:, None])
             return torch.stack([size * torch.cos(centred * theta), size * torch.sin(centred * theta)], dim=-1).float()
         # rows of a batch have mostly the same positions: each is computed once where looking does not mean waiting
-        if position_ids_BT.device.type == "cpu" and len(position_ids_BT) > 1 and not torch.compiler.is_compiling():
+        looks = position_ids_BT.device.type == "cpu" and len(position_ids_BT) > 1
+        if looks and type(position_ids_BT) is Tensor and not torch.compiler.is_compiling():
             first, last = (int(end) for end in position_ids_BT.aminmax())
             if last - first < position_ids_BT.numel() // 2:
                 return self._factors(torch.arange(first, last + 1))[position_ids_BT - first]

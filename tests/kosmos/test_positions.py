@@ -42,6 +42,14 @@ def test_xpos_equals_the_formula(position: int) -> None:
             torch.testing.assert_close(turned[0, 0, head], expected, rtol=1e-5, atol=1e-5)
 
 
+@given(rows=st.lists(st.lists(st.integers(0, 40), min_size=5, max_size=5), min_size=2, max_size=6))
+@pytest.mark.parametrize("kind", ["xpos", "rope"])
+def test_rows_get_what_each_would_alone(kind: str, rows: list[list[int]]) -> None:
+    positions = KosmosPositions(config(position_type=kind))
+    together, alone = positions.rotation(torch.tensor(rows)), [positions.rotation(torch.tensor([row])) for row in rows]
+    assert torch.equal(together, torch.cat(alone))
+
+
 @given(first=st.integers(0, 2000), distance=st.integers(0, 500), offset=st.integers(0, 2000))
 @pytest.mark.parametrize("kind", ["xpos", "rope"])
 def test_scores_depend_on_the_distance_only(kind: str, first: int, distance: int, offset: int) -> None:
