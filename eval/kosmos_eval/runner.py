@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.generation import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
 
@@ -91,10 +92,13 @@ class Runner:
         model: KosmosForConditionalGeneration.
         processor: KosmosProcessor.
         feature_bytes: how much memory features may take; the least recently used go first.
+        zooms: scales at which each picture is seen; its features are the mean.
     """
 
-    def __init__(self, model: Any, processor: Any, feature_bytes: int = 2 << 30) -> None:
-        self.model, self.processor = model, processor
+    def __init__(
+        self, model: Any, processor: Any, feature_bytes: int = 2 << 30, zooms: Sequence[float] = (1.0,)
+    ) -> None:
+        self.model, self.processor, self.zooms = model, processor, zooms
         # whatever wraps the model
         self.encoders: Any = next(part for part in model.modules() if isinstance(part, KosmosModel))
         self.device = next(model.parameters()).device
@@ -186,13 +190,21 @@ class Runner:
         for start in range(0, len(missing), _ENCODED_TOGETHER):
             batch = missing[start : start + _ENCODED_TOGETHER]
             inputs = self._inputs(modality, batch)
-            made = self.encoders.encode(modality, **inputs)
+            made = self._seen(modality, inputs)
             each = list(made) if made.ndim == 3 else made.split(modality.places(self.model.config, inputs))
             fresh |= zip((piece.key for piece in batch), each, strict=True)
         self.encoded[modality.name] += len(fresh)
         found_ND = torch.cat([fresh[one.key] if one.key in fresh else self._features[one.key] for one in pieces])
         self._remember([piece.key for piece in pieces], fresh)
         return found_ND
+
+    def _seen(self, modality: Modality, inputs: dict[str, Tensor]) -> Tensor:
+        """Features of a batch; of pictures the mean over the zooms."""
+        if modality is not IMAGE or list(self.zooms) == [1.0]:
+            return self.encoders.encode(modality, **inputs)
+        pixels = inputs["pixel_values"]
+        seen = [self.encoders.encode(modality, **inputs | {"pixel_values": zoomed(pixels, by)}) for by in self.zooms]
+        return torch.stack(seen).mean(dim=0)
 
     @torch.no_grad()
     def image_embeddings(self, paths: Sequence[Path]) -> Tensor:
@@ -391,6 +403,15 @@ class Nucleus(Picker):
         draws = torch.tensor([self.generators[row].random() for row in rows_N.tolist()], device=scores_NV.device)
         places = torch.searchsorted(kept, (draws * kept[:, -1])[:, None], right=True).clamp(max=kept.shape[-1] - 1)
         return tokens.gather(1, places).squeeze(1)
+
+
+def zoomed(pixels_I3SS: Tensor, by: float) -> Tensor:
+    """Pictures seen from nearer (``by`` above 1: their middle) or farther (their edges go on); the same shape."""
+    if by == 1.0:
+        return pixels_I3SS
+    scale = torch.eye(2, 3, device=pixels_I3SS.device).div(by).expand(len(pixels_I3SS), 2, 3)
+    grid = F.affine_grid(scale, list(pixels_I3SS.shape), align_corners=False).to(pixels_I3SS.dtype)
+    return F.grid_sample(pixels_I3SS, grid, mode="bicubic", padding_mode="border", align_corners=False)
 
 
 def _bytes_of(payload: Any) -> bytes:

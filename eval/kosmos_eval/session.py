@@ -74,7 +74,7 @@ class Session:
         self.console = console or Console(emoji=False, quiet=True)
         self.rank = rank or Rank.from_environment()
         self.folder = Path(out) / "samples" / name.replace("/", "_") if out is not None else None
-        self.runner = Runner(model, processor)
+        self.runner = Runner(model, processor, zooms=data.task.prompt.zooms)
         self.task = prompts.with_separator(data.task, self.runner.separator)
         self.model = EvaluatedModel(self.runner, batch_rows)
         self._shown = False

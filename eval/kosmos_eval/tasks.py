@@ -104,7 +104,9 @@ class Prompt:
             field (a web page's text) that loses words at its end where a prompt is too long even without
             demonstrations; how many prompts did is said in red and in the results. Empty: such a prompt is an error.
         grounding: end the prompt with ``<grounding>``: the answer has phrases with boxes (KOSMOS-2), which the sample
-            log keeps and ``kosmos eval gallery`` draws.
+            log keeps and ``kosmos eval gallery`` draws. zooms: every picture is seen at each of these scales, 1.25 from
+            nearer and 0.8 from farther, and its features are averaged (multi-crop testing, Krizhevsky et al. 2012,
+            section 4.1); so many times as much is encoded.
     """
 
     template: str
@@ -113,6 +115,13 @@ class Prompt:
     source: str = ""
     shorten: str = ""
     grounding: bool = False
+    zooms: list[float] = field(default_factory=lambda: [1.0])
+
+    def __post_init__(self) -> None:
+        if not self.zooms or not all(0.1 <= zoom <= 10 for zoom in self.zooms):
+            raise ValueError(
+                f"prompt.zooms {self.zooms}: give one scale or more from 0.1 to 10; [1] is the picture as it is"
+            )
 
 
 @dataclass
@@ -284,6 +293,10 @@ class Task:
             mark in self.prompt.template for mark in FILE_MARKS if mark != IMAGE_MARK
         ):
             raise ValueError("demonstrations.method rices compares images; with sounds and videos use random")
+        if self.decoding.method == "beam" and self.prompt.zooms != [1.0]:
+            raise ValueError(
+                f"prompt.zooms {self.prompt.zooms}: method beam reads each picture once; use greedy, sample or rank"
+            )
         if self.decoding.constrained and self.decoding.method != "beam":
             raise ValueError(
                 f"decoding.constrained needs method beam, not {self.decoding.method}; to rank, use method rank"

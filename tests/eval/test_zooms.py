@@ -1,0 +1,94 @@
+"""Pictures seen at several scales: what is seen, the mean of its features, and what cannot be asked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from kosmos import KosmosForConditionalGeneration, KosmosProcessor
+from kosmos.modalities import IMAGE
+from kosmos_eval import tasks
+from kosmos_eval.evaluate import evaluate
+from kosmos_eval.runner import Piece, Runner, zoomed
+
+
+def wave(size: int = 32) -> np.ndarray:
+    """A picture without edges, so that two kernels of resizing agree on it; uint8 (S, S, 3)."""
+    y, x = np.mgrid[:size, :size] / size
+    channels = [120 + 100 * np.sin(3 * x + 2 * y), 120 + 100 * np.cos(4 * y), 60 + 120 * x]
+    return np.stack(channels, axis=-1).round().astype(np.uint8)
+
+
+def test_nearer_is_the_middle_as_pillow_enlarges_it() -> None:
+    picture = wave()
+    middle = Image.fromarray(picture).resize((32, 32), Image.Resampling.BICUBIC, box=(8, 8, 24, 24))
+    seen = zoomed(torch.from_numpy(picture).permute(2, 0, 1)[None].float(), 2.0)[0].permute(1, 2, 0)
+    assert np.abs(seen.numpy() - np.asarray(middle, dtype=float)).max() < 3  # grey levels
+
+
+def test_farther_goes_on_at_the_edges() -> None:
+    pixels = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    seen = zoomed(pixels, 0.5)
+    corner = pixels[:, :, :1, :1]
+    assert torch.allclose(seen[:, :, :4, :4], corner.expand(1, 3, 4, 4), atol=0.3)
+    assert torch.allclose(seen[:, :, :3, :3], seen[:, :, :1, :1].expand(1, 3, 3, 3), atol=1e-6)
+
+
+def test_features_are_the_mean_over_the_scales(
+    model: KosmosForConditionalGeneration, processor: KosmosProcessor, tmp_path: Path
+) -> None:
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    for number, path in enumerate(paths):
+        Image.fromarray(np.roll(wave(16), number, axis=1)).save(path)
+    pieces = [Piece("image", path, path) for path in paths]
+    pixels = processor.image_processor([Image.open(path) for path in paths], return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        near, far = (model.model.encode(IMAGE, pixel_values=zoomed(pixels, by)).flatten(0, 1) for by in (1.0, 1.5))
+        seen, once = (Runner(model, processor, zooms=zooms).features(IMAGE, pieces) for zooms in ((1.0, 1.5), (1.0,)))
+    assert torch.allclose(seen, (near + far) / 2, atol=1e-5)
+    assert torch.allclose(once, near, atol=1e-5)
+    assert not torch.allclose(near, far, atol=1e-2)
+
+
+def test_a_task_says_at_which_scales_and_answers_of_others_are_not_taken_over(
+    model: KosmosForConditionalGeneration, processor: KosmosProcessor, toy_data: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    for split in ("train", "test"):
+        (data / split / "images").mkdir(parents=True)
+        for name in ("vqa_questions.json", "vqa_annotations.json"):
+            (data / split / name).write_text((toy_data / split / name).read_text())
+        for number in [*range(24), *range(100, 112)]:
+            Image.fromarray(np.roll(wave(16), number, axis=1)).save(data / split / "images" / f"{number}.png")
+    where = [
+        "dataset.questions={split}/vqa_questions.json", "dataset.annotations={split}/vqa_annotations.json",
+        "dataset.images={split}/images/{image_id}.png", "decoding.method=rank",
+        "decoding.candidates=red,blue,green,black,yes",
+    ]  # fmt: skip
+    scores = {}
+    for zooms in ("[1]", "[1, 2]", "[1]"):
+        task = tasks.load("vqa", [*where, f"prompt.zooms={zooms}"])
+        evaluate(model, processor, task, data, out=tmp_path / "out", with_baselines=False)
+        log = next((tmp_path / "out/samples").rglob("*.jsonl"))
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        seen = {line["id"]: line["scores"] for line in lines}
+        assert scores.setdefault(zooms, seen) == seen
+    assert scores["[1]"].keys() == scores["[1, 2]"].keys()
+    differ = [key for key, value in scores["[1]"].items() if value != scores["[1, 2]"][key]]
+    assert len(differ) > len(scores["[1]"]) // 2
+
+
+@pytest.mark.parametrize("zooms", ["[]", "[0]", "[1, -2]", "[11]", "[.nan]", "[.inf]"])
+def test_a_scale_that_shows_nothing_is_refused(zooms: str) -> None:
+    with pytest.raises(ValueError, match=r"prompt\.zooms .*0\.1 to 10"):
+        tasks.load("easy_vqa", [f"prompt.zooms={zooms}"])
+
+
+def test_beams_read_a_picture_once() -> None:
+    with pytest.raises(ValueError, match=r"prompt\.zooms \[1\.0, 1\.2\]: method beam"):
+        tasks.load("easy_vqa", ["decoding.method=beam", "decoding.num_beams=2", "prompt.zooms=[1, 1.2]"])
