@@ -89,7 +89,7 @@ def _children(pid: int) -> set[int]:
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
-        except (OSError, IndexError):
+        except (OSError, IndexError):  # it has ended since it was listed
             continue
     found: set[int] = set()
     while more := {child for child, parent in parents.items() if parent in found | {pid}} - found:
