@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kosmos.conversation import checked_alpha
+from kosmos.answer_options import checked_alpha
 from kosmos.loading import load
 from kosmos.modalities import stack_inputs
 from kosmos_data import objectives
