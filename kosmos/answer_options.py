@@ -40,16 +40,11 @@ def check_options(model: KosmosForConditionalGeneration, generation: dict[str, A
         raise ValueError(f"num_return_sequences={generation['num_return_sequences']}: a question has one answer")
 
 
-def is_routed(model: KosmosForConditionalGeneration) -> bool:
-    """Whether the model has layers with attention routing."""
-    return bool(getattr(model.config.text_config, "routing_layers", None))
-
-
 def by_hand(model: KosmosForConditionalGeneration, alpha: float | None) -> dict[str, Any]:
     """Return the option that holds α, none where it is None; ValueError for a model without attention routing."""
     if alpha is None:
         return {}
-    if not is_routed(model):
+    if not model.config.is_routed:
         raise ValueError("alpha was given, but this model has no attention routing (text_config.routing_layers)")
     return {"alpha": checked_alpha(alpha)}
 

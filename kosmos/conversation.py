@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import extrapolation
-from .answer_options import by_hand, check_options, is_routed, with_defaults
+from .answer_options import by_hand, check_options, with_defaults
 from .given_parts import GivenParts
 from .grounding import BEGIN as GROUNDING
 from .grounding import read_answer, to_picture
@@ -292,7 +292,7 @@ class Conversation:
         inputs = self.processor.apply_chat_template(
             messages, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
         )
-        if is_routed(self.model) and "writing" not in inputs:  # a checkpoint from before its processor knew
+        if self.model.config.is_routed and "writing" not in inputs:  # a checkpoint from before its processor knew
             inputs["writing"] = self.processor.written([messages], inputs, asks=True)
         if self.grounding:  # as a grounded answer begins in a document
             added = {"input_ids": self.processor.token_id(GROUNDING), "attention_mask": 1, "writing": True}
