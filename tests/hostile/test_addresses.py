@@ -39,8 +39,6 @@ HOSTS = [
     "100.64.0.1",
     "[::1]",
     "[::ffff:127.0.0.1]",
-]
-HOSTS += [
     "[64:ff9b::7f00:1]",
     "[2002:7f00:1::]",
     "2130706433",
@@ -50,8 +48,6 @@ HOSTS += [
     "127.0.0.1.",
     "[fe80::1%25lo]",
     "[::]",
-]
-HOSTS += [
     "①②⑦.⓪.⓪.①",
     "localhost.",
     "LOCALHOST",
@@ -66,8 +62,6 @@ HOSTS += [
     "xn--",
     "ü.invalid",
     "[v1.x]",
-]
-HOSTS += [
     "metadata.google.internal",
     "127.0.0.1\\@example.invalid",
     "example.invalid#@127.0.0.1",

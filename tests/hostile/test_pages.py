@@ -27,21 +27,15 @@ PIECES = [
     "&amp;" * 1000,
     "&#x110000;",
     "&bogus;",
-]
-PIECES += [
     "<img src=a.png alt='b'>",
     "<img srcset='" + "a 1x," * 2000 + "'>",
     "<a href='" + "x" * 10**5 + "'>",
     "<b " + "a=1 " * 5000 + ">",
-]
-PIECES += [
     "<script>" + "while(1);" * 1000 + "</script>",
     "<!--" * 1000,
     "<![CDATA[" * 100,
     "<svg><math>",
     "<base href='javascript:x'>",
-]
-PIECES += [
     "<template><p>",
     "<plaintext>",
     "<textarea>",
@@ -50,13 +44,9 @@ PIECES += [
     "<p>" * 5000,
     "<i><b>" * 2000,
     "<noscript>",
-]
-PIECES += [
     "<img src='data:image/png;base64," + "A" * 10**5 + "'>",
     "<picture><source srcset='a b c'>",
     "<iframe src='file:///etc/passwd'>",
-]
-PIECES += [
     "<style>@import url(http://169.254.169.254/)</style>",
     "<object data='x'>",
     "\u202e\u0301",

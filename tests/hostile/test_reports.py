@@ -31,8 +31,6 @@ MARKUP = [
     "<img src=x onerror=alert(1)>",
     "\"'><svg onload=alert(1)>",
     "javascript:alert(1)",
-]
-MARKUP += [
     "</style><script>",
     "]]><script>",
     "<!--",
@@ -40,8 +38,6 @@ MARKUP += [
     "<a href='javascript:x'>",
     "&lt;script&gt;",
     "\x00<b>",
-]
-MARKUP += [
     "| a | b |",
     "![x](http://evil/x.png)",
     "[x](javascript:alert(1))",
@@ -61,8 +57,6 @@ PATHS = [
     "http://evil/x.png",
     "x\0.png",
     "~/.ssh/id",
-]
-PATHS += [
     "./../secret.png",
     "//evil/x",
     "x" * 5000,
