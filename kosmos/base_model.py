@@ -213,7 +213,7 @@ class KosmosModel(PlaceholderMixin, KosmosPreTrainedModel):
             ValueError: alpha or writing without such layers, or a cache that cannot hold what they keep.
         """
         given = {name: options.pop(name) for name in ("writing", "alpha") if name in options}
-        if not getattr(self.config.text_config, "routing_layers", None):
+        if not self.config.is_routed:
             if named := [name for name, value in given.items() if value is not None]:
                 raise ValueError(f"{named[0]} was given, but the model has no text_config.routing_layers")
             return cache

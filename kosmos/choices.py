@@ -57,7 +57,6 @@ def choice_loss(
     choices: Choices,
     loss_weight_BT: Tensor | None,
     num_items: Tensor | int | float,
-    chunk: int | None = None,
 ) -> TokenLoss:
     """Return the weighted mean of the questions' losses; that of each, detached, stands at its own output.
 
@@ -70,7 +69,6 @@ def choice_loss(
         choices: what is judged.
         loss_weight_BT: weight of each question, at its output; 1 by default.
         num_items: what the weighted sum is divided by.
-        chunk: tokens multiplied at a time, as in ``loss.cross_entropy``.
 
     Raises:
         ValueError: a candidate with a token outside the vocabulary.
@@ -79,7 +77,7 @@ def choice_loss(
     place_Q, right_Q = choices.right_Q2.unbind(1)
     check_labels(label_K, weight_VD.shape[0])
     hidden_KD = hidden_BTD.flatten(0, 1).index_select(0, output_K)
-    chunk = chunk or (GPU_CHUNK if hidden_KD.is_cuda else 128)
+    chunk = GPU_CHUNK if hidden_KD.is_cuda else 128
     unit_K = torch.ones(len(label_K), dtype=torch.float32, device=label_K.device)
     _, nll_K = ChunkedCrossEntropy.apply(hidden_KD.detach(), weight_VD.detach(), label_K, unit_K, chunk)
     log_p_C = _normalised(unit_K.new_zeros(len(choices.question_C)).index_add(0, candidate_K, -nll_K), choices)

@@ -318,6 +318,11 @@ class KosmosConfig(PreTrainedConfig):
                 f"{self._span_queries() or 'one feature a token'}; leave num_span_tokens out, or set num_queries"
             )
 
+    @property
+    def is_routed(self) -> bool:
+        """Whether layers of the decoder have attention routing."""
+        return bool(getattr(self.text_config, "routing_layers", None))
+
     def cross_layers(self) -> list[int]:
         """Return the decoder's layers that have cross-attention before them; none where features stand in the rows."""
         if self.coupling == "input":

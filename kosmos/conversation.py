@@ -7,35 +7,26 @@ evaluated on; an answer ends where the checkpoint's rules of writing say: at ``<
 from __future__ import annotations
 
 import copy
-import inspect
-import mimetypes
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from . import extrapolation
+from .answer_options import by_hand, check_options, with_defaults
+from .given_parts import GivenParts
 from .grounding import BEGIN as GROUNDING
 from .grounding import read_answer, to_picture
 from .loading import find_model, load
-from .media import file_bytes
-from .pictures import open_picture, upright
-from .segments import SEGMENTS, WRITTEN, Audio, Span, TooLong, modality_name
-from .suggest import suggest
+from .pictures import upright
+from .segments import TooLong
 from .transcript import as_html, exported, parts_of
-from .turn_order import NO_WORDS
 
 if TYPE_CHECKING:
-    import numpy as np
     from PIL.Image import Image
 
+    from .given_parts import Part, Picture
     from .modeling_kosmos import KosmosForConditionalGeneration
     from .processing_kosmos import KosmosProcessor
-
-    Picture: TypeAlias = str | Path | bytes | Image | np.ndarray | Audio
-    Part: TypeAlias = dict[str, Any]
-
-LONGEST_ANSWER = 64
 
 
 class Conversation:
@@ -86,62 +77,23 @@ class Conversation:
             load_tuned(model, adapters)
         if processor is None:
             raise ValueError("give the processor that belongs to the model: Conversation(model, processor)")
-        self._check_options(model, generation)
-        if generation.get("num_return_sequences", 1) != 1:
-            raise ValueError(f"num_return_sequences={generation['num_return_sequences']}: a question has one answer")
+        check_options(model, generation)
         if extrapolate is not None:
             extrapolation.extrapolate(model, processor, extrapolate)
         model.take_rules(processor)
         self.model = model
         self.processor = processor
+        self._given = GivenParts(model, processor)
         self.system = system
-        self.persona = [] if persona is None else self._read_persona(persona)
+        self.persona = [] if persona is None else self._given.persona(persona)
         self._may_point = bool(processor.grounding_ids)
         if grounding and not self._may_point:
             raise ValueError("grounding: this model's tokenizer has no tokens for phrases and boxes")
         self.grounding = grounding
-        self.generation = self._defaults(max_new_tokens, generation) | self._by_hand(alpha)
+        self.generation = with_defaults(max_new_tokens, generation) | by_hand(model, alpha)
         self.messages: list[dict[str, Any]] = []
         self.forgotten = 0
         self.reset()
-
-    def _defaults(self, max_new_tokens: int | None, generation: dict[str, Any]) -> dict[str, Any]:
-        """What is handed to ``generate()``: the caller's settings, and ours where those say nothing."""
-        defaults: dict[str, Any] = {}
-        if "generation_config" not in generation:
-            defaults = {"do_sample": False}
-            if max_new_tokens is None and "max_length" not in generation:
-                defaults["max_new_tokens"] = LONGEST_ANSWER
-        if max_new_tokens is not None:
-            defaults["max_new_tokens"] = max_new_tokens
-        return {**defaults, **generation}
-
-    @property
-    def _routed(self) -> bool:
-        """Whether the model has layers with attention routing."""
-        return bool(getattr(self.model.config.text_config, "routing_layers", None))
-
-    @staticmethod
-    def _check_options(model: Any, generation: dict[str, Any]) -> None:
-        """ValueError for a name that ``generate()`` would refuse at the first question."""
-        from transformers import GenerationConfig, GenerationMixin
-
-        calls = (GenerationMixin.generate, model.forward)
-        known = vars(GenerationConfig()).keys() | {
-            name for call in calls for name in inspect.signature(call).parameters
-        }
-        for name in generation:
-            if name not in known:
-                near = suggest(name, known)
-                said = near if near.startswith("did you mean") else "transformers' GenerationConfig lists them"
-                raise ValueError(f"unknown option {name!r} of generate(); {said}")
-
-    def _by_hand(self, alpha: float | None) -> dict[str, Any]:
-        if alpha is None:
-            return {}
-        if not self._routed:
-            raise ValueError("alpha was given, but this model has no attention routing (text_config.routing_layers)")
-        return {"alpha": checked_alpha(alpha)}
 
     def use(self, adapter: str | None) -> None:
         """Answer with another of the model's adapters from now on, by its name; None: with the model as it was.
@@ -236,23 +188,7 @@ class Conversation:
         context: Sequence[str] | str = (),
     ) -> list[Part]:
         """Return the parts of a message that puts a question; arguments and errors are those of :meth:`ask`."""
-        spans = [context] if isinstance(context, str) else list(context)
-        if spans and not self._reads(modality_name(Span(""))):
-            raise ValueError("a context was given, but this model has no text encoder; write it into the question")
-        given = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
-        asked = list(question) if isinstance(question, (list, tuple)) else [question]
-        if not isinstance(question, (str, list, tuple)):
-            raise ValueError(f"a question is text, or a list of texts and pictures, not {type(question).__name__}")
-        if not any(isinstance(part, str) and part.strip() for part in asked):
-            raise ValueError(NO_WORDS)
-        shown = [*given, *(part for part in asked if not isinstance(part, str))]
-        if any(not isinstance(part, tuple(SEGMENTS.values())) for part in shown):
-            self._refuse_blind()
-        return [
-            *(self._part(image) for image in given),
-            *(self._part(Span(text)) for text in spans),
-            *({"type": "text", "text": part} if isinstance(part, str) else self._part(part) for part in asked),
-        ]
+        return self._given.question(question, images, context)
 
     def take_back(self) -> list[Part]:
         """Remove the last question and its answer and return the question's parts, to ask it again or otherwise.
@@ -316,25 +252,6 @@ class Conversation:
         text = page if path.suffix.lower() == ".html" else json.dumps(self.export(), ensure_ascii=False, indent=1)
         path.write_text(text, encoding="utf-8", errors="replace")  # what a terminal hands on may be half a character
 
-    def _read_persona(self, persona: Mapping[str, str | list[str]]) -> list[Part]:
-        """The parts of a message that say who answers; ValueError where this model cannot read them."""
-        parts = self.processor.persona_message(persona)
-        if not all(self._reads(part["type"]) for part in parts):
-            raise ValueError(
-                "a persona was given, but this model was not trained with personas; write it as system text"
-            )
-        for part in parts:
-            if part["type"] == "entity":
-                self.processor.entity_row(part["entity"])
-        return parts
-
-    def _part(self, given: Any) -> Part:
-        """A part of a message of what a person gave: a picture, or a segment; its file is read now and here."""
-        if not isinstance(given, tuple(SEGMENTS.values())):
-            return {"type": "image", "image": open_picture(given)}
-        kind, segment = modality_name(given), self.readable(given)
-        return {"type": kind, "text": segment.text} if kind in WRITTEN else {"type": kind, kind: segment}
-
     def readable(self, segment: Any) -> Any:
         """Return a segment with the bytes of its files.
 
@@ -342,17 +259,7 @@ class Conversation:
             ValueError: the model has no encoder that reads it.
             FileNotFoundError: no such file.
         """
-        kind = modality_name(segment)
-        if not self._reads(kind):
-            raise ValueError(f"{kind} was given, but this model has no encoder of it; ask without")
-        files, what = getattr(segment, "files", ()), "picture" if kind == "fused" else kind
-        return replace(segment, **{name: file_bytes(getattr(segment, name), what) for name in files})
-
-    def _reads(self, kind: str) -> bool:
-        """Whether the model has an encoder of this modality."""
-        from .modalities import MODALITIES  # it imports torch
-
-        return MODALITIES[kind].described(self.model.config) is not None
+        return self._given.segment(segment)
 
     def take(self, path: Path, kind: str | None = None) -> Any:
         """Read a file for the next question: a picture, or a segment of another kind.
@@ -364,13 +271,7 @@ class Conversation:
             FileNotFoundError: no such file.
             ValueError: no picture, or the model has no encoder that reads it.
         """
-        guessed = (mimetypes.guess_type(path.name)[0] or "").partition("/")[0]
-        kind = kind or (guessed if guessed in self.processor.readers else None)
-        return open_picture(path) if kind is None else self.readable(SEGMENTS[kind](path))
-
-    def _refuse_blind(self) -> None:
-        if self.model.config.vision_config is None:
-            raise ValueError("a picture was given, but this model has no vision encoder; ask without pictures")
+        return self._given.file(path, kind)
 
     def _inputs_of(self, asked: dict[str, Any], forget: bool) -> dict[str, Any]:
         """What the model reads; with ``forget`` the oldest turns are dropped until it fits."""
@@ -391,7 +292,7 @@ class Conversation:
         inputs = self.processor.apply_chat_template(
             messages, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
         )
-        if self._routed and "writing" not in inputs:  # a checkpoint from before its processor knew
+        if self.model.config.is_routed and "writing" not in inputs:  # a checkpoint from before its processor knew
             inputs["writing"] = self.processor.written([messages], inputs, asks=True)
         if self.grounding:  # as a grounded answer begins in a document
             added = {"input_ids": self.processor.token_id(GROUNDING), "attention_mask": 1, "writing": True}
@@ -404,10 +305,3 @@ class Conversation:
 
     def _repr_html_(self) -> str:
         return as_html(self.messages)
-
-
-def checked_alpha(alpha: float) -> float:
-    """Return α as it is; ValueError unless it is a share of the attention, 0 to 1."""
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is {alpha}: it is 0, the persona does not count, to 1")
-    return float(alpha)

@@ -265,8 +265,8 @@ class KosmosGenerationMixin(GenerationMixin):
         """Repeat rows for beams; a row's images and spans are repeated together, keeping the placeholders' order."""
         encoded = {name: kwargs.pop(name) for name in input_names() if kwargs.get(name) is not None}
         prompt = kwargs.get("inputs_embeds", input_ids)
-        routed = getattr(self.config.get_text_config(), "routing_layers", None)
-        if routed and prompt is not None and kwargs.get("writing") is None:  # of a prompt its last output is written
+        # of a prompt its last output is written
+        if self.config.is_routed and prompt is not None and kwargs.get("writing") is None:
             kwargs["writing"] = torch.zeros(prompt.shape[:2], dtype=torch.bool, device=prompt.device)
             kwargs["writing"][:, -1] = True
         if expand_size > 1 and input_ids is not None:

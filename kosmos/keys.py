@@ -75,7 +75,7 @@ def _from_strings(cls: type) -> dict[str, str]:
     """The strings that stand below fields; Python drops them, so the source is read again."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-    except (OSError, TypeError):
+    except (OSError, TypeError):  # made by a program, as in a notebook or by exec: nothing is written below its fields
         return {}
     body = tree.body if isinstance(tree, ast.ClassDef) else []
     return {

@@ -102,7 +102,7 @@ def _earlier(source: Path) -> dict[str, str]:
         if not card.is_file() or card.stat().st_size > LONGEST_CARD:
             return {}
         text = card.read_text(encoding="utf-8")
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # a page that cannot be read is none of ours
         return {}
     if TAGS not in text.splitlines():  # somebody else's page
         return {}

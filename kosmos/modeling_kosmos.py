@@ -91,7 +91,7 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """As everywhere in transformers; a processor that was saved to the folder before gives its rules of writing."""
         self.take_rules_of(save_directory)
-        if getattr(self.config.text_config, "routing_layers", None):
+        if self.config.is_routed:
             from .processing_kosmos import note_routing
 
             note_routing(save_directory)
@@ -99,12 +99,10 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
             super().save_pretrained(save_directory, *args, **kwargs)
         open_to_umask(Path(save_directory), below=False)
 
-    def load_vision_weights(self, path: str | Path) -> None:
-        """Load the vision tower's weights from a local file or folder, see encoder_weights.py."""
-        load_encoder_weights(self.model.vision_tower, path)
-
     def load_weights(self, modality: str, path: str | Path) -> None:
         """Load the weights of a modality's encoder, by its name in ``MODALITIES``, from a local file or folder.
+
+        ``load_weights("image", …)`` are those of the vision tower; see encoder_weights.py.
 
         Raises:
             ValueError: the model has no such encoder, or the weights do not fit it.
@@ -185,8 +183,7 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
                 return KosmosOutput(logits=logits, **named(past_key_values))
         targets = shift(labels) if shift_labels is None and labels is not None else shift_labels
         related, choices = kwargs.pop("persona_related", None), taken(kwargs)
-        routed = bool(getattr(self.config.text_config, "routing_layers", None))
-        if routed and targets is not None and kwargs.get("writing") is None:
+        if self.config.is_routed and targets is not None and kwargs.get("writing") is None:
             kwargs["writing"] = targets != IGNORE
             if choices is not None:
                 kwargs["writing"].view(-1)[choices.tokens_K3[:, 0]] = True
@@ -217,7 +214,7 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
             if loss.loss is not None and entities.loss is not None:
                 loss = loss._replace(loss=loss.loss + entities.loss)
         of_alpha = None
-        if routed and related is not None and outputs.alpha_logit is not None and targets is not None:
+        if self.config.is_routed and related is not None and outputs.alpha_logit is not None and targets is not None:
             of_alpha = routing_loss(outputs.alpha_logit, related, targets, loss_weight, num_items_in_batch)
             of_alpha = self.config.text_config.routing_loss * of_alpha
             loss = loss._replace(loss=loss.loss + of_alpha)

@@ -45,6 +45,8 @@ OWN_TOKENS = (IMAGE_SLOT, SPAN_BEGIN, SPAN_END, SPAN_SLOT)
 ESCAPE = "\ufdd0"
 
 # Low enough that the lattice never prefers a special token's spelling over its letters: text cannot forge one.
+LONGEST_SEED, MOST_SEEDS = 16, 1_000_000
+"""Characters of a candidate piece, and how many candidates training starts from."""
 _FORBIDDEN_SCORE = -1e9
 
 
@@ -238,7 +240,7 @@ def _count_words(texts: Iterable[str]) -> Counter[str]:
     return Counter(dict(sorted(words.items())))
 
 
-def _write_seeds(words: Counter[str], file: IO[str], longest: int = 16, most: int = 1_000_000) -> None:
+def _write_seeds(words: Counter[str], file: IO[str]) -> None:
     """Write the candidate pieces: substrings by how often they occur in the running text.
 
     SentencePiece's own candidates count each *distinct* word once, so a word that a small corpus repeats ten thousand
@@ -248,10 +250,10 @@ def _write_seeds(words: Counter[str], file: IO[str], longest: int = 16, most: in
     for word, count in words.items():
         marked = f"▁{word}"
         for begin in range(len(marked)):
-            for end in range(begin + 2, min(begin + longest, len(marked)) + 1):
+            for end in range(begin + 2, min(begin + LONGEST_SEED, len(marked)) + 1):
                 counts[marked[begin:end]] += count
     ranked = sorted(
         ((n * len(piece), piece) for piece, n in counts.items() if n > 1), key=lambda row: (-row[0], row[1])
     )
-    file.writelines(f"{piece}\t{score}\n" for score, piece in ranked[:most])
+    file.writelines(f"{piece}\t{score}\n" for score, piece in ranked[:MOST_SEEDS])
     file.flush()

@@ -61,5 +61,5 @@ class Ahead(Iterator[T], Generic[T]):
         while not self._closed.is_set():
             try:
                 return self._made.put(made, timeout=0.1)
-            except queue.Full:
+            except queue.Full:  # nobody has taken the last one yet; if nobody will, close() has been called
                 continue

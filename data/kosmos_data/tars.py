@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -110,11 +111,8 @@ def _next_header(file: BinaryIO, position: int) -> int | None:
         if blocks == 0 and not any(block):
             return None
         if block[257:262] == b"ustar" or blocks == 0:
-            try:
+            with suppress(tarfile.HeaderError):  # no header, or a damaged one: the next block may be one
                 tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-            except tarfile.HeaderError:
-                pass
-            else:
                 return position + blocks * _BLOCK
         blocks += 1
     return None

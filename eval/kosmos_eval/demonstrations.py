@@ -24,6 +24,7 @@ from .tasks import Task
 
 # Features of images (N, D), one vector each, for RICES.
 EmbedImages = Callable[[Sequence[Path]], Tensor]
+_NEAREST = 256  # of the pool are kept for an image
 _QUERIES = 256  # compared with the whole pool at a time
 
 
@@ -134,7 +135,7 @@ def content_key(item: Item) -> str:
 
 
 def _nearest_items(
-    pool: Sequence[Item], evaluated: Sequence[Item], embed: EmbedImages, keep: int = 256
+    pool: Sequence[Item], evaluated: Sequence[Item], embed: EmbedImages
 ) -> dict[tuple[Path, ...], list[int]]:
     """For each evaluated image the pool's items by cosine similarity of the first image, ties by position."""
     first: dict[Path, int] = {}  # of several items of an image the first
@@ -145,7 +146,7 @@ def _nearest_items(
     nearest: list[list[int]] = []
     for chunk_CW in queries_QW.split(_QUERIES):  # all similarities of VQAv2 at once would take 13 GB
         similarity_CP = chunk_CW @ pool_PW.T
-        nearest += similarity_CP.argsort(dim=1, descending=True, stable=True)[:, :keep].tolist()
+        nearest += similarity_CP.argsort(dim=1, descending=True, stable=True)[:, :_NEAREST].tolist()
     return {images: [places[image] for image in row] for images, row in zip(queries, nearest, strict=True)}
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kosmos.conversation import checked_alpha
+from kosmos.answer_options import checked_alpha
 from kosmos.loading import load
 from kosmos.modalities import stack_inputs
 from kosmos_data import objectives
@@ -83,7 +83,7 @@ def judge(
         for name, given in versions.items()
     }
     report = _compared(sums, documents, seed)
-    if getattr(model.config.text_config, "routing_layers", None):
+    if model.config.is_routed:
         report["alpha"] = float(sums["right"][:, 2].sum() / sums["right"][:, 1].sum())
     if train is not None:
         some = sorted(draw.sample(range(len(documents)), min(write, len(documents))))

@@ -80,7 +80,7 @@ def markdown(rows: Sequence[Row]) -> str:
     """A table a task of its headline metric over shots, the plot, and all rows."""
     lines = ["# Evaluation", ""]
     for (task, metric), members in _panels(rows).items():
-        lines += [f"## {task}: {metric}", "", *_over_shots(members), "", *_how(members), ""]
+        lines += [f"## {_plain(task)}: {_plain(metric)}", "", *_over_shots(members), "", *_how(members), ""]
     lines += ["![score against shots](shots.png)", "", "## All rows", ""]
     lines += _table(["task", "model", "shots", "context", "metric", "score", "95 %", "n"], map(_cells, rows))
     return "\n".join(lines) + "\n"
@@ -116,7 +116,12 @@ def _interval(row: Row) -> str:
 
 
 def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
-    return ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *lines)]
+    return ["| " + " | ".join(map(_plain, cells)) + " |" for cells in (head, ["---"] * len(head), *lines)]
+
+
+def _plain(text: str) -> str:
+    """A name on one line, whose bars end no cell and whose angle brackets open no element."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:

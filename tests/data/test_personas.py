@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from rich.progress import Progress
 
 from kosmos.cli import main
 from kosmos_data import BadSample, Corpus, Document, Persona, Text, objectives, write_shards
@@ -128,7 +129,8 @@ def test_speakers_hold_out_speeches_of_known_presidents(tmp_path: Path, monkeypa
         for year in years
     ]
     monkeypatch.setattr(speakers.speeches, "load", lambda *_: (said, {"name": "sotu"}))
-    report = speakers.build(tmp_path, speakers.Options(held_out_every=4, text_characters=5), None)  # type: ignore[arg-type]
+    options = speakers.Options(held_out_every=4, text_characters=5)
+    report = speakers.build(tmp_path, options, Progress(disable=True))
     parts = {name: list(Corpus(tmp_path / name)) for name in ("train", "test")}
     assert report["documents"] == {name: len(documents) for name, documents in parts.items()}
     assert report["speeches"]["test"] * 2 == len(parts["test"]) > 0

@@ -32,8 +32,6 @@ NAMES = [
     "\\..\\c.txt",
     "nul\x01.txt",
     "\ud800.txt",
-]
-NAMES += [
     "000.jpg",
     "000.txt",
     "000.json",

@@ -174,7 +174,6 @@ def doors(copy: Path, kind: str, good: dict[str, Path]) -> list[Callable[[], Any
             lambda: talk(copy),
             lambda: talk(copy),
             lambda: cli("share", copy, out),
-            lambda: cli("convert", "--to", "kosmos2", copy, out),
         ]
     if kind == "kosmos2":
         return [lambda: cli("convert", "--from", "kosmos2", copy, out)]
@@ -211,7 +210,7 @@ def test_folders(
         what = (seed, source, spoil(copy, rng, spoil_weights))
         refused += use(what, rng.choice(doors(copy, source, good))) != "used"
         shutil.rmtree(copy.parent)
-    assert refused or SEEDS < 50
+    assert refused
 
 
 @pytest.mark.parametrize(

@@ -44,8 +44,6 @@ TEXTS = [
     "[/x]",
     "\x1b]8;;http://x\x07",
     "\u202eevil",
-]
-TEXTS += [
     "a" + "\u0301" * 10**4,
     "\ud800",
     "\0",
@@ -54,8 +52,6 @@ TEXTS += [
     "\u200b" * 10**4,
     "a" * 10**5,
     " " * 10**5,
-]
-TEXTS += [
     "\n" * 10**4,
     "%s%n{0}{question.__class__}",
     "'; DROP TABLE x; --",
@@ -92,8 +88,6 @@ KEYS = [
     "value",
     "content",
     "annotations",
-]
-KEYS += [
     "image_id",
     "caption",
     "question",
@@ -105,8 +99,6 @@ KEYS += [
     "texts",
     "file_name",
     "__proto__",
-]
-KEYS += [
     "split",
     "sentences",
     "filename",

@@ -148,5 +148,6 @@ def test_a_reader_that_has_enough(tmp_path: Path, make_picture: Callable[..., by
     write_shards(tmp_path / "c", [Document(str(n), [Text("word " * 2000)]) for n in range(50)])
     command = f"{sys.executable} -m kosmos data inspect {tmp_path / 'c'} | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=400, check=False)
+    assert len(done.stdout.splitlines()) == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert "Broken pipe" not in done.stderr

@@ -23,14 +23,14 @@ from kosmos_eval import results, tasks
 from kosmos_eval.readers import load_items
 from kosmos_eval.report import markdown
 
+from .conftest import limited
+
 SEEDS = int(os.environ.get("KOSMOS_SEEDS", "96")) // 8
 MARKUP = [
     "<script>alert(1)</script>",
     "<img src=x onerror=alert(1)>",
     "\"'><svg onload=alert(1)>",
     "javascript:alert(1)",
-]
-MARKUP += [
     "</style><script>",
     "]]><script>",
     "<!--",
@@ -38,8 +38,6 @@ MARKUP += [
     "<a href='javascript:x'>",
     "&lt;script&gt;",
     "\x00<b>",
-]
-MARKUP += [
     "| a | b |",
     "![x](http://evil/x.png)",
     "[x](javascript:alert(1))",
@@ -59,8 +57,6 @@ PATHS = [
     "http://evil/x.png",
     "x\0.png",
     "~/.ssh/id",
-]
-PATHS += [
     "./../secret.png",
     "//evil/x",
     "x" * 5000,
@@ -139,7 +135,8 @@ def test_pages_hold_no_markup_of_others(
             example["thumbnail"] = rng.choice([thumbnail, odd(rng)])
             ledger.drop(kind, rng.choice(STAGES), odd(rng), odd(rng), lambda example=example: example)
         shown: list[str] = []
-        use((seed, "report"), lambda ledger=ledger, rng=rng, shown=shown: shown.append(page(odd(rng), ledger, None)))
+        with limited(tmp_path, (seed, "report")):
+            shown.append(page(odd(rng), ledger, None))
         shown.append("".join(html_part({"type": "text", "text": odd(rng)}) for _ in range(3)))
         for html in shown:
             harmless(html)
@@ -154,9 +151,13 @@ def test_pages_hold_no_markup_of_others(
             "decoding": odd(rng),
             "question_type": None,
         }
-        text: list[str] = []
-        use((seed, "markdown"), lambda row=row, text=text: text.append(markdown([row])))
+        text = markdown([row])
+        tables = "\n".join(line for line in text.splitlines() if line.startswith(("|", "#")))
+        harmless(tables)
+        bars = [len(re.findall(r"(?<!\\)\|", line)) for line in tables.splitlines() if line[0] == "|"]
+        assert bars == [4] * 3 + [9] * 3, text
         results.write([row], tmp_path / "results.json")
+        assert row in results.read(tmp_path / "results.json")
 
 
 def test_pictures_lie_in_their_folder(
@@ -165,43 +166,52 @@ def test_pictures_lie_in_their_folder(
     """COCO, VQA, Karpathy, LLaVA and messages name pictures; those outside of the folder are not opened."""
     (tmp_path / "data" / "images").mkdir(parents=True)
     (tmp_path / "data" / "images" / "0.png").write_bytes(make_picture())
+    imported, loaded = set(), set()
     for seed in range(SEEDS):
         rng, data = random.Random(f"names {seed}"), tmp_path / "data"
-        name = rng.choice(PATHS)
+        name = rng.choice([*PATHS, *["images/0.png"] * 10])
         entry: dict[str, Any] = {"image": name, "file_name": name, "images": [name], "filename": name, "id": 1}
         entry |= {"image_id": rng.choice([1, name]), "caption": odd(rng), "sentences": [{"raw": odd(rng)}], "cocoid": 1}
-        entry |= {"question": odd(rng), "answers": [odd(rng)], "split": "test", "question_id": 1, "filepath": ""}
+        entry |= {"question": odd(rng), "answers": [odd(rng)], "question_id": 1, "filepath": "", "imgid": 1}
+        entry["split"] = rng.choice(["train", "test"])
         entry["conversations"] = [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": odd(rng)}]
         entry["messages"] = [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "a"}]
-        listed = rng.choice(
-            [[entry], {"images": [entry], "annotations": [entry]}, {"questions": [entry], "annotations": [entry]}]
-        )
-        (data / "test.json").write_text(json.dumps(listed))
+        both = {"images": [entry], "annotations": [entry]}
         (data / "test.jsonl").write_text(json.dumps(entry))
-        layout = rng.choice(["llava", "messages", "coco-captions", "karpathy", "sharegpt", "vqav2", "cauldron"])
-        out = tmp_path / f"out{seed}"
-        use((seed, layout, name[:20]), convert, layout, data / rng.choice(["test.json", "test.jsonl"]), out, data)
-        form = rng.choice(["jsonl", "karpathy", "captions", "vizwiz"])
-        kind = "jsonl" if form == "jsonl" else "json"
+        layout, listed = rng.choice([("llava", [entry]), ("messages", None), ("coco-captions", both),
+                                     ("karpathy", both), ("sharegpt", [entry])])  # fmt: skip
+        (data / "test.json").write_text(json.dumps(listed))
+        source = data / ("test.json" if listed else "test.jsonl")
+        line = use((seed, layout, name[:20]), convert, layout, source, tmp_path / f"out{seed}", data)
+        imported.add((name == "images/0.png", line == "used"))
+        form, listed = rng.choice([("jsonl", None), ("karpathy", both), ("captions", both), ("vizwiz", [entry])])
+        (data / "test.json").write_text(json.dumps(listed))
+        kind = "json" if listed else "jsonl"
         changes = [
             f"dataset.format={form}",
             f"dataset.annotations={{split}}.{kind}",
             "dataset.images={file_name}",
             "split=test",
         ]
-        use(
+        line = use(
             (seed, form, name[:20]),
             lambda c=changes, d=data: load_items(tasks.load("vqa", [*c, "demonstrations.split="]), d, "test"),
         )
+        loaded.add((name == "images/0.png", line == "used"))
+    for found in (imported, loaded):  # the picture of the folder is used, and of the other names none
+        assert {is_there for is_there, is_used in found if is_used} == {True}
+        assert (False, False) in found
 
 
 def test_a_long_chat_of_odd_questions(use: Callable[..., str], chat: Conversation) -> None:
     """A hundred turns of anything: each is answered or refused in a line, and the chat goes on."""
+    answered = 0
     for seed in range(min(100, SEEDS)):
         rng = random.Random(f"chat {seed}")
-        use(seed, chat.ask, rng.choice([odd(rng), odd(rng) * 200, "", "\ud800", "<image>" * 50, "</s>", "x" * 10**5]))
+        question = rng.choice([odd(rng), odd(rng) * 200, "", "\ud800", "<image>" * 50, "</s>", "x" * 10**5])
+        answered += use(seed, chat.ask, question) == "used"
+    assert answered == sum(message["role"] == "assistant" for message in chat.messages) > 0
     harmless(chat._repr_html_())
-    use("save", lambda: json.dumps(chat.messages, default=str))
 
 
 def test_shards_of_odd_texts_are_shown(

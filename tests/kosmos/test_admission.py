@@ -35,7 +35,7 @@ def web() -> Iterator[str]:
                 try:
                     while True:
                         self.wfile.write(b"x" * 65536)
-                except OSError:
+                except OSError:  # the client has seen enough
                     return
             self.send_response(200)
             self.end_headers()

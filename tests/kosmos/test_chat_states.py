@@ -43,7 +43,9 @@ def test_no_line_ends_the_chat(state: str, chat: Conversation, capsys: pytest.Ca
         STATES[state](chat)
         with suppress(ValueError, OSError):
             Terminal(chat).take(line)
-    capsys.readouterr()
+        assert isinstance(chat.ask("and now?"), str), line
+        assert [message["role"] for message in chat.messages[-2:]] == ["user", "assistant"], line
+    assert "Traceback" not in capsys.readouterr().out
 
 
 def test_a_conversation_without_turns_is_exported(chat: Conversation) -> None:

@@ -207,7 +207,7 @@ class Pty:
         end = time.monotonic() + 300
         while time.monotonic() < end:
             self.press(keys)
-            with contextlib.suppress(AssertionError):
+            with contextlib.suppress(AssertionError):  # not heard, or ended: which of the two, the next line tells
                 return self.until(pattern, 10)
             assert self.process.poll() is None, f"ended without {pattern!r}: {self.seen!r}"
         raise AssertionError(f"{keys!r} was pressed for five minutes, and no {pattern!r} came: {self.seen!r}")

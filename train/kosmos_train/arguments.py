@@ -44,19 +44,17 @@ def parse_run_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) ->
     return arguments, runs[-1] if runs else None
 
 
-def parse_run(
-    prog: str, description: str, kind: type[Settings], argv: Sequence[str], new: bool = True
-) -> tuple[Settings, str]:
+def parse_run(prog: str, description: str, kind: type[Settings], argv: Sequence[str]) -> tuple[Settings, str]:
     """Parse the words of a verb without options; return its settings, of class ``kind``, and the run directory.
 
     Raises:
-        ValueError: the directory holds something, and must be ``new``.
+        ValueError: the directory holds something.
     """
     parser = argparse.ArgumentParser(prog=prog, description=description)
     add_run_arguments(parser, f"{kind.__module__}:{kind.__name__}")
     arguments, run = parse_run_arguments(parser, argv)
     config, folder = settings.load(kind, arguments.config, arguments.overrides), Path(require_run(run))
-    if new and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"run={folder} is there already; name a new or empty folder, or remove this one first")
     return config, str(folder)
 

@@ -107,10 +107,6 @@ def _packing(data: DataConfig, found: Plan) -> str:
     return text
 
 
-def _each(counts: dict[str, float]) -> str:
-    return ", ".join(f"{name} {count:.3g}" for name, count in counts.items())
-
-
 def _a(unit: str) -> str:
     return f"{'an' if unit[0] in 'aeiou' else 'a'} {unit}"
 

@@ -128,15 +128,15 @@ def memory_of(config: Any, model: Any, cost: Any, gpus: int, encoded: float) -> 
     )
 
 
-def world_sizes(config: Any, most: int, step: int = PER_NODE) -> dict[int, int]:
-    """Return the numbers of GPUs, multiples of ``step``, that the run may have, each with its rows a micro-batch.
+def world_sizes(config: Any, most: int) -> dict[int, int]:
+    """Return the numbers of GPUs, multiples of a node's, that the run may have, each with its rows a micro-batch.
 
     That is the largest number up to ``data.rows_per_micro_batch`` which divides the rows of a GPU.
     """
     data = config.data
     shared = min(data.rows_per_step, data.lane_count)
     found = {}
-    for gpus in range(step, most + 1, step):
+    for gpus in range(PER_NODE, most + 1, PER_NODE):
         if shared % gpus == 0:
             rows = data.rows_per_step // gpus
             found[gpus] = max(size for size in range(1, data.rows_per_micro_batch + 1) if rows % size == 0)

@@ -224,12 +224,12 @@ def read_lines(path: Path, tally: Tally) -> Iterator[tuple[int, dict[str, Any]]]
             tally.count(errors.JSON, f"{path.name}:{place}: a {type(record).__name__}, not an object")
 
 
-def read_table(path: Path, tally: Tally, delimiter: str | None = None) -> Iterator[tuple[int, dict[str, str]]]:
+def read_table(path: Path, tally: Tally) -> Iterator[tuple[int, dict[str, str]]]:
     """Numbers and rows of a CSV or TSV file with a header; what separates its columns is seen in that header."""
     with open_text(path) as file:
         lines = _table_lines(file)
         header = next(lines, "")
-        separator = delimiter or ("\t" if "\t" in header else ";" if header.count(";") > header.count(",") else ",")
+        separator = "\t" if "\t" in header else ";" if header.count(";") > header.count(",") else ","
         rows = csv.DictReader(itertools.chain([header], lines, [_BEHIND]), delimiter=separator)
         number = 0
         while True:

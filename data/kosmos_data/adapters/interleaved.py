@@ -75,7 +75,7 @@ def _picture(folder: Path, name: str, key: str, tally: Tally) -> list[Image]:
 
 
 def _page(metadata: object) -> dict[str, str]:
-    """The page's address out of OBELICS' ``general_metadata``, which is JSON in a string."""
+    """The page's address out of OBELICS' ``general_metadata``, which is JSON in a string; nothing if it tells none."""
     try:
         url = json.loads(metadata)["url"] if isinstance(metadata, str) else None
     except (ValueError, TypeError, KeyError, RecursionError):

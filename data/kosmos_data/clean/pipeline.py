@@ -18,7 +18,7 @@ from rich.progress import Progress
 from .. import extras
 from ..web.ledger import DOCUMENTS, Ledger, read_ledger
 from ..web.options import Execution
-from ..web.work_folder import open_work, selection_folder
+from ..web.work_folder import open_work, selection_folder, whole_path, with_whole_paths
 from .options import CleanOptions
 from .source import Job, make_job
 
@@ -108,14 +108,8 @@ def _cleaned(ledger: Path, sources: Path) -> Cleaned:
 
 
 def _with_whole_paths(options: CleanOptions) -> CleanOptions:
-    """Paths that mean the same in a worker of another folder or machine; FileNotFoundError if one is not there."""
-    held_out = options.held_out
-    texts, images = ([str(Path(path).resolve()) for path in paths] for paths in (held_out.texts, held_out.images))
-    folder = str(Path(options.images).resolve()) if options.images else None
-    for path in (*texts, *images, *([folder] if folder else [])):
-        if not Path(path).exists():
-            raise FileNotFoundError(f"{path}: no such file or folder")
-    return replace(options, images=folder, held_out=replace(held_out, texts=texts, images=images))
+    folder = whole_path(options.images) if options.images else None
+    return replace(options, images=folder, held_out=with_whole_paths(options.held_out))
 
 
 def _looking(work: Path, job: Job) -> list[Any]:

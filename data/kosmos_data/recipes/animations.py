@@ -10,7 +10,6 @@ tasks ``animation_names`` and ``still_names`` for it.
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,11 +21,10 @@ import PIL.Image
 from rich.progress import Progress
 
 from ..document import Document, Text, Video
-from ..shards import write_shards
 from . import packages, picture_questions
 from .evaluation_files import write_lines
 from .picture_sources import Collections, Named, emoji_code
-from .splits import counted, held_out
+from .splits import lot, split, write_parts
 
 _NPM = {
     "@lobehub/fluent-emoji-anim-1": "4c03ac178c1eabf2e2a16dd498f3cc2b92dc30ec3466ae38fdc497d4774c99ea",
@@ -77,13 +75,11 @@ def build(out: Path, options: Options, progress: Progress) -> dict[str, Any]:
     stills = {emoji_code(picture.path.stem): picture for picture in collections.read("emoji", Counter())}
     folders = [_fetched(list(_NPM)[part - 1], options.cache, progress) for part in options.parts]
     found = list(progress.track(moving(folders, stills, skipped), description="look at animations"))
-    test = [one for one in found if held_out(one.still.base_name, options.held_out_every)]
-    train = [one for one in found if not held_out(one.still.base_name, options.held_out_every)]
+    train, test = split(found, lambda one: one.still.base_name, options.held_out_every)
     report: dict[str, Any] = {"animations": len(found), "left_out": dict(skipped), "documents": {}}
     report["sources"] = collections.sources + [packages.describe(folder) for folder in folders]
-    passing = progress.track(counted(pairs(train), report["documents"], "pairs"), description="shards: pairs")
-    write_shards(out / "pairs", passing, options.documents_per_shard, may_be_empty=True)
-    shown = sorted(train, key=lambda one: hashlib.sha256(one.still.key.encode()).digest())[: options.demonstrations]
+    write_parts(out, {"pairs": pairs(train)}, options.documents_per_shard, report["documents"], progress)
+    shown = sorted(train, key=lambda one: lot(one.still.key))[: options.demonstrations]
     for name, part in (("train", shown), ("test", test)):
         report[f"eval_{name}"] = write_evaluation(out / "eval" / name, part)
     return report

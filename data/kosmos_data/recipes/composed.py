@@ -14,7 +14,6 @@ get one half. Each question stands there in several wordings, which are the grou
 
 from __future__ import annotations
 
-import hashlib
 import io
 import itertools
 import random
@@ -30,11 +29,10 @@ from rich.progress import Progress
 from kosmos.pictures import on_white, open_picture
 
 from ..document import Document, Image, Text
-from ..shards import write_shards
 from . import pictures
 from .evaluation_files import write_lines
 from .picture_sources import Named
-from .splits import counted, held_out
+from .splits import held_out, lot, write_parts
 
 RELATIONS = (("to the left of", "to the right of"), ("above", "below"))
 """Side by side, and one over the other: how the first thing stands to the second, and the second to the first."""
@@ -105,10 +103,8 @@ def build(out: Path, options: Options, progress: Progress) -> dict[str, Any]:
         things = chosen(pictures.collected(wanted, Path(scratch), progress, report), options.things)
     split = Split(things, options)
     makers = {"pairs": _pair_documents(split), "counts": _count_documents(split)}
-    for name, documents in makers.items():
-        passing = progress.track(counted(documents, report["documents"], name), total=options.documents,
-                                 description=f"shards: {name}")  # fmt: skip
-        write_shards(out / name, passing, options.documents_per_shard)
+    per_shard, counts = options.documents_per_shard, report["documents"]
+    write_parts(out, makers, per_shard, counts, progress, may_be_empty=False, total=options.documents)
     for name, is_test in (("test", True), ("seen", False)):
         report[name] = write_evaluation(out / "eval" / name, split, is_test)
     return report
@@ -116,10 +112,10 @@ def build(out: Path, options: Options, progress: Progress) -> dict[str, Any]:
 
 def chosen(named: Sequence[Named], count: int) -> list[Thing]:
     """So many things of different base names, by hash, as they look on white."""
-    first = {one.base_name: one for one in sorted(named, key=lambda one: hashlib.sha256(one.key.encode()).digest())}
+    first = {one.base_name: one for one in sorted(named, key=lambda one: lot(one.key))}
     if len(first) < count:
         raise ValueError(f"things={count}, but the collections have {len(first)} of different names; lower it")
-    found = sorted(first.values(), key=lambda one: hashlib.sha256(one.key.encode()).digest())[:count]
+    found = sorted(first.values(), key=lambda one: lot(one.key))[:count]
     return [Thing(one.phrase, one.base_name, on_white(open_picture(one.path)).copy()) for one in found]
 
 

@@ -27,12 +27,11 @@ from typing import Any
 from rich.progress import Progress
 
 from ..document import Document, Image, Text
-from ..shards import write_shards
 from . import pictures
 from .evaluation_files import write_lines
 from .picture_sources import Named
 from .picture_variants import variant
-from .splits import counted, held_out
+from .splits import split, write_parts
 
 CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
 SHOTS = 8
@@ -107,8 +106,7 @@ def build(out: Path, options: Options, progress: Progress) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="kosmos-episodes-") as scratch:
         named = pictures.collected(collected, Path(scratch), progress, report)
         shown = [show(one, options.variants) for one in progress.track(named, description="change pictures")]
-    test = [one for one in shown if held_out(one.named.base_name, options.held_out_every)]
-    train = [one for one in shown if not held_out(one.named.base_name, options.held_out_every)]
+    train, test = split(shown, lambda one: one.named.base_name, options.held_out_every)
     words = invented(options.words + options.held_out_words, options.seed)
     known, new = words[: options.words], words[options.words :]
     for name, found in (("things of training", train), ("held-out things", test), ("words", known), ("new words", new)):
@@ -121,9 +119,7 @@ def build(out: Path, options: Options, progress: Progress) -> dict[str, Any]:
         "words": strings(words, options),
         "bindings": bindings(train, known, options),
     }
-    for name, documents in makers.items():
-        passing = progress.track(counted(documents, report["documents"], name), description=f"shards: {name}")
-        write_shards(out / name, passing, options.documents_per_shard)
+    write_parts(out, makers, options.documents_per_shard, report["documents"], progress, may_be_empty=False)
     for name, part, spoken in (("test", test, new), ("seen", train, known)):
         report[f"{name}_questions"] = write_questions(out / "eval", name, part, spoken, options)
         report[f"{name}_things"], report[f"{name}_words"] = len(part), len(spoken)

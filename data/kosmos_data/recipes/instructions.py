@@ -9,7 +9,7 @@ assistant. Turns are written as the chat template writes them: ``Question: … A
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 import re
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
@@ -22,11 +22,10 @@ import yaml
 from rich.progress import Progress
 
 from ..document import Document
-from ..shards import write_shards
 from ..turns import turn
 from . import packages, wordnet
 from .packages import PackageUnavailable
-from .splits import counted, held_out
+from .splits import lot, split, write_parts
 from .wordnet import Synset
 
 _CHATTERBOT = ("1.3.3", "86de5300afb9a80826386339d3bec79c0a72eb0358abb8327e2ecef5ae0ce154")
@@ -85,15 +84,10 @@ def build(out: Path, options: Options, progress: Progress) -> dict[str, Any]:
                 raise
     report: dict[str, Any] = {"sources": sources, "talks": {name: len(found) for name, found in talks.items()}}
     report |= {"left_out": dict(skipped), "unavailable": unavailable, "documents": {}}
-    for folder, wanted in (("instructions", False), ("held_out", True)):
-        chosen = (
-            document(name, talk)
-            for name, found in talks.items()
-            for talk in found
-            if held_out(talk.group, options.held_out_every) == wanted
-        )
-        passing = progress.track(counted(chosen, report["documents"], folder), description=f"shards: {folder}")
-        write_shards(out / folder, passing, options.documents_per_shard, may_be_empty=True)
+    read = [(name, talk) for name, found in talks.items() for talk in found]
+    train, test = split(read, lambda one: one[1].group, options.held_out_every)
+    made = {"instructions": itertools.starmap(document, train), "held_out": itertools.starmap(document, test)}
+    write_parts(out, made, options.documents_per_shard, report["documents"], progress)
     return report
 
 
@@ -164,7 +158,7 @@ def definitions(synsets: Iterable[Synset], count: int) -> list[Talk]:
     synsets = list(synsets)
     meanings = Counter(word.lower() for synset in synsets for word in synset.words)
     single = [synset for synset in synsets if meanings[synset.words[0].lower()] == 1]
-    chosen = sorted(single, key=lambda synset: _digest(synset.name))[:count]
+    chosen = sorted(single, key=lambda synset: lot(synset.name))[:count]
     return [Talk(synset.name, synset.definition, (_ask(synset),)) for synset in sorted(chosen, key=lambda s: s.name)]
 
 
@@ -177,7 +171,7 @@ def _ask(synset: Synset) -> tuple[str, str]:
         (f'Which {synset.part_of_speech} means "{synset.definition}"?', word),
         *((f'Use "{word}" in a sentence.', example) for example in fitting[:1]),
     ]
-    return kinds[_digest(f"kind {synset.name}")[0] % len(kinds)]
+    return kinds[lot(f"kind {synset.name}")[0] % len(kinds)]
 
 
 def questions(folder: Path, answer_words: int, skipped: Counter[str]) -> Iterator[Talk]:
@@ -215,7 +209,3 @@ def _answer(section: ElementTree.Element, most: int) -> str:
 def _text(element: ElementTree.Element) -> str:
     """In one line, without the numbers of footnotes."""
     return " ".join(re.sub(r"\[\d+\]", "", "".join(element.itertext())).split())
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()

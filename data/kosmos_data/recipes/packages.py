@@ -112,7 +112,7 @@ def apt(
 
     files = _fetch("apt", name, version, home, download, unpack, sha256, progress)
     if version and files.parent.name != version:  # so that the next call finds it without a network
-        with contextlib.suppress(FileExistsError):
+        with contextlib.suppress(FileExistsError):  # another process was faster
             (home / version).symlink_to(files.parent.name)
         return home / version / "files"
     return files

@@ -28,12 +28,11 @@ from kosmos.pictures import on_white, upright
 from ..document import Document, Image, Text
 from ..errors import BadSample
 from ..images import colour_range, open_image
-from ..shards import write_shards
 from . import picture_questions
 from .evaluation_files import write_coco, write_lines, write_questions
 from .picture_sources import Collections, Named
 from .picture_variants import variant
-from .splits import counted, held_out
+from .splits import lot, split, write_parts
 
 MOST_KEYWORDS, DESCRIBING_KEYWORDS = 4, 2
 """Keywords of a picture that are trained on, and those of a candidate's description."""
@@ -81,8 +80,7 @@ def build(out: Path, options: Options, progress: Progress) -> dict[str, Any]:
     report: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="kosmos-pictures-") as scratch:
         pictures = collected(options, Path(scratch), progress, report)
-        train = [picture for picture in pictures if not held_out(picture.base_name, options.held_out_every)]
-        test = [picture for picture in pictures if held_out(picture.base_name, options.held_out_every)]
+        train, test = split(pictures, lambda picture: picture.base_name, options.held_out_every)
         _write(out, train, test, options, progress, report)
     report["base_names"] = len({picture.base_name for picture in pictures})
     report["held_out_base_names"] = len({picture.base_name for picture in test})
@@ -116,11 +114,9 @@ def _write(
         "keywords": keywords(train, options.variants),
         "qa": picture_questions.documents(train, options.max_questions),
     }
-    for name, documents in makers.items():
-        passing = progress.track(counted(documents, report["documents"], name), description=f"shards: {name}")
-        write_shards(out / name, passing, options.documents_per_shard, may_be_empty=True)
+    write_parts(out, makers, options.documents_per_shard, report["documents"], progress)
     frequency = Counter(word for picture in train for word in set(picture.keywords))
-    shown = sorted(train, key=lambda picture: hashlib.sha256(picture.key.encode()).digest())[: options.demonstrations]
+    shown = sorted(train, key=lambda picture: lot(picture.key))[: options.demonstrations]
     for name, part in (("train", shown), ("test", test)):
         counts = write_evaluation(out / "eval" / name, part, frequency)
         report |= {f"eval_{name}_{what}": count for what, count in counts.items()}

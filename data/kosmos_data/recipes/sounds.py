@@ -13,7 +13,6 @@ listen gets one in eight. ``kosmos eval`` has the tasks ``spoken_names`` and ``s
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,14 +22,13 @@ from typing import Any
 from rich.progress import Progress
 
 from ..document import Audio, Document
-from ..shards import write_shards
 from ..turns import turn
 from . import packages
 from .evaluation_files import write_lines
 from .picture_sources import stamps_package
 from .sound_sources import LANGUAGES, SOUND, Recording, recordings
 from .sound_variants import variant
-from .splits import counted, held_out
+from .splits import lot, split, write_parts
 
 SAID, SPOKEN, HEARD = "what is said?", "which language is it?", "what is heard?"
 CHOICES = 8
@@ -72,9 +70,8 @@ def build(out: Path, options: Options, progress: Progress) -> dict[str, Any]:
     found = recordings(files / "usr/share/tuxpaint/stamps", options.languages, options.max_seconds, skipped)
     usable = list(progress.track(found, description="listen to recordings"))
     spoken = [one for one in usable if one.language != SOUND]
-    test = [one for one in spoken if held_out(one.thing, options.held_out_every)]
+    train, test = split(spoken, lambda one: one.thing, options.held_out_every)
     unheard = {(one.language, one.words) for one in test}
-    train = [one for one in spoken if not held_out(one.thing, options.held_out_every)]
     skipped["says a held-out name"] = sum((one.language, one.words) in unheard for one in train)
     train = [one for one in train if (one.language, one.words) not in unheard]
     report: dict[str, Any] = {"documents": {}, "sources": [packages.describe(files)]}
@@ -97,9 +94,7 @@ def _write(
         "languages": documents(train, SPOKEN, tongues),
         "sounds": documents(heard, HEARD, {one.key: one.words for one in heard}),
     }
-    for name, made in makers.items():
-        passing = progress.track(counted(made, count, name), description=f"shards: {name}")
-        write_shards(out / name, passing, options.documents_per_shard, may_be_empty=True)
+    write_parts(out, makers, options.documents_per_shard, count, progress)
 
 
 def documents(
@@ -139,16 +134,12 @@ def choices(test: Sequence[Recording], skipped: Counter[str]) -> Iterator[tuple[
     """
     for language in sorted({one.language for one in test}):
         by_name: dict[str, Recording] = {}
-        for one in sorted((one for one in test if one.language == language), key=_draw):
+        for one in sorted((one for one in test if one.language == language), key=lambda one: lot(one.key)):
             skipped["held-out name said again"] += one.words in by_name
             by_name.setdefault(one.words, one)
-        ordered = sorted(by_name, key=lambda words: (len(words), _draw(by_name[words])))
+        ordered = sorted(by_name, key=lambda words: (len(words), lot(by_name[words].key)))
         whole = len(ordered) // CHOICES * CHOICES
         skipped["held-out name without seven others as long"] += len(ordered) - whole
         for start in range(0, whole, CHOICES):
             names = ordered[start : start + CHOICES]
             yield from ((by_name[words], tuple(sorted(names))) for words in names)
-
-
-def _draw(one: Recording) -> bytes:
-    return hashlib.sha256(one.key.encode()).digest()

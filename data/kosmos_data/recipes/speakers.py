@@ -16,10 +16,9 @@ from typing import Any
 from rich.progress import Progress
 
 from ..document import Document, Persona, Text
-from ..shards import write_shards
 from . import speeches
 from .speeches import Speech
-from .splits import counted, held_out
+from .splits import split, write_parts
 
 
 @dataclass
@@ -42,7 +41,7 @@ class Options:
 def build(out: Path, options: Options, progress: Progress) -> dict[str, Any]:
     """Write the whole corpus below ``out``; return counts for the report."""
     spoken, source = speeches.load(options.cache or None, progress)
-    train = [speech for speech in spoken if not held_out(speech.name, options.held_out_every)]
+    train, _ = split(spoken, lambda speech: speech.name, options.held_out_every)
     heard = {text for speech in train for text in persona(speech).values()}
     test = [speech for speech in spoken if speech not in train and set(persona(speech).values()) <= heard]
     report: dict[str, Any] = {
@@ -50,9 +49,8 @@ def build(out: Path, options: Options, progress: Progress) -> dict[str, Any]:
         "speeches": {"train": len(train), "test": len(test)},
         "documents": {},
     }
-    for part, chosen in (("train", train), ("test", test)):
-        documents = counted(_documents(chosen, options.text_characters), report["documents"], part)
-        write_shards(out / part, documents, options.documents_per_shard)
+    parts = {"train": _documents(train, options.text_characters), "test": _documents(test, options.text_characters)}
+    write_parts(out, parts, options.documents_per_shard, report["documents"], progress, may_be_empty=False)
     return report
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,10 @@ from typing import Any
 from rich.progress import Progress
 
 from ..document import Document, Image, Segment, Span, Text
-from ..shards import write_shards
 from ..turns import conversations, turn
 from . import easy_vqa, scenes, speeches, splits
 from .easy_vqa import Picture
 from .evaluation_files import write_captions, write_lines, write_text, write_vqa
-from .splits import counted
 
 CAPTIONS = (
     "An image of {}",
@@ -100,19 +98,17 @@ def build(out: Path, options: Options, progress: Progress) -> dict[str, Any]:
     images = {picture.number: picture.path.read_bytes() for picture in train}
     spoken, held_out = _speeches(options.held_out_speeches)
     report: dict[str, Any] = {"documents": {}, "images_in_both_splits": _shared_images(images, test)}
-    makers: dict[str, Callable[[], Iterator[Document]]] = {
-        "pairs": lambda: pairs(train, images, options),
-        "qa": lambda: question_answers(train, images, options),
-        "presence": lambda: presence(train, images, options, negated=False),
-        "negation": lambda: presence(train, images, options, negated=True),
-        "interleaved": lambda: interleaved(train, images, options),
-        "text": lambda: text_documents(spoken, options),
-        "reading": lambda: reading(options, encoded=False),
-        "reading_encoded": lambda: reading(options, encoded=True),
+    makers = {
+        "pairs": pairs(train, images, options),
+        "qa": question_answers(train, images, options),
+        "presence": presence(train, images, options, negated=False),
+        "negation": presence(train, images, options, negated=True),
+        "interleaved": interleaved(train, images, options),
+        "text": text_documents(spoken, options),
+        "reading": reading(options, encoded=False),
+        "reading_encoded": reading(options, encoded=True),
     }
-    for name, maker in makers.items():
-        documents = progress.track(counted(maker(), report["documents"], name), description=f"shards: {name}")
-        write_shards(out / name, documents, options.documents_per_shard, may_be_empty=True)
+    splits.write_parts(out, makers, options.documents_per_shard, report["documents"], progress)
     for name, pictures in (("train", train), ("test", test)):
         folder = out / "eval" / name
         (folder / "images").mkdir(parents=True)

@@ -23,11 +23,10 @@ from typing import Any
 from rich.progress import Progress
 
 from ..document import Document, Text
-from ..shards import write_shards
 from . import speeches, wordnet
 from .evaluation_files import write_lines
 from .speeches import Speech
-from .splits import counted, held_out
+from .splits import held_out, split, write_parts
 from .wordnet import Synset
 
 
@@ -59,15 +58,13 @@ def build(out: Path, options: Options, progress: Progress) -> dict[str, Any]:
     addresses, spoken = speeches.load(options.cache, progress)
     synsets, defined = wordnet.load(options.cache, progress)
     report: dict[str, Any] = {"sources": [spoken, defined], "documents": {}, "words": {}, "classification": {}}
-    for folder, wanted in (("text", False), ("held_out", True)):
-        said = [speech for speech in addresses if held_out(speech.name, options.held_out_every) == wanted]
-        meant = [synset for synset in synsets if held_out(synset.definition, options.held_out_every) == wanted]
-        documents = itertools.chain(speech_documents(said, options), gloss_documents(meant, options))
-        passing = progress.track(
-            _words(counted(documents, report["documents"], folder), report["words"], folder),
-            description=f"shards: {folder}",
-        )
-        write_shards(out / folder, passing, options.documents_per_shard, may_be_empty=True)
+    said = split(addresses, lambda speech: speech.name, options.held_out_every)
+    meant = split(synsets, lambda synset: synset.definition, options.held_out_every)
+    parts = {}
+    for folder, some, others in zip(("text", "held_out"), said, meant, strict=True):
+        documents = itertools.chain(speech_documents(some, options), gloss_documents(others, options))
+        parts[folder] = _words(documents, report["words"], folder)
+    write_parts(out, parts, options.documents_per_shard, report["documents"], progress)
     for name, items in labelled(addresses, synsets, options).items():
         report["classification"][name] = write_classification(out / "classification" / name, items)
     return report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from .hamming import hamming
 from .page import ImageReference
 from .rules import HeldOut
 
+logger = logging.getLogger(__name__)
 _PICTURES = {f".{kind}" for kind in PICTURES}
 
 
@@ -69,17 +71,23 @@ class HeldOutIndex:
     def _add_images(self, folder: Path) -> set[int]:
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder of held-out images")
-        before, phashes = len(self.sha256), set()
+        before, phashes, broken = len(self.sha256), set(), list[Path]()
         for path in folder.rglob("*"):
             if path.suffix.lower() in _PICTURES:
                 data = path.read_bytes()
                 self.sha256.add(hashlib.sha256(data).hexdigest()[:32])
                 try:
                     phashes.add(look_at(ImageReference(str(path)), data).phash)
-                except BadSample:  # equal bytes are still recognised
-                    continue
+                except BadSample:
+                    broken.append(path)
         if len(self.sha256) == before:
             raise ValueError(f"{folder} holds no picture ({', '.join(sorted(_PICTURES))})")
+        if broken:
+            logger.warning(
+                "%s: held-out pictures that cannot be opened: %d, the first %s; they are known by their bytes alone, "
+                "copies of another size or format are not seen",
+                *(folder, len(broken), broken[0].name),
+            )
         return phashes
 
 

@@ -19,7 +19,7 @@ from rich.progress import Progress
 from .. import errors, extras
 from .ledger import IMAGES, PAGES, Ledger, read_ledger
 from .options import WebOptions
-from .work_folder import MISSING_IMAGES, Job, open_work
+from .work_folder import MISSING_IMAGES, Job, open_work, whole_path, with_whole_paths
 
 
 def run(
@@ -67,25 +67,14 @@ def run(
 
 def _job(warcs: Sequence[str | Path], options: WebOptions) -> Job:
     # By name, so that a run given the same files in another order goes on.
-    paths = sorted(str(Path(warc).resolve()) for warc in warcs)
+    paths = sorted(map(whole_path, warcs))
     if not paths:
         raise ValueError("no WARC file given")
     if len(set(paths)) < len(paths):
         raise ValueError(f"{next(a for a, b in pairwise(paths) if a == b)} is given twice")
-    options = _with_whole_paths(options)
-    folder = [options.image_folder] if options.image_folder else []
-    for path in (*paths, *folder, *options.held_out.texts, *options.held_out.images):
-        if not Path(path).exists():
-            raise FileNotFoundError(f"{path}: no such file or folder")
+    folder = whole_path(options.image_folder) if options.image_folder else None
+    options = replace(options, image_folder=folder, held_out=with_whole_paths(options.held_out))
     return Job(paths, [Path(path).stat().st_size for path in paths], options, options.tasks or len(paths))
-
-
-def _with_whole_paths(options: WebOptions) -> WebOptions:
-    """Paths that mean the same in a worker of another folder or machine."""
-    held_out = options.held_out
-    texts, images = ([str(Path(path).resolve()) for path in paths] for paths in (held_out.texts, held_out.images))
-    folder = str(Path(options.image_folder).resolve()) if options.image_folder else None
-    return replace(options, image_folder=folder, held_out=replace(held_out, texts=texts, images=images))
 
 
 def _stages(work: Path, out: Path, job: Job) -> list[Any]:

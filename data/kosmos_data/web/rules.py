@@ -105,14 +105,9 @@ class NearRules:
 
 @dataclass
 class DuplicateRules(NearRules):
-    """What counts as the same page or image again.
+    """What counts as the same page or image again; on top of :class:`NearRules`:
 
     Args:
-        ngram: words per shingle of minhash (datatrove, FineWeb: 5).
-        buckets: bands of minhash; two texts are candidates when all hashes of one band agree (14).
-        hashes_per_bucket: with 14 bands of 8, texts of Jaccard similarity 0.8 meet with probability 0.92.
-        image_bits: images are alike when their perceptual hashes differ in at most so many of 64 bits; 0: equal hashes
-            only; -1: equal bytes only. Ours: 3 joins re-encoded and resized copies.
         image_pages: on how many pages an image may stay. The larger copy stays, then the smaller key.
         boilerplate_pages: an image on more pages than this is an icon, a logo or an advertisement and goes from all of
             them (OBELICS: 10).

@@ -13,7 +13,7 @@ shards/000000.json               a finished shard's line of index.json
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from kosmos.atomic import write_atomically
 from kosmos.read_json import parse_json
 
 from .options import WebOptions
+from .rules import HeldOut
 
 FOLDER = "work"
 MISSING_IMAGES = "missing_images.txt"
@@ -78,6 +79,19 @@ def open_work(out: Path, job: Described) -> Path:
     work.mkdir(parents=True)
     write_atomically(path, json.dumps(job.to_dict(), indent=1, ensure_ascii=False) + "\n")
     return work
+
+
+def whole_path(path: str | Path) -> str:
+    """A path that means the same in a worker of another folder or machine; FileNotFoundError if nothing is there."""
+    if not (whole := Path(path).resolve()).exists():
+        raise FileNotFoundError(f"{whole}: no such file or folder")
+    return str(whole)
+
+
+def with_whole_paths(held_out: HeldOut) -> HeldOut:
+    """The held-out data, each path as :func:`whole_path` has it."""
+    texts, images = ([whole_path(path) for path in paths] for paths in (held_out.texts, held_out.images))
+    return replace(held_out, texts=texts, images=images)
 
 
 def read_job(work: Path) -> Job:

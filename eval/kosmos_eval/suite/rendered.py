@@ -45,42 +45,42 @@ def make(out: Path, count: int, seed: int, source: Path | None) -> Iterator[dict
         yield item if number < count else item | {"split": "train", "rationale": f"It says: {text}"}
 
 
-def render(text: str, size: int = SIZE) -> Image.Image:
-    """Black text on white, wrapped and as large as fits into ``size`` x ``size`` pixels; Pillow's own font.
+def render(text: str) -> Image.Image:
+    """Black text on white, wrapped and as large as fits into a square of ``SIZE`` pixels; Pillow's own font.
 
     Raises:
         ValueError: the text does not fit even at 8 points.
     """
-    fits, best = range(8, size // 6), None
+    fits, best = range(8, SIZE // 6), None
     low, high = 0, len(fits)
     while low < high:  # the largest font that fits; larger ones never do
         middle = (low + high) // 2
-        picture = _typeset(text, size, fits[middle])
+        picture = _typeset(text, fits[middle])
         if picture is None:
             high = middle
         else:
             low, best = middle + 1, picture
     if best is None:
-        raise ValueError(f"a text of {len(text)} characters does not fit into {size}x{size} pixels: {text[:40]!r}…")
+        raise ValueError(f"a text of {len(text)} characters does not fit into {SIZE}x{SIZE} pixels: {text[:40]!r}…")
     return best
 
 
-def _typeset(text: str, size: int, points: int) -> Image.Image | None:
-    """The picture at one font size, or None if the text does not fit."""
+def _typeset(text: str, points: int) -> Image.Image | None:
+    """The picture at one font SIZE, or None if the text does not fit."""
     font = ImageFont.load_default(points)
-    columns = max(4, int(size * 0.92 / font.getlength("n")))
+    columns = max(4, int(SIZE * 0.92 / font.getlength("n")))
     if max((len(word) for word in text.split()), default=0) > columns:
         return None
     lines = [part for line in text.splitlines() for part in textwrap.wrap(line, columns)]
-    if len(lines) * points > size:
+    if len(lines) * points > SIZE:
         return None
-    picture = Image.new("RGB", (size, size), "white")
+    picture = Image.new("RGB", (SIZE, SIZE), "white")
     pen = ImageDraw.Draw(picture)
     wrapped = "\n".join(lines)
     _, _, right, bottom = pen.multiline_textbbox((0, 0), wrapped, font=font, spacing=points // 4)
-    if right > size * 0.96 or bottom > size * 0.96:
+    if right > SIZE * 0.96 or bottom > SIZE * 0.96:
         return None
-    place = ((size - right) / 2, (size - bottom) / 2)
+    place = ((SIZE - right) / 2, (SIZE - bottom) / 2)
     pen.multiline_text(place, wrapped, fill="black", font=font, spacing=points // 4)
     return picture
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import signal
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +30,8 @@ from kosmos_data.web.ledger import DOCUMENTS, Ledger, read_ledger
 from kosmos_data.web.ledger_report import write_report
 from kosmos_data.web.options import Execution
 from kosmos_data.web.rules import HeldOut
+
+from ..killing import KillAt
 
 TEST = {"items": [{"question": "Which of the seven lamps stood in the northern window when the frost came down"}]}
 
@@ -89,28 +88,6 @@ def test_tasks_and_workers_change_no_byte(
     assert files(tmp_path / "out") == files(made)
 
 
-@dataclass
-class KillAt:
-    """Kills the process, as by ``kill -9``, at a call of a function; before it does anything."""
-
-    owner: Any
-    name: str
-    call: int = 1
-
-    def run(self, source: Path, out: Path, chosen: CleanOptions) -> None:
-        original, left = getattr(self.owner, self.name), self.call
-
-        def dying(*arguments: Any, **named: Any) -> Any:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return original(*arguments, **named)
-
-        setattr(self.owner, self.name, dying)
-        clean(source, out, chosen)
-
-
 KILLS = [
     KillAt(Manifest, "add", 4),  # in the middle of a task
     KillAt(Manifest, "write", 2),  # verdicts written, numbers not
@@ -127,10 +104,7 @@ def test_killed_at_every_stage_and_started_again(
 ) -> None:
     chosen, out = replace(options, tasks=3), tmp_path / "out"
     for kill in KILLS:
-        process = multiprocessing.get_context("fork").Process(target=kill.run, args=(soiled_corpus, out, chosen))
-        process.start()
-        process.join(300)
-        assert process.exitcode == -signal.SIGKILL, f"{kill} was not reached"
+        kill.during(clean, soiled_corpus, out, chosen)
     clean(soiled_corpus, out, chosen)
     assert files(out) == files(made)
     assert not list(out.glob("*.partial"))

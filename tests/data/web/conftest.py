@@ -20,6 +20,7 @@ WORDS = (  # noqa: SIM905 - easier to read
     "scientist letter village market painter stone music bridge harbour winter summer evening morning people house "
     "street forest island teacher captain engine silver copper cloud thunder field orchard ladder tower"
 ).split()
+GAP = "http://images.example/nowhere.png"  # no file has it
 
 
 def _picture(seed: int, size: tuple[int, int] = (96, 80)) -> PIL.Image.Image:
@@ -64,6 +65,24 @@ class Web:
     images: dict[str, int] = field(default_factory=dict)
     singles: list[str] = field(default_factory=list)
     kept: set[str] = field(default_factory=set)
+    writers: list[Any] = field(default_factory=list)
+
+    def image(self, seed: int, warc: int = 0, data: bytes | None = None) -> str:
+        """Put an image into a WARC file, once; its address."""
+        url = f"http://images.example/{seed}.png"
+        if url not in self.bytes_of:
+            self.bytes_of[url] = data or _encoded(_picture(seed))
+            self.writers[warc].write(url, "image/png", self.bytes_of[url])
+        return url
+
+    def write(self, name: str, content_type: str, body: bytes, warc: int) -> str:
+        for writer in (self.writers[warc], self.writers[3]):
+            writer.write(f"http://site.example/{name}", content_type, body)
+        return f"http://site.example/{name}"
+
+    def page(self, name: str, seed: int, images: list[str], warc: int = 0, texts: list[str] | None = None) -> str:
+        html = _html(f"Page {name}", texts or _paragraphs(seed), images)
+        return self.write(name, "text/html; charset=utf-8", html, warc)
 
 
 @pytest.fixture(scope="session")
@@ -72,52 +91,48 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Web:
 
     folder = tmp_path_factory.mktemp("warcs")
     web = Web([folder / f"{number}.warc.gz" for number in range(3)], folder / "bare.warc.gz")
-    writers = [WarcWriter(path) for path in (*web.warcs, web.bare)]
+    web.writers = [WarcWriter(path) for path in (*web.warcs, web.bare)]
+    _write_good_pages(web)
+    _write_pages_to_leave_out(web)
+    for number in range(10):
+        web.singles.append(web.page(f"single{number}", 200 + number, [web.image(2000 + number)], number % 3))
+    for writer in web.writers:
+        writer.__exit__()
+    return web
 
-    def image(seed: int, warc: int = 0, data: bytes | None = None) -> str:
-        """Put an image into a WARC file, once; its address."""
-        url = f"http://images.example/{seed}.png"
-        if url not in web.bytes_of:
-            web.bytes_of[url] = data or _encoded(_picture(seed))
-            writers[warc].write(url, "image/png", web.bytes_of[url])
-        return url
 
-    def write(name: str, content_type: str, body: bytes, warc: int) -> str:
-        for writer in (writers[warc], writers[3]):
-            writer.write(f"http://site.example/{name}", content_type, body)
-        return f"http://site.example/{name}"
-
-    def page(name: str, seed: int, images: list[str], warc: int = 0, texts: list[str] | None = None) -> str:
-        return write(name, "text/html; charset=utf-8", _html(f"Page {name}", texts or _paragraphs(seed), images), warc)
-
-    logo = image(9000, 1)
+def _write_good_pages(web: Web) -> None:
+    """Pages that are kept, some without all of their images."""
+    logo = web.image(9000, 1)
     for number in range(12):  # ordinary pages, all with the logo, each picture in another file than its page
-        shown = [image(10 * number + at, (number + 1) % 3) for at in range(2)]
-        web.kept.add(page(f"plain{number}", number, [logo, *shown], number % 3))
+        shown = [web.image(10 * number + at, (number + 1) % 3) for at in range(2)]
+        web.kept.add(web.page(f"plain{number}", number, [logo, *shown], number % 3))
     web.images["on too many pages"] = 12
 
-    web.kept.add(page("seven", 100, [image(1000 + at) for at in range(7)]))
+    web.kept.add(web.page("seven", 100, [web.image(1000 + at) for at in range(7)]))
     web.images["beyond the first few"] = 2
-    web.kept.add(page("twice", 101, [image(1010), image(1011), image(1010)]))
+    web.kept.add(web.page("twice", 101, [web.image(1010), web.image(1011), web.image(1010)]))
     web.images["again on the same page"] = 1
-    web.kept.add(page("original", 102, [image(1020), image(1021)]))
+    web.kept.add(web.page("original", 102, [web.image(1020), web.image(1021)]))
     small = _encoded(_picture(1020).resize((80, 67)), "JPEG", quality=80)
-    web.kept.add(page("copier", 103, [image(1030, 2, small), image(1031), image(1032)], 2))
+    web.kept.add(web.page("copier", 103, [web.image(1030, 2, small), web.image(1031), web.image(1032)], 2))
     web.images["copy of an image on another page"] = 1
-    gap = "http://images.example/nowhere.png"
-    dot = image(1040, 0, _encoded(_picture(1, (1, 1))))
-    web.kept.add(page("gaps", 104, [gap, image(1041), dot, image(1042)], 1))
+    dot = web.image(1040, 0, _encoded(_picture(1, (1, 1))))
+    web.kept.add(web.page("gaps", 104, [GAP, web.image(1041), dot, web.image(1042)], 1))
     web.images |= {"image missing": 1, "too small": 1}
 
-    page("copy-of-plain3", 3, [image(1050)], 2, [*_paragraphs(3)[:3], _paragraphs(3)[3][:-20] + " and more."])
-    page("plain4", 400, [image(1060)], 1)  # captured again, with fewer images
-    page("empty", 105, [])
+
+def _write_pages_to_leave_out(web: Web) -> None:
+    """A page for each reason."""
+    web.page("copy-of-plain3", 3, [web.image(1050)], 2, [*_paragraphs(3)[:3], _paragraphs(3)[3][:-20] + " and more."])
+    web.page("plain4", 400, [web.image(1060)], 1)  # captured again, with fewer images
+    web.page("empty", 105, [])
     french = "Le vieux pont fut construit par les habitants du village pour traverser la grande rivière au printemps."
-    page("french", 0, [image(1070), image(1071)], texts=[french] * 2 + [french.replace("pont", "mur")] * 2)
-    page("short", 0, [image(1080)], texts=["Too short to be a page of the corpus that we want."])
-    page("nothing-to-see", 106, [gap], 2)
-    write("binary", "text/html", bytes(range(256)) * 8, 1)
-    write("style.css", "text/css", b"p {}", 1)
+    web.page("french", 0, [web.image(1070), web.image(1071)], texts=[french] * 2 + [french.replace("pont", "mur")] * 2)
+    web.page("short", 0, [web.image(1080)], texts=["Too short to be a page of the corpus that we want."])
+    web.page("nothing-to-see", 106, [GAP], 2)
+    web.write("binary", "text/html", bytes(range(256)) * 8, 1)
+    web.write("style.css", "text/css", b"p {}", 1)
     web.pages = {
         "near-duplicate text": 1,
         "same address": 1,
@@ -128,11 +143,6 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Web:
         "not HTML": 1,
     }
     web.images["image missing"] += 1
-    for number in range(10):
-        web.singles.append(page(f"single{number}", 200 + number, [image(2000 + number)], number % 3))
-    for writer in writers:
-        writer.__exit__()
-    return web
 
 
 def _options(tasks: int = 0, **execution: Any) -> WebOptions:

@@ -50,6 +50,15 @@ def pixel_bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + picture()[33:]
 
 
+MOVED = {
+    "loop": (302, "/loop/again"),
+    "inward": (302, "http://10.255.255.1/metadata"),
+    "elsewhere": (301, "ftp://example.org/a.png"),
+    "moved": (308, "image/moved"),
+    "to-secret": (302, "/secret/a"),
+}
+
+
 class Server:
     """Answers by path, in a thread of its own; counts what it was asked for.
 
@@ -123,16 +132,9 @@ class Server:
                 self._send(writer, image, status=429 if self.asked[path] == 1 else 200, headers=headers)
             case ["patience"]:
                 self._send(writer, b"", status=503, headers="Retry-After: 3600\r\n")
-            case ["loop", *_]:
-                self._send(writer, b"", status=302, headers="Location: /loop/again\r\n")
-            case ["inward"]:
-                self._send(writer, b"", status=302, headers="Location: http://10.255.255.1/metadata\r\n")
-            case ["elsewhere"]:
-                self._send(writer, b"", status=301, headers="Location: ftp://example.org/a.png\r\n")
-            case ["moved"]:
-                self._send(writer, b"", status=308, headers="Location: image/moved\r\n")
-            case ["to-secret"]:
-                self._send(writer, b"", status=302, headers="Location: /secret/a\r\n")
+            case [name, *_] if name in MOVED:
+                status, place = MOVED[name]
+                self._send(writer, b"", status=status, headers=f"Location: {place}\r\n")
             case ["html"]:
                 self._send(writer, b"<html>not a picture</html>", headers="Content-Type: image/png\r\n")
             case ["disguised"]:

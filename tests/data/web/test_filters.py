@@ -241,7 +241,9 @@ def _bomb() -> bytes:
     return bytes(data)
 
 
-def test_held_out_texts_and_images(make: Callable[..., Filters], tmp_path: Path) -> None:
+def test_held_out_texts_and_images(
+    make: Callable[..., Filters], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "questions.json").write_text(
         json.dumps({"questions": [{"question": PROSE[2], "id": 7}, {"x": "short"}]})
     )
@@ -263,6 +265,7 @@ def test_held_out_texts_and_images(make: Callable[..., Filters], tmp_path: Path)
     (tmp_path / "images" / "b.png").write_bytes(b"broken, but known by its bytes")
     near = HeldOut(images=[str(tmp_path / "images")])
     assert verdict(make(held_out=near), page()) == "shows an evaluation image"
+    assert "held-out pictures that cannot be opened: 1, the first b.png" in caplog.text
     assert verdict(make(held_out=near), page(images=1)) is None
     assert verdict(make(held_out=replace(near, image_bits=-1)), page()) is None
     (tmp_path / "images" / "c.png").write_bytes(GOOD["http://x/0.png"])

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,30 +25,10 @@ pytest.importorskip("datatrove")
 from datatrove.executor.base import PipelineExecutor
 from datatrove.pipeline.dedup import MinhashDedupBuckets
 
+from ..killing import KillAt
+
 MakeOptions = Callable[..., WebOptions]
 Files = Callable[[Path], dict[str, bytes]]
-
-
-@dataclass
-class KillAt:
-    """Kills the process, as by ``kill -9``, at a call of a function; before it does anything."""
-
-    owner: Any
-    name: str
-    call: int = 1
-
-    def run(self, warcs: list[Path], out: Path, chosen: WebOptions) -> None:
-        original, left = getattr(self.owner, self.name), self.call
-
-        def dying(*arguments: Any, **named: Any) -> Any:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return original(*arguments, **named)
-
-        setattr(self.owner, self.name, dying)
-        run(warcs, out, chosen)
 
 
 KILLS = [
@@ -72,12 +50,7 @@ def test_killed_at_every_stage_and_started_again(
 ) -> None:
     out = tmp_path / "out"
     for kill in KILLS:
-        process = multiprocessing.get_context("fork").Process(
-            target=kill.run, args=(web.warcs, out, options(3, workers=1))
-        )
-        process.start()
-        process.join(120)
-        assert process.exitcode == -signal.SIGKILL, f"{kill} was not reached"
+        kill.during(run, web.warcs, out, options(3, workers=1))
     run(web.warcs, out, options(3, workers=1))
     assert files(out) == files(made)
     assert not list(out.glob("*.partial"))
@@ -89,7 +62,7 @@ def _children(pid: int) -> set[int]:
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
-        except (OSError, IndexError):
+        except (OSError, IndexError):  # it has ended since it was listed
             continue
     found: set[int] = set()
     while more := {child for child, parent in parents.items() if parent in found | {pid}} - found:
