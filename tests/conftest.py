@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import io
 import json
@@ -58,12 +59,12 @@ def pytest_collection_finish() -> None:
     """What the imports have made stays to the end: no collection of garbage needs to walk over it again."""
     gc.freeze()
     gc.enable()
+    atexit.register(gc.unfreeze)  # triton 3.9 reports as leaks what is not freed; pytest's own collections come before
 
 
 def pytest_unconfigure() -> None:
-    """At the end it is freed after all: triton 3.9 reports what is not as leaks."""
+    """Nothing that a failed test has started outlives the tests."""
     warm_libraries.end()
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

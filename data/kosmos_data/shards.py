@@ -1,9 +1,9 @@
 """Writing shards: webdataset tars with an offset index beside each and one ``index.json`` at the root.
 
-``webdataset.TarWriter`` writes the samples, so that webdataset and Energon read the result. Beside ``000000.tar`` lies
-``000000.tar.idx`` (little-endian uint64: the byte offset of every sample, then the end of the last; Energon's layout),
-which makes any sample one positioned read. ``index.json`` names every shard with its counts and sha256. Times, owners
-and order are fixed, so the same documents always give the same bytes.
+The tars are byte for byte those of ``webdataset.TarWriter``, so that webdataset and Energon read them. Beside
+``000000.tar`` lies ``000000.tar.idx`` (little-endian uint64: the byte offset of every sample, then the end of the last;
+Energon's layout), which makes any sample one positioned read. ``index.json`` names every shard with its counts and
+sha256. Times, owners and order are fixed, so the same documents always give the same bytes.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
-import webdataset
-
 from .document import Document, Image, safe_key, to_files
 from .entity_names import EntityNames
 from .index import INDEX_NAME, ShardInfo, write_index, write_offsets
+from .tar import TarWriter
 
 
 class ShardWriter:
@@ -105,9 +104,7 @@ class _OpenShard:
         self.path = root / name
         self.partial = root / f"{name}.partial"
         self.file = _HashingFile(self.partial.open("wb"))
-        # Fixed time and owner: the same documents give the same bytes on every machine. The time is an integer, since a
-        # fraction would cost every file an extended header of 1,024 bytes.
-        self.tar = webdataset.TarWriter(self.file, encoder=False, mtime=0, user="kosmos", group="kosmos", mode=0o644)
+        self.tar = TarWriter(self.file)
         self.offsets: list[int] = []
         self.keys: dict[str, int] = {}  # and how often each came
         self.documents = self.images = self.characters = 0
@@ -116,8 +113,8 @@ class _OpenShard:
         key = self._unused(safe_key(document.key))
         files = to_files(replace(document, key=key))
         self.keys[key] = 1
-        self.offsets.append(self.tar.tarstream.offset)
-        self.tar.write({"__key__": key, **files})
+        self.offsets.append(self.tar.offset)
+        self.tar.write(key, files)
         self.documents += 1
         self.images += sum(isinstance(segment, Image) for segment in document.segments)
         self.characters += len(document.text)
@@ -131,7 +128,7 @@ class _OpenShard:
         return unused
 
     def close(self) -> ShardInfo:
-        end = self.tar.tarstream.offset
+        end = self.tar.offset
         self.tar.close()
         self.file.close()
         write_offsets(self.path, [*self.offsets, end])
@@ -140,9 +137,8 @@ class _OpenShard:
         return ShardInfo(self.path.name, self.file.size, digest, self.documents, self.images, self.characters)
 
     def abandon(self) -> None:
-        for stream in (self.tar, self.file):
-            with contextlib.suppress(OSError):  # on a full disk the end of a tar cannot be written either
-                stream.close()
+        with contextlib.suppress(OSError):  # on a full disk what is left in its buffer cannot be written either
+            self.file.close()
         self.partial.unlink(missing_ok=True)
 
 

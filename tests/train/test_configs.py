@@ -82,8 +82,8 @@ def test_every_config_dry_runs(
             if config.model.overrides.get("audio_config"):
                 source.shards, values["processor"] = str(sounds / "corpus" / "names"), str(sounds / "processor")
         data.workers = 0
-        data.rows_per_step = 8 * data.rows_per_micro_batch
-        data.lanes = 8
+        data.rows_per_step = 2 * data.rows_per_micro_batch
+        data.lanes = 2
     picture = tmp_path / "red.png"
     picture.write_bytes(tiny.picture("red"))
     for prompt in config.samples.prompts:
@@ -109,7 +109,7 @@ def test_every_config_dry_runs(
         if "semi_causal" in path.read_text():
             slot = load_processor(values["processor"]).span_slot_id
             config.model.overrides = {"span_token_id": slot, "span_encoder_config": {"model_config": BERT}}
-    dry_run(config, 8)
+    dry_run(config, 2)
     shown = capsys.readouterr().out
     assert "trainable" in shown
     shown = " ".join(shown.replace("│", " ").split())

@@ -123,11 +123,12 @@ def paper_spans(free: np.ndarray, share: float, shortest: int, longest: int, rng
             lengths.pop()
         slack = size - sum(lengths)
         # Uniform placement: among slack + spans places in a line, those of the spans; between two lie gaps of slack.
-        bars = np.sort(rng.choice(slack + len(lengths), len(lengths), replace=False))
-        at = start
-        for gap, length in zip((np.diff(bars, prepend=-1) - 1).tolist(), lengths, strict=True):
-            chosen.append((at + gap, at + gap + length))
-            at += gap + length
+        bars = sorted(rng.choice(slack + len(lengths), len(lengths), replace=False).tolist())
+        at, before = start, -1
+        for bar, length in zip(bars, lengths, strict=True):
+            at += bar - before - 1
+            chosen.append((at, at + length))
+            at, before = at + length, bar
     return chosen
 
 
