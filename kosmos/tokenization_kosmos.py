@@ -18,7 +18,7 @@ import io
 import re
 import string
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO
@@ -232,9 +232,12 @@ def _read_sentencepiece(model: bytes | str | Path) -> tuple[bytes, list[tuple[st
 
 def _count_words(texts: Iterable[str]) -> Counter[str]:
     normalise = _normalizer().normalize_str
-    words: Counter[str] = Counter()
-    for text in texts:
-        words.update(word for line in text.split("\n") for word in normalise(line).split(" ") if word)
+    lines = Counter(line for text in texts for line in text.split("\n"))  # of which most corpora repeat many
+    words: defaultdict[str, int] = defaultdict(int)
+    for line, count in lines.items():
+        for word in normalise(line).split(" "):
+            words[word] += count
+    words.pop("", None)
     if not words:
         raise ValueError("no text to train a tokenizer on")
     return Counter(dict(sorted(words.items())))
@@ -246,7 +249,7 @@ def _write_seeds(words: Counter[str], file: IO[str]) -> None:
     SentencePiece's own candidates count each *distinct* word once, so a word that a small corpus repeats ten thousand
     times ("Question:") would be spelled letter by letter.
     """
-    counts: Counter[str] = Counter()
+    counts: defaultdict[str, int] = defaultdict(int)
     for word, count in words.items():
         marked = f"▁{word}"
         for begin in range(len(marked)):
