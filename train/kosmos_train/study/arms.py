@@ -27,9 +27,8 @@ from kosmos_data import build_loader
 from ..build import build_config
 from ..config import TrainConfig
 from ..parts import encoder as encoders
-from ..pretrain import train
 from .blanks import fill_blanks
-from .jobs import Figures, Job
+from .jobs import Figures, Job, train_to_the_end
 
 PROBE_STEPS = 4
 ENCODER = "encoder"
@@ -112,9 +111,7 @@ def arm_job(name: str, config: TrainConfig, flops: float, before: float, blanks:
 
 
 def _arm(config: TrainConfig, flops: float, before: float, blanks: dict[str, str], folder: Path) -> Figures:
-    outcome = train(config, folder, resume=True)
-    if not outcome.finished:
-        raise RuntimeError("a signal ended it; start the study again to go on")
+    train_to_the_end(config, folder)
     model, processor = load(folder, "cpu")
     model.eval()
     objective = config.data.sources[0].objective

@@ -18,12 +18,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from kosmos.atomic import write_atomically
+
+if TYPE_CHECKING:
+    from ..config import TrainConfig
 
 Figures = dict[str, Any]
 
@@ -177,6 +180,18 @@ def _work(jobs: Connection, threads: int) -> None:
             except Exception as error:  # told to the study, which names the job and ends
                 traceback.print_exc()
                 jobs.send((None, f"{type(error).__name__}: {error}"))
+
+
+def train_to_the_end(config: TrainConfig, folder: Path) -> None:
+    """Do a run of a job, or the rest of it.
+
+    Raises:
+        RuntimeError: a signal ended it.
+    """
+    from ..pretrain import train  # it imports torch, the process that hands out the jobs needs none
+
+    if not train(config, folder, resume=True).finished:
+        raise RuntimeError("a signal ended it; start the study again to go on")
 
 
 def _receive(jobs: Connection) -> Job | None:

@@ -27,12 +27,11 @@ from kosmos.atomic import write_atomically
 from kosmos.loading import find_model
 
 from ..config import TrainConfig
-from ..pretrain import train
 from . import by_study, crossed, measures
 from .claims import Claim, cell_name, key_of
 from .crossed import Cell
 from .inputs import make_corpus, make_vocabulary
-from .jobs import Figures, Job, do_all
+from .jobs import Figures, Job, do_all, train_to_the_end
 
 READING_COST = 0.1  # of a run's: only the progress bar asks
 WORDS = ("claim", "name", "row", "paper", "says", "control", "figure", "limits", "axis", "logarithmic")
@@ -114,9 +113,7 @@ def _run_job(config: TrainConfig, title: str, folder: Path) -> Job:
 
 
 def _train(config: TrainConfig, folder: Path) -> Figures:
-    outcome = train(config, folder, resume=True)
-    if not outcome.finished:
-        raise RuntimeError("a signal ended it; start the study again to go on")
+    train_to_the_end(config, folder)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return {"steps": rows[-1]["step"], "tokens": rows[-1]["tokens"], "skipped": sum("skipped" in row for row in rows)}
 

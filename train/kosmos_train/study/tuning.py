@@ -33,9 +33,8 @@ from kosmos_eval.readers import load_items
 from kosmos_eval.tasks import Task
 
 from ..config import TrainConfig
-from ..pretrain import train
 from . import head
-from .jobs import Figures, Job
+from .jobs import Figures, Job, train_to_the_end
 
 FORMATS = {
     "causal": {"name": "causal", "loss": "supervised"},
@@ -301,9 +300,7 @@ def _learn(
     task = replace(task_of(name, wanted, data, how["input"]), split=split)
     if how.get("head"):
         return head.classify(config, task, data, folder)
-    outcome = train(config, folder, resume=True)
-    if not outcome.finished:
-        raise RuntimeError("a signal ended it; start the study again to go on")
+    train_to_the_end(config, folder)
     model, processor = load(folder, "cpu")
     rows = evaluate(model, processor, task, data, name=folder.name, out=folder / "eval", with_baselines=False)
     (path,) = (folder / "eval" / "samples").rglob("*.jsonl")
