@@ -6,7 +6,7 @@ import hashlib
 import re
 import string
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 
@@ -38,7 +38,7 @@ class Item:
     demonstrations: tuple[Item, ...] = ()
     source: str = ""
 
-    @property
+    @cached_property
     def cluster(self) -> str:
         """What the bootstrap draws as a whole: the item's images, or the text that it is of, or itself."""
         return "|".join(str(path) for path in self.images) or self.source or self.id

@@ -86,6 +86,9 @@ class SampleLog:
         """Records on disk, of any rank, that answer the given requests (item id → request hash)."""
         for path in self._files():
             self._read(path)
+        return self._known(requests)
+
+    def _known(self, requests: Mapping[str, str]) -> dict[str, Record]:
         return {key: self._records[key, wanted] for key, wanted in requests.items() if (key, wanted) in self._records}
 
     def add(self, records: Iterable[Record]) -> None:
@@ -104,7 +107,8 @@ class SampleLog:
             RuntimeError: another rank made no progress for half an hour.
         """
         deadline, count, (pause, longest) = time.monotonic() + _STALL_SECONDS, -1, _POLL_SECONDS
-        while len(found := self.finished(requests)) < len(order):
+        found = self._known(requests)  # of one rank alone: all
+        while len(found) < len(order) and len(found := self.finished(requests)) < len(order):
             if len(found) > count:
                 deadline, count = time.monotonic() + _STALL_SECONDS, len(found)
             if time.monotonic() > deadline:
