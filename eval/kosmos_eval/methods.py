@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import exp, log
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from kosmos.segments import Phrase
@@ -73,6 +74,12 @@ def answers(
         method, size = RANK_PROMPTS, _ITEMS_OF_PROMPTS
     elif task.decoding.normalisation == "marginal":
         method = Method(partial(_rank_pairs, others=others), _rank_answer)
+    if task.prompt.others:
+        if method is RANK_PROMPTS:
+            raise ValueError(
+                f"task {task.name}: prompt.others: where pictures are the candidates one template is asked"
+            )
+        method = _over_templates(method)
     for start in range(0, len(items), size):
         part = slice(start, start + size)
         for batch in _ask(model, task, method, items[part], built[part], seed, keys[part]):
@@ -109,6 +116,20 @@ def _ask(
             if not left[place]:
                 done[place] = method.answer(task, items[place], replies[place])
         yield done
+
+
+def _over_templates(method: Method) -> Method:
+    """The method asked by each template of a prompt in turn; a candidate's score is the mean of its scores."""
+
+    def questions(task: Task, item: Item, prompt: Prompt) -> list[Prompt | Pair]:
+        return [question for one in (prompt, *prompt.others) for question in method.questions(task, item, one)]
+
+    def answer(task: Task, item: Item, replies: Sequence[Any]) -> Answer:
+        size = len(replies) // (1 + len(task.prompt.others))
+        each = [method.answer(task, item, replies[at : at + size]).scores for at in range(0, len(replies), size)]
+        return _best(candidates(task, item), [fmean(scores) for scores in zip(*each, strict=True)])
+
+    return Method(questions, answer)
 
 
 def answer_ends(model: EvaluatedModel, task: Task, asked: Sequence[Prompt]) -> frozenset[int]:

@@ -43,6 +43,7 @@ class Prompt:
         demonstrations: ids of the examples in it.
         shortened: whether a field lost its end because the prompt was too long.
         then: of a chain of thought: the second prompt, with the mark ``{rationale}`` where this one's answer goes.
+        others: the same by the task's other templates.
     """
 
     segments: tuple[Segment, ...]
@@ -50,6 +51,7 @@ class Prompt:
     demonstrations: tuple[str, ...] = ()
     shortened: bool = False
     then: Prompt | None = None
+    others: tuple[Prompt, ...] = ()
 
     @cached_property
     def text(self) -> str:
@@ -268,6 +270,12 @@ def separator(task: Task) -> str:
 def with_separator(task: Task, own: str) -> Task:
     """The task with the checkpoint's ``own`` separator, if it names none."""
     return task if task.prompt.separator is not None else replace(task, prompt=replace(task.prompt, separator=own))
+
+
+def by_template(task: Task) -> list[Task]:
+    """The task once for each of its templates, which then stand alone."""
+    templates = (task.prompt.template, *task.prompt.others)
+    return [replace(task, prompt=replace(task.prompt, template=text, others=[])) for text in templates]
 
 
 def _end_turn(answer: str, separator: str) -> list[Segment]:

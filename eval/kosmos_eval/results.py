@@ -96,7 +96,7 @@ def _provenance(task: Task) -> dict[str, Any]:
     elif how == "cloze":
         how = "likeliest words in the blank"
     return {
-        "prompt": task.prompt.template + task.prompt.answer,
+        "prompt": " | ".join(text + task.prompt.answer for text in (task.prompt.template, *task.prompt.others)),
         "decoding": how,
         "demonstrations": task.demonstrations.method,
         "version": kosmos.__version__,

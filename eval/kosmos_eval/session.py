@@ -183,9 +183,13 @@ class Session:
         swapped = prompts.shuffled_images(run.task, self.items, self.seed) if run.context == "shuffled" else {}
         pool = self.data.pool(self.runner.image_embeddings) if run.shots else None
 
+        worded = prompts.by_template(run.task)
+
         def build(item: Item) -> Prompt:
             shots = pool.draw(item, run.shots) if pool else []
-            return fitted(self.runner, run.task, item, shots, run.context, swapped.get(item.images, item.images))
+            images = swapped.get(item.images, item.images)
+            first, *others = (fitted(self.runner, task, item, shots, run.context, images) for task in worded)
+            return replace(first, others=tuple(others)) if others else first
 
         built = [build(item) for item in run.items]
         if run.task.chain.of == "another":  # its first prompt, the item's own second one
@@ -207,7 +211,7 @@ class Session:
         self.console.print(f"  {styled('bold red', text)}")
 
     def _request(self, run: Run, item: Item, prompt: Prompt) -> str:
-        stages = [stage for stage in (prompt, prompt.then) if stage is not None]
+        stages = [stage for stage in (prompt, prompt.then, *prompt.others) if stage is not None]
         images = [content_hash(path) for stage in stages for path in stage.files]
         images += [content_hash(path) for path in item.candidate_images]
         images += [content_hash(path) for path in self.data.other_images]

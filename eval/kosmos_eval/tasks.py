@@ -106,7 +106,8 @@ class Prompt:
         grounding: end the prompt with ``<grounding>``: the answer has phrases with boxes (KOSMOS-2), which the sample
             log keeps and ``kosmos eval gallery`` draws. zooms: every picture is seen at each of these scales, 1.25 from
             nearer and 0.8 from farther, and its features are averaged (multi-crop testing, Krizhevsky et al. 2012,
-            section 4.1); so many times as much is encoded.
+            section 4.1); so many times as much is encoded. others: more templates for method ``rank``: a candidate's
+            score is the mean over all (prompt ensembling, Radford et al. 2021, section 3.1.4).
     """
 
     template: str
@@ -116,6 +117,7 @@ class Prompt:
     shorten: str = ""
     grounding: bool = False
     zooms: list[float] = field(default_factory=lambda: [1.0])
+    others: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not self.zooms or not all(0.1 <= zoom <= 10 for zoom in self.zooms):
@@ -261,15 +263,12 @@ class Task:
 
     def __post_init__(self) -> None:
         self.metrics = resolve(self.metrics)
-        if self.prompt.template != self.prompt.template.rstrip():
-            raise ValueError(
-                f"prompt.template {self.prompt.template!r} ends in white space; the answer brings its own blank"
-            )
-        for where, text in {
-            "prompt.template": self.prompt.template,
-            "prompt.answer": self.prompt.answer,
-            "rationale": self.rationale,
-        }.items():
+        templates = [("prompt.template", self.prompt.template)]
+        templates += [(f"prompt.others[{number}]", text) for number, text in enumerate(self.prompt.others)]
+        for where, text in templates:
+            if text != text.rstrip():
+                raise ValueError(f"{where} {text!r} ends in white space; the answer brings its own blank")
+        for where, text in (*templates, ("prompt.answer", self.prompt.answer), ("rationale", self.rationale)):
             try:
                 check_fields(text)
             except ValueError as error:
@@ -319,6 +318,11 @@ class Task:
         template, method, candidates = self.prompt.template, self.decoding.method, self.decoding.candidates
         if CANDIDATE not in template and "{answer}" not in self.prompt.answer:
             raise ValueError(f"prompt.answer {self.prompt.answer!r} must hold {{answer}}")
+        if self.prompt.others and (method != "rank" or self.rationale or CANDIDATE in template):
+            raise ValueError(
+                f"prompt.others {self.prompt.others}: several templates need method rank, without {CANDIDATE} and "
+                "without a rationale"
+            )
         if CANDIDATE in template and method != "rank":
             raise ValueError(f"prompt.template holds {CANDIDATE}, which needs method rank, not {method}")
         if method == "cloze" and template.count(BLANK) != 1:

@@ -1,9 +1,10 @@
-"""Pictures seen at several scales: what is seen, the mean of its features, and what cannot be asked."""
+"""Pictures seen at several scales and asked about by several templates: the means, and what cannot be asked."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,32 +56,68 @@ def test_features_are_the_mean_over_the_scales(
     assert not torch.allclose(near, far, atol=1e-2)
 
 
-def test_a_task_says_at_which_scales_and_answers_of_others_are_not_taken_over(
-    model: KosmosForConditionalGeneration, processor: KosmosProcessor, toy_data: Path, tmp_path: Path
-) -> None:
-    data = tmp_path / "data"
-    for split in ("train", "test"):
-        (data / split / "images").mkdir(parents=True)
+WHERE = [
+    "dataset.questions={split}/vqa_questions.json", "dataset.annotations={split}/vqa_annotations.json",
+    "dataset.images={split}/images/{image_id}.png", "decoding.method=rank",
+    "decoding.candidates=red,blue,green,black,yes",
+]  # fmt: skip
+
+
+@pytest.fixture
+def data(toy_data: Path, tmp_path: Path) -> Path:
+    """The toy questions about pictures that look otherwise from nearer."""
+    folder = tmp_path / "data"
+    for split, numbers in (("train", range(24)), ("test", range(100, 112))):
+        (folder / split / "images").mkdir(parents=True)
         for name in ("vqa_questions.json", "vqa_annotations.json"):
-            (data / split / name).write_text((toy_data / split / name).read_text())
-        for number in [*range(24), *range(100, 112)]:
-            Image.fromarray(np.roll(wave(16), number, axis=1)).save(data / split / "images" / f"{number}.png")
-    where = [
-        "dataset.questions={split}/vqa_questions.json", "dataset.annotations={split}/vqa_annotations.json",
-        "dataset.images={split}/images/{image_id}.png", "decoding.method=rank",
-        "decoding.candidates=red,blue,green,black,yes",
-    ]  # fmt: skip
-    scores = {}
-    for zooms in ("[1]", "[1, 2]", "[1]"):
-        task = tasks.load("vqa", [*where, f"prompt.zooms={zooms}"])
-        evaluate(model, processor, task, data, out=tmp_path / "out", with_baselines=False)
-        log = next((tmp_path / "out/samples").rglob("*.jsonl"))
-        lines = [json.loads(line) for line in log.read_text().splitlines()]
-        seen = {line["id"]: line["scores"] for line in lines}
-        assert scores.setdefault(zooms, seen) == seen
-    assert scores["[1]"].keys() == scores["[1, 2]"].keys()
-    differ = [key for key, value in scores["[1]"].items() if value != scores["[1, 2]"][key]]
-    assert len(differ) > len(scores["[1]"]) // 2
+            (folder / split / name).write_text((toy_data / split / name).read_text())
+        for number in numbers:
+            Image.fromarray(np.roll(wave(16), number, axis=1)).save(folder / split / "images" / f"{number}.png")
+    return folder
+
+
+Scores = dict[str, list[float]]
+
+
+def scored(model: Any, processor: Any, data: Path, out: Path, *overrides: str) -> Scores:
+    """The scores of all candidates by item, as the sample log has them."""
+    evaluate(model, processor, tasks.load("vqa", [*WHERE, *overrides]), data, out=out, with_baselines=False)
+    log = next((out / "samples").rglob("*.jsonl"))
+    return {line["id"]: line["scores"] for line in map(json.loads, log.read_text().splitlines())}
+
+
+def test_a_task_says_at_which_scales_and_answers_of_others_are_not_taken_over(
+    model: KosmosForConditionalGeneration, processor: KosmosProcessor, data: Path, tmp_path: Path
+) -> None:
+    zooms = ("[1]", "[1, 2]", "[1]")
+    once, twice, again = (scored(model, processor, data, tmp_path, f"prompt.zooms={each}") for each in zooms)
+    assert once == again
+    assert once.keys() == twice.keys()
+    assert sum(value != twice[key] for key, value in once.items()) > len(once) // 2
+
+
+@pytest.mark.parametrize("normalisation", ["sum", "marginal"])
+def test_a_score_is_the_mean_over_the_templates(
+    model: KosmosForConditionalGeneration, processor: KosmosProcessor, data: Path, tmp_path: Path, normalisation: str
+) -> None:
+    templates = ["<image>Question: {question} Answer:", "<image>An image of", "<image>{question}"]
+    how = [f"decoding.normalisation={normalisation}", "demonstrations.split=train", "decoding.other_images=3"]
+    each = [
+        scored(model, processor, data, tmp_path / str(number), *how, f"prompt.template={text}")
+        for number, text in enumerate(templates)
+    ]
+    others = json.dumps(templates[1:])
+    both = scored(model, processor, data, tmp_path, *how, f"prompt.template={templates[0]}", f"prompt.others={others}")
+    for key, values in both.items():
+        means = np.mean([one[key] for one in each], axis=0)
+        assert np.allclose(values, means, atol=1e-4), key
+
+
+def test_several_templates_are_for_ranking() -> None:
+    with pytest.raises(ValueError, match=r"prompt\.others \['An image of'\]: several templates need method rank"):
+        tasks.load("easy_vqa", ["prompt.others=[An image of]"])
+    with pytest.raises(ValueError, match=r"prompt\.others\[0\] 'An image of ' ends in white space"):
+        tasks.load("easy_vqa", ["decoding.method=rank", 'prompt.others=["An image of "]'])
 
 
 @pytest.mark.parametrize("zooms", ["[]", "[0]", "[1, -2]", "[11]", "[.nan]", "[.inf]"])
