@@ -8,7 +8,7 @@ run loses one batch at most.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import exp, log
 from pathlib import Path
@@ -122,7 +122,8 @@ def _over_templates(method: Method) -> Method:
     """The method asked by each template of a prompt in turn; a candidate's score is the mean of its scores."""
 
     def questions(task: Task, item: Item, prompt: Prompt) -> list[Prompt | Pair]:
-        return [question for one in (prompt, *prompt.others) for question in method.questions(task, item, one)]
+        own = replace(prompt, others=())  # so that equal prompts of several items are equal, and read once
+        return [question for one in (own, *prompt.others) for question in method.questions(task, item, one)]
 
     def answer(task: Task, item: Item, replies: Sequence[Any]) -> Answer:
         size = len(replies) // (1 + len(task.prompt.others))
