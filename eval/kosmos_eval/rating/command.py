@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import getpass
 import json
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from kosmos.plain import counted, printable
 
@@ -81,17 +85,32 @@ def _user() -> str:
         raise ValueError("the system says no name for this user; give one: --rater NAME") from error
 
 
+@contextmanager
+def _ended_by_interrupt(server: RatingServer) -> Iterator[None]:
+    """Let Ctrl-C end the server by a call: an exception that comes while Python frees an object would be lost."""
+    if threading.current_thread() is not threading.main_thread():  # only that one may
+        yield
+        return
+
+    def end(*_: Any) -> None:
+        print()
+        threading.Thread(target=server.shutdown, daemon=True).start()
+
+    before = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _serve(session: Session, port: int) -> int:
-    with RatingServer(session, port) as server:
+    with RatingServer(session, port) as server, _ended_by_interrupt(server):
         session.add_ties()
         if session.same:
             print(f"{counted(len(session.same), 'item')} with the same text from both: tied, not shown")
         print(f"{session.counts().total()} of {len(session.pairs)} judged by {session.rater} in {session.ratings}")
         print(f"open {server.address}  (Ctrl-C ends; what was judged is kept)", flush=True)
-        try:
-            server.serve_forever(poll_interval=0.1)
-        except KeyboardInterrupt:
-            print()
+        server.serve_forever(poll_interval=0.1)
     print(f"{session.counts().total()} of {len(session.pairs)} judged, kept in {session.ratings}")
     if server.is_finished:
         print("\n" + report.text(report.summary([session.ratings])))
