@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from kosmos import KosmosForConditionalGeneration, KosmosProcessor
 from kosmos.modalities import IMAGE
 from kosmos_eval import tasks
 from kosmos_eval.evaluate import evaluate
+from kosmos_eval.model import EvaluatedModel
+from kosmos_eval.prompts import Likelihood, Pair
 from kosmos_eval.runner import Piece, Runner, zoomed
 
 
@@ -111,6 +114,24 @@ def test_a_score_is_the_mean_over_the_templates(
     for key, values in both.items():
         means = np.mean([one[key] for one in each], axis=0)
         assert np.allclose(values, means, atol=1e-4), key
+
+
+def test_prompts_of_other_pictures_are_read_once_for_all_items(
+    model: KosmosForConditionalGeneration, processor: KosmosProcessor, data: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    asked: list[int] = []
+    put = EvaluatedModel.log_likelihoods
+
+    def counting(self: EvaluatedModel, pairs: Sequence[Pair]) -> Iterator[dict[int, Likelihood]]:
+        asked.append(len({pair.prompt for pair in pairs}))
+        return put(self, pairs)
+
+    monkeypatch.setattr(EvaluatedModel, "log_likelihoods", counting)
+    how = ["decoding.normalisation=marginal", "demonstrations.split=train", "decoding.other_images=3"]
+    worded = ["prompt.template=<image>An image of", "prompt.others=[<image>It shows]"]
+    scored(model, processor, data, tmp_path, *how, *worded)
+    assert asked == [2 * (12 + 3)]  # by each template the twelve pictures and three others, whatever the questions
 
 
 def test_several_templates_are_for_ranking() -> None:

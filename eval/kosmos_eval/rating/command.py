@@ -93,7 +93,6 @@ def _ended_by_interrupt(server: RatingServer) -> Iterator[None]:
         return
 
     def end(*_: Any) -> None:
-        print()
         threading.Thread(target=server.shutdown, daemon=True).start()
 
     before = signal.signal(signal.SIGINT, end)
@@ -111,6 +110,8 @@ def _serve(session: Session, port: int) -> int:
         print(f"{session.counts().total()} of {len(session.pairs)} judged by {session.rater} in {session.ratings}")
         print(f"open {server.address}  (Ctrl-C ends; what was judged is kept)", flush=True)
         server.serve_forever(poll_interval=0.1)
+    if not server.is_finished:
+        print()  # behind the terminal's ^C
     print(f"{session.counts().total()} of {len(session.pairs)} judged, kept in {session.ratings}")
     if server.is_finished:
         print("\n" + report.text(report.summary([session.ratings])))
