@@ -28,6 +28,7 @@ from . import warm_libraries
 from .warm_python import WarmPython
 
 sys.path.append(str(Path(__file__).parent / "train"))  # whose server forks the processes of warm_libraries
+import forks
 
 gc.disable()  # until all is imported: an eighth of that time was the search of what the libraries had made
 
@@ -48,6 +49,10 @@ LONGEST_FIRST = (
 )
 
 
+MANY = 500
+"""Tests: of so many some start processes, and their server is worth a start."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first, in the order of the table; all others stay as they are, behind them."""
     root = Path(__file__).parent
@@ -60,6 +65,13 @@ def pytest_collection_finish() -> None:
     gc.freeze()
     gc.enable()
     atexit.register(gc.unfreeze)  # triton 3.9 reports as leaks what is not freed; pytest's own collections come before
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """With many tests some need processes, and nearly all that these import is imported here."""
+    if len(session.items) > MANY:
+        forks.fork_the_server()
 
 
 def pytest_unconfigure() -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import json
+import logging
 import multiprocessing
 import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker, util
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 PRELOAD = [
     *("torch", "transformers", "deepspeed", "open_clip", "jsonargparse", "kosmos.processing_kosmos"),
@@ -43,6 +47,33 @@ def context() -> Any:
     made = multiprocessing.get_context("forkserver")
     made.set_forkserver_preload(PRELOAD)
     return made
+
+
+def fork_the_server() -> None:
+    """Fork the server from this process, instead of starting an interpreter that imports all that is here already.
+
+    To be called before the first test: its threads would not be there, and their locks might be taken.
+    """
+    context()
+    resource_tracker.ensure_running()  # which is an interpreter of its own
+    with patch.object(util, "spawnv_passfds", _fork):
+        forkserver.ensure_running()
+
+
+def _fork(_program: bytes, arguments: Sequence[str], passed: Sequence[int]) -> int:
+    """Do the work of ``python -c CODE`` without its start: what belongs to pytest here is put away."""
+    if number := os.fork():
+        return number
+    try:
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for file in {int(name) for name in os.listdir("/proc/self/fd")} - {0, 1, 2, nothing, *passed}:
+            os.dup2(nothing, file)  # a closed one would be opened again as another file, under an object of pytest's
+        sys.stdin, sys.stdout, sys.stderr = (open(at, mode, 1, closefd=False) for at, mode in enumerate("rww"))  # noqa: SIM115
+        faulthandler.disable()
+        logging.root.handlers.clear()
+        exec(arguments[-1], {})
+    finally:
+        os._exit(1)
 
 
 def free_port() -> int:
