@@ -31,7 +31,7 @@ FEWER = {
         *("captions_per_image=1", "presence_per_image=1", "negation_per_image=1", "reading_documents=400"),
         *("reading_test=100", "held_out_speeches=2"),
     ],
-    "pictures": [*RECIPES["pictures"][1], "variants=1"],
+    "pictures": [*RECIPES["pictures"][1], "variants=1", "pictures=600"],
     "instructions": [*RECIPES["instructions"][1], "definitions=500"],
 }
 SMALL = {folder: (recipe, FEWER[folder]) for folder, (recipe, _) in RECIPES.items()}

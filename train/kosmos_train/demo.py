@@ -42,6 +42,9 @@ RECIPES = {
 OPTIONAL = {"pictures": "pictures of things with names", "instructions": "language-only instructions"}
 """What npm, apt-get or pip must fetch; what cannot be had is left out, and said."""
 
+FEWEST_DOCUMENTS = 200
+"""Of each corpus; they have enough words for the vocabulary, however few the steps."""
+
 QUESTIONS = ("what shape is in the image?", "what color is the shape?", "is there a red shape in the image?")
 
 
@@ -85,6 +88,9 @@ class Demo:
                 values[section][key] = min(values[section][key], values["steps"])
         if "warmup" in values:
             values["warmup"] = min(values["warmup"], values["steps"])
+        if "documents_per_corpus" in values:  # of the vocabulary: more than the corpora have are no better
+            most = values["documents_per_corpus"]
+            values["documents_per_corpus"] = min(most, max(FEWEST_DOCUMENTS, round(most * self.steps_factor)))
         return values
 
     def settings(self, cls: type, name: str) -> Any:

@@ -44,6 +44,7 @@ class Options:
 
     Args:
         collections: which of emoji, stamps, clipart.
+        pictures: of each collection those with the smallest hashes, for a quick look; 0: all.
         languages: captions of the stamps in these languages besides English (``de``, ``pt_BR``, …), or ``all``.
         held_out_every: one base name in this many goes to ``eval/test``.
         min_side: pictures with a shorter side (in pixels) are left out.
@@ -59,6 +60,7 @@ class Options:
     """
 
     collections: list[str] = field(default_factory=lambda: ["emoji", "stamps", "clipart"])
+    pictures: int = 0
     languages: list[str] = field(default_factory=list)
     held_out_every: int = 10
     min_side: int = 32
@@ -95,7 +97,10 @@ def collected(options: Options, scratch: Path, progress: Progress, report: dict[
     hashes: set[bytes] = set()
     for name in options.collections:
         skipped: Counter[str] = Counter()
-        named = progress.track(list(collections.read(name, skipped)), description=f"look at pictures: {name}")
+        found = list(collections.read(name, skipped))
+        if options.pictures:
+            found = sorted(found, key=lambda picture: lot(picture.key))[: options.pictures]
+        named = progress.track(found, description=f"look at pictures: {name}")
         usable = [
             stored
             for picture in named
