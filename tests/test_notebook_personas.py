@@ -13,7 +13,7 @@ from nbclient import NotebookClient
 def test_the_notebook_runs(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both trainings and every cell behind them; with so few steps the answers are not yet right."""
     monkeypatch.setenv("KOSMOS_WORK", str(tmp_path))
-    monkeypatch.setenv("KOSMOS_STEPS", "40")
+    monkeypatch.setenv("KOSMOS_STEPS", "8")
     notebook = nbformat.read(repository / "notebooks" / "personas.ipynb", as_version=4)
     NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(repository)}}).execute()
     printed = "".join(

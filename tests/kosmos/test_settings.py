@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import yaml
 
 from kosmos import settings
 
@@ -92,3 +93,13 @@ def test_one_reading_leaves_nothing_to_the_next() -> None:
     with pytest.raises(ValueError, match="lr"):
         settings.from_dict(Run, {"optim": {"lr": "fast"}})
     assert settings.from_dict(Run, {}) == Run()
+
+
+def test_the_fast_reader_reads_what_pyyaml_reads(repository: Path, tmp_path: Path) -> None:
+    """All settings of the project; what is wrong is shown with its line, which libyaml does not do."""
+    files = sorted((repository / "train" / "configs").rglob("*.yaml"))
+    assert len(files) > 20
+    for path in files:
+        assert settings.read_yaml(path) == yaml.safe_load(path.read_text(encoding="utf-8")), path
+    with pytest.raises(ValueError, match=r"a: \[1, 2 \^ expected ',' or '\]', but got ':'"):
+        settings.read_yaml(write(tmp_path, "a: [1, 2\nb: 3"))
