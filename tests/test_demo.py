@@ -106,6 +106,12 @@ def test_the_chat_asks_as_the_corpus_was_written(demo: Path) -> None:
     assert asked["span_input_ids"][0].tolist() == flat.placed[0].payload.tolist()
 
 
+def test_a_quick_look_reads_fewer_documents_for_its_vocabulary(tmp_path: Path) -> None:
+    read = {factor: Demo(tmp_path, steps_factor=factor).read("tokenizer") for factor in (0.02, 0.1, 1.0, 2.0)}
+    counts = {factor: values["documents_per_corpus"] for factor, values in read.items()}
+    assert counts == {0.02: 200, 0.1: 300, 1.0: 3000, 2.0: 3000}
+
+
 @pytest.mark.slow
 def test_without_npm_and_apt_the_demo_says_what_it_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, demo: Path

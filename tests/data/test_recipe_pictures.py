@@ -159,6 +159,21 @@ def test_the_split_is_by_base_name(tmp_path: Path, make_png: Png, monkeypatch: p
     assert asked == trained
 
 
+def test_a_quick_look_reads_some_pictures_of_each_collection(
+    tmp_path: Path, make_png: Png, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same ones in any order of the source, and on the same side as among all."""
+    (tmp_path / "in").mkdir()
+    things = by_hand(tmp_path / "in", make_png)[:40]
+    sides = {}
+    for name, order, settings in (("all", 1, []), ("some", 1, ["pictures=12"]), ("again", -1, ["pictures=12"])):
+        monkeypatch.setattr(Collections, "read", lambda self, name, skipped, order=order: iter(things[::order]))
+        report = recipes.make("pictures", tmp_path / name, ["collections=[x]", *settings], Progress(disable=True))
+        assert report["pictures"] == {"x": 12 if settings else 40}
+        sides[name] = {document.key.rpartition("-")[0] for document in Corpus(tmp_path / name / "pairs")}
+    assert sides["some"] == sides["again"] < sides["all"]
+
+
 def test_variants_are_small_changes_of_one_picture(make_png: Png) -> None:
     """The others differ from the picture and from each other, the same each time."""
     picture = Named("x/a", Path("a.png"), "a", "a", ("b", "c"))

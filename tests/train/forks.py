@@ -65,8 +65,9 @@ def _fork(_program: bytes, arguments: Sequence[str], passed: Sequence[int]) -> i
     if number := os.fork():
         return number
     try:
+        forkserver._forkserver._lock.release()  # held while a server is started, and a child may want one of its own
         nothing = os.open(os.devnull, os.O_RDWR)
-        for file in {int(name) for name in os.listdir("/proc/self/fd")} - {0, 1, 2, nothing, *passed}:
+        for file in {int(name) for name in os.listdir("/proc/self/fd")} - {nothing, *passed}:
             os.dup2(nothing, file)  # a closed one would be opened again as another file, under an object of pytest's
         sys.stdin, sys.stdout, sys.stderr = (open(at, mode, 1, closefd=False) for at, mode in enumerate("rww"))  # noqa: SIM115
         faulthandler.disable()
