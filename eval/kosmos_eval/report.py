@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def _over_shots(members: Sequence[Row]) -> list[str]:
 
 
 def _how(members: Sequence[Row]) -> list[str]:
-    how = {f"Prompt `{row['prompt']!r}`, {row['decoding']}." for row in members if "prompt" in row}
+    how = {f"Prompt {_code(repr(row['prompt']))}, {_plain(row['decoding'])}." for row in members if "prompt" in row}
     return sorted(how)
 
 
@@ -117,6 +118,12 @@ def _interval(row: Row) -> str:
 
 def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(map(_plain, cells)) + " |" for cells in (head, ["---"] * len(head), *lines)]
+
+
+def _code(text: str) -> str:
+    """A code span between more backticks than ``text`` has in a row, so that none of them ends it (CommonMark 6.1)."""
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence} {text} {fence}" if "`" in (text[:1], text[-1:]) else f"{fence}{text}{fence}"
 
 
 def _plain(text: str) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from markdown_it import MarkdownIt
 
 from kosmos import Conversation, KosmosConfig, KosmosForConditionalGeneration
 from kosmos.transcript import html_part
@@ -156,6 +157,9 @@ def test_pages_hold_no_markup_of_others(
         harmless(tables)
         bars = [len(re.findall(r"(?<!\\)\|", line)) for line in tables.splitlines() if line[0] == "|"]
         assert bars == [4] * 3 + [9] * 3, text
+        (how,) = (line for line in text.splitlines() if line.startswith("Prompt "))
+        read = MarkdownIt().parseInline(how)[0].children or []
+        assert next(part.content for part in read if part.type == "code_inline") == repr(row["prompt"]), how
         results.write([row], tmp_path / "results.json")
         assert row in results.read(tmp_path / "results.json")
 
