@@ -1,4 +1,4 @@
-"""Writing the tars of shards by Python's ``tarfile``, byte for byte what ``webdataset.TarWriter`` writes.
+"""Writing the tars of shards with headers of Python's ``tarfile``, byte for byte what ``webdataset.TarWriter`` writes.
 
 That writer stands on ``tarfile`` too, but its package would import torch into each process that makes a corpus: two
 seconds of a processor.
@@ -52,7 +52,7 @@ def header(name: str, size: int) -> bytes:
     """The header of a plain file of nobody and no time, so that the same content gives the same bytes everywhere.
 
     The time is an integer, since a fraction would cost every file an extended header of 1,024 bytes. Headers that need
-    no extended one differ in three fields only; to fill these takes a tenth of what ``tarfile`` takes for a header.
+    no extended one differ in three fields only; to fill these takes a fifth of what ``tarfile`` takes for a header.
     """
     if not name.isascii() or len(name) > 100 or size >= 8**11:
         return _by_tarfile(name, size)

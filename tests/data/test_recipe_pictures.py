@@ -174,6 +174,16 @@ def test_a_quick_look_reads_some_pictures_of_each_collection(
     assert sides["some"] == sides["again"] < sides["all"]
 
 
+@pytest.mark.parametrize(
+    ("recipe", "option"), [("pictures", "pictures=-5"), ("starter", "images=-1"), ("episodes", "variants=-2")]
+)
+def test_no_number_below_zero(tmp_path: Path, recipe: str, option: str) -> None:
+    """For a slice it would mean all but the last ones; nothing is fetched or written."""
+    with pytest.raises(ValueError, match=f"recipe {recipe}: {option}; give 0 or more"):
+        recipes.make(recipe, tmp_path / "out", [option])
+    assert not (tmp_path / "out").exists()
+
+
 def test_variants_are_small_changes_of_one_picture(make_png: Png) -> None:
     """The others differ from the picture and from each other, the same each time."""
     picture = Named("x/a", Path("a.png"), "a", "a", ("b", "c"))

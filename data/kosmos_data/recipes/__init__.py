@@ -63,7 +63,7 @@ def make(name: str, out: str | Path, overrides: Sequence[str] = (), progress: Pr
         progress: a live progress display to add bars to.
 
     Raises:
-        ValueError: unknown recipe or option, or ``out`` is not empty.
+        ValueError: unknown recipe or option, a number below zero, or ``out`` is not empty.
         ModuleNotFoundError: the package that holds the source data is not installed.
     """
     recipe = settings.load(Recipe, find(name), [f"options.{override}" for override in overrides])
@@ -74,6 +74,9 @@ def make(name: str, out: str | Path, overrides: Sequence[str] = (), progress: Pr
             raise
         raise ValueError(f"{find(name)}: no builder {recipe.builder!r} in kosmos_data.recipes") from None
     options = settings.from_dict(builder.Options, recipe.options, f"recipe {name}: ")
+    for option, value in settings.to_dict(options).items():
+        if isinstance(value, int) and value < 0 and option != "seed":  # a slice would take all but the last so many
+            raise ValueError(f"recipe {name}: {option}={value}; give 0 or more")
     out = Path(out)
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty; give a new folder or remove it")
