@@ -162,27 +162,27 @@ class KosmosModel(PlaceholderMixin, KosmosPreTrainedModel):
         features: dict[str, Tensor] = {}
         if (encoded := kwargs.pop("image_features", None)) is not None:
             features["image"] = encoded
-        attended, touched = [IMAGE] if self.config.cross_layers() else [], None
+        attended, touched = bool(self.config.cross_layers()), None
         # One modality after the other, each written or touched before the next is read: backward runs in the opposite
         # order, the same on every rank, whatever its rows hold (modalities.py says what would happen otherwise).
         for modality in MODALITIES.values():
-            given = modality.given(inputs)
-            if given or modality.name in features:
-                if given:
-                    known = {} if layout is None else layout.indices.get(modality.name, {})
-                    features[modality.name] = self.encode(modality, **given, **known)
+            looked_at = attended and modality is IMAGE
+            if given := modality.given(inputs):
+                known = {} if layout is None else layout.indices.get(modality.name, {})
+                features[modality.name] = self.encode(modality, **given, **known)
+            if modality.name in features:
                 if input_ids is None:
                     places[modality.name] = self.find_places(modality, inputs_embeds)
-                if modality not in attended:
+                if not looked_at:
                     where = places.get(modality.name) if layout is None else layout.places[modality.name]
                     inputs_embeds = self._write(modality, inputs_embeds, where, features[modality.name])
                 continue
             if modality.name in places and fresh and layout is None:
                 self._refuse_unfilled(modality, places[modality.name])
-            if dummy_image and modality in attended:
-                touched = self.encode(modality, **modality.smallest(self.config, self.device))
+            if dummy_image and looked_at:
+                touched = self._smallest(modality)
             elif dummy_image and getattr(self, modality.connector, None) is not None:
-                inputs_embeds = inputs_embeds + self._touch(modality)
+                inputs_embeds = inputs_embeds + self._smallest(modality).sum() * 0.0
         if all(given is None for given in (position_ids, attention_mask, past_key_values, kwargs.get("document_ids"))):
             position_ids = self._positions_by_id(input_ids)
         if attended:
@@ -260,6 +260,6 @@ class KosmosModel(PlaceholderMixin, KosmosPreTrainedModel):
             cache.media = kept  # type: ignore[attr-defined]
         return Coupling(self.cross_attention, media)
 
-    def _touch(self, modality: Modality) -> Tensor:
-        """Read the modality's smallest input and return zero, so that every rank has every gradient."""
-        return self.encode(modality, **modality.smallest(self.config, self.device)).sum() * 0.0
+    def _smallest(self, modality: Modality) -> Tensor:
+        """Read the modality's smallest input, which no token sees, so that every rank has every gradient."""
+        return self.encode(modality, **modality.smallest(self.config, self.device))

@@ -26,6 +26,10 @@ class TokenLoss(NamedTuple):
     loss: Tensor
     token_loss_BT: Tensor
 
+    def plus(self, more: Tensor | None) -> TokenLoss:
+        """Add another loss; where either is None, nothing changes."""
+        return self if more is None or self.loss is None else self._replace(loss=self.loss + more)
+
 
 def cross_entropy(
     hidden_BTD: Tensor,

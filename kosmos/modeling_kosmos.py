@@ -18,7 +18,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .atomic import open_to_umask, writing
 from .base_model import KosmosModel, KosmosModelOutput
-from .choices import choice_loss, taken, total_weight
+from .choices import Choices, choice_loss, taken, total_weight
 from .configuration_kosmos import KosmosConfig
 from .decoder import KosmosPreTrainedModel
 from .encoder_configs import QUERYING
@@ -189,39 +189,71 @@ class KosmosForConditionalGeneration(KosmosPreTrainedModel, KosmosGenerationMixi
                 kwargs["writing"].view(-1)[choices.tokens_K3[:, 0]] = True
         if choices is not None and targets is None:
             raise ValueError("choices were given without labels; give shift_labels, -100 where nothing else is learnt")
+        if choices is not None and num_items_in_batch is None:
+            num_items_in_batch = total_weight(targets, loss_weight, choices)
         outputs = self.model(
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, document_ids=document_ids,
             block_ids=block_ids, position_in_span=position_in_span, pixel_values=pixel_values, layout=layout, **kwargs,
         )  # fmt: skip
         if skip_logits is None:
             skip_logits = shift_labels is not None or (labels is not None and self.training)
-        loss = TokenLoss(None, None)
-        if targets is not None:
-            weight = self.lm_head.weight
-            known = None if layout is None or shift_labels is None else layout.supervised
-            if choices is not None and num_items_in_batch is None:
-                num_items_in_batch = total_weight(targets, loss_weight, choices)
-            loss = cross_entropy(
-                outputs.last_hidden_state, weight, targets, loss_weight, num_items_in_batch, supervised_N=known
-            )
-            if choices is not None:
-                among = choice_loss(outputs.last_hidden_state, weight, choices, loss_weight, num_items_in_batch)
-                loss = TokenLoss(loss.loss + among.loss, loss.token_loss_BT + among.token_loss_BT)
-        entities = EntityOutput()
-        if getattr(self.model, "entity_encoder", None) is not None and input_ids is not None:
-            divisor = num_items_in_batch if loss_weight is None or num_items_in_batch is not None else loss_weight.sum()
-            entities = read_entities(self, outputs.last_hidden_state, input_ids, kwargs, divisor)
-            if loss.loss is not None and entities.loss is not None:
-                loss = loss._replace(loss=loss.loss + entities.loss)
-        of_alpha = None
-        if self.config.is_routed and related is not None and outputs.alpha_logit is not None and targets is not None:
-            of_alpha = routing_loss(outputs.alpha_logit, related, targets, loss_weight, num_items_in_batch)
-            of_alpha = self.config.text_config.routing_loss * of_alpha
-            loss = loss._replace(loss=loss.loss + of_alpha)
+        weighed = loss_weight, num_items_in_batch
+        known = None if layout is None or shift_labels is None else layout.supervised
+        loss = self._token_loss(outputs.last_hidden_state, targets, *weighed, choices, known)
+        entities = self._read_entities(outputs.last_hidden_state, input_ids, *weighed, kwargs)
+        of_alpha = self._routing_loss(outputs.alpha_logit, related, targets, *weighed)
+        loss = loss.plus(entities.loss).plus(of_alpha)
         output = self._output(outputs, loss, None if skip_logits else logits_to_keep)
         output.ratings, output.entity_losses = entities.ratings, entities.parts
         output.alpha, output.routing_loss = outputs.alpha, None if of_alpha is None else of_alpha.detach()
         return output
+
+    def _token_loss(
+        self,
+        hidden_BTD: Tensor,
+        targets_BT: Tensor | None,
+        weight_BT: Tensor | None,
+        num_items: Tensor | int | None,
+        choices: Choices | None,
+        supervised_N: Tensor | None,
+    ) -> TokenLoss:
+        """Return the loss of the next tokens and of the answers among their choices; none without targets."""
+        if targets_BT is None:
+            return TokenLoss(None, None)
+        matrix = self.lm_head.weight
+        loss = cross_entropy(hidden_BTD, matrix, targets_BT, weight_BT, num_items, supervised_N=supervised_N)
+        if choices is None:
+            return loss
+        among = choice_loss(hidden_BTD, matrix, choices, weight_BT, num_items)
+        return TokenLoss(loss.loss + among.loss, loss.token_loss_BT + among.token_loss_BT)
+
+    def _read_entities(
+        self,
+        hidden_BTD: Tensor,
+        input_ids: Tensor | None,
+        weight_BT: Tensor | None,
+        num_items: Tensor | int | None,
+        given: dict[str, Any],
+    ) -> EntityOutput:
+        """Return what is predicted at the places of entities, nothing for a model without them."""
+        if getattr(self.model, "entity_encoder", None) is None or input_ids is None:
+            return EntityOutput()
+        divisor = num_items if weight_BT is None or num_items is not None else weight_BT.sum()
+        return read_entities(self, hidden_BTD, input_ids, given, divisor)
+
+    def _routing_loss(
+        self,
+        alpha_logit_BT: Tensor | None,
+        related_BT: Tensor | None,
+        targets_BT: Tensor | None,
+        weight_BT: Tensor | None,
+        num_items: Tensor | int | None,
+    ) -> Tensor | None:
+        """Return what the classifier of attention routing adds to the loss, None where nobody said what is right."""
+        if not self.config.is_routed or related_BT is None or alpha_logit_BT is None or targets_BT is None:
+            return None
+        loss = routing_loss(alpha_logit_BT, related_BT, targets_BT, weight_BT, num_items)
+        return self.config.text_config.routing_loss * loss
 
     def _output(self, outputs: KosmosModelOutput, loss: TokenLoss, logits_to_keep: int | Tensor | None) -> KosmosOutput:
         """Assemble the output; ``logits_to_keep`` None means no logits, 0 all."""

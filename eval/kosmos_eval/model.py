@@ -18,7 +18,8 @@ from torch import Tensor
 
 from . import fill_blanks
 from .prompts import Likelihood, Pair, Prompt
-from .runner import Runner, Stage, State
+from .runner import Runner, State
+from .stages import Stage
 from .tasks import Decoding
 from .trie import Trie
 

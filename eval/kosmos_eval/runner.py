@@ -9,67 +9,27 @@ Answers are written by the loop of ``generate()`` (kosmos/sampling.py), by the r
 from __future__ import annotations
 
 import random
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.generation import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
 
 from kosmos.decode_step import GrowingCache
 from kosmos.grounding import read_answer
-from kosmos.modalities import IMAGE, MODALITIES, Modality, normalize_pixels
-from kosmos.modeling_kosmos import KosmosModel
-from kosmos.pictures import open_picture
+from kosmos.modalities import IMAGE, MODALITIES
 from kosmos.sampling import Forbid, Picker, Place, write
-from kosmos.segments import Audio, Encoded, Image, Phrase, Text, Video, modality_name
+from kosmos.segments import Audio, Encoded, Image, Text, Video, modality_name
 
+from .features import Features
 from .items import content_hash
 from .prompts import Prompt, Segment, file_of
+from .stages import Piece, Stage, Written, by_modality
 from .tasks import Decoding
-
-_ENCODED_TOGETHER = 64
-
-
-class Piece(NamedTuple):
-    """Something that an encoder reads.
-
-    Attributes:
-        modality: name of its modality.
-        key: equal for equal content.
-        payload: of an image its file, of a sound or video its segment, of a span its ids.
-    """
-
-    modality: str
-    key: object
-    payload: Any
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One part of a prompt: token ids with placeholders, and what encoders read to fill them, in order."""
-
-    ids: tuple[int, ...]
-    pieces: tuple[Piece, ...] = ()
-
-    def __add__(self, other: Stage) -> Stage:
-        return Stage(self.ids + other.ids, self.pieces + other.pieces)
-
-    @property
-    def key(self) -> tuple[object, ...]:
-        """Equal for equal content."""
-        return self.ids, tuple(piece.key for piece in self.pieces)
-
-
-class Written(str):
-    """A written answer; ``phrases`` with boxes, in shares of what the model sees of a picture, if it wrote some."""
-
-    phrases: tuple[Phrase, ...] = ()
 
 
 @dataclass
@@ -98,11 +58,9 @@ class Runner:
     def __init__(
         self, model: Any, processor: Any, feature_bytes: int = 2 << 30, zooms: Sequence[float] = (1.0,)
     ) -> None:
-        self.model, self.processor, self.zooms = model, processor, zooms
-        # whatever wraps the model
-        self.encoders: Any = next(part for part in model.modules() if isinstance(part, KosmosModel))
-        self.device = next(model.parameters()).device
-        self.dtype = model.get_input_embeddings().weight.dtype
+        self.model, self.processor = model, processor
+        self.features = Features(model, processor, feature_bytes, zooms)
+        self.device = self.features.device
         tokenizer = processor.tokenizer
         self.bos, self.pad, self.eos = tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id
         model.take_rules(processor)
@@ -110,10 +68,6 @@ class Runner:
         tuned = processor.turn_end == "eos" and processor.answer_ends is None  # a language model's turns are no lines
         self.separator = tokenizer.eos_token if tuned else "\n"
         self.max_length = processor.max_length or model.config.text_config.max_position_embeddings
-        self.encoded: Counter[str] = Counter()  # by modality
-        self._features: OrderedDict[object, Tensor] = OrderedDict()
-        self._held_bytes = 0
-        self._feature_bytes = feature_bytes
         self._encoded: dict[Segment, Encoded] = {}
 
     def text_ids(self, text: str) -> tuple[int, ...]:
@@ -152,7 +106,7 @@ class Runner:
                 raise ValueError(f"the prompt holds {str(segment)[:60]!r}, but the model has no {lacks} for it")
             payload, file = placed.payload, file_of(placed.payload)
             parts = payload if isinstance(payload, tuple) else (payload,)
-            own = content_hash(file) if file else b"".join(map(_bytes_of, parts))
+            own = content_hash(file) if file else b"".join(np.asarray(part).tobytes() for part in parts)
             pieces.append(Piece(placed.modality, own, payload))
         return Stage(tuple(encoded.ids), tuple(pieces))
 
@@ -178,72 +132,6 @@ class Runner:
     def length(self, prompt: Prompt) -> int:
         """Tokens of the whole prompt, with ``<s>``."""
         return 1 + sum(len(self._encode(segment).ids) for segment in prompt.segments)
-
-    def features(self, modality: Modality, pieces: Sequence[Piece]) -> Tensor:
-        """What the decoder reads of each piece, end to end (N, D); each distinct one is encoded once.
-
-        Raises:
-            ValueError: a file that is no readable image, sound or video.
-        """
-        missing = list({piece.key: piece for piece in pieces if piece.key not in self._features}.values())
-        fresh: dict[object, Tensor] = {}
-        for start in range(0, len(missing), _ENCODED_TOGETHER):
-            batch = missing[start : start + _ENCODED_TOGETHER]
-            inputs = self._inputs(modality, batch)
-            made = self._seen(modality, inputs)
-            each = list(made) if made.ndim == 3 else made.split(modality.places(self.model.config, inputs))
-            fresh |= zip((piece.key for piece in batch), each, strict=True)
-        self.encoded[modality.name] += len(fresh)
-        found_ND = torch.cat([fresh[one.key] if one.key in fresh else self._features[one.key] for one in pieces])
-        self._remember([piece.key for piece in pieces], fresh)
-        return found_ND
-
-    def _seen(self, modality: Modality, inputs: dict[str, Tensor]) -> Tensor:
-        """Features of a batch; of pictures the mean over the zooms."""
-        if modality is not IMAGE or list(self.zooms) == [1.0]:
-            return self.encoders.encode(modality, **inputs)
-        pixels = inputs["pixel_values"]
-        seen = [self.encoders.encode(modality, **inputs | {"pixel_values": zoomed(pixels, by)}) for by in self.zooms]
-        return torch.stack(seen).mean(dim=0)
-
-    @torch.no_grad()
-    def image_embeddings(self, paths: Sequence[Path]) -> Tensor:
-        """One vector an image, (N, W): the mean of the vision tower's tokens, for finding similar images."""
-        vectors = []
-        for start in range(0, len(paths), _ENCODED_TOGETHER):
-            pieces = [Piece("image", path, path) for path in paths[start : start + _ENCODED_TOGETHER]]
-            tokens_IPW = self.encoders.vision_tower(**self._inputs(MODALITIES["image"], pieces))
-            vectors.append(tokens_IPW.float().mean(dim=1).cpu())
-        return torch.cat(vectors)
-
-    def _inputs(self, modality: Modality, pieces: Sequence[Piece]) -> dict[str, Tensor]:
-        """What the model's ``forward`` takes for these pieces, whose files are read."""
-        payloads = [self._payload(modality, one.payload) for one in pieces]
-        inputs = {name: tensor.to(self.device) for name, tensor in modality.stack(payloads).items()}
-        return normalize_pixels(inputs, self.processor.image_processor, self.dtype)
-
-    def _payload(self, modality: Modality, given: Any) -> Any:
-        """What an encoder reads of a piece: pixels of an image's file, what the processor makes of a sound's."""
-        path = file_of(given)
-        if path is None:
-            return given
-        try:
-            if given is path:
-                return self.processor.image_processor.to_tensor(open_picture(path))
-            return modality.payload(self.processor, given)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"{path}: not a readable {modality.name} ({error}); evaluation skips nothing, mend or remove it"
-            ) from error
-
-    def _remember(self, keys: Sequence[object], fresh: dict[object, Tensor]) -> None:
-        for key in keys:
-            if key in self._features:
-                self._features.move_to_end(key)
-        self._features.update((key, value.clone()) for key, value in fresh.items())
-        self._held_bytes += sum(value.nbytes for value in fresh.values())
-        while self._held_bytes > self._feature_bytes and len(self._features) > 1:
-            self._held_bytes -= self._features.popitem(last=False)[1].nbytes
 
     def extend(
         self, state: State | None, stages: Sequence[Stage], keep: int = 1, written: bool = False
@@ -318,8 +206,8 @@ class Runner:
         """
         ids_BT, mask_BT = self._pad(rows)
         inputs: dict[str, Tensor] = {}
-        for modality, pieces in _by_modality(rows):
-            inputs |= self._inputs(modality, pieces)
+        for modality, pieces in by_modality(rows):
+            inputs |= self.features.inputs(modality, pieces)
         length = ids_BT.shape[1]
         output_BT = self.model.generate(
             **inputs,
@@ -349,14 +237,14 @@ class Runner:
         Features that cross-attention looks at are returned as the model takes them, (I, Q, D); the embedding of their
         placeholder stays.
         """
-        present = list(_by_modality(stages))
+        present = list(by_modality(stages))
         places = [ids_BT == getattr(self.model.config, modality.token) for modality, _ in present]
         crossed, attended = self.model.config.coupling == "cross_attention", dict[str, Tensor]()
         for places_BT in places if not crossed else ():  # a placeholder may lie outside the vocabulary
             ids_BT = ids_BT.masked_fill(places_BT, self.pad)
         embeds_BTD = self.model.get_input_embeddings()(ids_BT)
         for (modality, pieces), places_BT in zip(present, places, strict=True):
-            features_ND = self.features(modality, pieces)
+            features_ND = self.features.of(modality, pieces)
             if crossed and modality is IMAGE:
                 attended["image_features"] = features_ND.unflatten(0, (len(pieces), -1))
             else:
@@ -403,26 +291,6 @@ class Nucleus(Picker):
         draws = torch.tensor([self.generators[row].random() for row in rows_N.tolist()], device=scores_NV.device)
         places = torch.searchsorted(kept, (draws * kept[:, -1])[:, None], right=True).clamp(max=kept.shape[-1] - 1)
         return tokens.gather(1, places).squeeze(1)
-
-
-def zoomed(pixels_I3SS: Tensor, by: float) -> Tensor:
-    """Pictures seen from nearer (``by`` above 1: their middle) or farther (their edges go on); the same shape."""
-    if by == 1.0:
-        return pixels_I3SS
-    scale = torch.eye(2, 3, device=pixels_I3SS.device).div(by).expand(len(pixels_I3SS), 2, 3)
-    grid = F.affine_grid(scale, list(pixels_I3SS.shape), align_corners=False).to(pixels_I3SS.dtype)
-    return F.grid_sample(pixels_I3SS, grid, mode="bicubic", padding_mode="border", align_corners=False)
-
-
-def _bytes_of(payload: Any) -> bytes:
-    return np.asarray(payload).tobytes()
-
-
-def _by_modality(stages: Sequence[Stage]) -> Iterator[tuple[Modality, list[Piece]]]:
-    """The modalities that occur, in the table's order, each with its pieces in the order of their places."""
-    for name, modality in MODALITIES.items():
-        if pieces := [piece for stage in stages for piece in stage.pieces if piece.modality == name]:
-            yield modality, pieces
 
 
 def _without_ends(written_BT: Tensor, ends: Collection[int]) -> list[list[int]]:

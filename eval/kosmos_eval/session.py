@@ -181,7 +181,7 @@ class Session:
     def _prompts(self, run: Run) -> list[Prompt]:
         """The prompt of every item, with fewer demonstrations where the model's length leaves no room for all."""
         swapped = prompts.shuffled_images(run.task, self.items, self.seed) if run.context == "shuffled" else {}
-        pool = self.data.pool(self.runner.image_embeddings) if run.shots else None
+        pool = self.data.pool(self.runner.features.image_embeddings) if run.shots else None
 
         worded = prompts.by_template(run.task)
 

@@ -16,7 +16,8 @@ from kosmos_eval import methods, tasks
 from kosmos_eval.items import Item
 from kosmos_eval.model import EvaluatedModel, in_order
 from kosmos_eval.prompts import Pair, Prompt
-from kosmos_eval.runner import Runner, Stage, State
+from kosmos_eval.runner import Runner, State
+from kosmos_eval.stages import Stage
 from kosmos_eval.tasks import Decoding, Task
 from kosmos_eval.trie import Trie
 
@@ -273,7 +274,7 @@ def test_each_image_is_encoded_once(
     asked = EvaluatedModel(runner, batch_rows=2)
     for _ in range(2):
         list(asked.generate(prompts, Decoding(max_new_tokens=1), [0] * len(prompts)))
-    assert runner.encoded["image"] == 4
+    assert runner.features.encoded["image"] == 4
 
 
 def test_the_feature_store_forgets_but_stays_right(
@@ -284,7 +285,7 @@ def test_the_feature_store_forgets_but_stays_right(
         EvaluatedModel(runner, batch_rows=4).generate(prompts, Decoding(max_new_tokens=4), [0] * len(prompts))
     )
     assert texts == one_by_one(model, processor, prompts, max_new_tokens=4)
-    assert runner.encoded["image"] > 4
+    assert runner.features.encoded["image"] > 4
 
 
 def test_unreadable_image_is_named(

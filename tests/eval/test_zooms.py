@@ -16,9 +16,10 @@ from kosmos import KosmosForConditionalGeneration, KosmosProcessor
 from kosmos.modalities import IMAGE
 from kosmos_eval import tasks
 from kosmos_eval.evaluate import evaluate
+from kosmos_eval.features import Features, zoomed
 from kosmos_eval.model import EvaluatedModel
 from kosmos_eval.prompts import Likelihood, Pair
-from kosmos_eval.runner import Piece, Runner, zoomed
+from kosmos_eval.stages import Piece
 
 
 def wave(size: int = 32) -> np.ndarray:
@@ -53,7 +54,7 @@ def test_features_are_the_mean_over_the_scales(
     pixels = processor.image_processor([Image.open(path) for path in paths], return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         near, far = (model.model.encode(IMAGE, pixel_values=zoomed(pixels, by)).flatten(0, 1) for by in (1.0, 1.5))
-        seen, once = (Runner(model, processor, zooms=zooms).features(IMAGE, pieces) for zooms in ((1.0, 1.5), (1.0,)))
+        seen, once = (Features(model, processor, zooms=zooms).of(IMAGE, pieces) for zooms in ((1.0, 1.5), (1.0,)))
     assert torch.allclose(seen, (near + far) / 2, atol=1e-5)
     assert torch.allclose(once, near, atol=1e-5)
     assert not torch.allclose(near, far, atol=1e-2)
