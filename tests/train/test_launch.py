@@ -130,7 +130,10 @@ def test_ranks_of_one_command(config: Path, tmp_path: Path, capfd: pytest.Captur
     handler, run = signal.getsignal(signal.SIGINT), tmp_path / "run"
     words = ["train", str(config), f"run={run}", "--resume", "checkpoint.every=1000", "steps=40"]
     assert launch_here(2, ["train", str(config), f"run={tmp_path / 'wrong'}", "model.vision_weights=/nowhere"]) == 2
-    assert "Traceback" not in "".join(capfd.readouterr())  # of the agent
+    said = "".join(capfd.readouterr())
+    assert "/nowhere" in said
+    assert "Traceback" not in said  # of the agent
+    assert "FAILED" not in said
 
     def press() -> None:
         wait_for(run / "metrics.jsonl", 3, lambda: True)

@@ -155,16 +155,28 @@ def test_a_resumed_run_needs_what_it_began_from_no_more(values: dict[str, Any], 
         train(config_of(values), tmp_path / "c")
 
 
-def test_resume_needs_the_same_run(values: dict[str, Any], tmp_path: Path) -> None:
-    """An existing run is not overwritten; resuming with other numbers is refused, with other logging it is fine."""
-    run = tmp_path / "run"
+def test_resume_needs_the_same_run(values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An existing run is not overwritten; resuming with other numbers is refused, with other logging it is fine.
+
+    Of several processes none is started to say so.
+    """
+    run, path = tmp_path / "run", tmp_path / "run.yaml"
+    settings.write_yaml(values, path)
+    monkeypatch.setattr("kosmos_train.launcher.launch_here", lambda *_: 0)
+    ranks = [str(path), f"run={run}", "--processes", "2"]
+    assert main(ranks) == 0
     with pytest.raises(FileNotFoundError, match="/nowhere"):
         train(config_of(values | {"processor": "/nowhere"}), run)  # never began, so the folder is free
     train(config_of(values), run, resume=True)  # nothing there yet: it starts
     with pytest.raises(ValueError, match=r"already holds a run; add --resume"):
         train(config_of(values), run)
+    with pytest.raises(ValueError, match=r"already holds a run; add --resume"):
+        main(ranks)
     with pytest.raises(ValueError, match=r"started with optim.lr=0.001, now it is 0.01"):
         train(config_of(values | {"optim": {"lr": 1e-2, "warmup": 4}}), run, resume=True)
+    with pytest.raises(ValueError, match=r"started with optim.lr=0.001, now it is 0.01"):
+        main([*ranks, "optim.lr=0.01", "--resume"])
+    assert main([*ranks, "--resume"]) == 0
     with pytest.raises(ValueError, match=r'started with engine.precision="fp32", now it is "bf16"'):
         train(config_of(values | {"engine": {"precision": "bf16"}}), run, resume=True)
     assert train(config_of(values | {"log": {"every": 5}}), run, resume=True).step == 12

@@ -39,6 +39,8 @@ PRELOAD_ON_CPU = ["kosmos_train.loop", "kosmos_train.engine", "deepspeed.runtime
 
 AGENT = re.compile(r"(\w+_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+")
 """Variables by which torchrun's agent tells a rank who it is."""
+MISTAKE = 2
+"""Exit code of a rank whose settings or data are wrong (kosmos/cli.py)."""
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 """Signals that the agent hands on to its ranks."""
 
@@ -97,8 +99,9 @@ def _exit_code(launch: Callable[[], Any]) -> int:
     try:
         launch()
     except ChildFailedError as error:
-        print(f"kosmos: {error}", file=sys.stderr)
         _, failure = error.get_first_failure()
+        if failure.exitcode != MISTAKE:  # which the ranks have told
+            print(f"kosmos: {error}", file=sys.stderr)
         return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode  # killed by a signal: as shells say
     except SignalException as error:
         print(f"kosmos: ended by {error.sigval.name}; --resume goes on", file=sys.stderr)

@@ -163,8 +163,12 @@ def _command(verb: str, argv: Sequence[str]) -> int:
     if arguments.processes < 1:
         raise ValueError(f"--processes {arguments.processes}: at least 1 is needed")
     if arguments.processes > 1:
+        from .run_dir import RunDir
+
         config.check(arguments.processes)  # what every rank would say, once
         check_inputs(config, goes_on(require_run(run), arguments.resume))
+        with closing(RunDir(require_run(run))) as folder:
+            folder.check(config, arguments.resume)
         words = [arguments.config, *arguments.overrides, f"run={require_run(run)}"]
         from .launcher import launch_here
 

@@ -57,7 +57,8 @@ class RunDir:
         """
         world.attempt(f"opening {self.path}", lambda: self._open(config, resume) if world.is_main else None)
 
-    def _open(self, config: TrainConfig, resume: bool) -> None:
+    def check(self, config: TrainConfig, resume: bool) -> None:
+        """Refuse what :meth:`open` would, before anything is started for the run; nobody else may open it then."""
         there = next((place for place in (self.path, *self.path.parents) if place.exists()), Path())
         if not there.is_dir():
             if there != self.path:
@@ -69,6 +70,9 @@ class RunDir:
             if not resume:
                 raise ValueError(f"{self.path} already holds a run; add --resume to go on, or choose another run=DIR")
             self.check_same(config)
+
+    def _open(self, config: TrainConfig, resume: bool) -> None:
+        self.check(config, resume)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self._hold()
         settings.write_yaml(config, self.config)
