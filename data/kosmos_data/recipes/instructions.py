@@ -131,13 +131,14 @@ def dialogues(folder: Path, languages: Sequence[str], skipped: Counter[str]) -> 
     Raises:
         ValueError: the corpus has no such language.
     """
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # of libyaml where it is there, ten times as fast
     for language in languages:
         paths = sorted((folder / language).glob("*.yml"))
         if not paths:
             known = ", ".join(sorted(path.name for path in folder.iterdir()))
             raise ValueError(f"no dialogues in {language!r}; known: {known}")
         for path in paths:
-            lists = yaml.safe_load(path.read_text(encoding="utf-8"))["conversations"]
+            lists = yaml.load(path.read_text(encoding="utf-8"), loader)["conversations"]
             for number, lines in enumerate(lists):
                 if not isinstance(lines, list) or len(lines) < 2 or not all(isinstance(line, str) for line in lines):
                     skipped["not a dialogue"] += 1
