@@ -131,6 +131,12 @@ def test_kosmos1_is_the_papers() -> None:
     assert (text.num_hidden_layers, text.hidden_size, text.dropout) == (24, 2048, 0.1)
 
 
+def test_the_settings_of_the_readme_are_accepted() -> None:
+    text = (CONFIGS.parent / "README.md").read_text(encoding="utf-8")
+    path, changes = re.findall(r'settings\.load\(TrainConfig, "train/configs/(.*?)", \[(.*?)\]\)', text)[0]
+    settings.load(TrainConfig, CONFIGS / path, re.findall(r'"(.*?)"', changes)).check(1)
+
+
 def test_small_is_as_large_as_the_pages_say() -> None:
     with torch.device("meta"):
         model = KosmosForConditionalGeneration(KosmosConfig.preset("small"))
