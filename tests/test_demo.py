@@ -22,7 +22,7 @@ from kosmos.encoder_weights import find_weights
 from kosmos.processing_kosmos import load_processor
 from kosmos_data.objectives._flatten import flatten
 from kosmos_data.recipes import starter
-from kosmos_train.demo import RECIPES, Demo, make_corpora, run_demo
+from kosmos_train.demo import RECIPES, YAML_ROOT, Demo, make_corpora, run_demo
 
 # The demo's corpora, with fewer documents of each kind: what a few steps read.
 FEWER = {
@@ -170,3 +170,11 @@ def test_readme_names_commands_and_files_that_exist(repository: Path) -> None:
         for word in words[2:]:
             if word.startswith("train/configs/"):
                 assert (repository / word).exists(), command
+
+
+def test_the_readme_makes_the_corpora_of_the_demo(repository: Path) -> None:
+    """By the recipes' options too: with the defaults there are twice as many series of pictures."""
+    lines = (repository / "train" / "README.md").read_text().splitlines()
+    written = [shlex.split(line, comments=True) for line in lines if line.startswith("kosmos data make ")]
+    for folder, (recipe, options) in RECIPES.items():
+        assert ["kosmos", "data", "make", recipe, "--out", f"{YAML_ROOT}/{folder}", *options] in written

@@ -168,6 +168,22 @@ def test_commands_in_the_pages_exist(pages: Path, parsers: dict[str, ArgumentPar
         assert used <= known or name == "kosmos eval lm-eval", f"{page.name}: {' '.join(words)}"
 
 
+def test_the_readme_of_a_package_names_its_files() -> None:
+    packages = {
+        "kosmos": "kosmos",
+        "data": "data/kosmos_data",
+        "eval": "eval/kosmos_eval",
+        "train": "train/kosmos_train",
+    }
+    python = {path.name for top in (*packages, "tests") for path in (HERE / top).rglob("*.py")}
+    for top, package in packages.items():
+        named = set(re.findall(r"\b[a-z]\w*\.py\b", (HERE / top / "README.md").read_text(encoding="utf-8")))
+        files = {path.name for path in (HERE / package).glob("*.py")} - {"__init__.py", "__main__.py"}
+        assert len(files) > 20
+        assert not files - named, f"{top}/README.md does not name"
+        assert not named - python, f"{top}/README.md names what is gone"
+
+
 def test_both_readmes_say_the_same() -> None:
     english, chinese = ((HERE / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh.md"))
     assert "(README.zh.md)" in english

@@ -11,6 +11,7 @@ from kosmos import Conversation, settings
 from kosmos.cli import main
 from kosmos_data import Document, Text, write_shards
 from kosmos_data.turns import turn
+from kosmos_train.answers import learn_answers
 from kosmos_train.config import TrainConfig
 
 LINES = "the sea\n- cold rain\n- birds\n\nfar hills"
@@ -29,6 +30,15 @@ def questions(values: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     model = values["model"] | {"overrides": {"text_config": {"dropout": 0.0, "max_position_embeddings": 128}}}
     optim = {"lr": 1e-2, "warmup": 5}
     return values | {"data": data, "model": model, "optim": optim, "steps": 60, "checkpoint": {"every": 100}}
+
+
+def test_the_demo_tunes_as_its_command_does() -> None:
+    """``kosmos demo`` trains its question tuning as ``kosmos train`` does; its page says ``kosmos tune``."""
+    path = Path(__file__).parents[2] / "train" / "configs" / "demo" / "tune.yaml"
+    demo, command = settings.load(TrainConfig, path), settings.load(TrainConfig, path)
+    learn_answers(command)
+    assert command == demo
+    assert demo.turn_end == "line"
 
 
 @pytest.mark.slow

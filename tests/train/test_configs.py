@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import tiny
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from kosmos import KosmosConfig, settings
+from kosmos import KosmosConfig, KosmosForConditionalGeneration, settings
 from kosmos.cost import model_cost
 from kosmos.modalities import MODALITIES
 from kosmos.processing_kosmos import load_processor
@@ -128,6 +129,21 @@ def test_kosmos1_is_the_papers() -> None:
     assert (optim.schedule, optim.final_ratio, config.steps) == ("linear", 0.0, 300_000)
     text = KosmosConfig.preset(str(config.model.preset)).text_config
     assert (text.num_hidden_layers, text.hidden_size, text.dropout) == (24, 2048, 0.1)
+
+
+def test_the_settings_of_the_readme_are_accepted() -> None:
+    text = (CONFIGS.parent / "README.md").read_text(encoding="utf-8")
+    path, changes = re.findall(r'settings\.load\(TrainConfig, "train/configs/(.*?)", \[(.*?)\]\)', text)[0]
+    settings.load(TrainConfig, CONFIGS / path, re.findall(r'"(.*?)"', changes)).check(1)
+
+
+def test_small_is_as_large_as_the_pages_say() -> None:
+    with torch.device("meta"):
+        model = KosmosForConditionalGeneration(KosmosConfig.preset("small"))
+    size = f"{sum(weight.numel() for weight in model.parameters()) / 1e6:.0f} M parameters"
+    for page in ("train/configs/small.yaml", "train/README.md", "docs/faq.md"):
+        lines = (CONFIGS.parents[1] / page).read_text(encoding="utf-8").splitlines()
+        assert any(size in line for line in lines if page.endswith(".yaml") or "small.yaml" in line), page
 
 
 def test_training_costs_what_is_computed(values: dict[str, Any]) -> None:

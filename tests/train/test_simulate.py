@@ -40,6 +40,19 @@ def test_kosmos1_keeps_its_gpus_busy(recipe: TrainConfig, run: Outline) -> None:
     assert sum(h100.memory.values()) < 72 * 2**30  # of 80 GB
 
 
+def test_the_readme_says_what_is_simulated(recipe: TrainConfig, run: Outline) -> None:
+    text = (CONFIG.parents[1] / "README.md").read_text(encoding="utf-8")
+    for name, rates in (
+        ("H100", with_rates("h100")),
+        ("H200", with_rates("h200")),
+        ("H100, one 400 Gb/s link a node (`--bus 45`)", with_rates("h100", bus=45.0)),
+    ):
+        found = simulate(recipe, run, 64, rates, 12)
+        memory = sum(found.memory.values()) / 2**30
+        row = f"| {name} | {found.milliseconds:.0f} ms | {found.mfu:.1%} | {found.mfu_all:.1%} | {memory:.1f} GiB |"
+        assert row.replace("%", " %") in text
+
+
 def test_what_is_left_out_costs_time(recipe: TrainConfig, run: Outline) -> None:
     """Recomputation, small micro-batches, single kernels and a slow network: each makes the step longer."""
     best = simulate(recipe, run, 64, GPUS["h100"], 12).milliseconds

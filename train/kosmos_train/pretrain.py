@@ -20,6 +20,10 @@ from typing import Any
 from kosmos import settings
 
 INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
+EXAMPLES = {
+    "train": "train/configs/small.yaml run=runs/small",
+    "tune": "train/configs/demo/tune.yaml run=runs/my-tune",  # small.yaml begins with nothing and marks no answers
+}
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,7 @@ def _command(verb: str, argv: Sequence[str]) -> int:
         prog=f"kosmos {verb}",
         description="Pretrain or tune a model. Settings come from a YAML and key=value overrides. "
         "tune learns answers only, each with an end of its own, unless the YAML says otherwise.",
-        epilog=f"example: kosmos {verb} train/configs/small.yaml run=runs/small optim.lr=1e-4 --resume",
+        epilog=f"example: kosmos {verb} {EXAMPLES[verb]} optim.lr=1e-4 --resume",
     )
     add_run_arguments(parser, "kosmos_train.config:TrainConfig")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of run=DIR, or start")
