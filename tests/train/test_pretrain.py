@@ -155,6 +155,18 @@ def test_a_resumed_run_needs_what_it_began_from_no_more(values: dict[str, Any], 
         train(config_of(values), tmp_path / "c")
 
 
+@pytest.mark.parametrize("name", ["config.json", "adapter_config.json"])
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_checkpoint_is_no_place_for_a_run(values: dict[str, Any], tmp_path: Path, name: str, resume: bool) -> None:
+    """Who names the folder of a checkpoint would chat with that checkpoint afterwards, not with what was trained."""
+    folder = tmp_path / "step-000100"
+    folder.mkdir()
+    (folder / name).write_text("{}")
+    with pytest.raises(ValueError, match=rf"run=.*step-000100 is a checkpoint \({name}\); name a folder of its own"):
+        train(config_of(values), folder, resume=resume)
+    assert [file.name for file in folder.iterdir()] == [name]
+
+
 def test_resume_needs_the_same_run(values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An existing run is not overwritten; resuming with other numbers is refused, with other logging it is fine.
 
