@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,10 @@ def test_commands(build: Any, processor: Any, tmp_path: Path, capsys: pytest.Cap
 
     base, lora, prefix = (str(tmp_path / name) for name in ("base", "lora", "prefix"))
     assert main(["merge", lora, "--out", str(tmp_path / "merged")]) == 0
+    capsys.readouterr()
+    assert main(["merge", lora, "--out", str(tmp_path / "merged twice")]) == 0
+    said = capsys.readouterr().out.partition("merged; ")[2]
+    assert shlex.split(said) == ["kosmos", "chat", str(tmp_path / "merged twice")]
     assert f"Made from `{Path(lora).name}`" in (tmp_path / "merged" / "README.md").read_text()
     capsys.readouterr()
     assert answer(lora) == answer(base, "--adapter", lora) == answer(str(tmp_path / "merged"))

@@ -200,7 +200,7 @@ def test_a_finished_run_says_so_and_may_become_longer(
 ) -> None:
     """``kosmos train run=DIR --resume`` finds the run's own YAML; its corpora may have moved; its files can be read."""
     values |= {"steps": 2, "optim": {"lr": 1e-3, "warmup": 0, "schedule": "constant"}}
-    run, moved = tmp_path / "run", tmp_path / "moved"
+    run, moved = tmp_path / "a run", tmp_path / "moved"
     latest = train(config_of(values), run).checkpoint
     umask = os.umask(0)
     os.umask(umask)
@@ -208,7 +208,9 @@ def test_a_finished_run_says_so_and_may_become_longer(
     assert {path.stat().st_mode & 0o777 for path in latest.rglob("*") if path.is_file()} == {0o666 & ~umask}
     capsys.readouterr()
     assert cli.main(["train", f"run={run}", "--resume"]) == 0
-    assert "complete: 2 of 2 steps" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "complete: 2 of 2 steps" in said
+    assert f"kosmos chat '{run}'" in said  # can be pasted
     for source in values["data"]["sources"]:
         shutil.copytree(source["shards"], moved / source["name"])
         source["shards"] = str(moved / source["name"])
