@@ -110,7 +110,9 @@ class Conversation:
 
     def _write_as(self, adapter: str | None) -> None:
         """Let turns end as the adapter, or the model itself, was trained: that is part of the prompt."""
-        chosen = self.model.attached[adapter].turn_end if adapter is not None else None
+        from .tuning.methods import attachments
+
+        chosen = attachments(self.model)[adapter].turn_end if adapter is not None else None
         self.processor.end_turns(chosen or self._own_turn_end)
         self.model.take_rules(self.processor)
 
@@ -322,4 +324,4 @@ def _own_turn_end(model: KosmosForConditionalGeneration, processor: KosmosProces
         return processor.turn_end
     from .tuning.storage import turn_end_in
 
-    return turn_end_in(model.name_or_path) or processor.turn_end
+    return turn_end_in(str(model.name_or_path)) or processor.turn_end
