@@ -71,18 +71,20 @@ class Conversation:
         if isinstance(model, (str, Path)):
             self.checkpoint = find_model(model)
             model, processor = load(self.checkpoint, adapters=adapters)
-        elif adapters:
-            from .tuning import load_tuned
-
-            load_tuned(model, adapters)
+            adapters = []
         if processor is None:
             raise ValueError("give the processor that belongs to the model: Conversation(model, processor)")
+        self._own_turn_end = _own_turn_end(model, processor)
         check_options(model, generation)
         if extrapolate is not None:
             extrapolation.extrapolate(model, processor, extrapolate)
         model.take_rules(processor)
         self.model = model
         self.processor = processor
+        if adapters:
+            from .tuning import load_tuned
+
+            self._write_as(load_tuned(model, adapters)[0])
         self._given = GivenParts(model, processor)
         self.system = system
         self.persona = [] if persona is None else self._given.persona(persona)
@@ -104,6 +106,15 @@ class Conversation:
         from .tuning import use
 
         use(self.model, adapter)
+        self._write_as(adapter)
+
+    def _write_as(self, adapter: str | None) -> None:
+        """Let turns end as the adapter, or the model itself, was trained: that is part of the prompt."""
+        from .tuning.methods import attachments
+
+        chosen = attachments(self.model)[adapter].turn_end if adapter is not None else None
+        self.processor.end_turns(chosen or self._own_turn_end)
+        self.model.take_rules(self.processor)
 
     def reset(self) -> None:
         """Forget all turns and images."""
@@ -305,3 +316,12 @@ class Conversation:
 
     def _repr_html_(self) -> str:
         return as_html(self.messages)
+
+
+def _own_turn_end(model: KosmosForConditionalGeneration, processor: KosmosProcessor) -> str:
+    """How answers of the model itself end, though its processor may be that of an adapter which it already has."""
+    if not getattr(model, "attached", None):
+        return processor.turn_end
+    from .tuning.storage import turn_end_in
+
+    return turn_end_in(str(model.name_or_path)) or processor.turn_end

@@ -39,6 +39,8 @@ class Attached:
     """Values of the model's own parameters under this tuning; of what is being trained they are in the model."""
     rules: Any = None
     """The generation config that came with it."""
+    turn_end: str | None = None
+    """How answers end in its processor; None: it came without one."""
     fused: list[Tuning] = field(default_factory=list)
     """Settings of the adapters of a fusion."""
 

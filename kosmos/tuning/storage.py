@@ -261,9 +261,16 @@ def load_adapter(model: Any, where: str | Path, name: str | None = None) -> str:
         saved.fill(model, name)
         if (saved.folder / "generation_config.json").is_file():
             record.rules = GenerationConfig.from_pretrained(saved.folder)
+        record.turn_end = turn_end_in(saved.folder)
     model.requires_grad_(False).train(training)
     use(model, name)
     return name
+
+
+def turn_end_in(folder: str | Path) -> str | None:
+    """Return how answers end by the processor in a folder, ``line`` or ``eos``; None without a processor."""
+    file = Path(folder) / "processor_config.json"
+    return str(read_object(file).get("turn_end", "line")) if file.is_file() else None
 
 
 def _run_name(folder: Path) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from kosmos.cli import main
+from kosmos.loading import load
 from kosmos.tuning import Tuning
 from kosmos.tuning.storage import fingerprint
 
@@ -34,6 +37,10 @@ def test_commands(build: Any, processor: Any, tmp_path: Path, capsys: pytest.Cap
 
     base, lora, prefix = (str(tmp_path / name) for name in ("base", "lora", "prefix"))
     assert main(["merge", lora, "--out", str(tmp_path / "merged")]) == 0
+    capsys.readouterr()
+    assert main(["merge", lora, "--out", str(tmp_path / "merged twice")]) == 0
+    said = capsys.readouterr().out.partition("merged; ")[2]
+    assert shlex.split(said) == ["kosmos", "chat", str(tmp_path / "merged twice")]
     assert f"Made from `{Path(lora).name}`" in (tmp_path / "merged" / "README.md").read_text()
     capsys.readouterr()
     assert answer(lora) == answer(base, "--adapter", lora) == answer(str(tmp_path / "merged"))
@@ -69,3 +76,44 @@ def test_commands(build: Any, processor: Any, tmp_path: Path, capsys: pytest.Cap
     settings = json.loads((tmp_path / "lora" / "tuning.json").read_text())
     assert settings["tuning"]["rank"] == 4
     assert settings["base"] == base
+
+
+def turns_of(chat: Any) -> tuple[str, list[int]]:
+    """What the next question continues, with an earlier answer in it, and what ends an answer."""
+    said = [("user", "what is the red thing?"), ("assistant", "a boat")]
+    chat.messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in said]
+    return chat.prompt(), chat.model.generation_config.eos_token_id
+
+
+def test_another_adapter_brings_its_turns(build: Any, processor: Any, tmp_path: Path) -> None:
+    """Answers of a base end with their line, its adapter's with ``</s>``: in prompts as in rules, however switched."""
+    from kosmos import Conversation
+
+    model = build(images=False, text={"vocab_size": len(processor.tokenizer)})
+    model.take_rules(processor)
+    processor = copy.deepcopy(processor)
+    expected = {}
+    for name, turn_end in (("base", "line"), ("lora", "eos"), ("lines", "line")):
+        processor.end_turns(turn_end)
+        model.generation_config.update(**processor.writing_rules())
+        if name == "base":
+            model.save_pretrained(tmp_path / name)
+        else:
+            tuned(tmp_path / "base", Tuning("lora", rank=4), tmp_path / name)
+            model.generation_config.save_pretrained(tmp_path / name)
+        processor.save_pretrained(tmp_path / name)
+        expected[name] = turns_of(Conversation(tmp_path / name))
+    assert expected["base"] == expected["lines"]
+    assert [prompt.partition("boat")[2] for prompt, _ in expected.values()] == ["\n", "</s>", "\n"]
+    adapters = [tmp_path / "lora", tmp_path / "lines"]
+    in_memory = Conversation(tmp_path / "base")
+    chats = [
+        Conversation(tmp_path / "base", adapter=adapters),
+        Conversation(*load(tmp_path / "base", adapters=adapters)),
+        Conversation(in_memory.model, in_memory.processor, adapter=adapters),
+    ]
+    for chat in chats:
+        assert turns_of(chat) == expected["lora"]
+        for name in (None, "lora", "lines", "lora", None):
+            chat.use(name)
+            assert turns_of(chat.fork()) == expected[name or "base"]

@@ -155,6 +155,18 @@ def test_a_resumed_run_needs_what_it_began_from_no_more(values: dict[str, Any], 
         train(config_of(values), tmp_path / "c")
 
 
+@pytest.mark.parametrize("name", ["config.json", "adapter_config.json"])
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_checkpoint_is_no_place_for_a_run(values: dict[str, Any], tmp_path: Path, name: str, resume: bool) -> None:
+    """Who names the folder of a checkpoint would chat with that checkpoint afterwards, not with what was trained."""
+    folder = tmp_path / "step-000100"
+    folder.mkdir()
+    (folder / name).write_text("{}")
+    with pytest.raises(ValueError, match=rf"run=.*step-000100 is a checkpoint \({name}\); name a folder of its own"):
+        train(config_of(values), folder, resume=resume)
+    assert [file.name for file in folder.iterdir()] == [name]
+
+
 def test_resume_needs_the_same_run(values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An existing run is not overwritten; resuming with other numbers is refused, with other logging it is fine.
 
@@ -188,7 +200,7 @@ def test_a_finished_run_says_so_and_may_become_longer(
 ) -> None:
     """``kosmos train run=DIR --resume`` finds the run's own YAML; its corpora may have moved; its files can be read."""
     values |= {"steps": 2, "optim": {"lr": 1e-3, "warmup": 0, "schedule": "constant"}}
-    run, moved = tmp_path / "run", tmp_path / "moved"
+    run, moved = tmp_path / "a run", tmp_path / "moved"
     latest = train(config_of(values), run).checkpoint
     umask = os.umask(0)
     os.umask(umask)
@@ -196,7 +208,9 @@ def test_a_finished_run_says_so_and_may_become_longer(
     assert {path.stat().st_mode & 0o777 for path in latest.rglob("*") if path.is_file()} == {0o666 & ~umask}
     capsys.readouterr()
     assert cli.main(["train", f"run={run}", "--resume"]) == 0
-    assert "complete: 2 of 2 steps" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "complete: 2 of 2 steps" in said
+    assert f"kosmos chat '{run}'" in said  # can be pasted
     for source in values["data"]["sources"]:
         shutil.copytree(source["shards"], moved / source["name"])
         source["shards"] = str(moved / source["name"])

@@ -7,6 +7,7 @@ the context read by the decoder itself or left out, chance.
 from __future__ import annotations
 
 import io
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -144,13 +145,13 @@ def close(demo: Demo, rows: Sequence[Row], seconds: float) -> None:
     demo.console.print(summary(rows))
     for line in shortcomings(rows):
         demo.console.print(f"[yellow]{line}[/]", highlight=False)
-    out = demo.out
+    out, named = demo.out, shlex.quote(str(demo.out))
     demo.console.print(
         f"Done in {seconds / 60:.1f} min. Look at {out}/answers.png and {out}/loss.png; all scores: "
         f"{out}/results.json. Try next:\n"
-        f"  kosmos chat {out} --image {out}/corpus/eval/test/images/12.png\n"
-        f"  kosmos eval {out}/tune --tasks easy_vqa --data {out}/corpus/eval --context image+text,text-only\n"
-        f"  kosmos data inspect {out}/corpus/interleaved",
+        f"  kosmos chat {named} --image {named}/corpus/eval/test/images/12.png\n"
+        f"  kosmos eval {named}/tune --tasks easy_vqa --data {named}/corpus/eval --context image+text,text-only\n"
+        f"  kosmos data inspect {named}/corpus/interleaved",
         markup=False,
         soft_wrap=True,  # a terminal wraps what is shown, but copies a command as one line
     )

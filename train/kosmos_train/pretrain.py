@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -179,9 +180,10 @@ def _command(verb: str, argv: Sequence[str]) -> int:
         return launch_here(arguments.processes, [verb, *words, *(["--resume"] if arguments.resume else [])])
     outcome = train(config, require_run(run), arguments.resume)
     if outcome.finished and int(os.environ.get("RANK", "0")) == 0:
+        named = shlex.quote(str(run))
         print(
-            f"{run}: {outcome.step:,} steps are done; next: kosmos chat {run}, kosmos eval {run} --help, "
-            f"kosmos runs plot {run}"
+            f"{run}: {outcome.step:,} steps are done; next: kosmos chat {named}, kosmos eval {named} --help, "
+            f"kosmos runs plot {named}"
         )
     return 0 if outcome.finished else INTERRUPTED
 

@@ -70,6 +70,10 @@ class RunDir:
             if not resume:
                 raise ValueError(f"{self.path} already holds a run; add --resume to go on, or choose another run=DIR")
             self.check_same(config)
+            return
+        for name in ("config.json", "adapter_config.json"):  # chat and eval would read it in place of what is trained
+            if (self.path / name).is_file():
+                raise ValueError(f"run={self.path} is a checkpoint ({name}); name a folder of its own for the run")
 
     def _open(self, config: TrainConfig, resume: bool) -> None:
         self.check(config, resume)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,7 +78,8 @@ def documents(argv: Sequence[str]) -> int:
     task = tasks.load(options.task, options.set)
     items = load_items(task, options.data, options.split)
     write_shards(options.out, training.documents(task, items))
-    print(f"{options.out}: {counted(len(items), 'document')}; next: kosmos data inspect {options.out}")
+    inspect = f"kosmos data inspect {shlex.quote(str(options.out))}"
+    print(f"{options.out}: {counted(len(items), 'document')}; next: {inspect}")
     return 0
 
 
