@@ -324,4 +324,5 @@ def _own_turn_end(model: KosmosForConditionalGeneration, processor: KosmosProces
         return processor.turn_end
     from .tuning.storage import turn_end_in
 
-    return turn_end_in(str(model.name_or_path)) or processor.turn_end
+    origin = str(model.name_or_path)
+    return (turn_end_in(origin) if origin else None) or processor.turn_end

@@ -220,6 +220,7 @@ def test_a_finished_run_says_so_and_may_become_longer(
     for arguments, message in (
         (["run=/nowhere"], "which YAML? /nowhere/config.yaml is not there"),
         ([str(run / "config.yaml"), "run="], "where to"),
+        (["optim.lr=0.5", "run=/nowhere", str(run / "config.yaml"), "steps=0"], "steps=0"),  # the YAML last but one
         ([f"run={run}", "--resume", "--dry-run", "optim.lr=0.5"], "started with optim.lr=0.001, now it is 0.5"),
         ([f"run={run}", "--dry-run", "model.vision_weights=null"], "a frozen tower of random weights sees nothing"),
     ):

@@ -29,9 +29,10 @@ def parse_run_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) ->
     arguments, unknown = parser.parse_known_intermixed_args(list(argv))
     if unknown:
         parser.error(_as_settings(unknown))
-    if "=" in arguments.config and not Path(arguments.config).exists():  # no YAML: that of the run itself
-        arguments.overrides.insert(0, arguments.config)
-        arguments.config = None
+    if "=" in arguments.config and not Path(arguments.config).exists():  # the YAML is further on, or the run has it
+        words = [arguments.config, *arguments.overrides]
+        arguments.config = next((word for word in words if "=" not in word), None)
+        arguments.overrides = [word for word in words if word != arguments.config]
     runs = [word.removeprefix("run=") for word in arguments.overrides if word.startswith("run=")]
     arguments.overrides = [word for word in arguments.overrides if not word.startswith("run=")]
     if arguments.config is None:
