@@ -17,7 +17,7 @@ from kosmos_data import Document, Image, Text, write_shards
 from kosmos_train.parts.encoder import EncoderConfig, train_encoder
 from kosmos_train.parts.tokenizer import TokenizerConfig, make_processor
 from kosmos_train.parts.training import PartConfig, _optimizers
-from kosmos_train.parts.vision import train_vision
+from kosmos_train.parts.vision import LockedText, train_vision
 from kosmos_train.parts.vision_data import VisionConfig, read_pairs
 
 CLIP = {"embed_dim": 16, "vision_cfg": {"width": 32, "layers": 1, "head_width": 16, "patch_size": 8}}
@@ -100,6 +100,23 @@ def test_pairs_with_the_wanted_caption(values: dict[str, Any], corpus: str) -> N
     config.batch_size = 128
     with pytest.raises(ValueError, match=r"^\d+ pairs in .* = 128 \+ 4$"):
         read_pairs(config, processor)
+
+
+def test_frequent_captions_alone_are_corrected() -> None:
+    """The others are what the sentence encoder says, after updates as before; a frequent one moves by its own row."""
+    torch.manual_seed(0)
+    captions, frequent = torch.randn(5, 8), torch.tensor([False, True, False, False, True])
+    model = LockedText(captions, frequent, {"width": 16, "layers": 1, "head_width": 8, "patch_size": 8}, False)
+    optimizer = torch.optim.AdamW([model.corrections], lr=0.1, weight_decay=0.5)
+    wanted = torch.randn(5, 8)
+    for text in (torch.arange(5), torch.tensor([4, 0, 2])):
+        optimizer.zero_grad()
+        ((model.encode_text(text) - wanted[text]) ** 2).sum().backward()
+        optimizer.step()
+    read = model.encode_text(torch.arange(5))
+    assert torch.equal(read[~frequent], captions[~frequent])
+    assert torch.equal(read[frequent], captions[frequent] + model.corrections)
+    assert model.corrections.abs().min() > 0
 
 
 def test_both_trainings_have_the_same_settings() -> None:

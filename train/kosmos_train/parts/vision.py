@@ -72,8 +72,11 @@ class LockedText(nn.Module):
         from open_clip.model import _build_vision_tower
 
         width = captions_NC.shape[1]
-        self.captions, self.corrected = captions_NC, corrected_N.float()[:, None]
-        self.corrections = nn.Parameter(torch.zeros_like(captions_NC))
+        self.captions = captions_NC
+        # the others share a last row of zeros, which no update touches: an optimizer would walk over all of theirs
+        count = int(corrected_N.sum())
+        self.correction_of = torch.full((len(captions_NC),), count).masked_scatter(corrected_N, torch.arange(count))
+        self.corrections = nn.Parameter(torch.zeros(count, width))
         self.visual = _build_vision_tower(width, vision, quick_gelu)
         self.projection = nn.Linear(width, width, bias=False)
         nn.init.eye_(self.projection.weight)
@@ -85,7 +88,8 @@ class LockedText(nn.Module):
 
     def encode_text(self, text: Tensor) -> Tensor:
         """Numbers of captions (N,) to (N, width)."""
-        return self.projection(self.captions[text] + self.corrected[text] * self.corrections[text])
+        corrections = F.pad(self.corrections, (0, 0, 0, 1))
+        return self.projection(self.captions[text] + corrections[self.correction_of[text]])
 
 
 def train_vision(config: VisionConfig, run: str | Path) -> dict[str, Any]:
