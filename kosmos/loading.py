@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from . import hub
 from .addresses import refuse_address
+from .plain import pasted
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +43,9 @@ def find_checkpoint(path: str | Path) -> Path:
     if not Path(path).is_dir():
         raise FileNotFoundError(f"{path}: no such folder; give a checkpoint, or a run directory such as runs/demo")
     if find_folder(path, "adapter_config.json") is not None:
-        raise ValueError(f"{path} holds an adapter, not a whole model; kosmos merge {path} --out DIR makes one of it")
+        raise ValueError(
+            f"{path} holds an adapter, not a whole model; kosmos merge {pasted(path)} --out DIR makes one of it"
+        )
     raise FileNotFoundError(f"{path} is not a checkpoint: neither config.json nor checkpoints/latest is in it")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 
 from .surrogates import whole
 
@@ -22,6 +23,11 @@ def one_line(text: str) -> str:
     """A message in one printable line of at most :data:`LONGEST` characters."""
     line = " ".join(printable(text[: 4 * LONGEST]).split())
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 2]} …"
+
+
+def pasted(word: object) -> str:
+    """Return a path, or another word of a command that a message advises, so that a shell reads it as one word."""
+    return shlex.quote(str(word))
 
 
 def counted(number: int, noun: str) -> str:

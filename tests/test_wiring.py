@@ -53,3 +53,21 @@ def test_few_files_name_text_spans() -> None:
                 found.add(path.relative_to(ROOT).as_posix())
     html = "data/kosmos_data/web/html/html_reader.py"  # there it is an element of a page
     assert found - {html} == NAMES_IT.keys()
+
+
+COMMAND = re.compile(r"kosmos (?:chat|data|eval|merge|runs|serve|share|tokenizer|train|tune) [^;,`)…]*?\{([^{}]+)")
+"""A command that a message advises, and the first value in it."""
+
+
+def test_advised_commands_can_be_pasted() -> None:
+    """A folder's name may hold blanks: what stands in such a command is one word of a shell."""
+    found = 0
+    for folder in ("kosmos", "data/kosmos_data", "eval/kosmos_eval", "train/kosmos_train"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            if path.name == "model_card.py":  # a page, in which the name stands for the reader's own folder
+                continue
+            for line in path.read_text(encoding="utf-8").splitlines():
+                for value in COMMAND.findall(line):
+                    found += 1
+                    assert "pasted(" in value or value == "named", f"{path}: {line.strip()}"
+    assert found > 12

@@ -19,7 +19,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from kosmos.keys import add_keys
-from kosmos.plain import counted, escape, styled
+from kosmos.plain import counted, escape, pasted, styled
 
 from .adapters import FORMATS
 from .recipes import known
@@ -63,7 +63,7 @@ def _web(arguments: argparse.Namespace) -> None:
     with Progress(console=Console(stderr=True)) as progress:
         ledger = run(warcs, arguments.out, options, progress)
     if ledger is None:
-        done = f"handed to Slurm; when the jobs are done: kosmos data report {escape(arguments.out)}"
+        done = f"handed to Slurm; when the jobs are done: kosmos data report {escape(pasted(arguments.out))}"
         Console(emoji=False).print(done)
     else:
         Console(emoji=False).print(table(ledger))
@@ -84,7 +84,7 @@ def _clean(arguments: argparse.Namespace) -> None:
         done = look(source, options, progress) if arguments.dry_run else clean(source, out, options, progress)
     console = Console(emoji=False)
     if done is None:
-        console.print(f"handed to Slurm; when the jobs are done: kosmos data report {escape(arguments.out)}")
+        console.print(f"handed to Slurm; when the jobs are done: kosmos data report {escape(pasted(arguments.out))}")
         return
     console.print(table(done.ledger))
     if absent := done.absent(options.leave_out):

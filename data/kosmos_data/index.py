@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from kosmos.atomic import write_atomically
+from kosmos.plain import pasted
 from kosmos.read_json import parse_json
 
 from .document import PICTURES
@@ -49,9 +50,9 @@ def _instead(root: str) -> str:
     if corpora := [path for path in inside if (path / INDEX_NAME).is_file()]:
         return f", but its folders do: name one or several of them, e.g. {corpora[0]}"
     if any(path.suffix.lower() == ".tar" for path in inside):
-        return f"; for tars of other origin run: kosmos data index {root}"
+        return f"; for tars of other origin run: kosmos data index {pasted(root)}"
     if picture := next((path for path in Path(root).rglob("*") if path.suffix.lower()[1:] in PICTURES), None):
-        return f", but pictures ({picture.name}): run: kosmos data import folder {root} --out FOLDER"
+        return f", but pictures ({picture.name}): run: kosmos data import folder {pasted(root)} --out FOLDER"
     if not inside:
         return "; it is empty: kosmos data import fills a new one, kosmos data index takes tars that lie there"
     return f", nor tars or pictures, but {inside[0].name}"

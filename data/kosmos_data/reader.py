@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from kosmos.plain import pasted
+
 from . import errors
 from .document import Document, from_files
 from .errors import BadSample
@@ -104,7 +106,7 @@ class Corpus:
         path = self.shard_path(shard)
         offsets = read_offsets(path)
         if fault := offsets_fault(offsets, self.shards[shard]):
-            raise ValueError(f"{path}.idx {fault}; run: kosmos data check {self.root}")
+            raise ValueError(f"{path}.idx {fault}; run: kosmos data check {pasted(self.root)}")
         # The descriptor is closed when the handle is collected, that is when it leaves the table below.
         self._files[shard] = (None if self.remote else open(path, "rb"), offsets)  # noqa: SIM115
         if len(self._files) > _OPEN_SHARDS:

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from kosmos.addresses import refuse_address
+from kosmos.plain import pasted
 
 from .items import content_hash
 
@@ -70,7 +71,7 @@ def find_results(path: Path) -> Path:
         if place.is_file():
             return place
     raise FileNotFoundError(
-        f"{path}: no results here, nor in its eval/; write them with kosmos eval {path} --tasks … --data …"
+        f"{path}: no results here, nor in its eval/; write them with kosmos eval {pasted(path)} --tasks … --data …"
     )
 
 

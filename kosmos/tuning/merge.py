@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..plain import pasted
 from .methods import attachments
 from .settings import PEFT_METHODS
 
@@ -66,5 +66,5 @@ def main(argv: Sequence[str]) -> int:
         model.save_pretrained(folder)
         card = model_card(folder, arguments.out.resolve().name, source)
         (folder / "README.md").write_text(card, encoding="utf-8")
-    print(f"{arguments.out}: merged; kosmos chat {shlex.quote(str(arguments.out))}")
+    print(f"{arguments.out}: merged; kosmos chat {pasted(arguments.out)}")
     return 0

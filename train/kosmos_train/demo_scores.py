@@ -7,7 +7,6 @@ the context read by the decoder itself or left out, chance.
 from __future__ import annotations
 
 import io
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from kosmos.plain import pasted
 
 if TYPE_CHECKING:
     from .demo import Demo
@@ -145,7 +146,7 @@ def close(demo: Demo, rows: Sequence[Row], seconds: float) -> None:
     demo.console.print(summary(rows))
     for line in shortcomings(rows):
         demo.console.print(f"[yellow]{line}[/]", highlight=False)
-    out, named = demo.out, shlex.quote(str(demo.out))
+    out, named = demo.out, pasted(demo.out)
     demo.console.print(
         f"Done in {seconds / 60:.1f} min. Look at {out}/answers.png and {out}/loss.png; all scores: "
         f"{out}/results.json. Try next:\n"

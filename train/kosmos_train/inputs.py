@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from kosmos.hub import is_name
 from kosmos.loading import find_model
 from kosmos.modalities import MODALITIES
+from kosmos.plain import pasted
 from kosmos.processing_kosmos import load_processor
 from kosmos_data.index import read_index
 
@@ -85,12 +86,12 @@ def _is_missing(path: str) -> bool:
 def _make_shards(folder: str) -> str:
     if Path(folder).parts[:2] == ("runs", "demo"):
         return "kosmos demo"
-    return f"kosmos data import FORMAT SOURCE --out {folder}"
+    return f"kosmos data import FORMAT SOURCE --out {pasted(folder)}"
 
 
 def _make_processor(config: TrainConfig) -> str:
     shards = ", ".join(dict.fromkeys(source.shards for source in config.data.sources))
-    return f"kosmos tokenizer tokenizer run={config.processor} 'shards=[{shards}]'"
+    return f"kosmos tokenizer tokenizer {pasted(f'run={config.processor}')} {pasted(f'shards=[{shards}]')}"
 
 
 def _make_weights(name: str, where: str) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from kosmos import settings
+from kosmos.plain import pasted
 
 INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
 EXAMPLES = {
@@ -180,7 +180,7 @@ def _command(verb: str, argv: Sequence[str]) -> int:
         return launch_here(arguments.processes, [verb, *words, *(["--resume"] if arguments.resume else [])])
     outcome = train(config, require_run(run), arguments.resume)
     if outcome.finished and int(os.environ.get("RANK", "0")) == 0:
-        named = shlex.quote(str(run))
+        named = pasted(run)
         print(
             f"{run}: {outcome.step:,} steps are done; next: kosmos chat {named}, kosmos eval {named} --help, "
             f"kosmos runs plot {named}"

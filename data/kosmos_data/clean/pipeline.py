@@ -15,6 +15,8 @@ from typing import Any
 
 from rich.progress import Progress
 
+from kosmos.plain import pasted
+
 from .. import extras
 from ..web.ledger import DOCUMENTS, Ledger, read_ledger
 from ..web.options import Execution
@@ -75,7 +77,9 @@ def clean(
         return None
     done = _cleaned(out, out)
     if not done.ledger.kept[DOCUMENTS]:
-        raise ValueError(f"no document of {done.ledger.entered[DOCUMENTS]} was left; see: kosmos data report {out}")
+        raise ValueError(
+            f"no document of {done.ledger.entered[DOCUMENTS]} was left; see: kosmos data report {pasted(out)}"
+        )
     return done
 
 

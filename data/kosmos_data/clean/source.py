@@ -10,6 +10,7 @@ from typing import Any
 
 from kosmos import settings
 from kosmos.atomic import whole_folder
+from kosmos.plain import pasted
 
 from .. import adapters
 from ..errors import Tally
@@ -63,7 +64,9 @@ def make_job(source: str | Path, options: CleanOptions) -> Job:
     if not options.format and path.is_dir() and (below := next(path.glob(f"*/{INDEX_NAME}"), None)):
         raise ValueError(f"{source} is no corpus, but its folders are; clean one at a time: {below.parent}")
     if not options.format and path.is_dir() and next(path.glob("*.tar"), None):
-        raise FileNotFoundError(f"{source} holds tars without {INDEX_NAME}; first run: kosmos data index {source}")
+        raise FileNotFoundError(
+            f"{source} holds tars without {INDEX_NAME}; first run: kosmos data index {pasted(source)}"
+        )
     options.format = options.format or "text"
     adapters.get(options.format)
     return Job(str(path), _sizes(path), options, options.tasks or _TASKS)

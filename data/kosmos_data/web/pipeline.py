@@ -16,6 +16,8 @@ from typing import Any
 
 from rich.progress import Progress
 
+from kosmos.plain import pasted
+
 from .. import errors, extras
 from .ledger import IMAGES, PAGES, Ledger, read_ledger
 from .options import WebOptions
@@ -56,11 +58,10 @@ def run(
     if not ledger.kept[PAGES]:
         if not ledger.entered[PAGES]:
             raise ValueError(f"no page in {', '.join(job.warcs[:3])}: is this a WARC file with HTML responses?")
-        hint = f"see: kosmos data report {out}"
+        hint = f"see: kosmos data report {pasted(out)}"
         if missing_images := ledger.count(IMAGES, errors.IMAGE_MISSING):
-            hint = (
-                f"{missing_images} images were nowhere: kosmos data fetch {out / MISSING_IMAGES} --out FOLDER; {hint}"
-            )
+            fetch = f"kosmos data fetch {pasted(out / MISSING_IMAGES)} --out FOLDER"
+            hint = f"{missing_images} images were nowhere: {fetch}; {hint}"
         raise ValueError(f"no page of {ledger.entered[PAGES]} was left; {hint}")
     return ledger
 

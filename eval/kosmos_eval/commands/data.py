@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kosmos.plain import counted
+from kosmos.plain import counted, pasted
 
 from .words import print_json
 
@@ -78,8 +77,7 @@ def documents(argv: Sequence[str]) -> int:
     task = tasks.load(options.task, options.set)
     items = load_items(task, options.data, options.split)
     write_shards(options.out, training.documents(task, items))
-    inspect = f"kosmos data inspect {shlex.quote(str(options.out))}"
-    print(f"{options.out}: {counted(len(items), 'document')}; next: {inspect}")
+    print(f"{options.out}: {counted(len(items), 'document')}; next: kosmos data inspect {pasted(options.out)}")
     return 0
 
 

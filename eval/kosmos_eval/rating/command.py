@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kosmos.plain import counted, printable
+from kosmos.plain import counted, pasted, printable
 
 from ..where import add_which
 from . import report
@@ -116,7 +116,7 @@ def _serve(session: Session, port: int) -> int:
     if server.is_finished:
         print("\n" + report.text(report.summary([session.ratings])))
     else:
-        print(f"the same command goes on; kosmos eval rate --report {session.ratings} says who won")
+        print(f"the same command goes on; kosmos eval rate --report {pasted(session.ratings)} says who won")
     return 0
 
 
